@@ -1,0 +1,39 @@
+"""The interface of a learned optimizer: given θ, it is an optax transformation."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeAlias
+
+import jax
+import optax
+
+Theta: TypeAlias = Any
+Specs: TypeAlias = Any
+
+
+class LearnedOptimizer(Protocol):
+    """A family of update rules indexed by meta-parameters θ, a dict of arrays.
+
+    Implementations are frozen dataclasses: hyperparameters are fields, so an instance
+    is hashable and static under `jit`, while θ is an ordinary argument.
+    """
+
+    def init(self, key: jax.Array) -> Theta:
+        """Initial meta-parameters."""
+        ...
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer that θ describes.
+
+        Args:
+            theta: meta-parameters; may be traced.
+            specs: tree of `ParamSpec`, parallel to the parameters.
+            num_steps: `[]` int32, inner steps of the whole run; may be traced.
+
+        Returns:
+            A transformation whose updates are *added* to the parameters. Its `update`
+            needs `params`; a rule that needs the loss takes it as the keyword `loss`.
+        """
+        ...

@@ -1,0 +1,225 @@
+"""small_fc_lopt: a small network on Adafactor-style features, one step per parameter.
+
+Every parameter moves by `−direction·exp(magnitude·exp_mult)·step_mult·scale`, where the
+network computes direction and magnitude from the parameter's own features and `scale` is
+1 in the standard parametrization and base-fan-in/fan-in for hidden matrices in μP. That
+one factor is all that distinguishes μLO from the optimizer it grew from.
+
+References:
+    Metz et al., Practical tradeoffs between memory, compute, and performance in learned
+    optimizers, arXiv:2203.11860; Thérien et al., μLO, arXiv:2406.00153, Section 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopt import accumulators, features, per_parameter_mlp
+from lopt.accumulators import Complements, TensorState
+from lopt.base import Specs, Theta
+from lopt.epsilons import PAPER, Epsilons
+from parametrization.rules import STANDARD, Rules
+from parametrization.spec import ParamSpec
+
+
+class SmallFCState(NamedTuple):
+    """State of the transformation."""
+
+    count: jax.Array  # [] int32, updates done
+    tensors: Any  # tree of TensorState, parallel to the parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallFC:
+    """The learned optimizer small_fc_lopt; with `rules=ADAM_LIKE` it is μLO."""
+
+    hidden_size: int = 32
+    """Units of each hidden layer of the network."""
+    hidden_layers: int = 2
+    """Hidden layers of the network."""
+    step_mult: float = 0.001
+    """Scale of a step (λ1 of the papers): .001 in the standard parametrization."""
+    exp_mult: float = 0.001
+    """Scale of the learned log-magnitude of a step (λ2)."""
+    momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    """Initial decays of the momenta."""
+    second_moment_decay: float = 0.999
+    """Initial decay of the second moment."""
+    factored_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    """Initial decays of the factored second moments, as many as momenta."""
+    epsilons: Epsilons = PAPER
+    """Floors inside the features."""
+    rules: Rules = STANDARD
+    """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "hidden_layers", "step_mult"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} = {value} must be positive")
+        if not math.isfinite(self.exp_mult):
+            raise ValueError(f"exp_mult = {self.exp_mult} must be finite")
+        if not self.momentum_decays:
+            raise ValueError("momentum_decays = () must name at least one decay")
+        if len(self.momentum_decays) != len(self.factored_decays):
+            raise ValueError(
+                f"factored_decays = {self.factored_decays} must be as many as "
+                f"momentum_decays = {self.momentum_decays}: each momentum is divided "
+                "by the factored moment of the same index"
+            )
+        for decay in (
+            *self.momentum_decays,
+            self.second_moment_decay,
+            *self.factored_decays,
+        ):
+            if not 0.0 <= decay < 1.0:
+                raise ValueError(f"decay {decay} must lie in [0, 1)")
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the network's inputs, in order."""
+        return features.feature_names(len(self.momentum_decays))
+
+    def init(self, key: jax.Array) -> Theta:
+        """Network weights as in haiku's truncated normal, and offsets of the decays, 0.
+
+        Returns:
+            `{"layer_i": {"kernel", "bias"}, "momentum_offsets": [K],
+            "second_moment_offsets": [1], "factored_offsets": [K]}`.
+        """
+        num_decays = len(self.momentum_decays)
+        return {
+            **per_parameter_mlp.init(
+                key, len(self.feature_names), self.hidden_size, self.hidden_layers, 2
+            ),
+            "momentum_offsets": jnp.zeros(num_decays),
+            "second_moment_offsets": jnp.zeros(1),
+            "factored_offsets": jnp.zeros(num_decays),
+        }
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`).
+
+        `num_steps` is not used: this rule knows the step, not the end of the run.
+        """
+        del num_steps
+        complements = self._complements(theta)
+        layers = self._layers(theta)
+
+        def init(params: optax.Params) -> SmallFCState:
+            return SmallFCState(
+                count=jnp.zeros([], jnp.int32),
+                tensors=jax.tree.map(self._init_tensor, params),
+            )
+
+        def update(
+            updates: optax.Updates,
+            state: SmallFCState,
+            params: optax.Params | None = None,
+            **extra_args: Any,
+        ) -> tuple[optax.Updates, SmallFCState]:
+            del extra_args
+            if params is None:
+                raise ValueError("small_fc_lopt needs params: update(grads, state, params)")
+            grads, structure = jax.tree.flatten(updates)
+            leaves = zip(
+                grads,
+                structure.flatten_up_to(params),
+                structure.flatten_up_to(state.tensors),
+                structure.flatten_up_to(specs),
+                strict=True,
+            )
+            steps, tensors = [], []
+            for grad, param, tensor, spec in leaves:
+                tensor = self._accumulate(tensor, grad, complements)
+                steps.append(self._step(layers, grad, param, tensor, state.count, spec))
+                tensors.append(tensor)
+            new_state = SmallFCState(state.count + 1, structure.unflatten(tensors))
+            return structure.unflatten(steps), new_state
+
+        return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+
+    def decays(self, theta: Theta) -> dict[str, jax.Array]:
+        """The learned decays themselves, `[K]` each, by accumulator."""
+        return {
+            name: 1.0 - value
+            for name, value in self._complements(theta)._asdict().items()
+        }
+
+    def features(
+        self, theta: Theta, state: SmallFCState, grads: Any, params: Any
+    ) -> Any:
+        """Inputs of the network in the next update, `[*S, F]` for each tensor.
+
+        In the order of `feature_names`; scalars are lifted to `[1, F]`.
+        """
+        complements = self._complements(theta)
+
+        def one(grad: jax.Array, param: jax.Array, tensor: TensorState) -> jax.Array:
+            tensor = self._accumulate(tensor, grad, complements)
+            inputs = self._inputs(grad, param, tensor)
+            return features.all_features(inputs, state.count, self.epsilons)
+
+        return jax.tree.map(one, grads, params, state.tensors)
+
+    def _complements(self, theta: Theta) -> Complements:
+        return Complements(
+            accumulators.complement(self.momentum_decays, theta["momentum_offsets"]),
+            accumulators.complement(
+                (self.second_moment_decay,), theta["second_moment_offsets"]
+            ),
+            accumulators.complement(self.factored_decays, theta["factored_offsets"]),
+        )
+
+    def _layers(self, theta: Theta) -> dict[str, dict[str, jax.Array]]:
+        names = [f"layer_{i}" for i in range(self.hidden_layers + 1)]
+        return {name: theta[name] for name in names}
+
+    def _init_tensor(self, param: jax.Array) -> TensorState:
+        shape = jnp.shape(param) or (1,)
+        return accumulators.init(shape, len(self.momentum_decays), _dtype(param))
+
+    def _accumulate(
+        self, state: TensorState, grad: jax.Array, complements: Complements
+    ) -> TensorState:
+        lifted = jnp.atleast_1d(grad).astype(state.momentum.dtype)
+        if lifted.size == 0:
+            return state
+        return accumulators.update(state, lifted, complements, self.epsilons)
+
+    def _inputs(
+        self, grad: jax.Array, param: jax.Array, state: TensorState
+    ) -> features.Inputs:
+        dtype = state.momentum.dtype
+        grad, param = (jnp.atleast_1d(x).astype(dtype) for x in (grad, param))
+        return features.tensor_inputs(grad, param, state, self.epsilons)
+
+    def _step(
+        self,
+        layers: dict[str, dict[str, jax.Array]],
+        grad: jax.Array,
+        param: jax.Array,
+        state: TensorState,
+        count: jax.Array,
+        spec: ParamSpec,
+    ) -> jax.Array:
+        if param.size == 0:
+            return jnp.zeros_like(param)
+        inputs = self._inputs(grad, param, state)
+        out = per_parameter_mlp.apply(layers, inputs, count, self.epsilons)
+        scale = self.step_mult * self.rules.step_scale(spec)
+        step = -scale * out[..., 0] * jnp.exp(self.exp_mult * out[..., 1])
+        return step.reshape(param.shape).astype(param.dtype)
+
+
+def _dtype(param: jax.Array) -> jnp.dtype:
+    """Accumulators are at least float32, whatever the parameters are."""
+    return jnp.promote_types(jnp.result_type(param), jnp.float32)

@@ -1,0 +1,249 @@
+"""What is known of a parameter beside its value: axes, shape, base shape.
+
+A `ParamSpec` tree lies beside the parameters, never inside an optimizer's state. It is
+static, costs nothing at run time, and is deliberately not a pytree node: JAX sees it as
+a leaf, so `jax.tree.map(f, params, specs)` works and a missing or an extra parameter
+fails by structure.
+
+A linen module annotates each parameter with `named(initializer, "in -> out")`;
+`param_specs` reads the annotations of a model and of its base-width twin by two
+`eval_shape`s, without allocating anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax.core import meta
+
+from parametrization.axes import SCALING_NAMES, Axes, Kind
+
+Shape = tuple[int, ...]
+Initializer = Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+    """Static description of one parameter.
+
+    Attributes:
+        axes: names of the axes, in canonical order.
+        shape: shape of the array.
+        base_shape: shape of the same parameter in the base model, at which every μP
+            multiplier is 1.
+    """
+
+    axes: Axes
+    shape: Shape
+    base_shape: Shape
+
+    def __post_init__(self) -> None:
+        rank = len(self.axes.names)
+        if len(self.shape) != rank or len(self.base_shape) != rank:
+            raise ValueError(
+                f"axes '{self.axes}' name {rank} dimensions, but the shape is "
+                f"{self.shape} and the base shape {self.base_shape}"
+            )
+
+    @property
+    def kind(self) -> Kind:
+        """Role of the parameter (see `Axes.kind`)."""
+        return self.axes.kind
+
+    @property
+    def fan_in(self) -> int:
+        """Number of inputs that each output sums over; 1 where nothing is summed."""
+        start = len(self.axes.stacked)
+        return math.prod(self.shape[start : start + len(self.axes.fan_in)])
+
+    @property
+    def fan_in_mult(self) -> float:
+        """Ratio of the scaling fan-in axes to their base size; 1 if there are none."""
+        start = len(self.axes.stacked)
+        return self._ratio(start, start + len(self.axes.fan_in))
+
+    @property
+    def fan_out_mult(self) -> float:
+        """Ratio of the scaling fan-out axes to their base size; 1 if there are none."""
+        start = len(self.axes.stacked) + len(self.axes.fan_in)
+        return self._ratio(start, len(self.shape))
+
+    def _ratio(self, start: int, stop: int) -> float:
+        names = self.axes.names
+        scaling = [i for i in range(start, stop) if names[i] in SCALING_NAMES]
+        size = math.prod(self.shape[i] for i in scaling)
+        return size / math.prod(self.base_shape[i] for i in scaling)
+
+
+@jax.tree_util.register_pytree_node_class
+class Named(meta.AxisMetadata[Any]):
+    """A boxed parameter that carries its axis names through `flax.linen`."""
+
+    def __init__(self, value: Any, axes: Axes) -> None:
+        self.value = value
+        self.axes = axes
+
+    def unbox(self) -> Any:
+        """The bare array."""
+        return self.value
+
+    def replace_boxed(self, val: Any) -> Named:
+        """The same names around another value."""
+        return Named(val, self.axes)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> Named:
+        """Called by `nn.scan` and `nn.vmap` when they stack the parameter."""
+        name = params.get(meta.PARTITION_NAME) or "layers"
+        return Named(self.value, self.axes.stack(index, name))
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> Named:
+        """Called by `nn.scan` and `nn.vmap` when they take one slice."""
+        del params
+        return Named(self.value, self.axes.unstack(index))
+
+    def tree_flatten(self) -> tuple[tuple[Any], Axes]:
+        """Pytree protocol: the value is the child, the names are static."""
+        return (self.value,), self.axes
+
+    @classmethod
+    def tree_unflatten(cls, axes: Axes, children: tuple[Any]) -> Named:
+        """Pytree protocol."""
+        return cls(children[0], axes)
+
+
+def named(initializer: Initializer, axes: str) -> Callable[..., Named]:
+    """Annotates a parameter where it is born.
+
+    Args:
+        initializer: called as `initializer(key, shape, dtype)`.
+        axes: names such as `"width -> heads head_dim"` (see `Axes.parse`).
+
+    Returns:
+        An initializer for `flax.linen.Module.param` that yields a `Named` box.
+    """
+    parsed = Axes.parse(axes)
+
+    def init(key: jax.Array, shape: Shape, *args: Any, **kwargs: Any) -> Named:
+        if len(shape) != len(parsed.names):
+            raise ValueError(
+                f"axes '{parsed}' name {len(parsed.names)} dimensions, but the "
+                f"parameter has shape {tuple(shape)}"
+            )
+        return Named(initializer(key, shape, *args, **kwargs), parsed)
+
+    return init
+
+
+def unbox(tree: Any) -> Any:
+    """Takes the arrays out of their `Named` boxes."""
+    return jax.tree.map(
+        lambda box: box.value if isinstance(box, Named) else box,
+        tree,
+        is_leaf=lambda box: isinstance(box, Named),
+    )
+
+
+def param_specs(
+    init: Callable[[jax.Array], Any], base_init: Callable[[jax.Array], Any]
+) -> Any:
+    """Reads the specs of a model from its annotations, without allocating.
+
+    Args:
+        init: `key -> boxed parameters` of the model.
+        base_init: the same for the model at its base width.
+
+    Returns:
+        A tree of `ParamSpec` with the structure of the unboxed parameters.
+
+    Raises:
+        ValueError: if a parameter has no annotation, or the two models differ in
+            structure or in a parameter's axes.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    boxed, base = (jax.eval_shape(f, key) for f in (init, base_init))
+    _check_annotated(boxed)
+    is_box = lambda box: isinstance(box, Named)  # noqa: E731
+    if jax.tree.structure(unbox(boxed)) != jax.tree.structure(unbox(base)):
+        raise ValueError(
+            "the model and its base model have different parameters: "
+            f"{jax.tree.structure(unbox(boxed))} and {jax.tree.structure(unbox(base))}"
+        )
+
+    def spec(path: Any, box: Named, base_box: Named) -> ParamSpec:
+        if box.axes != base_box.axes:
+            raise ValueError(
+                f"parameter {jax.tree_util.keystr(path)} has axes '{box.axes}', in "
+                f"the base model '{base_box.axes}'"
+            )
+        return ParamSpec(box.axes, box.value.shape, base_box.value.shape)
+
+    return jax.tree_util.tree_map_with_path(spec, boxed, base, is_leaf=is_box)
+
+
+def _check_annotated(boxed: Any) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(
+        boxed, is_leaf=lambda box: isinstance(box, Named)
+    )
+    for path, leaf in leaves:
+        if not isinstance(leaf, Named):
+            raise ValueError(
+                f"parameter {jax.tree_util.keystr(path)} of shape {leaf.shape} has no "
+                "role: declare it with named(initializer, 'fan-in axes -> fan-out axes')"
+            )
+
+
+def infer_specs(
+    params: Any, base_params: Any, kinds: Mapping[str, Kind] | None = None
+) -> Any:
+    """Guesses specs of plain parameters from two trees of arrays or shapes.
+
+    The last axis is taken as fan-out and those before it as fan-in; an axis whose size
+    differs from the base is scaling. **Limits**: where nothing differs (at the base
+    width) the kind cannot be seen, and multi-axis fan-out (attention heads) is not
+    recognized; name such parameters in `kinds`, or annotate the model with `named`.
+
+    Args:
+        params: tree of anything with a `.shape`.
+        base_params: the same tree at the base width.
+        kinds: maps a parameter's path (`jax.tree_util.keystr(path)`) to its kind.
+
+    Raises:
+        ValueError: on differing structures or ranks, or a name in `kinds` that no
+            parameter has.
+    """
+    if jax.tree.structure(params) != jax.tree.structure(base_params):
+        raise ValueError("params and base_params differ in structure")
+    kinds = dict(kinds or {})
+
+    def spec(path: Any, leaf: Any, base: Any) -> ParamSpec:
+        name = jax.tree_util.keystr(path)
+        shape, base_shape = tuple(leaf.shape), tuple(base.shape)
+        if len(shape) != len(base_shape):
+            raise ValueError(
+                f"parameter {name} has shape {shape}, in the base model {base_shape}"
+            )
+        axes = _axes_of_kind(kinds.pop(name, None), shape, base_shape)
+        return ParamSpec(axes, shape, base_shape)
+
+    specs = jax.tree_util.tree_map_with_path(spec, params, base_params)
+    if kinds:
+        raise ValueError(f"kinds name parameters that do not exist: {sorted(kinds)}")
+    return specs
+
+
+def _axes_of_kind(kind: Kind | None, shape: Shape, base_shape: Shape) -> Axes:
+    names = [
+        "width" if size != base else "fixed"
+        for size, base in zip(shape, base_shape, strict=True)
+    ]
+    if len(shape) < 2 or kind in ("vector", "scalar"):
+        return Axes(fan_in=(), fan_out=tuple(names))
+    if kind in ("hidden", "output"):
+        names[-2] = "width"
+    if kind in ("hidden", "input"):
+        names[-1] = "width"
+    return Axes(fan_in=tuple(names[:-1]), fan_out=(names[-1],))

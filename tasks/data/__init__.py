@@ -1,0 +1,1 @@
+"""Datasets as pytrees of device arrays; nothing here imports TensorFlow."""

@@ -1,0 +1,1 @@
+"""Inner-task models: linen inside, plain functions outside; every parameter named."""
