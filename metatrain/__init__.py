@@ -1,0 +1,19 @@
+"""How a learned optimizer is learned: unrolls, meta-gradients, outer optimization."""
+
+from metatrain.estimators.es import EvolutionStrategy
+from metatrain.inner import InnerState
+from metatrain.objective import Objective
+from metatrain.outer import MetaTraining, OuterOptimizer, OuterState
+from metatrain.truncation import EpisodeLengths
+from metatrain.unroll import unroll
+
+__all__ = [
+    "EpisodeLengths",
+    "EvolutionStrategy",
+    "InnerState",
+    "MetaTraining",
+    "Objective",
+    "OuterOptimizer",
+    "OuterState",
+    "unroll",
+]

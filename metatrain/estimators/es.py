@@ -1,0 +1,179 @@
+"""Evolution strategies on unrolls: truncated ES, PES and noise-reuse ES.
+
+An episode of inner training is cut into windows of T steps. In each window every pair i
+runs two members, at θ + ε_i and θ − ε_i, each from its own state, on the same batches;
+their mean losses L⁺ and L⁻ give the term
+
+    (L⁺ − L⁻) · credit_i / (2σ²),
+
+and the estimate is the mean over pairs. What is credited makes the estimator:
+
+* `fresh`: new noise in each window, credited for that window alone. This is truncated
+  ES: biased, since noise also acts on the windows that follow it.
+* `accumulated`: new noise in each window, credited with the sum of all noise since the
+  episode began. This is PES: unbiased.
+* `episode`: one noise for the whole episode. This is noise-reuse ES (ES-Single).
+
+At fixed θ the sum of PES's estimates over an episode of M windows, divided by M, is
+unbiased for the gradient of the episode's mean window loss, smoothed by independent noise
+per window. Averaged over outer steps, *windows* weigh equally, not episodes: a long
+episode counts for as many windows as it has.
+
+References:
+    Vicol et al., PES, arXiv:2112.13835, Algorithm 1; Vicol, ES-Single,
+    arXiv:2304.11153; Li et al., noise-reuse ES, arXiv:2304.12180.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from lopt.base import Theta
+from metatrain.estimators.base import Estimate, Problem
+from metatrain.keys import stream
+from metatrain.truncation import EpisodeLengths
+
+
+class PairState(NamedTuple):
+    """One antithetic pair; `[N]` in front of everything in an estimator's state."""
+
+    credit: jax.Array  # [D] noise so far that a term is credited with, θ raveled
+    episodes: Any  # the two members' episodes, `[2]` in front
+
+
+@dataclasses.dataclass(frozen=True)
+class EvolutionStrategy:
+    """Antithetic evolution strategies over windows of an unroll."""
+
+    num_pairs: int = 8
+    """Antithetic pairs N; each outer step unrolls 2N particles."""
+    truncation: int = 50
+    """Inner steps T of a window; one outer step advances every particle by T."""
+    sigma: float = 0.01
+    """Standard deviation of the perturbation of each meta-parameter."""
+    credit: Literal["accumulated", "fresh", "episode"] = "accumulated"
+    """accumulated: PES; fresh: truncated ES (biased); episode: noise-reuse ES."""
+    chunk: int = 8
+    """Pairs that run in one vmapped program; chunks follow one another. Fixed, so that
+    results do not depend on the number of devices."""
+    lengths: EpisodeLengths = EpisodeLengths()
+    """Lengths of the episodes."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_pairs", "truncation", "chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+        if not (math.isfinite(self.sigma) and self.sigma > 0):
+            raise ValueError(f"sigma = {self.sigma} must be positive")
+        if self.num_pairs % self.chunk:
+            raise ValueError(
+                f"chunk = {self.chunk} must divide num_pairs = {self.num_pairs}"
+            )
+
+    def init(self, problem: Problem, theta: Theta, key: jax.Array) -> PairState:
+        """All pairs at the beginning of their first episodes, `[N]` in front."""
+
+        def one(index: jax.Array) -> PairState:
+            return self._new_pair(
+                problem, theta, jax.random.fold_in(key, index), first=True
+            )
+
+        return jax.vmap(one)(jnp.arange(self.num_pairs))
+
+    def estimate(
+        self,
+        problem: Problem,
+        theta: Theta,
+        state: PairState,
+        dataset: Any,
+        key: jax.Array,
+    ) -> tuple[Estimate, PairState]:
+        """Advances every pair by one window and estimates the meta-gradient.
+
+        Args:
+            problem: what is unrolled.
+            theta: meta-parameters.
+            state: the pairs, `[N]` in front.
+            dataset: passed through to the problem.
+            key: consumed.
+        """
+
+        def one(pair: PairState, index: jax.Array) -> Any:
+            pair_key = jax.random.fold_in(key, index)
+            return self._window(problem, theta, pair, dataset, pair_key)
+
+        num_chunks = self.num_pairs // self.chunk
+
+        def split(x: jax.Array) -> jax.Array:
+            return x.reshape((num_chunks, self.chunk) + x.shape[1:])
+
+        def merge(x: jax.Array) -> jax.Array:
+            return x.reshape((self.num_pairs,) + x.shape[2:])
+
+        chunks = jax.tree.map(split, (state, jnp.arange(self.num_pairs)))
+        out = jax.lax.map(lambda xs: jax.vmap(one)(*xs), chunks)
+        state, terms, metrics = jax.tree.map(merge, out)
+        metrics = jax.tree.map(jnp.mean, metrics)
+        grad = jax.tree.map(lambda x: jnp.mean(x, axis=0), terms)
+        return Estimate(grad, metrics["meta_loss"], metrics, terms), state
+
+    def _window(
+        self,
+        problem: Problem,
+        theta: Theta,
+        pair: PairState,
+        dataset: Any,
+        key: jax.Array,
+    ) -> tuple[PairState, Theta, dict[str, jax.Array]]:
+        finished = pair.episodes.step[0] >= pair.episodes.length[0]
+        fresh = self._new_pair(problem, theta, key, first=False)
+        pair = jax.tree.map(lambda new, old: jnp.where(finished, new, old), fresh, pair)
+        begins = pair.episodes.step[0] == 0
+        flat, unravel = ravel_pytree(theta)
+        noise, credit = self._perturb(flat, pair.credit, begins, stream(key, "noise"))
+        members = jax.vmap(unravel)(jnp.stack([flat + noise, flat - noise]))
+        episodes, losses, diverged = jax.vmap(
+            lambda member, episode: problem.unroll(
+                member, episode, dataset, stream(key, "data"), self.truncation
+            )
+        )(members, pair.episodes)
+        means = losses.mean(axis=1)
+        weight = (means[0] - means[1]) / (2.0 * self.sigma**2)
+        term = unravel(weight * credit)
+        metrics = {
+            "meta_loss": means.mean(),
+            "diverged": diverged.astype(jnp.float32).mean(),
+            "finished": (episodes.step[0] >= episodes.length[0]).astype(jnp.float32),
+            "episode_length": episodes.length[0].astype(jnp.float32),
+        }
+        return PairState(credit, episodes), term, metrics
+
+    def _perturb(
+        self, theta: jax.Array, credit: jax.Array, begins: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """This window's noise `[D]`, and what its loss difference is credited with."""
+        noise = self.sigma * jax.random.normal(key, theta.shape, theta.dtype)
+        if self.credit == "accumulated":
+            return noise, credit + noise
+        if self.credit == "episode":
+            noise = jnp.where(begins, noise, credit)
+        return noise, noise
+
+    def _new_pair(
+        self, problem: Problem, theta: Theta, key: jax.Array, *, first: bool
+    ) -> PairState:
+        length = self.lengths.sample(stream(key, "length"), self.truncation)
+        if first:
+            stagger_key = stream(key, "stagger")
+            length = self.lengths.stagger(stagger_key, length, self.truncation)
+        episode = problem.start(theta, stream(key, "episode"), length)
+        return PairState(
+            credit=jnp.zeros_like(ravel_pytree(theta)[0]),
+            episodes=jax.tree.map(lambda x: jnp.stack([x, x]), episode),
+        )

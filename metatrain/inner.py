@@ -1,0 +1,61 @@
+"""The inner loop's state and its step, the same for training and for evaluation."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopt.base import LearnedOptimizer, Theta
+from tasks.base import Batch, Task
+
+
+class InnerState(NamedTuple):
+    """One training run in progress; scalars unless vmapped."""
+
+    params: Any
+    opt_state: Any
+    step: jax.Array  # [] int32, inner steps taken
+    length: jax.Array  # [] int32, inner steps of the episode
+
+
+def start(
+    task: Task,
+    lopt: LearnedOptimizer,
+    theta: Theta,
+    key: jax.Array,
+    length: int | jax.Array,
+) -> InnerState:
+    """A new run of `length` steps from freshly initialized parameters."""
+    params = task.init(key)
+    optimizer = lopt.as_optax(theta, task.specs(), length)
+    return InnerState(
+        params,
+        optimizer.init(params),
+        jnp.zeros([], jnp.int32),
+        jnp.asarray(length, jnp.int32),
+    )
+
+
+def inner_step(
+    task: Task,
+    optimizer: optax.GradientTransformationExtraArgs,
+    state: InnerState,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[InnerState, jax.Array, dict[str, jax.Array]]:
+    """One step of training.
+
+    Returns:
+        The next state, the batch's loss `[]` *before* the update, auxiliary scalars.
+    """
+    (loss, aux), grads = jax.value_and_grad(task.loss, has_aux=True)(
+        state.params, key, batch
+    )
+    updates, opt_state = optimizer.update(
+        grads, state.opt_state, state.params, loss=loss
+    )
+    params = optax.apply_updates(state.params, updates)
+    return InnerState(params, opt_state, state.step + 1, state.length), loss, aux
