@@ -1,0 +1,202 @@
+"""Reads and verifies an artifact folder.
+
+It holds `config.json`, `model.safetensors` and `SHA256SUMS`. Everything is checked
+before anything is used, and every refusal is a `ValueError` of one line that names the
+file. Nothing is ever unpickled.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import safetensors
+import safetensors.torch
+import torch
+
+from torch_lopt.rule import Epsilons, SmallFC
+
+SCHEMA_VERSION = 1
+CONFIG, MODEL, SUMS = "config.json", "model.safetensors", "SHA256SUMS"
+
+
+class Artifact(NamedTuple):
+    """A learned optimizer: its hyperparameters and its network's float32 weights."""
+
+    rule: SmallFC
+    weights: dict[str, torch.Tensor]
+
+
+def load_artifact(folder: str | os.PathLike[str]) -> Artifact:
+    """Loads an artifact folder.
+
+    Args:
+        folder: with `config.json`, `model.safetensors` and `SHA256SUMS`.
+
+    Returns:
+        The rule and the weights, on the CPU.
+
+    Raises:
+        ValueError: if a file is missing or damaged, or says something this version does
+            not understand.
+    """
+    folder = Path(folder)
+    files = _verified_files(folder)
+    rule = _parse_rule(folder / CONFIG, files[CONFIG])
+    return Artifact(rule, _parse_weights(folder / MODEL, files[MODEL], rule))
+
+
+def _refuse(path: Path, reason: object) -> NoReturn:
+    raise ValueError(f"{path}: {' '.join(str(reason).split())}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        _refuse(path, f"cannot be read ({error.strerror})")
+
+
+def _verified_files(folder: Path) -> dict[str, bytes]:
+    """Contents of the two files, as `SHA256SUMS` vouches for them."""
+    try:
+        lines = _read(folder / SUMS).decode("ascii").splitlines()
+    except UnicodeDecodeError:
+        _refuse(folder / SUMS, "is not a list of checksums")
+    pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
+    if any(len(pair) != 2 for pair in pairs):
+        _refuse(folder / SUMS, "is not a list of checksums")
+    sums = {name.removeprefix("*"): digest.lower() for digest, name in pairs}
+    files: dict[str, bytes] = {}
+    for name in (CONFIG, MODEL):
+        files[name] = _read(folder / name)
+        if name not in sums:
+            _refuse(folder / SUMS, f"has no checksum for {name}")
+        if hashlib.sha256(files[name]).hexdigest() != sums[name]:
+            _refuse(folder / name, f"does not match its checksum in {SUMS}")
+    return files
+
+
+def _parse_rule(path: Path, data: bytes) -> SmallFC:
+    def not_json(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        config = json.loads(data, parse_constant=not_json)
+        return _rule_from(config)
+    except KeyError as error:
+        _refuse(path, f"lacks {error.args[0]!r}")
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        _refuse(path, error)
+
+
+def _rule_from(config: Any) -> SmallFC:
+    version = _integer(_block(config, "the file"), "schema_version")
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"schema_version {version} is newer than {SCHEMA_VERSION}, the newest this "
+            "version of torch_lopt reads"
+        )
+    if version < 1:
+        raise ValueError(f"schema_version must be >= 1, is {version}")
+    block = _block(config["optimizer"], "optimizer")
+    if block["class"] != "SmallFC":
+        raise ValueError(f"unknown optimizer class {block['class']!r}, not 'SmallFC'")
+    decays = {
+        f"{kind}_{what}": _numbers(block, f"{kind}_{what}")
+        for kind in ("momentum", "rms", "adafactor")
+        for what in ("decays", "offsets")
+    }
+    rule = SmallFC(
+        hidden_size=_integer(block, "hidden_size"),
+        hidden_layers=_integer(block, "hidden_layers"),
+        step_mult=_number(block, "step_mult"),
+        exp_mult=_number(block, "exp_mult"),
+        epsilons=_epsilons(_block(block["epsilons"], "epsilons")),
+        time_scales=_numbers(block, "time_scales"),
+        rules=block["rules"],
+        **decays,
+    )
+    _check_consistent(config, block, rule)
+    return rule
+
+
+def _check_consistent(
+    config: Mapping[str, Any], block: Mapping[str, Any], rule: SmallFC
+) -> None:
+    """The same facts stand twice in the file: they must agree."""
+    if block["features"] != list(rule.feature_names):
+        raise ValueError("the features are not those of this version, in its order")
+    outer = {
+        "input_size": rule.input_size,
+        "hidden_size": rule.hidden_size,
+        "hidden_layers": rule.hidden_layers - 1,
+    }
+    for key, value in outer.items():
+        if config[key] != value:
+            raise ValueError(f"{key} is {config[key]}, but its optimizer needs {value}")
+
+
+def _epsilons(block: Mapping[str, Any]) -> Epsilons:
+    names = [field.name for field in dataclasses.fields(Epsilons)]
+    if unknown := sorted(set(block) - set(names)):
+        raise ValueError(f"unknown epsilons {unknown}")
+    return Epsilons(**{name: _number(block, name) for name in names})
+
+
+def _block(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{what} is not a JSON object")
+    return value
+
+
+def _integer(block: Mapping[str, Any], key: str) -> int:
+    value = block[key]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{key} must be an integer, is {value!r}")
+    return value
+
+
+def _number(block: Mapping[str, Any], key: str) -> float:
+    value = block[key]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{key} must be a number, is {value!r}")
+    return float(value)
+
+
+def _numbers(block: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    if not isinstance(block[key], list):
+        raise TypeError(f"{key} must be a list of numbers, is {block[key]!r}")
+    return tuple(_number({key: item}, key) for item in block[key])
+
+
+def _parse_weights(path: Path, data: bytes, rule: SmallFC) -> dict[str, torch.Tensor]:
+    try:
+        weights = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        _refuse(path, f"is no safetensors file ({error})")
+    check_weights(weights, rule, prefix=f"{path}: ")
+    return weights
+
+
+def check_weights(
+    weights: Mapping[str, torch.Tensor], rule: SmallFC, prefix: str = ""
+) -> None:
+    """Checks names, shapes, dtype and finiteness of a network's weights."""
+    shapes = rule.weight_shapes
+    if set(weights) != set(shapes):
+        missing = sorted(set(shapes) - set(weights))
+        extra = sorted(set(weights) - set(shapes))
+        raise ValueError(f"{prefix}tensors missing {missing}, unexpected {extra}")
+    for name, shape in shapes.items():
+        tensor = weights[name]
+        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+            raise ValueError(
+                f"{prefix}tensor {name} is {tensor.dtype} {tuple(tensor.shape)}, must "
+                f"be torch.float32 {shape}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{prefix}tensor {name} is not finite")

@@ -1,0 +1,319 @@
+"""`LearnedOptimizer`: a meta-trained update rule behind the `torch.optim` interface.
+
+Bookkeeping only: parameter groups, lazy state, checkpoints. The mathematics of one
+tensor is in `small_fc`, what a tensor's axes mean in `layout`.
+"""
+
+import enum
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, overload
+
+import torch
+from torch import nn
+
+from torch_lopt import small_fc
+from torch_lopt.artifact import check_weights, load_artifact
+from torch_lopt.layout import (
+    READOUTS,
+    LayoutLike,
+    TensorLayout,
+    base_shapes,
+    canonical_order,
+    layouts_of_module,
+    step_scale,
+)
+from torch_lopt.rule import SmallFC
+
+Params = nn.Module | Iterable[Any]
+Base = nn.Module | Mapping[str, Sequence[int]] | None
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+CPU_TILE, DEVICE_TILE = 4096, 2**18
+
+
+class _Unset(enum.Enum):
+    UNSET = "not given"
+
+
+class LearnedOptimizer(torch.optim.Optimizer):
+    """A learned update rule as a `torch.optim.Optimizer`.
+
+    Parameters may be float32, float64, bfloat16 or float16; the state and the
+    arithmetic are float32 for the half types. Parameters without gradient and tensors
+    without elements are skipped. `lr` multiplies the learned step (1 is what the rule
+    was trained for) and may be scheduled; weight decay is decoupled,
+    `p -= lr * weight_decay * p` after the step. Both may be set per parameter group.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        rule: SmallFC,
+        weights: Mapping[str, torch.Tensor],
+        *,
+        base: Base | _Unset = _Unset.UNSET,
+        layouts: Mapping[str, LayoutLike] | None = None,
+        readout: str = "multiplier",
+        lr: float = 1.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Builds the optimizer; `from_pretrained` is the usual door.
+
+        Args:
+            params: a module, `model.named_parameters()`, tensors, or groups of them.
+            rule: the hyperparameters.
+            weights: the network's float32 tensors, named as in an artifact.
+            base: the model at its base width, or name to shape; None says that every
+                tensor has its base shape. Must be given if the rule has μP scales, and
+                is checked but has no effect if it has not.
+            layouts: name to layout (see `layout.canonical_order`) where the rank, or
+                the module's type if a module is given, does not tell.
+            readout: `"multiplier"` if the model multiplies its readout by base fan-in /
+                fan-in, `"step"` if it does not.
+            lr: multiplies the learned step.
+            weight_decay: decoupled weight decay, per unit of `lr`.
+
+        Raises:
+            ValueError: if an argument is out of range, or does not fit the parameters.
+        """
+        if rule.rules == "ADAM_LIKE" and base is _Unset.UNSET:
+            raise ValueError(
+                "this rule has μP step scales: give base= the model at its base width "
+                "or its shapes, or None if every tensor has its base shape"
+            )
+        if readout not in READOUTS:
+            raise ValueError(f"readout must be one of {READOUTS}, is {readout!r}")
+        check_weights(weights, rule)
+        self._rule = rule
+        self._weights = {name: w.detach().clone() for name, w in weights.items()}
+        self._base = base_shapes(None if isinstance(base, _Unset) else base)
+        self._layouts = dict(layouts or {})
+        self._readout = readout
+        self._tensor_layouts: dict[torch.Tensor, TensorLayout] = {}
+        self._networks: dict[tuple[Any, ...], small_fc.Network] = {}
+        if isinstance(params, nn.Module):
+            self._layouts = layouts_of_module(params) | self._layouts
+            params = params.named_parameters()
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        names = {name for group in self.param_groups for name in _names(group)}
+        if unknown := sorted(set(layouts or {}) - names):
+            raise ValueError(f"layouts given for {unknown}, which are no parameters")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        params: Params,
+        folder: str | os.PathLike[str],
+        *,
+        base: Base | _Unset = _Unset.UNSET,
+        layouts: Mapping[str, LayoutLike] | None = None,
+        readout: str = "multiplier",
+        lr: float = 1.0,
+        weight_decay: float = 0.0,
+    ) -> "LearnedOptimizer":
+        """Builds the optimizer from an artifact folder.
+
+        Args:
+            params: a module (its module types then tell the layouts) or
+                `model.named_parameters()`.
+            folder: with `config.json`, `model.safetensors`, `SHA256SUMS`.
+            base: see `__init__`, as for the others.
+            layouts: name to layout.
+            readout: `"multiplier"` or `"step"`.
+            lr: multiplies the learned step.
+            weight_decay: decoupled weight decay, per unit of `lr`.
+
+        Raises:
+            ValueError: if the folder is damaged or not understood, or an argument does
+                not fit.
+        """
+        rule, weights = load_artifact(folder)
+        return cls(
+            params,
+            rule,
+            weights,
+            base=base,
+            layouts=layouts,
+            readout=readout,
+            lr=lr,
+            weight_decay=weight_decay,
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters; `lr` and `weight_decay` may be given in it."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _check_group(group)
+            names = _names(group)
+            layouts = {
+                p: self._layout_of(name, p)
+                for name, p in zip(names, group["params"], strict=True)
+            }
+        except Exception:
+            self.param_groups.pop()
+            raise
+        self._tensor_layouts |= layouts
+
+    def _layout_of(self, name: str, param: torch.Tensor) -> TensorLayout:
+        shape = tuple(param.shape)
+        if param.dtype not in FLOATS or param.layout != torch.strided:
+            raise ValueError(
+                f"parameter {name} of shape {shape} is {param.dtype}, {param.layout}: "
+                "only dense real floating-point tensors can be optimized"
+            )
+        order = canonical_order(name, shape, self._layouts.get(name))
+        if self._base is None or param.numel() == 0:
+            return TensorLayout.of(shape, order)
+        if name not in self._base:
+            raise ValueError(f"parameter {name} of shape {shape} has no base shape")
+        scale = step_scale(name, shape, self._base[name], order, self._readout)
+        scaled = self._rule.rules == "ADAM_LIKE"
+        return TensorLayout.of(shape, order, scale if scaled else 1.0)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Updates every parameter that has a gradient.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss, None without one.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = [
+            (p, group)
+            for group in self.param_groups
+            for name, p in zip(_names(group), group["params"], strict=True)
+            if p.numel() > 0 and _has_dense_gradient(name, p)
+        ]
+        biases: dict[tuple[int, int], torch.Tensor] = {}
+        for param, group in work:
+            self._update(param, float(group["lr"]), group["weight_decay"], biases)
+        return loss
+
+    def _update(
+        self,
+        param: torch.Tensor,
+        lr: float,
+        weight_decay: float,
+        biases: dict[tuple[int, int], torch.Tensor],
+    ) -> None:
+        """One update of one parameter; `biases` is shared by the tensors of a step."""
+        assert param.grad is not None
+        layout = self._tensor_layouts[param]
+        dtype = _compute_dtype(param)
+        view = layout.view(param).to(dtype)
+        state = self.state[param]
+        if not state:
+            state.update(small_fc.init_state(view, self._rule, layout.largest))
+        network = self._network(param.device, dtype, layout.largest is not None)
+        key = (id(network), state["step"])
+        if key not in biases:
+            biases[key] = small_fc.time_bias(network, self._rule, state["step"])
+        small_fc.update_(
+            view,
+            layout.view(param.grad).to(dtype),
+            state,
+            self._rule,
+            network,
+            biases[key],
+            largest=layout.largest,
+            step_size=lr * layout.step_scale * self._rule.step_mult,
+            decay=lr * layout.step_scale * weight_decay,
+            tile_size=CPU_TILE if param.device.type == "cpu" else DEVICE_TILE,
+        )
+        layout.write(view, param)
+        state["step"] += 1
+
+    def _network(
+        self, device: torch.device, dtype: torch.dtype, factored: bool
+    ) -> small_fc.Network:
+        key = (device, dtype, factored)
+        if key not in self._networks:
+            weights = {n: w.to(device, dtype) for n, w in self._weights.items()}
+            self._networks[key] = small_fc.split_network(self._rule, weights, factored)
+        return self._networks[key]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resumes from `state_dict()`, bit for bit.
+
+        The base class would round the accumulators to the dtype of a half-precision
+        parameter; here they stay as they were saved.
+        """
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        states = [state_dict["state"].get(index, {}) for index in saved]
+        for param, state in zip(params, states, strict=False):
+            self._check_state(param, state)
+        super().load_state_dict(state_dict)
+        for param, state in zip(params, states, strict=True):
+            dtype = _compute_dtype(param)
+            for key, value in state.items():
+                if isinstance(value, torch.Tensor):
+                    value = value.to(param.device, dtype, copy=True)
+                self.state[param][key] = value
+
+    def _check_state(self, param: torch.Tensor, state: Mapping[str, Any]) -> None:
+        """Refuses accumulators of another shape, say of a model of another width."""
+        if not state:
+            return
+        layout = self._tensor_layouts[param]
+        view = layout.view(torch.empty(param.shape, device="meta"))
+        wanted = _shapes(small_fc.init_state(view, self._rule, layout.largest))
+        if _shapes(state) != wanted:
+            raise ValueError(
+                f"saved state of a parameter of shape {tuple(param.shape)} is "
+                f"{_shapes(state)}, must be {wanted}"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies carry: the base class alone would drop the rule."""
+        own = {name: vars(self)[name] for name in _OWN}
+        return super().__getstate__() | own | {"_networks": {}}
+
+
+_OWN = ("_rule", "_weights", "_base", "_layouts", "_readout", "_tensor_layouts")
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
+
+
+def _names(group: Mapping[str, Any]) -> Sequence[str]:
+    """Names of a group's parameters, or stand-ins for messages."""
+    count = len(group["params"])
+    return group.get("param_names") or [f"number {i}" for i in range(count)]
+
+
+def _compute_dtype(param: torch.Tensor) -> torch.dtype:
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def _check_group(group: Mapping[str, Any]) -> None:
+    for key in ("lr", "weight_decay"):
+        if not (0.0 <= group[key] < math.inf):
+            raise ValueError(f"{key} must be >= 0 and finite, is {group[key]}")
+
+
+def _has_dense_gradient(name: str, param: torch.Tensor) -> bool:
+    if param.grad is None:
+        return False
+    if param.grad.layout != torch.strided:
+        raise ValueError(
+            f"parameter {name} of shape {tuple(param.shape)} has a sparse gradient: "
+            "only dense gradients can be used"
+        )
+    return True

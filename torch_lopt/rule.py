@@ -1,0 +1,201 @@
+"""The hyperparameters of the small_fc update rule, and the order of its features.
+
+small_fc keeps, for every tensor, momenta (`Km` decays), a second moment (one decay) and
+Adafactor's factored second moments (`Kf` decays). From them it forms for every element
+a vector of features, each divided by its RMS over the tensor, adds features of the
+time, and lets a small network with ReLUs name a direction d and a magnitude a. The step
+is `step_mult * d * exp(exp_mult * a)`.
+
+References:
+    Metz et al., arXiv:2203.11860, Section 3 (the architecture); Thérien et al.,
+    arXiv:2406.00153 (the same rule with μP step scales).
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)
+RULES = ("STANDARD", "ADAM_LIKE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Epsilons:
+    """The floors of the rule; the defaults are the papers'.
+
+    Attributes:
+        normalizer: a feature x becomes `x * rsqrt(normalizer + mean x²)`.
+        second_moment: added to v in `rsqrt(v + .)`.
+        row_col: added to the factored moments in `rsqrt(row + .)`, `rsqrt(col + .)`.
+        factored: every floor inside the factored preconditioner.
+        gradient_square: added to g² before it enters the factored moments.
+        one_dimensional: `m * (v + .)^-0.5`, for tensors of rank below 2.
+    """
+
+    normalizer: float = 1e-5
+    second_moment: float = 1e-6
+    row_col: float = 1e-8
+    factored: float = 1e-9
+    gradient_square: float = 1e-30
+    one_dimensional: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value >= 0.0):
+                raise ValueError(f"epsilon {field.name} must be >= 0, is {value}")
+
+
+def effective_decays(
+    initial: Sequence[float], offsets: Sequence[float]
+) -> tuple[float, ...]:
+    """Applies learned offsets: `1 - exp(10 (ln(1 - d) / 10 + offset))` in [0, 1]."""
+    shifted = (
+        1.0 - math.exp(10.0 * (math.log1p(-d) / 10.0 + offset))
+        for d, offset in zip(initial, offsets, strict=True)
+    )
+    return tuple(min(max(d, 0.0), 1.0) for d in shifted)
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallFC:
+    """Everything about the rule but the weights of its network.
+
+    Attributes:
+        hidden_size: units of every hidden layer.
+        hidden_layers: number of hidden layers.
+        step_mult: scale of the step.
+        exp_mult: scale of the magnitude before it is exponentiated.
+        momentum_decays: `Km` initial decays; `momentum_offsets` shifts them
+            (see `effective_decays`), and likewise for the other two.
+        rms_decays: exactly one.
+        adafactor_decays: `Kf = Km` decays.
+        epsilons: the floors.
+        time_scales: in steps.
+        rules: `"STANDARD"`, or `"ADAM_LIKE"` for μP step scales.
+    """
+
+    hidden_size: int = 32
+    hidden_layers: int = 2
+    step_mult: float = 0.001
+    exp_mult: float = 0.001
+    momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    rms_decays: tuple[float, ...] = (0.999,)
+    adafactor_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    momentum_offsets: tuple[float, ...] = (0.0, 0.0, 0.0)
+    rms_offsets: tuple[float, ...] = (0.0,)
+    adafactor_offsets: tuple[float, ...] = (0.0, 0.0, 0.0)
+    epsilons: Epsilons = Epsilons()
+    time_scales: tuple[float, ...] = TIME_SCALES
+    rules: str = "STANDARD"
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "hidden_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, is {getattr(self, name)}")
+        for name in ("step_mult", "exp_mult"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, is {getattr(self, name)}")
+        for kind in ("momentum", "rms", "adafactor"):
+            self._check_decays(kind)
+        if len(self.rms_decays) != 1:
+            raise ValueError(f"rms_decays must be one decay, are {self.rms_decays}")
+        if len(self.momentum_decays) != len(self.adafactor_decays):
+            raise ValueError(
+                "momentum_decays and adafactor_decays are multiplied pairwise, but are "
+                f"{self.momentum_decays} and {self.adafactor_decays}"
+            )
+        if not all(math.isfinite(s) and s > 0 for s in self.time_scales):
+            raise ValueError(f"time_scales must be > 0, are {self.time_scales}")
+        if self.rules not in RULES:
+            raise ValueError(f"rules must be one of {RULES}, is {self.rules!r}")
+
+    def _check_decays(self, kind: str) -> None:
+        decays, offsets = (
+            getattr(self, f"{kind}_decays"),
+            getattr(self, f"{kind}_offsets"),
+        )
+        if not all(0.0 <= d < 1.0 for d in decays):
+            raise ValueError(f"{kind}_decays must be in [0, 1), are {decays}")
+        if len(offsets) != len(decays) or not all(map(math.isfinite, offsets)):
+            raise ValueError(
+                f"{kind}_offsets must be {len(decays)} finite numbers, are {offsets}"
+            )
+
+    @property
+    def momentum_betas(self) -> tuple[float, ...]:
+        """Effective momentum decays, `Km` of them."""
+        return effective_decays(self.momentum_decays, self.momentum_offsets)
+
+    @property
+    def rms_betas(self) -> tuple[float, ...]:
+        """Effective second-moment decay, as a tuple of one."""
+        return effective_decays(self.rms_decays, self.rms_offsets)
+
+    @property
+    def adafactor_betas(self) -> tuple[float, ...]:
+        """Effective decays of the factored second moments, `Kf` of them."""
+        return effective_decays(self.adafactor_decays, self.adafactor_offsets)
+
+    @property
+    def groups(self) -> dict[str, slice]:
+        """Where each group of features lies among the inputs of the network."""
+        m, r, f = (
+            len(self.momentum_decays),
+            len(self.rms_decays),
+            len(self.adafactor_decays),
+        )
+        sizes = {
+            "gradient": 1,
+            "parameter": 1,
+            "momentum": m,
+            "second_moment": r,
+            "normalized_momentum": m,
+            "reciprocal_root": r,
+            "factored_gradient": f,
+            "row": f,
+            "column": f,
+            "reciprocal_root_row": f,
+            "reciprocal_root_column": f,
+            "factored_momentum": f,
+            "time": len(self.time_scales),
+        }
+        ends = [sum(list(sizes.values())[: i + 1]) for i in range(len(sizes))]
+        return {
+            name: slice(end - size, end)
+            for (name, size), end in zip(sizes.items(), ends, strict=True)
+        }
+
+    @property
+    def input_size(self) -> int:
+        """Number of inputs of the network, 39 with three decays."""
+        return self.groups["time"].stop
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Name of every input of the network, in order."""
+        names: list[str] = []
+        for group, place in self.groups.items():
+            if group in ("gradient", "parameter"):
+                names.append(group)
+            elif group == "time":
+                names += [f"time_{_plain(scale)}" for scale in self.time_scales]
+            else:
+                names += [f"{group}_{k}" for k in range(place.stop - place.start)]
+        return tuple(names)
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of the network, matrices as (out, in)."""
+        h = self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {}
+        layers = [("input", h, self.input_size)]
+        layers += [(f"linear_{i}", h, h) for i in range(self.hidden_layers - 1)]
+        for name, out, into in [*layers, ("output", 2, h)]:
+            shapes[f"network.{name}.weight"] = (out, into)
+            shapes[f"network.{name}.bias"] = (out,)
+        return shapes
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else str(number)
