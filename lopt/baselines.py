@@ -1,0 +1,142 @@
+"""Hand-designed optimizers behind the interface of learned ones.
+
+A baseline's θ is its learning rate. So it runs in the same inner loop as a learned
+optimizer, and a grid of learning rates is one vmapped program. The updates are optax's;
+μP enters as one more link of the chain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopt.base import Specs, Theta
+from parametrization.rules import STANDARD, Rules
+
+Schedule = Literal["constant", "cosine"]
+
+
+def scale_by_specs(specs: Specs, rules: Rules) -> optax.GradientTransformation:
+    """Multiplies each parameter's update by its step scale in a parametrization."""
+
+    def update(updates: optax.Updates, params: optax.Params | None = None) -> Any:
+        del params
+        return jax.tree.map(lambda u, spec: u * rules.step_scale(spec), updates, specs)
+
+    return optax.stateless(update)
+
+
+def learning_rate_schedule(
+    learning_rate: jax.Array, schedule: Schedule, num_steps: int | jax.Array
+) -> optax.Schedule:
+    """Constant, or a cosine to zero at `num_steps`; all arguments may be traced."""
+    if schedule == "constant":
+        return lambda count: learning_rate
+
+    def cosine(count: jax.Array) -> jax.Array:
+        done = jnp.minimum(count / num_steps, 1.0)
+        return learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+
+    return cosine
+
+
+@dataclasses.dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba, arXiv:1412.6980).
+
+    With weight decay it is AdamW (arXiv:1711.05101); with `rules=ADAM_LIKE`, μAdam.
+    """
+
+    learning_rate: float = 1e-3
+    """Learning rate of `init`'s θ."""
+    schedule: Schedule = "constant"
+    """constant, or cosine to zero at the end of the run."""
+    b1: float = 0.9
+    """Decay of the momentum."""
+    b2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, multiplied by the learning rate but not by μP's step
+    scale, so that its strength does not depend on the width."""
+    rules: Rules = STANDARD
+    """Parametrization that scales the steps."""
+
+    def __post_init__(self) -> None:
+        _check_positive("learning_rate", self.learning_rate)
+        _check_positive("eps", self.eps)
+        for name in ("b1", "b2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1)")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay = {self.weight_decay} must not be negative")
+
+    def init(self, key: jax.Array) -> Theta:
+        """θ: the learning rate."""
+        del key
+        return {"learning_rate": jnp.float32(self.learning_rate)}
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+        schedule = learning_rate_schedule(
+            theta["learning_rate"], self.schedule, num_steps
+        )
+        decay = (
+            [optax.add_decayed_weights(self.weight_decay)] if self.weight_decay else []
+        )
+        return optax.chain(
+            optax.scale_by_adam(self.b1, self.b2, self.eps),
+            scale_by_specs(specs, self.rules),
+            *decay,
+            optax.scale_by_learning_rate(schedule),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SGD:
+    """Gradient descent with momentum, in the standard parametrization."""
+
+    learning_rate: float = 1e-1
+    """Learning rate of `init`'s θ."""
+    schedule: Schedule = "constant"
+    """constant, or cosine to zero at the end of the run."""
+    momentum: float = 0.0
+    """Heavy-ball momentum; 0 is plain SGD."""
+
+    def __post_init__(self) -> None:
+        _check_positive("learning_rate", self.learning_rate)
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"momentum = {self.momentum} must lie in [0, 1)")
+
+    def init(self, key: jax.Array) -> Theta:
+        """θ: the learning rate."""
+        del key
+        return {"learning_rate": jnp.float32(self.learning_rate)}
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+        del specs
+        schedule = learning_rate_schedule(
+            theta["learning_rate"], self.schedule, num_steps
+        )
+        return optax.with_extra_args_support(
+            optax.sgd(schedule, self.momentum or None)
+        )
+
+
+Baseline = Adam | SGD
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} = {value} must be positive")

@@ -1,0 +1,82 @@
+"""Checksums and atomic publication of a folder of files.
+
+Neither safetensors nor orbax notices a flipped byte, so every folder that we write
+carries `SHA256SUMS` in the format of `sha256sum -c`, and readers check it first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+SUMS = "SHA256SUMS"
+
+
+def write_sums(folder: Path) -> None:
+    """Writes `SHA256SUMS` over every file below `folder`."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
+    lines = [f"{_digest(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
+    (folder / SUMS).write_text("".join(lines))
+
+
+def verify_sums(folder: Path) -> None:
+    """Checks every file that `SHA256SUMS` lists.
+
+    Raises:
+        ValueError: naming the first file that is missing, changed or not listed.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():
+        raise ValueError(f"{sums} is missing: the folder is incomplete")
+    listed = set()
+    for line in sums.read_text(errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        path = folder / name
+        if len(digest) != 64 or not name or Path(name).is_absolute() or ".." in name:
+            raise ValueError(f"{sums} is damaged at the line {line!r}")
+        if not path.is_file():
+            raise ValueError(f"{path} is missing, though {SUMS} lists it")
+        if _digest(path) != digest:
+            raise ValueError(f"{path} is damaged: its checksum is not that of {SUMS}")
+        listed.add(path)
+    for path in folder.rglob("*"):
+        if path.is_file() and path != sums and path not in listed:
+            raise ValueError(f"{path} is not listed in {SUMS}")
+
+
+def publish(folder: Path, write: Callable[[Path], None]) -> None:
+    """Makes `folder` appear at once, complete and with checksums.
+
+    Args:
+        folder: what is to be; must not exist.
+        write: fills the (temporary) folder that it is given.
+
+    Raises:
+        FileExistsError: if `folder` exists already.
+        OSError: if the place cannot be written; nothing is left behind.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        write(temporary)
+        write_sums(temporary)
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        temporary.chmod(0o755)
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
