@@ -63,7 +63,7 @@ def _read(path: Path) -> bytes:
 def _verified_files(folder: Path) -> dict[str, bytes]:
     """Contents of the two files, as `SHA256SUMS` vouches for them."""
     try:
-        lines = _read(folder / SUMS).decode("ascii").splitlines()
+        lines = _read(folder / SUMS).decode().splitlines()
     except UnicodeDecodeError:
         _refuse(folder / SUMS, "is not a list of checksums")
     pairs = [line.split(maxsplit=1) for line in lines if line.strip()]

@@ -30,7 +30,7 @@ Params = nn.Module | Iterable[Any]
 Base = nn.Module | Mapping[str, Sequence[int]] | None
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-CPU_TILE, DEVICE_TILE = 4096, 2**18
+CPU_TILE, DEVICE_TILE = 8192, 2**18
 
 
 class _Unset(enum.Enum):

@@ -138,13 +138,15 @@ def update_(
     update_factored_(state, gradient, rule, largest)
     factors = preconditioner(state, eps, largest)
     blocks = list(tiles(param.shape, tile_size))
-    features, squares = torch.empty(0), []
+    # Summed in place: a small tensor kept from every tile would pin the heap around it.
+    squares = torch.zeros_like(network.elementwise[0], dtype=torch.float64)
+    features = torch.empty(0)
     for tile in blocks:
         update_moments_(state, gradient, rule, tile)
         features = fill_features(param, gradient, state, factors, eps, tile)
-        squares.append(features.square().sum(1))
-    mean_square = torch.stack(squares).sum(0) / param.numel()
-    first = network.elementwise * torch.rsqrt(eps.normalizer + mean_square)
+        squares += features.square().sum(1)
+    scale = torch.rsqrt(eps.normalizer + squares / param.numel())
+    first = network.elementwise * scale.to(param.dtype)
     vectors = vector_terms(state, network, eps)
     for tile in blocks:
         if len(blocks) > 1:

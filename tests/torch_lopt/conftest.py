@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,6 @@ import torch
 
 from torch_lopt import SmallFC
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -27,11 +24,11 @@ def one_thread():
 
 
 @pytest.fixture
-def golden():
-    """Opens a golden file: name -> (arrays, constructor arguments' config)."""
+def trajectory(golden):
+    """Opens a golden file: name -> (arrays, its configuration)."""
 
     def load(name):
-        with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
+        with np.load(golden(f"{name}.npz"), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         return arrays, json.loads(str(arrays["config"]))
 

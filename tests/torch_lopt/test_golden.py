@@ -1,7 +1,5 @@
 """Trajectories of the original implementations, reproduced."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -69,9 +67,9 @@ def pylo_rule(arguments, rules):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 @pytest.mark.parametrize("decay", ["wd0", "wd0.1"])
 @pytest.mark.parametrize("method", ["adafaclo", "mulo"])
-def test_pylo_trajectory(golden, write_folder, method, decay, dtype):
+def test_pylo_trajectory(trajectory, write_folder, method, decay, dtype):
     name = f"pylo_{method}_{decay}"
-    arrays, config = golden(name)
+    arrays, config = trajectory(name)
     arguments = config["constructor_args"]
     # The originals break ties by an argsort of torch's shape: in the square matrix axis
     # 0 played fan-in. In conv_sq axis 1 did, as it does here: that sort was not stable.
@@ -102,9 +100,9 @@ def test_pylo_trajectory(golden, write_folder, method, decay, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 @pytest.mark.parametrize("step_mult", ["0.01", "0.001"])
-def test_small_fc_trajectory(golden, write_folder, step_mult, dtype):
+def test_small_fc_trajectory(trajectory, write_folder, step_mult, dtype):
     name = f"small_fc_step{step_mult}"
-    arrays, config = golden(name)
+    arrays, config = trajectory(name)
     theta = leaves(arrays, "theta")
     offsets = {
         f"{kind}_offsets": tuple(theta[f"{kind}_decays"].tolist())
@@ -129,11 +127,10 @@ def test_small_fc_trajectory(golden, write_folder, step_mult, dtype):
     assert error < (FLOAT64_ATOL if dtype == torch.float64 else FLOAT32_ATOL[name])
 
 
-def test_golden_network_is_the_exported_one(golden):
+def test_golden_network_is_the_exported_one(golden, trajectory):
     """PyLO's own export reads as the tensors stored beside its trajectories."""
-    path = Path(__file__).parents[1] / "golden/pylo_metamlp/model.safetensors"
-    exported = safetensors.torch.load_file(path)
-    stored = leaves(golden("pylo_adafaclo_wd0")[0], "network")
+    exported = safetensors.torch.load_file(golden("pylo_metamlp") / "model.safetensors")
+    stored = leaves(trajectory("pylo_adafaclo_wd0")[0], "network")
     assert set(exported) == set(stored) == set(SmallFC().weight_shapes)
     for name, tensor in exported.items():
         np.testing.assert_array_equal(tensor.numpy(), stored[name])
