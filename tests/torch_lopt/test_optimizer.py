@@ -117,10 +117,7 @@ def test_state_of_another_shape_is_refused(build):
         build(narrow).load_state_dict(opt.state_dict())
 
 
-@pytest.mark.parametrize(
-    "way", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
-)
-def test_a_copy_steps_like_the_original(build, way):
+def test_a_copy_steps_like_the_original(build):
     model = network()
     opt = build(model, lr=0.5, weight_decay=0.1)
     train(model, opt, 2)
