@@ -1,0 +1,170 @@
+"""The record of one evaluation run, and files of such records.
+
+One row is one optimizer in one cell with one seed. A file has one JSON object per line,
+each with its schema version, and is replaced as a whole: a reader never sees a part.
+Reading is strict: an unknown version, a missing field or an unknown one is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalRow:
+    """One run of one optimizer; losses in nats."""
+
+    optimizer: str
+    cell: str
+    axis: str
+    """What the cell varies alone: trained, width, depth or horizon."""
+    widths: tuple[int, ...]
+    depth: int
+    """Hidden layers."""
+    base_width: int
+    parametrization: str
+    """ADAM_LIKE (μP) or STANDARD."""
+    batch_size: int
+    dataset: str
+    steps: int
+    """Inner steps (`H`)."""
+    seed: int
+    curve: tuple[float, ...]
+    """`[H]` training-batch loss before each update, as it was: not capped."""
+    mean_loss: float
+    """Mean of the curve, each loss capped at 1.5 × the loss at chance."""
+    final_loss: float
+    """Mean of the last 20 losses, capped alike."""
+    valid_loss: float
+    valid_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    diverged: bool
+    """Something was not finite, or the last loss stood at the cap."""
+    capped_steps: int
+    """Steps whose loss counted as the cap."""
+    seconds: float
+    """Wall time of this run's share of its program, compilation excluded."""
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Learning rate, schedule and where they were tuned, or the artifact's origin."""
+
+
+def write_rows(path: str | Path, rows: Iterable[EvalRow]) -> None:
+    """Writes rows as JSON lines, by a rename."""
+    lines = [_encode(row) for row in rows]
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def read_rows(path: str | Path) -> list[EvalRow]:
+    """Reads rows.
+
+    Raises:
+        ValueError: naming file and line of what is not a row of this schema.
+    """
+    rows = []
+    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+        try:
+            rows.append(_decode(line))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    return rows
+
+
+def missing_runs(
+    rows: Sequence[EvalRow], expected: Iterable[tuple[str, str, int]]
+) -> list[tuple[str, str, int]]:
+    """Which expected (cell, optimizer, seed) have no row; to be reported as missing."""
+    present = {(row.cell, row.optimizer, row.seed) for row in rows}
+    return [run for run in expected if run not in present]
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file as a whole or not at all; makes its folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _encode(row: EvalRow) -> str:
+    fields = {
+        name: _plain(value)
+        for name, value in dataclasses.asdict(row).items()
+        if name != "provenance"
+    }
+    content = {"schema_version": SCHEMA_VERSION, **fields}
+    content["provenance"] = dict(row.provenance)
+    return json.dumps(content, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they are written as strings."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _decode(line: str) -> EvalRow:
+    content = json.loads(line)
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    version = content.pop("schema_version", None)
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise ValueError(
+            f"schema_version = {version!r}; this version reads {SCHEMA_VERSION}"
+        )
+    fields = dataclasses.fields(EvalRow)
+    names = {field.name for field in fields}
+    if set(content) != names:
+        wrong = sorted(set(content) ^ names)
+        raise ValueError(f"missing or unknown fields: {', '.join(wrong)}")
+    parsers = {
+        "tuple[int, ...]": lambda value: tuple(_checked(int, x) for x in value),
+        "tuple[float, ...]": lambda value: tuple(_number(x) for x in value),
+        "float": _number,
+        "int": lambda value: _checked(int, value),
+        "bool": lambda value: _checked(bool, value),
+        "str": lambda value: _checked(str, value),
+        "Mapping[str, Any]": lambda value: _checked(dict, value),
+    }
+    parsed = {}
+    for field in fields:
+        try:
+            parsed[field.name] = parsers[str(field.type)](content[field.name])
+        except (ValueError, TypeError):
+            raise ValueError(f"{field.name} = {content[field.name]!r:.80}") from None
+    return EvalRow(**parsed)
+
+
+def _checked(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{value!r} is not {kind.__name__}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if value in ("nan", "inf", "-inf"):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)

@@ -1,0 +1,288 @@
+"""Training runs for evaluation: the inner loop of meta-training, vmapped over seeds.
+
+A run is a function of (task, optimizer, θ, horizon, seed). The seed alone determines
+the initial parameters and every batch, whatever the optimizer, so runs of two
+optimizers are paired by seed; and the batch of step t does not depend on the horizon,
+because counter-based random bits of a longer draw begin with those of a shorter one.
+The keys come from the purpose "evaluation", so no run repeats a batch sequence of
+meta-training.
+
+Divergence is data. Every loss that is averaged is first capped as in meta-training, at
+1.5 × the loss at chance, NaN and infinity included; curves are kept as they were, and
+how many steps were capped and which runs diverged is reported with the average.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lopt.base import LearnedOptimizer, Theta
+from metatrain.inner import start
+from metatrain.keys import stream
+from metatrain.objective import Objective
+from metatrain.unroll import unroll
+from tasks.base import Dataset, Split, Task
+
+FINAL_STEPS = 20
+"""The final loss is the mean over this many last training batches."""
+
+_OBJECTIVE = Objective()
+
+
+class RunResult(NamedTuple):
+    """Outcomes of R runs; numpy arrays, losses in nats and capped unless said."""
+
+    curve: np.ndarray  # [R, H] training-batch loss before each update, not capped
+    mean_loss: np.ndarray  # [R] mean of the curve: the figure that is reported
+    final_loss: np.ndarray  # [R] mean of the curve's last FINAL_STEPS
+    valid_loss: np.ndarray  # [R] on the whole of outer_valid, after the last step
+    valid_accuracy: np.ndarray  # [R] NaN if the task has no accuracy
+    test_loss: np.ndarray  # [R] on the whole of test: reported, never chosen by
+    test_accuracy: np.ndarray  # [R]
+    diverged: np.ndarray  # [R] bool: not finite somewhere, or at the cap at the end
+    capped_steps: np.ndarray  # [R] int, steps whose loss counted as the cap
+    seconds: np.ndarray  # [R] wall time of one run's share, without compilation
+
+
+def cap(losses: jax.Array, task: Task) -> jax.Array:
+    """Losses in nats, at most 1.5 × the loss at chance; NaN counts as that."""
+    chance = task.loss_at_chance
+    return _OBJECTIVE.normalize(losses, chance) * chance
+
+
+def evaluate(
+    task: Task,
+    lopt: LearnedOptimizer,
+    theta: Theta,
+    num_steps: int,
+    seeds: Sequence[int],
+    dataset: Dataset | None = None,
+) -> RunResult:
+    """Trains once per seed with one θ; all seeds are one vmapped program.
+
+    Args:
+        task: what is trained.
+        lopt: the optimizer.
+        theta: its meta-parameters.
+        num_steps: inner steps (`H`).
+        seeds: one run each (`R`).
+        dataset: the task's data, if it is at hand.
+    """
+    dataset = task.load_data() if dataset is None else dataset
+    return _execute(task, lopt, theta, num_steps, seeds, dataset, stacked=False)
+
+
+def evaluate_each(
+    task: Task,
+    lopt: LearnedOptimizer,
+    thetas: Theta,
+    num_steps: int,
+    seeds: Sequence[int],
+    dataset: Dataset | None = None,
+) -> RunResult:
+    """Trains once per pair of a θ and a seed.
+
+    The runs go through one compiled program in chunks of fixed size, so a longer list
+    compiles nothing new and a run's figure does not depend on the length of the list.
+
+    Args:
+        task: what is trained.
+        lopt: the optimizer.
+        thetas: meta-parameters with `[R]` in front.
+        num_steps: inner steps (`H`).
+        seeds: as many (`R`).
+        dataset: the task's data, if it is at hand.
+    """
+    dataset = task.load_data() if dataset is None else dataset
+    size, num = chunk_size(task), len(seeds)
+    parts = []
+    for begin in range(0, num, size):
+        # The last chunk is filled up with its last run.
+        rows = np.minimum(np.arange(begin, begin + size), num - 1)
+        part = _execute(
+            task,
+            lopt,
+            jax.tree.map(lambda x, rows=rows: x[rows], thetas),
+            num_steps,
+            [seeds[row] for row in rows],
+            dataset,
+            stacked=True,
+        )
+        used = min(size, num - begin)
+        part = part._replace(seconds=part.seconds * size / used)
+        parts.append(jax.tree.map(lambda x, used=used: x[:used], part))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+def chunk_size(task: Task) -> int:
+    """Runs that are vmapped together: many of small models, few of large ones.
+
+    Small models are bound by the overhead of operations, so batching them pays until
+    about 15; a few hundred thousand parameters and their optimizer state per run fill
+    the cache of a CPU, and 3 (the tuning seeds) are fastest.
+    """
+    params = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return max(3, min(15, 150_000 // size))
+
+
+def mean_loss(
+    task: Task,
+    lopt: LearnedOptimizer,
+    theta: Theta,
+    num_steps: int,
+    seeds: Sequence[int],
+    dataset: Dataset,
+    split: Split = "outer_valid",
+) -> tuple[jax.Array, jax.Array]:
+    """The cheap figure by which meta-training chooses θ; compiled once.
+
+    Args:
+        task: what is trained.
+        lopt: the optimizer.
+        theta: its meta-parameters.
+        num_steps: inner steps (`H`).
+        seeds: one run each.
+        dataset: the task's data.
+        split: where the held-out batches come from; not "train".
+
+    Returns:
+        Two scalars `[]`, means over seeds and steps of normalized, capped losses: of a
+        fresh batch of `split` after each update, and of the training batch before it.
+    """
+    if split == "train":
+        raise ValueError("split = 'train' is not held out; the second value is that")
+    return _mean_loss(task, lopt, num_steps, split, theta, jnp.asarray(seeds), dataset)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _mean_loss(
+    task: Task,
+    lopt: LearnedOptimizer,
+    num_steps: int,
+    split: Split,
+    theta: Theta,
+    seeds: jax.Array,
+    dataset: Dataset,
+) -> tuple[jax.Array, jax.Array]:
+    recorder = _Recorder(lopt, task.loss_at_chance)
+
+    def one(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key = stream(jax.random.key(seed), "evaluation")
+        state = start(task, recorder, theta, stream(key, "init"), num_steps)
+        unroll_key = stream(key, "unroll")
+        state, losses, _ = unroll(
+            task, recorder, theta, state, dataset, unroll_key, num_steps, split
+        )
+        held_out = _OBJECTIVE.normalize(losses, task.loss_at_chance)
+        return jnp.mean(held_out), state.opt_state[0] / num_steps
+
+    held_out, train = jax.vmap(one)(seeds)
+    return jnp.mean(held_out), jnp.mean(train)
+
+
+class _Recorder(NamedTuple):
+    """An optimizer that also sums the normalized training losses it is shown.
+
+    An unroll that records held-out losses does not return those of training.
+    """
+
+    lopt: LearnedOptimizer
+    loss_at_chance: float
+
+    def init(self, key: jax.Array) -> Theta:
+        return self.lopt.init(key)
+
+    def as_optax(
+        self, theta: Theta, specs: Any, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        def update(
+            updates: Any, total: jax.Array, params: Any = None, **extra: Any
+        ) -> tuple[Any, jax.Array]:
+            del params
+            loss = _OBJECTIVE.normalize(extra["loss"], self.loss_at_chance)
+            return updates, total + loss
+
+        record = optax.GradientTransformationExtraArgs(
+            lambda params: jnp.zeros([]),
+            update,  # pyright: ignore[reportArgumentType]
+        )
+        return optax.chain(record, self.lopt.as_optax(theta, specs, num_steps))
+
+
+def _run(
+    task: Task,
+    lopt: LearnedOptimizer,
+    num_steps: int,
+    theta: Theta,
+    seed: jax.Array,
+    dataset: Dataset,
+) -> dict[str, jax.Array]:
+    """One run: the fields of `RunResult` without `[R]`, but for the wall time."""
+    key = stream(jax.random.key(seed), "evaluation")
+    state = start(task, lopt, theta, stream(key, "init"), num_steps)
+    state, curve, _ = unroll(
+        task, lopt, theta, state, dataset, stream(key, "unroll"), num_steps
+    )
+    losses = cap(curve, task)
+    at_cap = _OBJECTIVE.diverged(_OBJECTIVE.normalize(curve, task.loss_at_chance))
+    finite = jnp.all(jnp.isfinite(curve))
+    for leaf in jax.tree.leaves(state.params):
+        finite &= jnp.all(jnp.isfinite(leaf))
+    fields = {
+        "curve": curve,
+        "mean_loss": jnp.mean(losses),
+        "final_loss": jnp.mean(losses[-FINAL_STEPS:]),
+        "diverged": ~finite | at_cap[-1],
+        "capped_steps": jnp.sum(at_cap),
+    }
+    splits: dict[str, Split] = {"valid": "outer_valid", "test": "test"}
+    for name, split in splits.items():
+        batch = task.whole(dataset, split)
+        loss, aux = task.loss(state.params, stream(key, split), batch)
+        fields[f"{name}_loss"] = cap(loss, task)
+        fields[f"{name}_accuracy"] = jnp.asarray(aux.get("accuracy", jnp.nan))
+    return fields
+
+
+def _execute(
+    task: Task,
+    lopt: LearnedOptimizer,
+    theta: Theta,
+    num_steps: int,
+    seeds: Sequence[int],
+    dataset: Dataset,
+    *,
+    stacked: bool,
+) -> RunResult:
+    args = (theta, jnp.asarray(seeds, jnp.int32), dataset)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+    leaves, structure = jax.tree.flatten(shapes)
+    program = _compile(task, lopt, num_steps, stacked, structure, tuple(leaves))
+    begin = time.perf_counter()
+    fields = jax.device_get(program(*args))
+    seconds = (time.perf_counter() - begin) / len(seeds)
+    return RunResult(**fields, seconds=np.full(len(seeds), seconds))
+
+
+@functools.lru_cache(maxsize=64)
+def _compile(
+    task: Task,
+    lopt: LearnedOptimizer,
+    num_steps: int,
+    stacked: bool,
+    structure: Any,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
+) -> Any:
+    """The program ahead of time, so that wall times are free of compilation."""
+    run = functools.partial(_run, task, lopt, num_steps)
+    runs = jax.vmap(run, in_axes=(0 if stacked else None, 0, None))
+    return jax.jit(runs).lower(*structure.unflatten(leaves)).compile()
