@@ -27,7 +27,7 @@ class TensorState(NamedTuple):
     momentum: jax.Array  # [K, *S]
     second_moment: jax.Array  # [1, *S]
     row: jax.Array  # [K, *S without d0]; the whole moment [K, *S] for rank < 2
-    column: jax.Array  # [K, *S without d1]; [K, 0] for rank < 2
+    column: jax.Array | None  # [K, *S without d1]; None for rank < 2
 
 
 class Complements(NamedTuple):
@@ -59,15 +59,16 @@ def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
 def init(shape: tuple[int, ...], num_decays: int, dtype: jnp.dtype) -> TensorState:
     """Empty accumulators of a tensor of shape `S`."""
     axes = factored_axes(shape)
-    row, column = shape, (0,)
+    row, column = shape, None
     if axes is not None:
         d1, d0 = axes
-        row, column = _without(shape, d0), _without(shape, d1)
+        row = _without(shape, d0)
+        column = jnp.zeros((num_decays, *_without(shape, d1)), dtype)
     return TensorState(
         momentum=jnp.zeros((num_decays, *shape), dtype),
         second_moment=jnp.zeros((1, *shape), dtype),
         row=jnp.zeros((num_decays, *row), dtype),
-        column=jnp.zeros((num_decays, *column), dtype),
+        column=column,
     )
 
 
@@ -78,9 +79,9 @@ def update(
     square = grad * grad
     floored = square + epsilons.gradient_square
     axes = factored_axes(grad.shape)
-    if axes is None:
+    if axes is None or state.column is None:
         row = _average(state.row, floored, complements.factored)
-        column = state.column
+        column = None
     else:
         d1, d0 = axes
         row = _average(state.row, floored.mean(d0), complements.factored)
@@ -101,6 +102,7 @@ def factors(
     Returns:
         `[K, *S without d0]` and `[K, *S without d1]`.
     """
+    assert state.column is not None, "a factored tensor has a column moment"
     d1, d0 = axes
     row_axis = 1 + (d1 if d1 < d0 else d1 - 1)
     row_mean = state.row.mean(row_axis, keepdims=True)

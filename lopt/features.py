@@ -95,7 +95,7 @@ def tensor_inputs(
     """The features of one tensor `[*S]`, its accumulators already updated."""
     root = jax.lax.rsqrt(state.second_moment + epsilons.second_moment)
     axes = accumulators.factored_axes(grad.shape)
-    if axes is None:
+    if axes is None or state.column is None:
         moment = state.row
         factor = jax.lax.rsqrt(
             jnp.maximum(moment + epsilons.factored, epsilons.factored)

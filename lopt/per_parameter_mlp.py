@@ -53,7 +53,8 @@ def apply(
     hidden = _first_layer(layers["layer_0"], inputs, step, epsilons)
     for i in range(1, len(layers)):
         layer = layers[f"layer_{i}"]
-        hidden = jnp.maximum(hidden, 0.0) @ layer["kernel"] + layer["bias"]
+        product = jnp.maximum(hidden, 0.0) @ layer["kernel"]
+        hidden = product + jnp.broadcast_to(layer["bias"], product.shape)
     return hidden
 
 
@@ -71,12 +72,14 @@ def _first_layer(
     if axes is None:
         merged = jnp.concatenate([inputs.elementwise, inputs.row])
         merged_kernel = jnp.concatenate([elementwise_kernel, row_kernel + column_kernel])
-        return _scaled_product(merged, merged_kernel, epsilons) + bias
+        product = _scaled_product(merged, merged_kernel, epsilons)
+        return product + jnp.broadcast_to(bias, product.shape)
     d1, d0 = axes
     row = _scaled_product(inputs.row, row_kernel, epsilons)
     column = _scaled_product(inputs.column, column_kernel, epsilons)
     product = _scaled_product(inputs.elementwise, elementwise_kernel, epsilons)
-    return product + jnp.expand_dims(row + bias, d0) + jnp.expand_dims(column, d1)
+    row = row + jnp.broadcast_to(bias, row.shape)
+    return product + jnp.expand_dims(row, d0) + jnp.expand_dims(column, d1)
 
 
 def _scaled_product(

@@ -47,6 +47,10 @@ class SmallFC:
     """Scale of a step (λ1 of the papers): .001 in the standard parametrization."""
     exp_mult: float = 0.001
     """Scale of the learned log-magnitude of a step (λ2)."""
+    output_scale: float = 1.0
+    """Factor on the last layer at initialization. At 1, as in the papers, an untrained
+    optimizer takes random steps; at 0 it takes none, so no early episode diverges and
+    every window tells meta-training something. Nothing but `init` depends on it."""
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
     """Initial decays of the momenta."""
     second_moment_decay: float = 0.999
@@ -63,8 +67,9 @@ class SmallFC:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} = {value} must be positive")
-        if not math.isfinite(self.exp_mult):
-            raise ValueError(f"exp_mult = {self.exp_mult} must be finite")
+        for name in ("exp_mult", "output_scale"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} = {getattr(self, name)} must be finite")
         if not self.momentum_decays:
             raise ValueError("momentum_decays = () must name at least one decay")
         if len(self.momentum_decays) != len(self.factored_decays):
@@ -94,10 +99,13 @@ class SmallFC:
             "second_moment_offsets": [1], "factored_offsets": [K]}`.
         """
         num_decays = len(self.momentum_decays)
+        layers = per_parameter_mlp.init(
+            key, len(self.feature_names), self.hidden_size, self.hidden_layers, 2
+        )
+        last = layers[f"layer_{self.hidden_layers}"]
+        last["kernel"] = self.output_scale * last["kernel"]
         return {
-            **per_parameter_mlp.init(
-                key, len(self.feature_names), self.hidden_size, self.hidden_layers, 2
-            ),
+            **layers,
             "momentum_offsets": jnp.zeros(num_decays),
             "second_moment_offsets": jnp.zeros(1),
             "factored_offsets": jnp.zeros(num_decays),

@@ -60,8 +60,8 @@ class EvolutionStrategy:
     credit: Literal["accumulated", "fresh", "episode"] = "accumulated"
     """accumulated: PES; fresh: truncated ES (biased); episode: noise-reuse ES."""
     chunk: int = 8
-    """Pairs that run in one vmapped program; chunks follow one another. Fixed, so that
-    results do not depend on the number of devices."""
+    """Pairs that run in one vmapped program (all of them if there are fewer); chunks
+    follow one another. Fixed, so that results do not depend on the devices."""
     lengths: EpisodeLengths = EpisodeLengths()
     """Lengths of the episodes."""
 
@@ -71,7 +71,7 @@ class EvolutionStrategy:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")
         if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise ValueError(f"sigma = {self.sigma} must be positive")
-        if self.num_pairs % self.chunk:
+        if self.num_pairs % min(self.chunk, self.num_pairs):
             raise ValueError(
                 f"chunk = {self.chunk} must divide num_pairs = {self.num_pairs}"
             )
@@ -108,13 +108,13 @@ class EvolutionStrategy:
             pair_key = jax.random.fold_in(key, index)
             return self._window(problem, theta, pair, dataset, pair_key)
 
-        num_chunks = self.num_pairs // self.chunk
+        chunk = min(self.chunk, self.num_pairs)
 
         def split(x: jax.Array) -> jax.Array:
-            return x.reshape((num_chunks, self.chunk) + x.shape[1:])
+            return x.reshape((self.num_pairs // chunk, chunk, *x.shape[1:]))
 
         def merge(x: jax.Array) -> jax.Array:
-            return x.reshape((self.num_pairs,) + x.shape[2:])
+            return x.reshape((self.num_pairs, *x.shape[2:]))
 
         chunks = jax.tree.map(split, (state, jnp.arange(self.num_pairs)))
         out = jax.lax.map(lambda xs: jax.vmap(one)(*xs), chunks)

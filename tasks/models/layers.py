@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from parametrization.rules import Rules, initializer
 
@@ -24,7 +25,8 @@ class Dense(nn.Module):
             (x.shape[-1], self.features),
         )
         bias = self.param("bias", initializer(f"-> {self.fan_out}"), (self.features,))
-        return x @ kernel + bias
+        product = x @ kernel
+        return product + jnp.broadcast_to(bias, product.shape)
 
 
 class Readout(nn.Module):
@@ -49,4 +51,5 @@ class Readout(nn.Module):
         )
         bias = self.param("bias", initializer(f"-> {self.fan_out}"), (self.features,))
         scale = self.rules.forward_scale(x.shape[-1], self.base_fan_in)
-        return scale * (x @ kernel) + bias
+        product = scale * (x @ kernel)
+        return product + jnp.broadcast_to(bias, product.shape)

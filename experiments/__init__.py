@@ -1,0 +1,1 @@
+"""Named configurations and thin command lines; no numerics."""

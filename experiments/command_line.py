@@ -1,0 +1,125 @@
+"""Command lines that fail in one clear line, before anything is computed.
+
+tyro reads the fields and writes the help; its framed, many-line errors are reduced to
+one line that names the field, the value and what would be right. Exit code 2 means bad
+input, 130 an interruption that lost nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+class InputError(Exception):
+    """Something that the user can mend; the message is one line."""
+
+
+def fail(message: str) -> NoReturn:
+    """Prints one line to standard error and exits with code 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(BAD_INPUT)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command; what the user can mend ends in one line and exit code 2.
+
+    A `ValueError` raised while a value is checked, and an `OSError` of a file or folder
+    that the user named, count as such; anything else is a defect and keeps its
+    traceback.
+    """
+    try:
+        main()
+    except InputError as error:
+        fail(str(error))
+
+
+@contextlib.contextmanager
+def reported() -> Any:
+    """Turns the `ValueError` or `OSError` of checking user input into one line."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise InputError(_describe(error)) from None
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def choose_preset(
+    presets: dict[str, tuple[str, T]], program: str, arguments: Sequence[str]
+) -> tuple[str, T]:
+    """Reads `PRESET [--field.sub value]`: the preset's name and the resolved value."""
+    value = _parse(
+        lambda: tyro.extras.overridable_config_cli(
+            presets, prog=program, args=list(arguments)
+        ),
+        arguments,
+    )
+    name = next(argument for argument in arguments if argument in presets)
+    return name, value
+
+
+def parse(kind: Callable[..., T], program: str, arguments: Sequence[str]) -> T:
+    """Reads the fields of a dataclass from `--field value`."""
+    return _parse(
+        lambda: tyro.cli(kind, prog=program, args=list(arguments)), arguments
+    )
+
+
+def _parse(read: Callable[[], T], arguments: Sequence[str]) -> T:
+    if {"-h", "--help"} & set(arguments):
+        return read()
+    output, width = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "1000"  # no line of an error is wrapped
+    try:
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+            return read()
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_one_line(output.getvalue())) from None
+    finally:
+        os.environ.pop("COLUMNS")
+        if width is not None:
+            os.environ["COLUMNS"] = width
+
+
+def _one_line(text: str) -> str:
+    """The first block of tyro's framed message, with its suggestion if it has one."""
+    lines = [line.strip("│╭╮╰╯ ").strip() for line in text.splitlines()]
+    lines = [line for line in lines if line]
+    body = lines[1:] if len(lines) > 1 else lines
+    blocks: list[list[str]] = [[]]
+    for line in body:
+        if set(line) <= {"─"}:
+            blocks.append([])
+        else:
+            blocks[-1].append(line)
+    message = " ".join(blocks[0])
+    message = re.sub(r"Error parsing (__tyro[^:]*|\{[^}]*\}): ", "", message)
+    message = message.replace("Unrecognized options:", "unknown field or value:")
+    for block in blocks[1:]:
+        flags = re.findall(r"(?<!\S)--[\w.-]+(?: [A-Z{|}\[\]. ]+)?", " ".join(block))
+        if block and block[0].startswith(("Perhaps you meant", "Argument helptext")):
+            expected = flags[0].strip() if flags else " ".join(block[1:])
+            word = "perhaps you meant" if "Perhaps" in block[0] else "expected"
+            return f"{message}; {word} {expected}"
+        if block and block[0].startswith("Available subcommands"):
+            return f"{message}; {block[0]}"
+    return message

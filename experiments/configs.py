@@ -1,0 +1,125 @@
+"""What an experiment is: one frozen value, and the named ones.
+
+The dataclasses of the components are their own configuration; this file only puts them
+together and says what may change when a run is continued.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from lopt.small_fc import SmallFC
+from metatrain.estimators.es import EvolutionStrategy
+from metatrain.objective import Objective
+from metatrain.outer import InnerTraining, MetaTraining, OuterOptimizer
+from metatrain.truncation import EpisodeLengths
+from parametrization.rules import ADAM_LIKE
+from tasks.classification import ImageClassification
+from tasks.data.embedded import Digits
+from tasks.models.mlp import MLP
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Held-out meta-loss, by which the released θ is chosen."""
+
+    every: int = 100
+    """Outer steps between validations of the running average of θ."""
+    num_steps: int = 400
+    """Inner steps of a validation run."""
+    num_seeds: int = 4
+    """Validation runs, from seeds that no evaluation uses."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value < 1:
+                raise ValueError(f"{field.name} = {value} must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Where a run lies and how it is shown; nothing here changes its results."""
+
+    directory: Path | None = None
+    """Run directory; by default runs/NAME."""
+    checkpoint_every: int = 100
+    """Outer steps between checkpoints of the complete state."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints stay."""
+    log_every: int = 20
+    """Outer steps between lines of progress and flushes of metrics.jsonl."""
+    stop_after: int | None = None
+    """Stop, with a checkpoint, after this outer step; the same command without it goes
+    on."""
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+        if self.stop_after is not None and self.stop_after < 1:
+            raise ValueError(f"stop_after = {self.stop_after} must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Meta-training of one learned optimizer on one task."""
+
+    task: ImageClassification
+    """What the optimizer is trained on."""
+    lopt: SmallFC
+    """The learned optimizer."""
+    estimator: EvolutionStrategy
+    """The estimator of the meta-gradient."""
+    outer: OuterOptimizer
+    """The optimizer of θ."""
+    num_steps: int
+    """Outer steps of the whole run; a finished run can be made longer."""
+    objective: Objective = Objective()
+    """What counts as meta-loss."""
+    validation: Validation = Validation()
+    """How the released θ is chosen."""
+    seed: int = 0
+    """Seed of everything random."""
+    run: RunOptions = RunOptions()
+    """Where the run lies and how it is shown."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps = {self.num_steps} must be positive")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed = {self.seed} must lie in [0, 2³¹)")
+
+    def build(self) -> MetaTraining:
+        """The meta-training that this configuration describes."""
+        problem = InnerTraining(self.task, self.lopt, self.objective)
+        return MetaTraining(
+            problem, self.lopt, self.estimator, self.outer, self.num_steps, self.seed
+        )
+
+
+QUICKSTART = TrainConfig(
+    task=ImageClassification(
+        model=MLP(widths=(32, 32), base_width=32, rules=ADAM_LIKE),
+        data=Digits(),
+        batch_size=128,
+    ),
+    lopt=SmallFC(hidden_size=8, step_mult=0.01, output_scale=0.0, rules=ADAM_LIKE),
+    estimator=EvolutionStrategy(
+        num_pairs=8,
+        chunk=8,
+        truncation=50,
+        sigma=0.01,
+        lengths=EpisodeLengths(minimum=100, maximum=400),
+    ),
+    outer=OuterOptimizer(learning_rate=1e-2, warmup_steps=50, final_fraction=0.1),
+    num_steps=800,
+)
+
+PRESETS: dict[str, tuple[str, TrainConfig]] = {
+    "quickstart": (
+        "small_fc_lopt in μP on 64-32-32-10 MLPs over digits, minutes on 2 cores",
+        QUICKSTART,
+    ),
+}

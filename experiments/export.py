@@ -1,0 +1,41 @@
+"""Releases a run's best θ: `python -m experiments.export RUN_DIR OUT_DIR`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments import command_line
+from experiments.command_line import InputError, reported
+from experiments.train import load_trained, make_artifact
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Writes the artifact folder of a run's best validated θ."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """A run directory of experiments.train, finished or not."""
+    out_dir: Annotated[Path, tyro.conf.Positional]
+    """The folder to write; must not exist."""
+
+
+def main() -> None:
+    """Command line."""
+    arguments = command_line.parse(
+        Export, "python -m experiments.export", sys.argv[1:]
+    )
+    if arguments.out_dir.exists():
+        raise InputError(f"{arguments.out_dir} exists already; choose a new folder")
+    config, state = load_trained(arguments.run_dir)
+    with reported():
+        make_artifact(config, state).save(arguments.out_dir)
+    print(f"released {arguments.out_dir} (θ of step {int(state.best.step)})")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

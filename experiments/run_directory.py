@@ -1,0 +1,157 @@
+"""The folder of a training run: configuration, lock, metrics, checkpoints.
+
+    config.json        the resolved configuration
+    metrics.jsonl      one line per outer step: the record of the run, no clock in it
+    validation.jsonl   one line per validation
+    timing.jsonl       seconds spent, one line per flush
+    checkpoints/       the complete state, newest few
+    artifact/          the released optimizer
+
+A run directory belongs to one configuration. What only shows or stores may change when a
+run is continued, and a run may be made longer; anything else is refused with a list of
+what differs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+from experiments.command_line import InputError
+from experiments.serialization import differences
+
+METRICS = "metrics.jsonl"
+VALIDATION = "validation.jsonl"
+TIMING = "timing.jsonl"
+_RECORDS = (METRICS, VALIDATION, TIMING)
+
+
+class RunDirectory:
+    """One run's folder, locked by this process until it ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Creates the folder if needed and takes its lock.
+
+        Raises:
+            InputError: if it cannot be written, or another process trains in it.
+        """
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[str] = (path / ".lock").open("a+")
+        except OSError as error:
+            raise InputError(
+                f"run directory {path} cannot be written: {error.strerror}; choose "
+                "another with --run.directory"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "unknown"
+            raise InputError(
+                f"run directory {path} is in use by process {owner}; wait for it or "
+                "choose another with --run.directory"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def claim(self, config: dict[str, Any]) -> None:
+        """Stores the configuration, or checks it against the stored one.
+
+        Raises:
+            InputError: listing what differs, if that would change the results, or if
+                the stored configuration cannot be read.
+        """
+        path = self.path / "config.json"
+        if path.exists():
+            stored = read_config(self.path)
+            changed = [
+                line
+                for line in differences(stored, config)
+                if not line.startswith("run.") and not _longer(line, stored, config)
+            ]
+            if changed:
+                raise InputError(
+                    f"{self.path} holds a run of another configuration "
+                    f"({'; '.join(changed)}); repeat its fields or choose another "
+                    "--run.directory"
+                )
+        elif any((self.path / name).exists() for name in (*_RECORDS, "checkpoints")):
+            raise InputError(f"{path} is missing beside a run's files; move them away")
+        write_atomically(path, json.dumps(config, indent=2) + "\n")
+
+    def append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Appends rows to a record."""
+        with (self.path / name).open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def truncate_after(self, step: int) -> None:
+        """Drops what was recorded after a checkpoint's step; it will be done again."""
+        for name in _RECORDS:
+            path = self.path / name
+            if path.exists():
+                rows = [row for row in read_rows(path) if row["step"] <= step]
+                write_atomically(path, "".join(json.dumps(r) + "\n" for r in rows))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The stored configuration of a run directory.
+
+    Raises:
+        InputError: if there is none or it is damaged.
+    """
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except OSError as error:
+        raise InputError(f"{path} is not a run directory: {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{file} is damaged: it holds no object")
+    return config
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a record; a last line cut off by a kill is dropped."""
+    rows = []
+    lines = path.read_text().splitlines() if path.exists() else []
+    for i, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if i + 1 < len(lines):
+                raise InputError(f"{path} is damaged in line {i + 1}") from None
+    return rows
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file at once."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _longer(line: str, stored: dict[str, Any], config: dict[str, Any]) -> bool:
+    return line.startswith("num_steps:") and config["num_steps"] >= stored["num_steps"]

@@ -1,0 +1,100 @@
+"""Configurations as JSON, and what differs between two of them.
+
+Plain nested objects: dataclasses by field, enums by name, tuples as lists. The reader is
+strict: an unknown or a missing field is an error that names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def encode(value: Any) -> Any:
+    """A configuration as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {field.name: encode(getattr(value, field.name)) for field in fields}
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [encode(item) for item in value]
+    return value
+
+
+def decode(kind: type[T], data: Any, where: str = "config") -> T:
+    """Rebuilds a configuration from JSON values.
+
+    Raises:
+        ValueError: naming the field that is unknown, missing or of a wrong type.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} must be an object with fields, not {data!r}")
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore
+    unknown = sorted(data.keys() - set(names))
+    if unknown:
+        raise ValueError(f"{where}.{unknown[0]} is not a field of {kind.__name__}")
+    missing = [name for name in names if name not in data]
+    if missing:
+        raise ValueError(f"{where}.{missing[0]} is missing")
+    values = {n: _decode(hints[n], data[n], f"{where}.{n}") for n in names}
+    return kind(**values)
+
+
+def _decode(hint: Any, data: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return decode(typing.cast(type, hint), data, where)
+    if origin in (types.UnionType, typing.Union):
+        if data is None and type(None) in arguments:
+            return None
+        (inner,) = (a for a in arguments if a is not type(None))
+        return _decode(inner, data, where)
+    if origin is typing.Literal:
+        if data not in arguments:
+            raise ValueError(f"{where} = {data!r} must be one of {arguments}")
+        return data
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise ValueError(f"{where} = {data!r} must be a list")
+        return tuple(_decode(arguments[0], item, where) for item in data)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        if data not in hint.__members__:
+            raise ValueError(f"{where} = {data!r} must be in {[*hint.__members__]}")
+        return hint[data]
+    if hint is Path and isinstance(data, str):
+        return Path(data)
+    if hint is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if type(data) is not hint:
+        raise ValueError(f"{where} = {data!r} must be of type {hint.__name__}")
+    return data
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested JSON objects by dotted path."""
+    if not isinstance(data, dict):
+        return {prefix: data}
+    leaves: dict[str, Any] = {}
+    for name, value in data.items():
+        leaves |= flatten(value, f"{prefix}.{name}" if prefix else name)
+    return leaves
+
+
+def differences(stored: Any, wanted: Any) -> list[str]:
+    """`field: stored value -> wanted value` for every leaf that differs."""
+    left, right = flatten(stored), flatten(wanted)
+    names = [n for n in left | right if left.get(n, "absent") != right.get(n, "absent")]
+    return [
+        f"{name}: {left.get(name, 'absent')} -> {right.get(name, 'absent')}"
+        for name in names
+    ]

@@ -1,0 +1,296 @@
+"""Meta-training: `python -m experiments.train PRESET [--field.sub value]`.
+
+The run directory holds everything; the same command goes on where an interrupted run
+stopped, and the result is the same bits as without the interruption.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evaluation.run import mean_loss
+from experiments import command_line, run_directory
+from experiments.command_line import InputError, reported
+from experiments.configs import PRESETS, TrainConfig
+from experiments.display import TrainingDisplay
+from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
+from experiments.serialization import decode, encode
+from lopt.artifact import Artifact
+from lopt.base import Theta
+from metatrain.checkpoint import Checkpoints
+from metatrain.outer import MetaTraining, OuterState
+from tasks.base import Dataset
+
+
+FIRST_SEED = 2000
+"""Validation runs have the seeds from here on; evaluations use others."""
+
+
+class Best(NamedTuple):
+    """The θ with the smallest held-out meta-loss so far."""
+
+    theta: Theta
+    loss: jax.Array  # [] normalized held-out loss; infinite before any validation
+    step: jax.Array  # [] int32
+
+
+class TrainingState(NamedTuple):
+    """What a checkpoint holds."""
+
+    outer: OuterState
+    best: Best
+
+
+@dataclasses.dataclass
+class _Interrupt:
+    """Set by a signal; training stops, with a checkpoint, after the step it is in."""
+
+    requested: bool = False
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[_Interrupt]:
+    interrupt = _Interrupt()
+
+    def handle(number: int, frame: Any) -> None:
+        del number, frame
+        interrupt.requested = True
+
+    old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def train(config: TrainConfig, name: str) -> Path:
+    """Runs or continues meta-training, and releases the best θ as an artifact.
+
+    Args:
+        config: the resolved configuration.
+        name: of the preset; the default run directory is runs/`name`.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        InputError: if the directory is in use, unwritable or of another configuration.
+        SystemExit: with code 130 after an interruption, which loses nothing.
+    """
+    directory = RunDirectory(config.run.directory or Path("runs") / name)
+    directory.claim(encode(config))
+    training = config.build()
+    with reported():
+        dataset = config.task.load_data()
+    checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
+    state = _start_or_resume(training, checkpoints, directory)
+    step = int(state.outer.step)
+    if step < config.num_steps:
+        state = _advance(config, training, dataset, state, checkpoints, directory)
+        step = int(state.outer.step)
+    else:
+        print(f"{directory.path} is trained: {step} outer steps")
+    if step >= config.num_steps:
+        _release(config, directory, state)
+    return directory.path
+
+
+def _start_or_resume(
+    training: MetaTraining, checkpoints: Checkpoints, directory: RunDirectory
+) -> TrainingState:
+    template = jax.eval_shape(lambda: _first_state(training))
+    with reported():
+        restored = checkpoints.restore(template)
+    for warning in restored.warnings if restored else []:
+        print(f"warning: {warning}", file=sys.stderr)
+    step = restored.step if restored else 0
+    directory.truncate_after(step)
+    if restored:
+        print(f"{directory.path}: going on from step {step}")
+        return restored.state
+    return _first_state(training)
+
+
+def _first_state(training: MetaTraining) -> TrainingState:
+    outer = training.init()
+    best = Best(
+        jax.tree.map(jnp.copy, outer.theta), jnp.float32(jnp.inf), jnp.int32(0)
+    )
+    return TrainingState(outer, best)
+
+
+def _advance(
+    config: TrainConfig,
+    training: MetaTraining,
+    dataset: Dataset,
+    state: TrainingState,
+    checkpoints: Checkpoints,
+    directory: RunDirectory,
+) -> TrainingState:
+    """Outer steps until the end, `stop_after` or a signal; each of them checkpoints."""
+    first = int(state.outer.step)
+    last = min(config.num_steps, config.run.stop_after or config.num_steps)
+    display = TrainingDisplay(first, config.num_steps, training.inner_steps_per_step)
+    recorder = _Recorder(config, directory, display)
+    outer, best = state
+    with display, _stop_on_signals() as interrupt:
+        for step in range(first + 1, last + 1):
+            outer, metrics = training.step(outer, dataset)
+            recorder.add(step, metrics)
+            if step % config.validation.every == 0 or step == config.num_steps:
+                recorder.flush()
+                best = _validate(config, dataset, outer, best, recorder)
+            stopping = interrupt.requested or step == last
+            if stopping or step % config.run.checkpoint_every == 0:
+                recorder.flush()
+                with reported():
+                    checkpoints.save(step, TrainingState(outer, best))
+            if interrupt.requested and step < config.num_steps:
+                display.say(f"interrupted at step {step}; the same command goes on")
+                raise SystemExit(command_line.INTERRUPTED)
+    return TrainingState(outer, best)
+
+
+class _Recorder:
+    """Collects metrics on the device and writes them a few at a time."""
+
+    def __init__(
+        self, config: TrainConfig, directory: RunDirectory, display: TrainingDisplay
+    ) -> None:
+        self.config, self.directory, self.display = config, directory, display
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._clock = time.monotonic()
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Keeps one step's metrics; the device is waited for only now and then."""
+        self._pending.append((step, metrics))
+        if step == 1 or step % self.config.run.log_every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is pending and shows the last of it."""
+        if not self._pending:
+            return
+        rows = [
+            {"step": step} | {name: float(x) for name, x in sorted(metrics.items())}
+            for step, metrics in self._pending
+        ]
+        self._pending.clear()
+        self.directory.append(METRICS, rows)
+        now = time.monotonic()
+        timing = {"step": rows[-1]["step"], "seconds": round(now - self._clock, 3)}
+        self.directory.append(TIMING, [timing])
+        self._clock = now
+        self.display.update(
+            rows[-1]["step"], float(np.mean([row["meta_loss"] for row in rows]))
+        )
+
+
+def _validate(
+    config: TrainConfig,
+    dataset: Dataset,
+    outer: OuterState,
+    best: Best,
+    recorder: _Recorder,
+) -> Best:
+    validation = config.validation
+    loss, _ = mean_loss(
+        config.task,
+        config.lopt,
+        outer.average,
+        validation.num_steps,
+        range(FIRST_SEED, FIRST_SEED + validation.num_seeds),
+        dataset,
+    )
+    row = {"step": int(outer.step), "held_out_loss": float(loss)}
+    recorder.directory.append(VALIDATION, [row])
+    recorder.display.say(
+        f"step {row['step']:>5}: held-out meta-loss {row['held_out_loss']:.4f}"
+    )
+    if float(loss) < float(best.loss):
+        # Copies: the outer state's own buffers are donated to the next step.
+        return Best(
+            jax.tree.map(jnp.copy, outer.average), jnp.float32(loss), jnp.copy(outer.step)
+        )
+    return best
+
+
+def _release(
+    config: TrainConfig, directory: RunDirectory, state: TrainingState
+) -> None:
+    folder = directory.path / "artifact"
+    artifact = make_artifact(config, state)
+    if folder.exists():
+        try:
+            if Artifact.load(folder).provenance == artifact.provenance:
+                return
+        except ValueError as error:
+            print(f"warning: {error}; it is released anew", file=sys.stderr)
+        shutil.rmtree(folder)
+    with reported():
+        artifact.save(folder)
+    print(f"released {folder} (θ of step {int(state.best.step)})")
+
+
+def make_artifact(config: TrainConfig, state: TrainingState) -> Artifact:
+    """The optimizer of the best validated θ, with its provenance."""
+    model = config.task.model
+    return Artifact(
+        config.lopt,
+        state.best.theta,
+        base={"width": model.base_width, "depth": len(model.widths)},
+        provenance={
+            "config": {k: v for k, v in encode(config).items() if k != "run"},
+            "outer_steps": int(state.outer.step),
+            "best_step": int(state.best.step),
+            "held_out_loss": float(state.best.loss),
+            "jax": jax.__version__,
+            "platform": f"{platform.system()} {platform.machine()}",
+            "backend": jax.default_backend(),
+        },
+    )
+
+
+def load_trained(path: Path) -> tuple[TrainConfig, TrainingState]:
+    """Reads a run directory's configuration and newest checkpoint.
+
+    Raises:
+        InputError: if it is none, is damaged, or has no validated θ yet.
+    """
+    stored = run_directory.read_config(path)
+    with reported():
+        config = decode(TrainConfig, stored, str(path / "config.json"))
+        checkpoints = Checkpoints(path / "checkpoints", config.run.keep_checkpoints)
+        template = jax.eval_shape(lambda: _first_state(config.build()))
+        restored = checkpoints.restore(template)
+    if restored is None or not np.isfinite(float(restored.state.best.loss)):
+        raise InputError(f"{path} has no validated θ yet: train it further first")
+    for warning in restored.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return config, restored.state
+
+
+def main() -> None:
+    """Command line."""
+    program = "python -m experiments.train"
+    name, config = command_line.choose_preset(PRESETS, program, sys.argv[1:])
+    path = train(config, name)
+    print(f"run directory: {path}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,193 @@
+"""Meta-training on a tiny real task: isolation, shared batches, resets, outer AdamW."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lopt.small_fc import SmallFC
+from metatrain.estimators.es import EvolutionStrategy
+from metatrain.objective import Objective
+from metatrain.outer import InnerTraining, MetaTraining, OuterOptimizer
+from metatrain.truncation import EpisodeLengths
+from parametrization.rules import ADAM_LIKE
+from tasks.classification import ImageClassification
+from tasks.models.mlp import MLP
+
+TASK = ImageClassification(MLP(widths=(4,), base_width=4), batch_size=8)
+LOPT = SmallFC(hidden_size=3, step_mult=0.01, rules=ADAM_LIKE)
+ES = EvolutionStrategy(
+    num_pairs=3, chunk=3, truncation=4, lengths=EpisodeLengths(8, 16, staggered=False)
+)
+TRAINING = MetaTraining(
+    InnerTraining(TASK, LOPT, Objective()), LOPT, ES, OuterOptimizer(), num_steps=20
+)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return TASK.load_data()
+
+
+@pytest.fixture(scope="module")
+def estimate(dataset):
+    """One compiled window of the estimator, shared by the tests."""
+    return jax.jit(
+        lambda theta, state, key: ES.estimate(
+            TRAINING.problem, theta, state, dataset, key
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def begun(estimate):
+    """θ and the pairs after their first window."""
+    state = TRAINING.init()
+    _, pairs = estimate(state.theta, state.estimator_state, jax.random.key(7))
+    return state.theta, pairs
+
+
+def leaves_equal(left, right):
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_nan_in_one_member_leaves_the_other_pairs_bit_unchanged(estimate, begun):
+    theta, pairs = begun
+    key = jax.random.key(3)
+    clean, clean_pairs = estimate(theta, pairs, key)
+    params = jax.tree.map(lambda x: x.at[1, 0].set(jnp.nan), pairs.episodes.params)
+    poisoned = pairs._replace(episodes=pairs.episodes._replace(params=params))
+    dirty, dirty_pairs = estimate(theta, poisoned, key)
+    for index in (0, 2):
+        pick = lambda tree, i=index: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
+        assert leaves_equal(pick(clean.terms), pick(dirty.terms))
+        assert leaves_equal(pick(clean_pairs), pick(dirty_pairs))
+    assert not leaves_equal(clean.terms, dirty.terms)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(dirty.terms))
+    assert float(dirty.metrics["diverged"]) == pytest.approx(1 / 6)
+    assert float(clean.metrics["diverged"]) == 0.0
+
+
+def test_a_diverged_member_is_replaced_at_its_scheduled_end(estimate, begun):
+    theta, pairs = begun
+    params = jax.tree.map(lambda x: x.at[1, 0].set(jnp.nan), pairs.episodes.params)
+    pairs = pairs._replace(episodes=pairs.episodes._replace(params=params))
+    ended = False
+    for window in range(6):
+        finished = int(pairs.episodes.step[1, 0]) >= int(pairs.episodes.length[1, 0])
+        estimated, pairs = estimate(theta, pairs, jax.random.key(window))
+        ended = ended or finished
+        diverged = float(estimated.metrics["diverged"]) > 0
+        assert diverged != ended, f"window {window}"
+    assert ended
+
+
+def test_members_share_initialization_and_batches(dataset, estimate):
+    state = TRAINING.init()
+    # θ = 0 with vanishing noise: both members of a pair are the same optimizer.
+    theta = jax.tree.map(lambda x: x, state.theta)
+    quiet = dataclasses.replace(ES, sigma=1e-20)
+    key = jax.random.key(2)
+    _, pairs = quiet.estimate(
+        TRAINING.problem, theta, state.estimator_state, dataset, key
+    )
+    params = pairs.episodes.params["hidden_0"]["kernel"]
+    np.testing.assert_array_equal(params[:, 0], params[:, 1])
+    assert not np.array_equal(params[0, 0], params[1, 0])
+
+
+def test_episodes_reset_to_the_beginning(dataset, estimate, begun):
+    theta, pairs = begun
+    for window in range(8):
+        before = np.asarray(pairs.episodes.step[:, 0])
+        length = np.asarray(pairs.episodes.length[:, 0])
+        _, pairs = estimate(theta, pairs, jax.random.key(window))
+        expected = np.where(before >= length, 0, before) + ES.truncation
+        np.testing.assert_array_equal(pairs.episodes.step[:, 0], expected)
+        np.testing.assert_array_equal(pairs.episodes.step[:, 1], expected)
+
+
+def test_the_meta_gradient_is_clipped_before_adamw():
+    outer = OuterOptimizer(learning_rate=1e-2, warmup_steps=0, clip_norm=1.0)
+    theta = {"a": jnp.zeros(2)}
+    small, spike = {"a": jnp.array([0.6, 0.0])}, {"a": jnp.array([0.0, 1e6])}
+
+    def run(grads):
+        transformation = outer.build(num_steps=100)
+        state, current = transformation.init(theta), theta
+        for grad in grads:
+            updates, state = transformation.update(grad, state, current)
+            current = optax.apply_updates(current, updates)
+        return np.asarray(current["a"])
+
+    # The spike counts as norm 1: the memory of the small gradients survives it.
+    clipped = run([small, spike, small])
+    unit = run([small, {"a": jnp.array([0.0, 1.0])}, small])
+    np.testing.assert_allclose(clipped, unit, rtol=1e-5)
+
+
+def test_learning_rate_warms_up_and_decays_by_a_cosine():
+    outer = OuterOptimizer(
+        learning_rate=1.0, warmup_steps=4, final_fraction=0.1, weight_decay=0.0
+    )
+    transformation = outer.build(num_steps=14)
+    theta = {"a": jnp.zeros(1)}
+    state, sizes = transformation.init(theta), []
+    for _ in range(15):
+        updates, state = transformation.update({"a": jnp.ones(1)}, state, theta)
+        sizes.append(-float(updates["a"][0]))
+    cosine = [0.1 + 0.9 * (1 + np.cos(np.pi * i / 10)) / 2 for i in range(11)]
+    np.testing.assert_allclose(sizes[:4], [0.2, 0.4, 0.6, 0.8], rtol=1e-4)
+    np.testing.assert_allclose(sizes[4:], cosine, rtol=1e-4)
+
+
+def test_training_is_reproducible_and_advances(dataset):
+    def run():
+        state = TRAINING.init()
+        rows = []
+        for _ in range(3):
+            state, metrics = TRAINING.step(state, dataset)
+            rows.append({name: float(value) for name, value in metrics.items()})
+        return state, rows
+
+    (first, first_rows), (second, second_rows) = run(), run()
+    assert leaves_equal(first, second)
+    assert first_rows == second_rows
+    assert int(first.step) == 3
+    assert not leaves_equal(first.theta, TRAINING.init().theta)
+    assert all(row["grad_norm"] > 0 for row in first_rows)
+
+
+def test_held_out_objective_uses_other_batches(dataset):
+    problem = InnerTraining(TASK, LOPT, Objective(split="inner_valid"))
+    theta = LOPT.init(jax.random.key(0))
+    losses = {}
+    for name, chosen in (("train", TRAINING.problem), ("inner_valid", problem)):
+        episode = chosen.start(theta, jax.random.key(1), 8)
+        _, losses[name], _ = chosen.unroll(
+            theta, episode, dataset, jax.random.key(2), 3
+        )
+    # Before the first update every loss is at chance; after it none need be.
+    assert float(losses["train"][0]) == pytest.approx(1.0, abs=1e-6)
+    assert float(losses["inner_valid"][0]) != pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate = -1.0"),
+        ({"clip_norm": 0.0}, "clip_norm = 0.0"),
+        ({"warmup_steps": -1}, "warmup_steps = -1"),
+        ({"b2": 1.0}, "b2 = 1.0"),
+        ({"final_fraction": 2.0}, "final_fraction = 2.0"),
+    ],
+)
+def test_bad_fields_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        OuterOptimizer(**fields)
