@@ -212,8 +212,8 @@ def infer_specs(
         kinds: maps a parameter's path (`jax.tree_util.keystr(path)`) to its kind.
 
     Raises:
-        ValueError: on differing structures or ranks, or a name in `kinds` that no
-            parameter has.
+        ValueError: on differing structures or ranks, a name in `kinds` that no
+            parameter has, or a kind that a parameter's rank cannot have.
     """
     if jax.tree.structure(params) != jax.tree.structure(base_params):
         raise ValueError("params and base_params differ in structure")
@@ -226,7 +226,12 @@ def infer_specs(
             raise ValueError(
                 f"parameter {name} has shape {shape}, in the base model {base_shape}"
             )
-        axes = _axes_of_kind(kinds.pop(name, None), shape, base_shape)
+        kind = kinds.pop(name, None)
+        axes = _axes_of_kind(kind, shape, base_shape)
+        if kind is not None and axes.kind != kind:
+            raise ValueError(
+                f"kind {kind!r} of parameter {name} does not fit its shape {shape}"
+            )
         return ParamSpec(axes, shape, base_shape)
 
     specs = jax.tree_util.tree_map_with_path(spec, params, base_params)
@@ -242,8 +247,10 @@ def _axes_of_kind(kind: Kind | None, shape: Shape, base_shape: Shape) -> Axes:
     ]
     if len(shape) < 2 or kind in ("vector", "scalar"):
         return Axes(fan_in=(), fan_out=tuple(names))
-    if kind in ("hidden", "output"):
-        names[-2] = "width"
-    if kind in ("hidden", "input"):
-        names[-1] = "width"
+    if kind is not None:  # what is said wins over what the sizes suggest
+        if kind in ("input", "fixed"):
+            names[:-1] = ["fixed"] * (len(shape) - 1)
+        else:
+            names[-2] = "width"
+        names[-1] = "width" if kind in ("hidden", "input") else "fixed"
     return Axes(fan_in=tuple(names[:-1]), fan_out=(names[-1],))
