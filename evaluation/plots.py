@@ -1,0 +1,272 @@
+"""Figures of an evaluation, as SVG text or PNG bytes.
+
+Every optimizer keeps one colour and one marker in all figures (Okabe and Ito's palette,
+which stays distinct with colour-blind vision, and marker and dash in black and white).
+Figures are objects: nothing touches pyplot's global state or needs a display.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import matplotlib.lines
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from evaluation.results import EvalRow
+from evaluation.suite import ADAM, ADAMW, LEARNED, MU_ADAM, OPTIMIZERS, SGDM, CellTuning
+
+_STYLES: dict[str, tuple[str, str, Any]] = {  # colour, marker, line
+    LEARNED: ("#D55E00", "o", "-"),
+    ADAM: ("#0072B2", "s", "-"),
+    MU_ADAM: ("#56B4E9", "D", "--"),
+    ADAMW: ("#009E73", "^", "-."),
+    SGDM: ("#CC79A7", "v", ":"),
+}
+_OTHER: tuple[str, str, Any] = ("#666666", "x", "-")
+_RC: dict[Any, Any] = {
+    "font.size": 9.5,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "evaluation",
+}
+
+
+def svg(figure: Figure) -> str:
+    """The `<svg>` element of a figure, without XML header, metadata or clock."""
+    with matplotlib.rc_context(_RC):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """A figure as PNG, for pages that cannot show SVG."""
+    with matplotlib.rc_context(_RC):
+        buffer = io.BytesIO()
+        FigureCanvasAgg(figure)
+        figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def plot_curves(rows: Sequence[EvalRow]) -> Figure:
+    """Training loss over steps, one panel a cell; band: all seeds, line: their mean."""
+    cells = list(dict.fromkeys(row.cell for row in rows))
+    figure, panels = _panels(len(cells))
+    for axes, cell in zip(panels, cells, strict=True):
+        here = [row for row in rows if row.cell == cell]
+        for name in _names(here):
+            curves = np.asarray([row.curve for row in here if row.optimizer == name])
+            _draw_curves(axes, curves, name)
+        axes.set_yscale("log")
+        axes.set_title(cell)
+        axes.set_xlabel("inner step")
+        axes.set_xlim(0, here[0].steps)
+        _limit_losses(axes, here)
+    _label_left(panels, "training loss (nats)")
+    return _with_legend(figure, _names(rows))
+
+
+def plot_widths(rows: Sequence[EvalRow]) -> Figure:
+    """Mean loss against width; each dot a seed, the line through their means."""
+    wide = [row for row in rows if row.axis in ("trained", "width")]
+    figure, (axes,) = _panels(1, width=6.2, height=3.4)
+    names = _names([row for row in wide if row.axis == "width"] or wide)
+    widths = sorted({row.widths[0] for row in wide})
+    for offset, name in enumerate(names):
+        colour, marker, line = _STYLES.get(name, _OTHER)
+        # Side by side: seeds of different optimizers must not hide one another.
+        shift = 1.06 ** (offset - (len(names) - 1) / 2)
+        here = [row for row in wide if row.optimizer == name]
+        points = {w: [r.mean_loss for r in here if r.widths[0] == w] for w in widths}
+        points = {w: losses for w, losses in points.items() if losses}
+        for width, losses in points.items():
+            x = [width * shift] * len(losses)
+            axes.plot(x, losses, ".", color=colour, alpha=0.45, markersize=5)
+        axes.plot(
+            [width * shift for width in points],
+            [np.mean(losses) for losses in points.values()],
+            color=colour,
+            marker=marker,
+            linestyle=line,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(widths, [str(width) for width in widths])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("width")
+    axes.set_ylabel("mean training loss (nats)")
+    axes.set_ylim(bottom=0)
+    return _with_legend(figure, names)
+
+
+def plot_tunings(tunings: Sequence[CellTuning]) -> Figure:
+    """The criterion against the learning rate, one panel a tuning; a ring: chosen."""
+    figure, panels = _panels(len(tunings))
+    for axes, (cell, name, tuning) in zip(panels, tunings, strict=True):
+        colour, marker, _ = _STYLES.get(name, _OTHER)
+        for schedule, line in (("constant", "--"), ("cosine", "-")):
+            points = [p for p in tuning.points if p.schedule == schedule]
+            points.sort(key=lambda point: point.learning_rate)
+            axes.plot(
+                [point.learning_rate for point in points],
+                [point.mean_loss for point in points],
+                color=colour,
+                marker=marker,
+                markersize=3.5,
+                linestyle=line,
+                label=schedule,
+            )
+        axes.plot(
+            [tuning.learning_rate],
+            [tuning.mean_loss],
+            "o",
+            markersize=11,
+            markerfacecolor="none",
+            color="black",
+        )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        _plain_log_ticks(axes)
+        axes.set_title(f"{name}: {cell}")
+        axes.set_xlabel("learning rate")
+        axes.legend(fontsize=8)
+    _label_left(panels, "mean loss (nats)")
+    figure.tight_layout()
+    return figure
+
+
+def plot_training(metrics: Sequence[Mapping[str, Any]]) -> Figure:
+    """Meta-training: the meta-loss of every outer step, smoothed, and validations.
+
+    Args:
+        metrics: rows with `step` and one or both of `meta_loss` (of the perturbed
+            particles, windows of any age) and `held_out_loss` (of the averaged θ).
+    """
+    figure, (axes,) = _panels(1, width=7.2, height=3.2)
+    losses = _column(metrics, "meta_loss")
+    if len(losses):
+        steps, values = losses.T
+        axes.plot(steps, values, color="#bbbbbb", linewidth=0.7, label="meta-loss")
+        span = max(1, len(values) // 50)
+        if span > 1:
+            smooth = np.convolve(values, np.ones(span) / span, mode="valid")
+            label = f"mean of {span} steps"
+            axes.plot(steps[span - 1 :], smooth, color="#0072B2", label=label)
+    held_out = _column(metrics, "held_out_loss")
+    if len(held_out):
+        best = held_out[np.argmin(held_out[:, 1])]
+        axes.plot(*held_out.T, "o-", color="#D55E00", markersize=4, label="held out")
+        axes.plot(*best, "o", markersize=11, markerfacecolor="none", color="black")
+    axes.set_yscale("log")
+    _plain_log_ticks(axes)
+    axes.set_xlabel("outer step")
+    axes.set_ylabel("normalized loss (1 = chance)")
+    if len(losses) or len(held_out):
+        axes.legend()
+    figure.tight_layout()
+    return figure
+
+
+def _column(metrics: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """Steps and finite values `[n, 2]` of one metric."""
+    pairs = [(row["step"], row[name]) for row in metrics if name in row]
+    finite = [(step, value) for step, value in pairs if math.isfinite(value)]
+    return np.asarray(finite, np.float64).reshape(-1, 2)
+
+
+def _names(rows: Sequence[EvalRow]) -> list[str]:
+    present = dict.fromkeys(row.optimizer for row in rows)
+    known = [name for name in OPTIMIZERS if name in present]
+    return known + [name for name in present if name not in OPTIMIZERS]
+
+
+def _draw_curves(axes: Axes, curves: np.ndarray, name: str) -> None:
+    """Mean and range over seeds `[R, H]`, smoothed so that curves can be told apart."""
+    colour, _, line = _STYLES.get(name, _OTHER)
+    span = max(1, curves.shape[1] // 40)
+    kernel = np.ones(span) / span
+    smooth = np.stack([np.convolve(curve, kernel, mode="valid") for curve in curves])
+    steps = np.arange(span - 1, curves.shape[1])
+    # A diverged seed ends the lines where it stops being finite.
+    axes.fill_between(
+        steps, smooth.min(0), smooth.max(0), color=colour, alpha=0.15, linewidth=0
+    )
+    axes.plot(steps, smooth.mean(0), color=colour, linestyle=line, linewidth=1.5)
+
+
+def _limit_losses(axes: Axes, rows: Sequence[EvalRow]) -> None:
+    """Shows up to 1.5 × the first loss; what diverges leaves the panel at its top."""
+    finite = [x for row in rows for x in row.curve[-len(row.curve) // 4 :]]
+    finite = [x for x in finite if math.isfinite(x) and x > 0]
+    start = [row.curve[0] for row in rows if math.isfinite(row.curve[0])]
+    low, top = axes.get_ylim()
+    if start:
+        top = 1.5 * max(start)
+    if finite:
+        low = max(low, 0.5 * float(np.percentile(finite, 1)), 1e-5)
+    axes.set_ylim(min(low, top / 10), top)
+    _plain_log_ticks(axes)
+
+
+def _plain_log_ticks(axes: Axes) -> None:
+    """0.1 rather than 10⁻¹, and few enough labels that none overlap."""
+
+    def label(value: float, _: Any) -> str:
+        mantissa = value / 10 ** math.floor(math.log10(value))
+        return f"{value:g}" if round(mantissa, 3) in (1, 2, 5) else ""
+
+    low, high = axes.get_ylim()
+    narrow = low > 0 and high / low < 30
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(label) if narrow else NullFormatter())
+
+
+def _panels(
+    num: int, width: float | None = None, height: float = 2.9
+) -> tuple[Figure, list[Axes]]:
+    columns = min(3, num)
+    lines = math.ceil(num / columns) if num else 0
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(width or 3.4 * columns, height * max(lines, 1)))
+        grid = figure.subplots(max(lines, 1), max(columns, 1), squeeze=False)
+    panels = [axes for line in grid for axes in line]
+    for axes in panels[num:]:
+        axes.set_visible(False)
+    return figure, panels[:num]
+
+
+def _label_left(panels: Sequence[Axes], label: str) -> None:
+    for axes in panels[::3]:
+        axes.set_ylabel(label)
+
+
+def _with_legend(figure: Figure, names: Sequence[str]) -> Figure:
+    """One legend below all panels."""
+    handles = []
+    for name in names:
+        colour, marker, line = _STYLES.get(name, _OTHER)
+        handle = matplotlib.lines.Line2D(  # pyright: ignore
+            [], [], color=colour, marker=marker, linestyle=line, label=name
+        )
+        handles.append(handle)
+    room = 0.42 / figure.get_figheight()
+    figure.tight_layout(rect=(0, room, 1, 1))
+    figure.legend(handles=handles, loc="lower center", ncols=max(len(names), 1))
+    return figure

@@ -1,0 +1,185 @@
+"""Rows to statements: one optimizer in one cell, and who is better where.
+
+Every summary says of how many seeds it is made, how many of them diverged, and how it
+compares with tuned Adam seed by seed. Whose mean loss is lower is stated only where the
+paired interval says so; everything else is a tie.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+from evaluation.results import EvalRow
+from evaluation.statistics import Paired, mean_and_error, paired
+from evaluation.suite import ADAM, LEARNED, OPTIMIZERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One optimizer in one cell, over its seeds; losses in nats."""
+
+    cell: str
+    optimizer: str
+    num: int
+    """Seeds that were run."""
+    mean_loss: tuple[float, float]
+    """Mean and standard error over seeds, as all pairs here."""
+    final_loss: tuple[float, float]
+    valid_loss: tuple[float, float]
+    test_loss: tuple[float, float]
+    test_accuracy: tuple[float, float]
+    diverged: int
+    capped_steps: int
+    """Steps of all seeds together whose loss counted as the cap."""
+    seconds: float
+    """Mean wall time of a run."""
+    settings: str
+    """Learning rate and schedule, or that nothing was tuned."""
+    versus_adam: Paired | None
+    """Mean loss minus that of tuned Adam, on the seeds that both have."""
+
+
+def summarize(rows: Sequence[EvalRow]) -> list[Summary]:
+    """Summaries in the order of cells and of `OPTIMIZERS`."""
+    cells = list(dict.fromkeys(row.cell for row in rows))
+    names = dict.fromkeys(row.optimizer for row in rows)
+    order = [name for name in OPTIMIZERS if name in names]
+    order += [name for name in names if name not in OPTIMIZERS]
+    summaries = []
+    for cell in cells:
+        here = [row for row in rows if row.cell == cell]
+        for name in order:
+            if group := [row for row in here if row.optimizer == name]:
+                summaries.append(_summary(group, here))
+    return summaries
+
+
+def compare(
+    rows: Iterable[EvalRow], a: str, b: str, figure: str = "mean_loss"
+) -> Paired | None:
+    """Pairs two optimizers of one cell by seed; None if they share no seed."""
+    figures: dict[str, dict[int, float]] = {a: {}, b: {}}
+    for row in rows:
+        if row.optimizer in figures:
+            figures[row.optimizer][row.seed] = getattr(row, figure)
+    seeds = sorted(figures[a].keys() & figures[b].keys())
+    if not seeds:
+        return None
+    return paired([figures[a][s] for s in seeds], [figures[b][s] for s in seeds])
+
+
+def _summary(group: Sequence[EvalRow], here: Sequence[EvalRow]) -> Summary:
+    def over_seeds(figure: str) -> tuple[float, float]:
+        return mean_and_error([getattr(row, figure) for row in group])
+
+    first = group[0]
+    return Summary(
+        cell=first.cell,
+        optimizer=first.optimizer,
+        num=len(group),
+        mean_loss=over_seeds("mean_loss"),
+        final_loss=over_seeds("final_loss"),
+        valid_loss=over_seeds("valid_loss"),
+        test_loss=over_seeds("test_loss"),
+        test_accuracy=over_seeds("test_accuracy"),
+        diverged=sum(row.diverged for row in group),
+        capped_steps=sum(row.capped_steps for row in group),
+        seconds=mean_and_error([row.seconds for row in group])[0],
+        settings=_settings(first),
+        versus_adam=None
+        if first.optimizer == ADAM
+        else compare(here, first.optimizer, ADAM),
+    )
+
+
+def _settings(row: EvalRow) -> str:
+    about = row.provenance
+    if "learning_rate" not in about:
+        return "no tuning"
+    text = f"{format_rate(about['learning_rate'])} {about['schedule']}"
+    if about["tuned_at"] != row.cell:
+        return f"{text}, from “{about['tuned_at']}”"
+    return f"{text}, {about['tuning_runs']} runs"
+
+
+def format_rate(rate: float) -> str:
+    """A learning rate of the √2 grid, as `2^-4.5`."""
+    exponent = math.log2(rate)
+    return f"2^{exponent:g}" if (2 * exponent).is_integer() else f"{rate:.3g}"
+
+
+def headline(rows: Sequence[EvalRow]) -> str:
+    """One or two sentences: the paired figure in the trained cell, and who wins where.
+
+    A baseline that is lower than the learned optimizer is always named.
+    """
+    trained = next((row.cell for row in rows if row.axis == "trained"), None)
+    here = [row for row in rows if row.cell == trained]
+    difference = compare(here, LEARNED, ADAM)
+    if trained is None or difference is None:
+        return "The learned optimizer and tuned Adam share no run in the trained cell."
+    percent = 100.0 * (difference.ratio - 1.0)
+    relation = "below" if percent < 0 else "above"
+    verdict = {
+        "lower": "the learned optimizer wins",
+        "higher": "tuned Adam wins",
+        "tie": "a tie: the interval holds 0",
+    }[difference.verdict]
+    first = (
+        f"In the trained cell the learned optimizer's mean training loss is "
+        f"{abs(percent):.1f} % {relation} tuned Adam's: paired difference "
+        f"{format_paired(difference)}, lower on {difference.wins} of "
+        f"{difference.num} seeds ({verdict})."
+    )
+    return f"{first} {_elsewhere(rows)}".strip()
+
+
+def _elsewhere(rows: Sequence[EvalRow]) -> str:
+    cells = list(dict.fromkeys(row.cell for row in rows))
+    won, lost = [], []
+    for cell in cells:
+        here = [row for row in rows if row.cell == cell]
+        for name in OPTIMIZERS[1:]:
+            difference = compare(here, LEARNED, name)
+            if difference and difference.verdict == "higher":
+                lost.append(f"{name} ({cell})")
+            if difference and difference.verdict == "lower" and name == ADAM:
+                won.append(cell)
+    parts = []
+    if won:
+        parts.append(f"It is lower than tuned Adam in: {', '.join(won)}.")
+    if lost:
+        parts.append(f"Baselines that are lower than it: {', '.join(lost)}.")
+    else:
+        parts.append("No baseline is lower than it in any cell.")
+    return " ".join(parts)
+
+
+def scaling_lines(rows: Sequence[EvalRow]) -> list[str]:
+    """The learned optimizer's mean loss in each cell relative to its trained cell."""
+    means = {
+        summary.cell: summary
+        for summary in summarize([row for row in rows if row.optimizer == LEARNED])
+    }
+    trained = next((row.cell for row in rows if row.axis == "trained"), None)
+    if trained not in means:
+        return []
+    own = means[trained].mean_loss[0]
+    return [
+        f"{cell}: {summary.mean_loss[0] / own:.2f} × its own mean loss in “{trained}”, "
+        f"final loss {summary.final_loss[0]:.4f}"
+        for cell, summary in means.items()
+        if cell != trained
+    ]
+
+
+def format_error(value: tuple[float, float]) -> str:
+    """A mean and its standard error."""
+    return f"{value[0]:.4f} ± {value[1]:.4f}"
+
+
+def format_paired(difference: Paired) -> str:
+    """A mean difference and its interval."""
+    return f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
