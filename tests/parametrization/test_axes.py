@@ -68,7 +68,7 @@ def test_no_name_both_grows_and_does_not():
     ],
 )
 def test_bad_strings_are_refused(text, word):
-    with pytest.raises(ValueError, match="ax[ei]s") as info:
+    with pytest.raises(ValueError, match=r"ax[ei]s") as info:
         Axes.parse(text)
     assert word in str(info.value)
     assert "\n" not in str(info.value)
