@@ -102,24 +102,25 @@ def _parse(read: Callable[[], T], arguments: Sequence[str]) -> T:
 
 def _one_line(text: str) -> str:
     """The first block of tyro's framed message, with its suggestion if it has one."""
-    lines = [line.strip("│╭╮╰╯ ").strip() for line in text.splitlines()]
-    lines = [line for line in lines if line]
-    body = lines[1:] if len(lines) > 1 else lines
+    frame = "│╭╮╰╯─|+- "
+    lines = [line.strip("│| ") for line in text.splitlines()]
     blocks: list[list[str]] = [[]]
-    for line in body:
-        if set(line) <= {"─"}:
+    for line in lines[1:]:  # the first line is the frame's title
+        if line and not line.strip(frame):
             blocks.append([])
-        else:
-            blocks[-1].append(line)
+        elif line:
+            blocks[-1].append(line.strip())
+    blocks = [block for block in blocks if block] or [[text]]
     message = " ".join(blocks[0])
     message = re.sub(r"Error parsing (__tyro[^:]*|\{[^}]*\}): ", "", message)
     message = message.replace("Unrecognized options:", "unknown field or value:")
+    message = message.replace("Error parsing ", "")
     for block in blocks[1:]:
-        flags = re.findall(r"(?<!\S)--[\w.-]+(?: [A-Z{|}\[\]. ]+)?", " ".join(block))
-        if block and block[0].startswith(("Perhaps you meant", "Argument helptext")):
-            expected = flags[0].strip() if flags else " ".join(block[1:])
+        if block[0].startswith(("Perhaps you meant", "Argument helptext")):
+            flags = [line for line in block if line.startswith("-")]
+            expected = flags[0] if flags else " ".join(block[1:])
             word = "perhaps you meant" if "Perhaps" in block[0] else "expected"
             return f"{message}; {word} {expected}"
-        if block and block[0].startswith("Available subcommands"):
+        if block[0].startswith("Available subcommands"):
             return f"{message}; {block[0]}"
     return message

@@ -1,0 +1,168 @@
+"""Judges an artifact: `python -m experiments.evaluate --artifact DIR --suite quickstart`.
+
+Writes `rows.jsonl` (every run), `report.html` (one static file) and prints the same
+table. Baselines are tuned anew per cell and cached; an evaluation that is already done
+for this artifact and suite is not repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from evaluation.report import write_report
+from evaluation.results import EvalRow, missing_runs, read_rows, write_rows
+from evaluation.suite import SEEDS, evaluate_suite, expected_runs
+from evaluation.tables import text_summary
+from experiments import command_line, run_directory
+from experiments.command_line import InputError, reported
+from experiments.serialization import encode
+from lopt.artifact import Artifact
+from lopt.integrity import SUMS
+from tasks.suites import SUITES
+
+ROWS, REPORT, STAMP = "rows.jsonl", "report.html", "evaluation.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Evaluates a released optimizer against tuned baselines."""
+
+    artifact: Path
+    """Folder of the released optimizer."""
+    suite: Literal["quickstart"] = "quickstart"
+    """Named suite of cells: which widths, depths and horizons."""
+    out_dir: Path | None = None
+    """Where rows.jsonl and report.html go; by default beside the artifact."""
+    cache_dir: Path = Path("runs/cache")
+    """Where tuned baselines are kept."""
+
+
+def evaluate(arguments: Evaluate, command: str) -> Path:
+    """Evaluates, reports and prints; done work is not repeated.
+
+    Args:
+        arguments: what to evaluate and where to write.
+        command: shown in the report: how to make it again.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        InputError: if the artifact is damaged or the folder cannot be written.
+    """
+    with reported():
+        artifact = Artifact.load(arguments.artifact)
+    out_dir = arguments.out_dir or arguments.artifact.absolute().parent
+    suite = SUITES[arguments.suite]
+    stamp = _stamp(arguments.artifact, arguments.suite)
+    report = out_dir / REPORT
+    rows = _finished(out_dir, stamp, list(expected_runs(suite)))
+    if rows is not None:
+        print(f"{report} is up to date")
+        print(text_summary(rows))
+        return report
+    with reported():
+        for folder in (out_dir, arguments.cache_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+            run_directory.write_atomically(folder / ".writable", "")
+            (folder / ".writable").unlink()
+    (out_dir / STAMP).unlink(missing_ok=True)
+    begin = time.monotonic()
+    rows, tunings = evaluate_suite(
+        artifact, suite, arguments.cache_dir, report=lambda line: print(line, flush=True)
+    )
+    environment = _environment(command) | {
+        "evaluation took": f"{time.monotonic() - begin:.0f} s",
+        "reported seeds": ", ".join(map(str, SEEDS)),
+    }
+    with reported():
+        write_rows(out_dir / ROWS, rows)
+        write_report(
+            report,
+            f"A learned optimizer on the {arguments.suite} suite",
+            rows,
+            tunings,
+            _training_rows(arguments.artifact),
+            {"artifact": dict(artifact.provenance), "suite": encode(suite)},
+            environment,
+            missing_runs(rows, expected_runs(suite)),
+        )
+        run_directory.write_atomically(out_dir / STAMP, json.dumps(stamp) + "\n")
+    print(text_summary(rows))
+    print(f"report: {report}")
+    return report
+
+
+def _stamp(artifact: Path, suite: str) -> dict[str, Any]:
+    """What an evaluation is of; equal stamps mean that it need not be repeated."""
+    cells = json.dumps(encode(SUITES[suite]), sort_keys=True)
+    return {
+        "artifact": hashlib.sha256((artifact / SUMS).read_bytes()).hexdigest(),
+        "suite": hashlib.sha256(cells.encode()).hexdigest(),
+        "seeds": list(SEEDS),
+    }
+
+
+def _finished(
+    out_dir: Path, stamp: dict[str, Any], expected: list[tuple[str, str, int]]
+) -> list[EvalRow] | None:
+    """The rows of a finished evaluation with this stamp, if there is one."""
+    try:
+        if json.loads((out_dir / STAMP).read_text()) != stamp:
+            return None
+        rows = read_rows(out_dir / ROWS)
+    except (OSError, ValueError):
+        return None
+    if missing_runs(rows, expected) or not (out_dir / REPORT).is_file():
+        return None
+    return rows
+
+
+def _training_rows(artifact: Path) -> list[dict[str, Any]]:
+    """Metrics of the run that the artifact lies in, if it does."""
+    folder = artifact.absolute().parent
+    names = (run_directory.METRICS, run_directory.VALIDATION)
+    return [row for name in names for row in run_directory.read_rows(folder / name)]
+
+
+def _environment(command: str) -> dict[str, Any]:
+    return {
+        "command": command,
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "backend": jax.default_backend(),
+        "Python": platform.python_version(),
+        "JAX": jax.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown processor"
+
+
+def main() -> None:
+    """Command line."""
+    program = "python -m experiments.evaluate"
+    arguments = command_line.parse(Evaluate, program, sys.argv[1:])
+    if not arguments.artifact.is_dir():
+        raise InputError(f"--artifact {arguments.artifact} is not a folder")
+    evaluate(arguments, f"{program} {' '.join(sys.argv[1:])}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
