@@ -76,7 +76,10 @@ class Golden:
             for name, p in params.items()
         }
         inputs = jax.tree.map(dtype, (self.theta(), params, self.group("grads")))
-        return jax.tree.map(np.asarray, jax.jit(whole)(*inputs))
+        # Half the compile time; the numbers are the same.
+        options = {"xla_backend_optimization_level": 0}
+        compiled = jax.jit(whole, compiler_options=options)
+        return jax.tree.map(np.asarray, compiled(*inputs))
 
 
 @pytest.fixture(scope="module", params=["small_fc_step0.001", "small_fc_step0.01"])
@@ -162,5 +165,5 @@ def test_final_accumulators(reference, theirs):
 
 
 def test_updates_are_counted(reference):
-    assert reference.f32[1].count == reference.arrays["final/iteration"] == 12
-    assert reference.f32[1].count.dtype == jnp.int32
+    assert reference.f32[1].step == reference.arrays["final/iteration"] == 12
+    assert reference.f32[1].step.dtype == jnp.int32
