@@ -77,9 +77,7 @@ def choose_preset(
 
 def parse(kind: Callable[..., T], program: str, arguments: Sequence[str]) -> T:
     """Reads the fields of a dataclass from `--field value`."""
-    return _parse(
-        lambda: tyro.cli(kind, prog=program, args=list(arguments)), arguments
-    )
+    return _parse(lambda: tyro.cli(kind, prog=program, args=list(arguments)), arguments)
 
 
 def _parse(read: Callable[[], T], arguments: Sequence[str]) -> T:

@@ -1,4 +1,4 @@
-"""Judges an artifact: `python -m experiments.evaluate --artifact DIR --suite quickstart`.
+"""Judges an artifact: `python -m experiments.evaluate --artifact DIR`.
 
 Writes `rows.jsonl` (every run), `report.html` (one static file) and prints the same
 table. Baselines are tuned anew per cell and cached; an evaluation that is already done
@@ -79,7 +79,10 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
     (out_dir / STAMP).unlink(missing_ok=True)
     begin = time.monotonic()
     rows, tunings = evaluate_suite(
-        artifact, suite, arguments.cache_dir, report=lambda line: print(line, flush=True)
+        artifact,
+        suite,
+        arguments.cache_dir,
+        report=lambda line: print(line, flush=True),
     )
     environment = _environment(command) | {
         "evaluation took": f"{time.monotonic() - begin:.0f} s",

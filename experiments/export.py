@@ -26,9 +26,7 @@ class Export:
 
 def main() -> None:
     """Command line."""
-    arguments = command_line.parse(
-        Export, "python -m experiments.export", sys.argv[1:]
-    )
+    arguments = command_line.parse(Export, "python -m experiments.export", sys.argv[1:])
     if arguments.out_dir.exists():
         raise InputError(f"{arguments.out_dir} exists already; choose a new folder")
     config, state = load_trained(arguments.run_dir)

@@ -21,7 +21,9 @@ def main() -> None:
     directory = train(QUICKSTART, "quickstart")
     artifact = directory / "artifact"
     print(f"2/2  evaluation (python -m experiments.evaluate --artifact {artifact})")
-    report = evaluate(Evaluate(artifact, cache_dir=Path("runs/cache")), "make quickstart")
+    report = evaluate(
+        Evaluate(artifact, cache_dir=Path("runs/cache")), "make quickstart"
+    )
     print(f"artifact: {artifact}\nreport:   {report}")
 
 

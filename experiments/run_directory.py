@@ -7,9 +7,9 @@
     checkpoints/       the complete state, newest few
     artifact/          the released optimizer
 
-A run directory belongs to one configuration. What only shows or stores may change when a
-run is continued, and a run may be made longer; anything else is refused with a list of
-what differs.
+A run directory belongs to one configuration. What only shows or stores may change when
+a run is continued, and a run may be made longer; anything else is refused with a list
+of what differs.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text())
     except OSError as error:
-        raise InputError(f"{path} is not a run directory: {file}: {error.strerror}") from None
+        raise InputError(
+            f"{path} is not a run directory: {file}: {error.strerror}"
+        ) from None
     except ValueError as error:
         raise InputError(f"{file} is damaged: {error}") from None
     if not isinstance(config, dict):

@@ -1,7 +1,7 @@
 """Configurations as JSON, and what differs between two of them.
 
-Plain nested objects: dataclasses by field, enums by name, tuples as lists. The reader is
-strict: an unknown or a missing field is an error that names it.
+Plain nested objects: dataclasses by field, enums by name, tuples as lists. The reader
+is strict: an unknown or a missing field is an error that names it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,6 @@ from metatrain.checkpoint import Checkpoints
 from metatrain.outer import MetaTraining, OuterState
 from tasks.base import Dataset
 
-
 FIRST_SEED = 2000
 """Validation runs have the seeds from here on; evaluations use others."""
 
@@ -127,9 +126,7 @@ def _start_or_resume(
 
 def _first_state(training: MetaTraining) -> TrainingState:
     outer = training.init()
-    best = Best(
-        jax.tree.map(jnp.copy, outer.theta), jnp.float32(jnp.inf), jnp.int32(0)
-    )
+    best = Best(jax.tree.map(jnp.copy, outer.theta), jnp.float32(jnp.inf), jnp.int32(0))
     return TrainingState(outer, best)
 
 
@@ -185,7 +182,7 @@ class _Recorder:
         """Writes what is pending and shows the last of it."""
         if not self._pending:
             return
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"step": step} | {name: float(x) for name, x in sorted(metrics.items())}
             for step, metrics in self._pending
         ]
@@ -224,7 +221,9 @@ def _validate(
     if float(loss) < float(best.loss):
         # Copies: the outer state's own buffers are donated to the next step.
         return Best(
-            jax.tree.map(jnp.copy, outer.average), jnp.float32(loss), jnp.copy(outer.step)
+            jax.tree.map(jnp.copy, outer.average),
+            jnp.float32(loss),
+            jnp.copy(outer.step),
         )
     return best
 

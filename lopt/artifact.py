@@ -3,8 +3,8 @@
 `model.safetensors` holds the network under the names, shapes and orientation that PyLO
 reads; `config.json` holds at top level exactly the keys that PyLO reads and, nested
 below them, everything else that the optimizer is: decays and their learned offsets,
-floors, feature names, parametrization and base. `SHA256SUMS` covers both, and the folder
-appears by one rename. Nothing is ever unpickled.
+floors, feature names, parametrization and base. `SHA256SUMS` covers both, and the
+folder appears by one rename. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Artifact:
     optimizer: SmallFC
     theta: Theta
     base: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Base width and depth of the tasks of meta-training, where μP multipliers are 1."""
+    """Base width and depth of meta-training, where μP multipliers are 1."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """How θ was made: configuration, step, data, versions; any JSON."""
 
@@ -242,7 +242,10 @@ def _from_pylo(optimizer: SmallFC, path: Path) -> dict[str, Any]:
     for i, name in enumerate(_layer_names(optimizer)):
         kernel = _take(tensors, f"{name}.weight", (sizes[i + 1], sizes[i]), path)
         bias = _take(tensors, f"{name}.bias", (sizes[i + 1],), path)
-        theta[f"layer_{i}"] = {"kernel": jnp.asarray(kernel.T), "bias": jnp.asarray(bias)}
+        theta[f"layer_{i}"] = {
+            "kernel": jnp.asarray(kernel.T),
+            "bias": jnp.asarray(bias),
+        }
     if tensors:
         raise ValueError(f"{path} holds unknown tensors: {sorted(tensors)}")
     return theta

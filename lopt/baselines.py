@@ -38,7 +38,7 @@ def learning_rate_schedule(
     if schedule == "constant":
         return lambda count: learning_rate
 
-    def cosine(count: jax.Array) -> jax.Array:
+    def cosine(count: jax.typing.ArrayLike) -> jax.Array:
         done = jnp.minimum(count / num_steps, 1.0)
         return learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
 
@@ -129,9 +129,7 @@ class SGD:
         schedule = learning_rate_schedule(
             theta["learning_rate"], self.schedule, num_steps
         )
-        return optax.with_extra_args_support(
-            optax.sgd(schedule, self.momentum or None)
-        )
+        return optax.with_extra_args_support(optax.sgd(schedule, self.momentum or None))
 
 
 Baseline = Adam | SGD

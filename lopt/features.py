@@ -5,9 +5,9 @@ and accumulators, and by 11 numbers that tell the time. Each of the 28 is divide
 root mean square over the tensor, so the description does not depend on the scale of the
 loss or of the parametrization.
 
-Only some of the 28 differ from element to element: in a tensor of rank ≥ 2 twelve depend
-on the row or on the column alone. `Inputs` keeps the three groups apart, which lets
-`per_parameter_mlp` do the work of the twelve on vectors.
+Only some of the 28 differ from element to element: in a tensor of rank ≥ 2 twelve
+depend on the row or on the column alone. `Inputs` keeps the three groups apart, which
+lets `per_parameter_mlp` do the work of the twelve on vectors.
 
 References:
     Metz et al., arXiv:2203.11860, Appendix A; the order is that of
@@ -75,7 +75,12 @@ class Layout(NamedTuple):
 def layout(num_decays: int) -> Layout:
     """Index of each group's features in `feature_names`."""
     names = feature_names(num_decays)
-    groups: dict[str, list[int]] = {"elementwise": [], "row": [], "column": [], "time": []}
+    groups: dict[str, list[int]] = {
+        "elementwise": [],
+        "row": [],
+        "column": [],
+        "time": [],
+    }
     for i, name in enumerate(names):
         stem = name.rpartition("_")[0]
         group = {

@@ -14,6 +14,7 @@ What is left is a product of the elementwise features (16 for rank ≥ 2, 22 bel
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ def init(
     """
     sizes = (num_inputs, *[hidden_size] * hidden_layers, outputs)
     layers = {}
-    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         normal = jax.random.truncated_normal(
             jax.random.fold_in(key, i), -2.0, 2.0, (fan_in, fan_out)
         )
@@ -71,7 +72,9 @@ def _first_layer(
     axes = accumulators.factored_axes(inputs.elementwise.shape[1:])
     if axes is None:
         merged = jnp.concatenate([inputs.elementwise, inputs.row])
-        merged_kernel = jnp.concatenate([elementwise_kernel, row_kernel + column_kernel])
+        merged_kernel = jnp.concatenate(
+            [elementwise_kernel, row_kernel + column_kernel]
+        )
         product = _scaled_product(merged, merged_kernel, epsilons)
         return product + jnp.broadcast_to(bias, product.shape)
     d1, d0 = axes

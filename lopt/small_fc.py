@@ -1,9 +1,9 @@
 """small_fc_lopt: a small network on Adafactor-style features, one step per parameter.
 
 Every parameter moves by `−direction·exp(magnitude·exp_mult)·step_mult·scale`, where the
-network computes direction and magnitude from the parameter's own features and `scale` is
-1 in the standard parametrization and base-fan-in/fan-in for hidden matrices in μP. That
-one factor is all that distinguishes μLO from the optimizer it grew from.
+network computes direction and magnitude from the parameter's own features and `scale`
+is 1 in the standard parametrization and base-fan-in/fan-in for hidden matrices in μP.
+That one factor is all that distinguishes μLO from the optimizer it grew from.
 
 References:
     Metz et al., Practical tradeoffs between memory, compute, and performance in learned
@@ -31,7 +31,7 @@ from parametrization.spec import ParamSpec
 class SmallFCState(NamedTuple):
     """State of the transformation."""
 
-    count: jax.Array  # [] int32, updates done
+    step: jax.Array  # [] int32, updates done
     tensors: Any  # tree of TensorState, parallel to the parameters
 
 
@@ -124,7 +124,7 @@ class SmallFC:
 
         def init(params: optax.Params) -> SmallFCState:
             return SmallFCState(
-                count=jnp.zeros([], jnp.int32),
+                step=jnp.zeros([], jnp.int32),
                 tensors=jax.tree.map(self._init_tensor, params),
             )
 
@@ -136,7 +136,9 @@ class SmallFC:
         ) -> tuple[optax.Updates, SmallFCState]:
             del extra_args
             if params is None:
-                raise ValueError("small_fc_lopt needs params: update(grads, state, params)")
+                raise ValueError(
+                    "small_fc_lopt needs params: update(grads, state, params)"
+                )
             grads, structure = jax.tree.flatten(updates)
             leaves = zip(
                 grads,
@@ -148,9 +150,9 @@ class SmallFC:
             steps, tensors = [], []
             for grad, param, tensor, spec in leaves:
                 tensor = self._accumulate(tensor, grad, complements)
-                steps.append(self._step(layers, grad, param, tensor, state.count, spec))
+                steps.append(self._step(layers, grad, param, tensor, state.step, spec))
                 tensors.append(tensor)
-            new_state = SmallFCState(state.count + 1, structure.unflatten(tensors))
+            new_state = SmallFCState(state.step + 1, structure.unflatten(tensors))
             return structure.unflatten(steps), new_state
 
         return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
@@ -174,7 +176,7 @@ class SmallFC:
         def one(grad: jax.Array, param: jax.Array, tensor: TensorState) -> jax.Array:
             tensor = self._accumulate(tensor, grad, complements)
             inputs = self._inputs(grad, param, tensor)
-            return features.all_features(inputs, state.count, self.epsilons)
+            return features.all_features(inputs, state.step, self.epsilons)
 
         return jax.tree.map(one, grads, params, state.tensors)
 
@@ -216,13 +218,13 @@ class SmallFC:
         grad: jax.Array,
         param: jax.Array,
         state: TensorState,
-        count: jax.Array,
+        step: jax.Array,
         spec: ParamSpec,
     ) -> jax.Array:
         if param.size == 0:
             return jnp.zeros_like(param)
         inputs = self._inputs(grad, param, state)
-        out = per_parameter_mlp.apply(layers, inputs, count, self.epsilons)
+        out = per_parameter_mlp.apply(layers, inputs, step, self.epsilons)
         scale = self.step_mult * self.rules.step_scale(spec)
         step = -scale * out[..., 0] * jnp.exp(self.exp_mult * out[..., 1])
         return step.reshape(param.shape).astype(param.dtype)

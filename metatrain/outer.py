@@ -1,8 +1,8 @@
 """The outer step: meta-gradient, clipping, AdamW on θ.
 
-`MetaTraining.step` is the only jitted function of meta-training. Its state holds no key:
-all randomness follows from the root seed and the outer step, so a run that is resumed
-goes on as if it had never stopped.
+`MetaTraining.step` is the only jitted function of meta-training. Its state holds no
+key: all randomness follows from the root seed and the outer step, so a run that is
+resumed goes on as if it had never stopped.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ evaluation and over pairs of perturbed θ in meta-training.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from lopt.base import LearnedOptimizer, Theta
@@ -63,5 +65,6 @@ def unroll(
             loss, aux = task.loss(state.params, stream(loss_key, "held out"), batch)
         return state, (loss, aux)
 
-    state, (losses, aux) = jax.lax.scan(body, state, (draws, loss_keys, held_draws))
+    xs: Any = (draws, loss_keys, held_draws)
+    state, (losses, aux) = jax.lax.scan(body, state, xs)
     return state, losses, aux

@@ -102,7 +102,7 @@ class Axes:
                 f"stacked axes come before fan-in and fan-out: cannot insert {name!r} "
                 f"at {index} in {str(self)!r}"
             )
-        stacked = self.stacked[:index] + (name,) + self.stacked[index:]
+        stacked = (*self.stacked[:index], name, *self.stacked[index:])
         return dataclasses.replace(self, stacked=stacked)
 
     def unstack(self, index: int) -> Axes:

@@ -6,8 +6,8 @@ forward pass, and the size of an optimizer's step. At the base shape n = 1 and a
 parametrizations agree bit for bit.
 
 The Adam-like column holds for any optimizer whose step is Θ(1) per element whatever the
-scale of the gradient: Adam, Lion, and learned optimizers whose inputs are normalized per
-tensor.
+scale of the gradient: Adam, Lion, and learned optimizers whose inputs are normalized
+per tensor.
 
 References:
     Yang et al., Tensor Programs V, arXiv:2203.03466, Table 8 (readout in the

@@ -192,7 +192,7 @@ def _check_annotated(boxed: Any) -> None:
         if not isinstance(leaf, Named):
             raise ValueError(
                 f"parameter {jax.tree_util.keystr(path)} of shape {leaf.shape} has no "
-                "role: declare it with named(initializer, 'fan-in axes -> fan-out axes')"
+                "role: declare it with named(initializer, 'fan-in -> fan-out')"
             )
 
 

@@ -1,9 +1,9 @@
 """The interface of a task: what an inner loop optimizes.
 
 A task is a frozen, hashable description, static under `jit`. Its data is not part of it
-but a pytree of device arrays that travels as an argument, and a batch is a function of a
-key. What is random about a batch (`draw`) is separated from fetching it (`batch`), so an
-unroll draws for a whole window at once and gathers inside its loop.
+but a pytree of device arrays that travels as an argument, and a batch is a function of
+a key. What is random about a batch (`draw`) is separated from fetching it (`batch`), so
+an unroll draws for a whole window at once and gathers inside its loop.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class ImageClassification:
 
     model: MLP = MLP()
     """The model that is trained."""
-    data: Digits = Digits()
+    data: images.Images = Digits()
     """The labelled images."""
     batch_size: int = 128
     """Images per batch, drawn with replacement."""

@@ -15,9 +15,9 @@ and the estimate is the mean over pairs. What is credited makes the estimator:
 * `episode`: one noise for the whole episode. This is noise-reuse ES (ES-Single).
 
 At fixed θ the sum of PES's estimates over an episode of M windows, divided by M, is
-unbiased for the gradient of the episode's mean window loss, smoothed by independent noise
-per window. Averaged over outer steps, *windows* weigh equally, not episodes: a long
-episode counts for as many windows as it has.
+unbiased for the gradient of the episode's mean window loss, smoothed by independent
+noise per window. Averaged over outer steps, *windows* weigh equally, not episodes: a
+long episode counts for as many windows as it has.
 
 References:
     Vicol et al., PES, arXiv:2112.13835, Algorithm 1; Vicol, ES-Single,

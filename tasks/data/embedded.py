@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -38,7 +39,7 @@ class Digits:
 
 @functools.cache
 def _load_digits() -> ImageDataset:
-    digits = load_digits()
+    digits: Any = load_digits()
     order = np.random.RandomState(0).permutation(len(digits.target))
     images = digits.images[order].astype(np.uint8)[..., None]
     return partition(images, digits.target[order], (1077, 1257, 1437))

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import itertools
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tasks.base import SPLITS, Split
+
+
+class Images(Protocol):
+    """A source of labelled images: a frozen, hashable description."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        ...
+
+    def load(self) -> ImageDataset:
+        """The dataset as device arrays."""
+        ...
 
 
 class ImageSplit(NamedTuple):
@@ -48,7 +67,7 @@ def partition(
     edges = (0, *bounds, len(images))
     parts = [
         ImageSplit(jnp.asarray(images[a:b]), jnp.asarray(labels[a:b], jnp.int32))
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
+        for a, b in itertools.pairwise(edges)
     ]
     train = images[: bounds[0]].astype(np.float64)
     return ImageDataset(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,12 +21,14 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[..., inputs]` to `[..., features]`."""
-        kernel = self.param(
+        kernel: Any = self.param(
             "kernel",
             initializer(f"{self.fan_in} -> {self.fan_out}"),
             (x.shape[-1], self.features),
         )
-        bias = self.param("bias", initializer(f"-> {self.fan_out}"), (self.features,))
+        bias: Any = self.param(
+            "bias", initializer(f"-> {self.fan_out}"), (self.features,)
+        )
         product = x @ kernel
         return product + jnp.broadcast_to(bias, product.shape)
 
@@ -44,12 +48,14 @@ class Readout(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[..., width]` to `[..., features]`."""
-        kernel = self.param(
+        kernel: Any = self.param(
             "kernel",
             initializer(f"{self.fan_in} -> {self.fan_out}"),
             (x.shape[-1], self.features),
         )
-        bias = self.param("bias", initializer(f"-> {self.fan_out}"), (self.features,))
+        bias: Any = self.param(
+            "bias", initializer(f"-> {self.fan_out}"), (self.features,)
+        )
         scale = self.rules.forward_scale(x.shape[-1], self.base_fan_in)
         product = scale * (x @ kernel)
         return product + jnp.broadcast_to(bias, product.shape)

@@ -46,9 +46,7 @@ class MLP:
 
     def specs(self, input_shape: tuple[int, ...], num_outputs: int) -> Any:
         """Specs of the parameters, with the base model beside."""
-        base = dataclasses.replace(
-            self, widths=(self.base_width,) * len(self.widths)
-        )
+        base = dataclasses.replace(self, widths=(self.base_width,) * len(self.widths))
         return param_specs(
             lambda key: self._boxed_init(key, input_shape, num_outputs),
             lambda key: base._boxed_init(key, input_shape, num_outputs),
@@ -56,7 +54,8 @@ class MLP:
 
     def apply(self, params: Any, x: jax.Array, num_outputs: int) -> jax.Array:
         """Logits `[B, num_outputs]` of inputs `[B, ...]`."""
-        return self._module(num_outputs).apply({"params": params}, x)
+        logits: Any = self._module(num_outputs).apply({"params": params}, x)
+        return logits
 
     def _boxed_init(
         self, key: jax.Array, input_shape: tuple[int, ...], num_outputs: int

@@ -1,9 +1,9 @@
 """PES on a toy whose meta-gradient is known in closed form.
 
-The toy is a linear state x ← a·x + w·θ with losses x², so an episode's loss is quadratic
-in θ and independent noise per window leaves its gradient unchanged: what PES must
-estimate is the gradient itself. Truncated ES does not see that θ moves the state with
-which later windows begin.
+The toy is a linear state x ← a·x + w·θ with losses x², so an episode's loss is
+quadratic in θ and independent noise per window leaves its gradient unchanged: what PES
+must estimate is the gradient itself. Truncated ES does not see that θ moves the state
+with which later windows begin.
 """
 
 from __future__ import annotations

@@ -19,9 +19,7 @@ def test_losses_are_divided_by_chance_and_capped():
 
 def test_what_stands_at_the_cap_has_diverged():
     normalized = Objective().normalize(jnp.array([1.0, 1e9, jnp.nan]), 1.0)
-    np.testing.assert_array_equal(
-        Objective().diverged(normalized), [False, True, True]
-    )
+    np.testing.assert_array_equal(Objective().diverged(normalized), [False, True, True])
 
 
 def test_a_bad_cap_is_named():

@@ -27,8 +27,9 @@ def test_lengths_are_log_uniform_multiples_of_the_window():
 def test_lengths_are_rounded_up_to_whole_windows(window):
     sample = draw(EpisodeLengths(100, 1000), window)
     assert np.all(sample % window == 0)
-    assert sample.min() == window * -(-100 // window)
-    assert sample.max() <= window * -(-1000 // window)
+    # 100 itself has probability zero, so 100 // window windows are too few.
+    assert sample.min() == window * (100 // window + 1)
+    assert sample.max() == window * -(-1000 // window)
 
 
 @pytest.mark.parametrize(("length", "window"), [(1000, 50), (400, 50), (1000, 1)])
@@ -46,7 +47,7 @@ def test_first_episodes_are_staggered_over_all_windows():
 
 
 def test_bad_bounds_are_named():
-    with pytest.raises(ValueError, match="lengths.minimum = 0"):
+    with pytest.raises(ValueError, match=r"lengths.minimum = 0"):
         EpisodeLengths(0, 10)
-    with pytest.raises(ValueError, match="lengths.maximum = 5 must be at least"):
+    with pytest.raises(ValueError, match=r"lengths.maximum = 5 must be at least"):
         EpisodeLengths(10, 5)

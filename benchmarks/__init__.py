@@ -1,0 +1,1 @@
+"""Measurements, comparable from run to run; never part of the tests."""

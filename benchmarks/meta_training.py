@@ -1,0 +1,164 @@
+"""Inner steps per second of whole outer steps: `python -m benchmarks.meta_training`.
+
+Each case runs in a process of its own, so that its compile time and peak memory are its
+own. Both members of every pair are counted, resets and batch gathering included; the
+product of two 2048×2048 float32 matrices is timed between the outer steps, and the rate
+is also shown scaled to a machine on which that product runs at 282 GFLOP/s, the one on
+which google/learned_optimization 32186aa was measured (jax 0.10.2, 2 cores).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+REFERENCE_GFLOPS = 282.0
+# (case, optimizer): inner steps/s of the peer where the product runs at 282 GFLOP/s
+PEER = {
+    ("small", "hidden 32"): 2480,
+    ("small", "hidden 4"): 3900,
+    ("small", "Adam"): 11600,
+    ("big", "hidden 32"): 10,
+    ("big", "Adam"): 160,
+}
+
+
+def measure(case: str, optimizer: str, seconds: float) -> dict[str, Any]:
+    """One row, in this process."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from lopt import Adam, SmallFC
+    from metatrain import (
+        EpisodeLengths,
+        EvolutionStrategy,
+        MetaTraining,
+        Objective,
+        OuterOptimizer,
+    )
+    from metatrain.outer import InnerTraining
+    from parametrization import ADAM_LIKE
+    from tasks import MLP, ImageClassification
+    from tasks.data.images import ImageDataset, partition
+
+    @dataclasses.dataclass(frozen=True)
+    class Synthetic:
+        """In-memory noise images with labels, 10,000 of them."""
+
+        image_shape: tuple[int, int, int]
+        num_classes: int = 10
+
+        def load(self) -> ImageDataset:
+            random = np.random.default_rng(0)
+            images = random.integers(0, 256, (10000, *self.image_shape), np.uint8)
+            labels = random.integers(0, self.num_classes, 10000)
+            return partition(images, labels, (8000, 8500, 9000))
+
+    shape, widths, window = {
+        "small": ((8, 8, 1), (32,), 50),
+        "big": ((32, 32, 3), (128, 128, 128), 20),
+    }[case]
+    task = ImageClassification(MLP(widths, base_width=32), Synthetic(shape))
+    if optimizer == "Adam":
+        lopt = Adam()
+    else:
+        hidden = int(optimizer.split()[-1])
+        lopt = SmallFC(hidden_size=hidden, rules=ADAM_LIKE)
+    training = MetaTraining(
+        InnerTraining(task, lopt, Objective()),
+        lopt,
+        EvolutionStrategy(truncation=window, lengths=EpisodeLengths(1000, 1000)),
+        OuterOptimizer(),
+        num_steps=5000,
+    )
+    dataset = task.load_data()
+    matrix = jnp.ones((2048, 2048)) * 0.5
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(matrix, matrix))
+
+    begin = time.perf_counter()
+    state, metrics = training.step(training.init(), dataset)
+    jax.block_until_ready(metrics)
+    first = time.perf_counter() - begin
+    steps, products = [], []
+    while sum(steps) < seconds:
+        begin = time.perf_counter()
+        state, metrics = training.step(state, dataset)
+        jax.block_until_ready(metrics)
+        steps.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        jax.block_until_ready(product(matrix, matrix))
+        products.append(time.perf_counter() - begin)
+    rate = training.inner_steps_per_step / statistics.median(steps)
+    gflops = 2 * 2048**3 / statistics.median(products) / 1e9
+    # Linux: RLIMIT's own counter survives exec; VmHWM is this program's alone.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "case": case,
+        "optimizer": optimizer,
+        "inner_steps_per_second": round(rate, 1),
+        "product_gflops": round(gflops, 1),
+        "scaled_to_282": round(rate * REFERENCE_GFLOPS / gflops, 1),
+        "peer_at_282": PEER.get((case, optimizer)),
+        "first_update_seconds": round(first, 2),
+        "peak_rss_mb": round(peak),
+        "outer_steps": len(steps),
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+        "machine": f"{platform.processor() or platform.machine()}",
+        "cores": os.cpu_count(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def main() -> None:
+    """Runs every case, prints a table and appends JSON lines."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=15.0, help="per case")
+    parser.add_argument("--only", help="one row, as 'small:hidden 32'")
+    parser.add_argument("--out", type=Path, help="file of JSON lines to append to")
+    arguments = parser.parse_args()
+    if arguments.only:
+        case, _, optimizer = arguments.only.partition(":")
+        print(json.dumps(measure(case, optimizer, arguments.seconds)))
+        return
+    rows = []
+    for case, optimizer in PEER:
+        command = [sys.executable, "-m", "benchmarks.meta_training"]
+        command += ["--only", f"{case}:{optimizer}"]
+        command += ["--seconds", str(arguments.seconds)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True)
+        rows.append(json.loads(output.stdout.splitlines()[-1]))
+        print(describe(rows[-1]), flush=True)
+    if arguments.out:
+        with arguments.out.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def describe(row: dict[str, Any]) -> str:
+    """One line of the table, the ratio to the peer last."""
+    ratio = row["scaled_to_282"] / row["peer_at_282"]
+    return (
+        f"{row['case']:>5} {row['optimizer']:<10} "
+        f"{row['inner_steps_per_second']:>9,.1f} inner steps/s   "
+        f"product {row['product_gflops']:>6.1f} GFLOP/s   "
+        f"scaled {row['scaled_to_282']:>9,.1f} /s   "
+        f"first update {row['first_update_seconds']:>5.1f} s   "
+        f"peak {row['peak_rss_mb']:>5} MB   peer {row['peer_at_282']:>6,} /s   "
+        f"× {ratio:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
