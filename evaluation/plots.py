@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,8 @@ def svg(figure: Figure) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    text = text[text.index("<svg") :]
+    return re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
 
 
 def png(figure: Figure, dpi: int = 150) -> bytes:
@@ -66,6 +68,7 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     return buffer.getvalue()
 
 
+@matplotlib.rc_context(_RC)
 def plot_curves(rows: Sequence[EvalRow]) -> Figure:
     """Training loss over steps, one panel a cell; band: all seeds, line: their mean."""
     cells = list(dict.fromkeys(row.cell for row in rows))
@@ -84,6 +87,7 @@ def plot_curves(rows: Sequence[EvalRow]) -> Figure:
     return _with_legend(figure, _names(rows))
 
 
+@matplotlib.rc_context(_RC)
 def plot_widths(rows: Sequence[EvalRow]) -> Figure:
     """Mean loss against width; each dot a seed, the line through their means."""
     wide = [row for row in rows if row.axis in ("trained", "width")]
@@ -116,6 +120,7 @@ def plot_widths(rows: Sequence[EvalRow]) -> Figure:
     return _with_legend(figure, names)
 
 
+@matplotlib.rc_context(_RC)
 def plot_tunings(tunings: Sequence[CellTuning]) -> Figure:
     """The criterion against the learning rate, one panel a tuning; a ring: chosen."""
     figure, panels = _panels(len(tunings))
@@ -152,6 +157,7 @@ def plot_tunings(tunings: Sequence[CellTuning]) -> Figure:
     return figure
 
 
+@matplotlib.rc_context(_RC)
 def plot_training(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     """Meta-training: the meta-loss of every outer step, smoothed, and validations.
 
@@ -241,11 +247,10 @@ def _plain_log_ticks(axes: Axes) -> None:
 def _panels(
     num: int, width: float | None = None, height: float = 2.9
 ) -> tuple[Figure, list[Axes]]:
-    columns = min(3, num)
-    lines = math.ceil(num / columns) if num else 0
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(width or 3.4 * columns, height * max(lines, 1)))
-        grid = figure.subplots(max(lines, 1), max(columns, 1), squeeze=False)
+    columns = min(3, max(num, 1))
+    lines = max(1, math.ceil(num / columns))
+    figure = Figure(figsize=(width or 3.6 * columns, height * lines))
+    grid = figure.subplots(lines, columns, squeeze=False)
     panels = [axes for line in grid for axes in line]
     for axes in panels[num:]:
         axes.set_visible(False)
@@ -266,7 +271,8 @@ def _with_legend(figure: Figure, names: Sequence[str]) -> Figure:
             [], [], color=colour, marker=marker, linestyle=line, label=name
         )
         handles.append(handle)
-    room = 0.42 / figure.get_figheight()
+    columns = max(1, min(len(names), int(figure.get_figwidth() / 1.75)))
+    room = (0.2 + 0.22 * math.ceil(len(names) / columns)) / figure.get_figheight()
     figure.tight_layout(rect=(0, room, 1, 1))
-    figure.legend(handles=handles, loc="lower center", ncols=max(len(names), 1))
+    figure.legend(handles=handles, loc="lower center", ncols=columns)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from evaluation.summary import headline, scaling_lines
 _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1180px; padding: 2rem 1.5rem 4rem; color: #1c2430;
+body { margin: 0 auto; max-width: 1260px; padding: 2rem 1.5rem 4rem; color: #1c2430;
   background: #fff; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
   "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 1rem; }
@@ -31,7 +32,7 @@ p { max-width: 52rem; margin: .5rem 0; }
   max-width: none; }
 .note, figcaption { color: #556070; font-size: .88rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; width: 100%;
+table { border-collapse: collapse; font-size: .82rem; width: 100%;
   font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: #556070; padding: .35rem .7rem .35rem 0;
   border-bottom: 2px solid #c4ccd6; white-space: nowrap; }
@@ -144,7 +145,8 @@ def _section(
     if not data:
         return ""
     caption = "".join(html.escape(note) for note in notes)
-    drawing = plots.svg(plot(data))
+    # Inside HTML the names of XML vocabularies are not needed.
+    drawing = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", plots.svg(plot(data)))
     # Ids of clip paths repeat between figures and would be looked up across them.
     slug = heading.lower().replace(" ", "-")
     drawing = drawing.replace('id="', f'id="{slug}-')

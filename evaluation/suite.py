@@ -11,16 +11,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from evaluation import run
 from evaluation.results import EvalRow
-from evaluation.tune import Tuning, tune
+from evaluation.tune import Scheduled, Tuning, scheduled_theta, tune
 from lopt.artifact import Artifact
-from lopt.baselines import SGD, Adam, Baseline
+from lopt.baselines import SGD, Adam, Baseline, Schedule
 from parametrization.rules import ADAM_LIKE, STANDARD, Rules
 from tasks.classification import ImageClassification
 from tasks.suites import Cell, Suite
@@ -33,6 +32,8 @@ MU_ADAM = "μAdam, transferred"
 OPTIMIZERS = (LEARNED, ADAM, MU_ADAM, ADAMW, SGDM)
 """Names of rows, in the order of tables."""
 SEEDS = (0, 1, 2, 3, 4)
+WORKERS = 2
+"""Jobs at once: one compiles, on one core, while another trains."""
 
 BASELINES: dict[str, Baseline] = {
     ADAM: Adam(),
@@ -76,6 +77,16 @@ def parametrize(
     return dataclasses.replace(task, model=model)
 
 
+class _Outcome(NamedTuple):
+    """What one job of a suite returns."""
+
+    cell: Cell
+    name: str
+    rows: list[EvalRow]
+    tuning: Tuning | None
+    seconds: float
+
+
 def evaluate_suite(
     artifact: Artifact,
     suite: Suite,
@@ -98,28 +109,43 @@ def evaluate_suite(
     trained = [cell for cell in suite if cell.axis == "trained"]
     if len(trained) != 1:
         raise ValueError(f"the suite has {len(trained)} trained cells, must have one")
-    rows: list[EvalRow] = []
-    tunings: dict[tuple[str, str], Tuning] = {}
-    for cell in (*trained, *(cell for cell in suite if cell.axis != "trained")):
-        for name in optimizers(cell):
-            begin = time.perf_counter()
-            if name == LEARNED:
-                new = _learned_rows(artifact, cell, seeds)
-            elif name == MU_ADAM:
-                tuning = tunings[trained[0].name, ADAM]
-                new = _transferred_rows(tuning, trained[0], cell, seeds)
-            else:
-                task = parametrize(cell.task, STANDARD)
-                tuning = tune(
-                    task, BASELINES[name], cell.num_steps, cache_dir=cache_dir
-                )
-                tunings[cell.name, name] = tuning
-                new = _baseline_rows(name, BASELINES[name], tuning, task, cell, seeds)
-            rows += new
-            report(_line(cell, name, new, time.perf_counter() - begin))
-    order = [cell.name for cell in suite]
-    rows.sort(key=lambda row: order.index(row.cell))
-    return rows, [CellTuning(*where, tuning) for where, tuning in tunings.items()]
+    # What is waited for first, then the widest: it takes longest.
+    jobs = [(cell, name) for cell in suite for name in optimizers(cell)]
+    jobs.sort(key=lambda job: -max(job[0].task.model.widths))
+    jobs.sort(key=lambda job: job != (trained[0], ADAM))
+
+    def work(cell: Cell, name: str) -> _Outcome:
+        begin = time.perf_counter()
+        tuning = None
+        if name == LEARNED:
+            rows = _learned_rows(artifact, cell, seeds)
+        elif name == MU_ADAM:
+            rows = _transferred_rows(adam.result().tuning, trained[0], cell, seeds)
+        else:
+            rows, tuning = _tuned_rows(name, cell, seeds, cache_dir)
+        return _Outcome(cell, name, rows, tuning, time.perf_counter() - begin)
+
+    outcomes = []
+    with ThreadPoolExecutor(WORKERS) as pool:
+        # Begun before all others, so no job can wait for one that never begins.
+        adam = pool.submit(work, *jobs[0])
+        pending = [adam, *(pool.submit(work, *job) for job in jobs[1:])]
+        try:
+            for done in as_completed(pending):
+                outcomes.append(done.result())
+                report(_line(outcomes[-1]))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    order = [(cell.name, name) for cell in suite for name in optimizers(cell)]
+    outcomes.sort(key=lambda outcome: order.index((outcome.cell.name, outcome.name)))
+    rows = [row for outcome in outcomes for row in outcome.rows]
+    tunings = [
+        CellTuning(outcome.cell.name, outcome.name, outcome.tuning)
+        for outcome in outcomes
+        if outcome.tuning is not None
+    ]
+    return rows, tunings
 
 
 def _learned_rows(
@@ -132,6 +158,21 @@ def _learned_rows(
     return _rows(LEARNED, cell, task, seeds, result, about)
 
 
+def _tuned_rows(
+    name: str, cell: Cell, seeds: Sequence[int], cache_dir: str | Path | None
+) -> tuple[list[EvalRow], Tuning]:
+    baseline = BASELINES[name]
+    task = parametrize(cell.task, STANDARD)
+    tuning = tune(task, baseline, cell.num_steps, cache_dir=cache_dir)
+    provenance = {
+        "tuned_at": cell.name,
+        "tuning_runs": tuning.num_runs,
+        "tuning_inner_steps": tuning.inner_steps,
+    }
+    rows = _baseline_rows(name, baseline, tuning, task, cell, seeds, provenance)
+    return rows, tuning
+
+
 def _baseline_rows(
     name: str,
     baseline: Baseline,
@@ -139,24 +180,20 @@ def _baseline_rows(
     task: ImageClassification,
     cell: Cell,
     seeds: Sequence[int],
-    tuned_at: str | None = None,
+    provenance: dict[str, Any],
 ) -> list[EvalRow]:
-    lopt = dataclasses.replace(baseline, schedule=tuning.schedule)
-    theta = {"learning_rate": jnp.full(len(seeds), tuning.learning_rate)}
-    result = run.evaluate_each(task, lopt, theta, cell.num_steps, seeds)
-    about = {
-        "learning_rate": tuning.learning_rate,
-        "schedule": tuning.schedule,
-        "tuned_at": tuned_at or cell.name,
-        "tuning_runs": 0 if tuned_at else tuning.num_runs,
-        "tuning_inner_steps": 0 if tuned_at else tuning.inner_steps,
-    }
-    return _rows(name, cell, task, seeds, result, about)
+    num = len(seeds)
+    schedules: list[Schedule] = [tuning.schedule] * num
+    theta = scheduled_theta([tuning.learning_rate] * num, schedules)
+    result = run.evaluate_each(task, Scheduled(baseline), theta, cell.num_steps, seeds)
+    chosen = {"learning_rate": tuning.learning_rate, "schedule": tuning.schedule}
+    return _rows(name, cell, task, seeds, result, chosen | provenance)
 
 
 def _transferred_rows(
-    tuning: Tuning, trained: Cell, cell: Cell, seeds: Sequence[int]
+    tuning: Tuning | None, trained: Cell, cell: Cell, seeds: Sequence[int]
 ) -> list[EvalRow]:
+    assert tuning is not None
     # At the base shape the two parametrizations are the same bits, so the learning
     # rate that is best for Adam in the trained cell is μAdam's as well.
     if set(trained.task.model.widths) != {trained.task.model.base_width}:
@@ -166,7 +203,12 @@ def _transferred_rows(
         )
     task = parametrize(cell.task, ADAM_LIKE)
     lopt = Adam(rules=ADAM_LIKE)
-    return _baseline_rows(MU_ADAM, lopt, tuning, task, cell, seeds, trained.name)
+    provenance = {
+        "tuned_at": trained.name,
+        "tuning_runs": 0,
+        "tuning_inner_steps": 0,
+    }
+    return _baseline_rows(MU_ADAM, lopt, tuning, task, cell, seeds, provenance)
 
 
 def _rows(
@@ -206,8 +248,12 @@ def _rows(
     ]
 
 
-def _line(cell: Cell, name: str, rows: Sequence[EvalRow], seconds: float) -> str:
+def _line(outcome: _Outcome) -> str:
+    rows = outcome.rows
     mean = sum(row.mean_loss for row in rows) / len(rows)
     diverged = sum(row.diverged for row in rows)
     note = f", {diverged} of {len(rows)} diverged" if diverged else ""
-    return f"{cell.name}: {name}: mean loss {mean:.4f}{note} ({seconds:.1f} s)"
+    return (
+        f"{outcome.cell.name}: {outcome.name}: mean loss {mean:.4f}{note} "
+        f"({outcome.seconds:.1f} s)"
+    )

@@ -8,7 +8,6 @@ paired interval says so; everything else is a tie.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 
 from evaluation.results import EvalRow
@@ -98,16 +97,10 @@ def _settings(row: EvalRow) -> str:
     about = row.provenance
     if "learning_rate" not in about:
         return "no tuning"
-    text = f"{format_rate(about['learning_rate'])} {about['schedule']}"
+    text = f"{about['learning_rate']:.3g} {about['schedule']}"
     if about["tuned_at"] != row.cell:
-        return f"{text}, from “{about['tuned_at']}”"
-    return f"{text}, {about['tuning_runs']} runs"
-
-
-def format_rate(rate: float) -> str:
-    """A learning rate of the √2 grid, as `2^-4.5`."""
-    exponent = math.log2(rate)
-    return f"2^{exponent:g}" if (2 * exponent).is_integer() else f"{rate:.3g}"
+        return f"{text} (from “{about['tuned_at']}”)"
+    return f"{text} ({about['tuning_runs']} runs)"
 
 
 def headline(rows: Sequence[EvalRow]) -> str:
@@ -133,7 +126,7 @@ def headline(rows: Sequence[EvalRow]) -> str:
         f"{format_paired(difference)}, lower on {difference.wins} of "
         f"{difference.num} seeds ({verdict})."
     )
-    return f"{first} {_elsewhere(rows)}".strip()
+    return f"{first} {_elsewhere(rows)}"
 
 
 def _elsewhere(rows: Sequence[EvalRow]) -> str:
@@ -182,4 +175,5 @@ def format_error(value: tuple[float, float]) -> str:
 
 def format_paired(difference: Paired) -> str:
     """A mean difference and its interval."""
-    return f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+    text = f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+    return text.replace("-", "−")

@@ -12,7 +12,6 @@ from evaluation.summary import (
     Summary,
     format_error,
     format_paired,
-    format_rate,
     headline,
     scaling_lines,
     summarize,
@@ -173,14 +172,14 @@ def html_tunings(tunings: Sequence[CellTuning]) -> str:
     lines = []
     for cell, name, tuning in tunings:
         rates = [point.learning_rate for point in tuning.points]
-        span = f"{format_rate(min(rates))} … {format_rate(max(rates))}"
+        span = f"{min(rates):.3g} … {max(rates):.3g}"
         lines.append(
             (
                 cell,
                 name,
-                f"{format_rate(tuning.learning_rate)} {tuning.schedule}",
+                f"{tuning.learning_rate:.3g} {tuning.schedule}",
                 f"{tuning.mean_loss:.4f}",
-                f"{span}, {len(rates)} with schedules",
+                f"{span}, {len(rates)} points",
                 tuning.num_runs,
                 f"{tuning.inner_steps:,}",
                 f"{tuning.widenings}×",

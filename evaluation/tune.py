@@ -11,13 +11,7 @@ Results are cached on disk under a hash of everything that determines them.
 from __future__ import annotations
 
 import dataclasses
-import enum
-import hashlib
-import json
-import os
-import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from evaluation import run
-from lopt.baselines import SGD, Baseline, Schedule
+from evaluation import run, tuning_cache
+from lopt.base import Specs, Theta
+from lopt.baselines import SGD, Baseline, Schedule, learning_rate_schedule
 from tasks.base import Dataset, Task
 
 SCHEMA_VERSION = 1
@@ -95,6 +91,52 @@ class Tuning:
     """Wall time when it was computed, compilation included."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Scheduled:
+    """A baseline whose schedule, too, is part of θ.
+
+    So that one compiled program serves both schedules: at the widths of a suite,
+    compiling takes longer than training.
+    """
+
+    baseline: Baseline
+    """Its learning rate and schedule are replaced by those of θ."""
+
+    def init(self, key: jax.Array) -> Theta:
+        """θ of the baseline itself."""
+        del key
+        theta = scheduled_theta([self.baseline.learning_rate], [self.baseline.schedule])
+        return jax.tree.map(lambda x: x[0], theta)
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer: every baseline's update is linear in its learning rate."""
+        unit = _unit(self.baseline)
+        transformation = unit.as_optax(unit.init(jax.random.key(0)), specs, num_steps)
+        constant, cosine = (
+            learning_rate_schedule(theta["learning_rate"], schedule, num_steps)
+            for schedule in SCHEDULES
+        )
+
+        def rate(count: Any) -> jax.Array:
+            return jnp.where(theta["cosine"], cosine(count), constant(count))
+
+        return optax.chain(transformation, optax.scale_by_schedule(rate))
+
+
+def scheduled_theta(rates: Sequence[float], schedules: Sequence[Schedule]) -> Theta:
+    """θ of `Scheduled` for several runs, `[R]` in front."""
+    return {
+        "learning_rate": jnp.asarray(rates, jnp.float32),
+        "cosine": jnp.asarray([schedule == "cosine" for schedule in schedules]),
+    }
+
+
+def _unit(baseline: Baseline) -> Baseline:
+    return dataclasses.replace(baseline, learning_rate=1.0, schedule="constant")
+
+
 def grid_for(baseline: Baseline) -> Grid:
     """The first grid of a baseline: Adam's and its kin's, or SGD's."""
     return SGD_GRID if isinstance(baseline, SGD) else ADAM_GRID
@@ -126,14 +168,12 @@ def tune(
     grid = grid or grid_for(baseline)
     if cache_dir is None:
         return _tune(task, baseline, num_steps, grid, seeds, schedules, dataset)
-    about = _canonical(
+    about = tuning_cache.canonical(
         {
             "schema": SCHEMA_VERSION,
             "jax": jax.__version__,
             "backend": jax.default_backend(),
-            "baseline": dataclasses.replace(
-                baseline, learning_rate=1.0, schedule="constant"
-            ),
+            "baseline": _unit(baseline),
             "task": task,
             "num_steps": num_steps,
             "grid": grid,
@@ -141,12 +181,12 @@ def tune(
             "schedules": list(schedules),
         }
     )
-    path = Path(cache_dir) / f"{_digest(about)[:32]}.json"
-    cached = _read(path, about)
-    if cached is not None:
-        return cached
+    stored = tuning_cache.read(cache_dir, about)
+    if stored is not None:
+        points = tuple(Point(**point) for point in stored["points"])
+        return Tuning(**{**stored, "points": points})
     tuning = _tune(task, baseline, num_steps, grid, seeds, schedules, dataset)
-    _write(path, about, tuning)
+    tuning_cache.write(cache_dir, about, dataclasses.asdict(tuning))
     return tuning
 
 
@@ -164,9 +204,8 @@ def _tune(
     points: list[Point] = []
     widenings, edges = 0, {}
     for schedule in schedules:
-        lopt = dataclasses.replace(baseline, schedule=schedule)
         found, num_widened, edges[schedule] = _search(
-            task, lopt, num_steps, grid, seeds, dataset
+            task, baseline, schedule, num_steps, grid, seeds, dataset
         )
         points += found
         widenings += num_widened
@@ -187,7 +226,8 @@ def _tune(
 
 def _search(
     task: Task,
-    lopt: Baseline,
+    baseline: Baseline,
+    schedule: Schedule,
     num_steps: int,
     grid: Grid,
     seeds: Sequence[int],
@@ -198,7 +238,7 @@ def _search(
     low, high, widenings = grid.low, grid.high, 0
     while True:
         new = [k for k in range(low, high + 1) if k not in scores]
-        scores |= _score(task, lopt, num_steps, new, seeds, dataset)
+        scores |= _score(task, baseline, schedule, num_steps, new, seeds, dataset)
         best = min(scores, key=lambda k: scores[k].mean_loss)
         at_edge = best in (low, high)
         if not at_edge or widenings == grid.max_widenings:
@@ -209,84 +249,23 @@ def _search(
 
 def _score(
     task: Task,
-    lopt: Baseline,
+    baseline: Baseline,
+    schedule: Schedule,
     num_steps: int,
     exponents: Sequence[int],
     seeds: Sequence[int],
     dataset: Dataset,
 ) -> dict[int, Point]:
     rates = [2.0 ** (k / 2) for k in exponents]
-    theta = {"learning_rate": jnp.repeat(jnp.asarray(rates), len(seeds))}
+    runs = [(rate, seed) for rate in rates for seed in seeds]
+    same: list[Schedule] = [schedule] * len(runs)
+    theta = scheduled_theta([rate for rate, _ in runs], same)
     result = run.evaluate_each(
-        task, lopt, theta, num_steps, list(seeds) * len(rates), dataset
+        task, Scheduled(baseline), theta, num_steps, [seed for _, seed in runs], dataset
     )
     losses = result.mean_loss.reshape(len(rates), len(seeds)).astype(np.float64)
     diverged = result.diverged.reshape(len(rates), len(seeds))
     return {
-        k: Point(lopt.schedule, rate, float(loss.mean()), int(lost.sum()))
+        k: Point(schedule, rate, float(loss.mean()), int(lost.sum()))
         for k, rate, loss, lost in zip(exponents, rates, losses, diverged, strict=True)
     }
-
-
-def _canonical(value: Any) -> Any:
-    """JSON that names classes and fields, so equal descriptions mean equal runs."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {"class": type(value).__qualname__} | _canonical(fields)
-    if isinstance(value, enum.Enum):
-        return value.name
-    if isinstance(value, dict):
-        return {str(name): _canonical(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"{value!r} of {type(value)} has no canonical JSON")
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _read(path: Path, about: Any) -> Tuning | None:
-    """The cached tuning; None, with a warning, if the file is not as it was written."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        return _distrust(path, error)
-    try:
-        content = json.loads(text)
-        stored = content["tuning"]
-        if content["about"] != about or content["sha256"] != _digest(stored):
-            raise ValueError("its checksum or description does not agree")
-        points = tuple(Point(**point) for point in stored["points"])
-        return Tuning(**{**stored, "points": points})
-    except (ValueError, KeyError, TypeError) as error:
-        return _distrust(path, error)
-
-
-def _distrust(path: Path, error: Exception) -> None:
-    warnings.warn(
-        f"the tuning cache {path} is damaged and is computed anew: {error}",
-        stacklevel=4,
-    )
-
-
-def _write(path: Path, about: Any, tuning: Tuning) -> None:
-    """Writes by a rename, so that another process sees all of the file or nothing."""
-    stored = dataclasses.asdict(tuning)
-    content = {"about": about, "sha256": _digest(stored), "tuning": stored}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(content, file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

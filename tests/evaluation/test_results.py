@@ -1,0 +1,79 @@
+"""Rows on disk: what is written comes back, what is not a row is refused."""
+
+import json
+import math
+
+import pytest
+
+from evaluation.results import missing_runs, read_rows, write_rows
+
+
+def test_rows_come_back_as_they_were(tmp_path, make_row):
+    path = tmp_path / "runs" / "rows.jsonl"
+    rows = [make_row(seed=0), make_row("Adam, tuned", seed=1, loss=1 / 3)]
+    write_rows(path, rows)
+    assert read_rows(path) == rows
+    assert [p.name for p in path.parent.iterdir()] == ["rows.jsonl"]
+
+
+def test_what_is_not_finite_comes_back_and_the_file_is_strict_json(tmp_path, make_row):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [make_row(curve=(2.3, math.inf, math.nan), diverged=True)])
+    (row,) = read_rows(path)
+    assert row.curve[:2] == (2.3, math.inf)
+    assert math.isnan(row.curve[2])
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    json.loads(path.read_text(), parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("schema_version", 2, "schema_version = 2; this version reads 1"),
+        ("schema_version", None, "schema_version"),
+        ("surprise", 1, "unknown fields: surprise"),
+        ("seed", "0", "seed = '0'"),
+        ("diverged", 1, "diverged = 1"),
+        ("curve", [1.0, None], "curve ="),
+        ("mean_loss", True, "mean_loss = True"),
+    ],
+)
+def test_other_rows_are_refused(tmp_path, make_row, field, value, message):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [make_row(), make_row(seed=1)])
+    first, second = path.read_text().splitlines()
+    content = json.loads(second) | {field: value}
+    path.write_text(first + "\n" + json.dumps(content) + "\n")
+    with pytest.raises(ValueError, match=message) as error:
+        read_rows(path)
+    assert f"{path}, line 2" in str(error.value)
+
+
+def test_missing_fields_and_damaged_lines_are_refused(tmp_path, make_row):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [make_row()])
+    text = path.read_text()
+    content = json.loads(text)
+    del content["curve"]
+    for damaged in (json.dumps(content), text[:40], "[]"):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match="line 1"):
+            read_rows(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, make_row):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [make_row()])
+    with pytest.raises(TypeError):
+        write_rows(path, [make_row(provenance={"x": object()})])
+    assert len(read_rows(path)) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_missing_runs_are_named(make_row):
+    rows = [make_row(seed=seed) for seed in (0, 2)]
+    expected = [("trained", "learned", seed) for seed in (0, 1, 2)]
+    assert missing_runs(rows, expected) == [("trained", "learned", 1)]
