@@ -37,3 +37,11 @@ class LearnedOptimizer(Protocol):
             needs `params`; a rule that needs the loss takes it as the keyword `loss`.
         """
         ...
+
+
+def is_masked(leaf: Any) -> bool:
+    """Whether optax hides this tensor, as `optax.multi_transform` does.
+
+    Specs are of all parameters, so what is hidden is skipped rather than matched.
+    """
+    return isinstance(leaf, optax.MaskedNode)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lopt.base import Specs, Theta
+from lopt.base import Specs, Theta, is_masked
 from parametrization.rules import STANDARD, Rules
 
 Schedule = Literal["constant", "cosine"]
@@ -26,7 +26,12 @@ def scale_by_specs(specs: Specs, rules: Rules) -> optax.GradientTransformation:
 
     def update(updates: optax.Updates, params: optax.Params | None = None) -> Any:
         del params
-        return jax.tree.map(lambda u, spec: u * rules.step_scale(spec), updates, specs)
+        return jax.tree.map(
+            lambda u, spec: u if is_masked(u) else u * rules.step_scale(spec),
+            updates,
+            specs,
+            is_leaf=is_masked,
+        )
 
     return optax.stateless(update)
 
@@ -70,6 +75,7 @@ class Adam:
 
     def __post_init__(self) -> None:
         _check_positive("learning_rate", self.learning_rate)
+        _check_schedule(self.schedule)
         _check_positive("eps", self.eps)
         for name in ("b1", "b2"):
             if not 0.0 <= getattr(self, name) < 1.0:
@@ -113,6 +119,7 @@ class SGD:
 
     def __post_init__(self) -> None:
         _check_positive("learning_rate", self.learning_rate)
+        _check_schedule(self.schedule)
         if not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum = {self.momentum} must lie in [0, 1)")
 
@@ -133,6 +140,12 @@ class SGD:
 
 
 Baseline = Adam | SGD
+
+
+def _check_schedule(schedule: str) -> None:
+    known = get_args(Schedule)
+    if schedule not in known:
+        raise ValueError(f"schedule = {schedule!r} must be one of {known}")
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -22,7 +22,7 @@ import optax
 
 from lopt import accumulators, features, per_parameter_mlp
 from lopt.accumulators import Complements, TensorState
-from lopt.base import Specs, Theta
+from lopt.base import Specs, Theta, is_masked
 from lopt.epsilons import PAPER, Epsilons
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
@@ -139,7 +139,7 @@ class SmallFC:
                 raise ValueError(
                     "small_fc_lopt needs params: update(grads, state, params)"
                 )
-            grads, structure = jax.tree.flatten(updates)
+            grads, structure = jax.tree.flatten(updates, is_leaf=is_masked)
             leaves = zip(
                 grads,
                 structure.flatten_up_to(params),
@@ -149,6 +149,10 @@ class SmallFC:
             )
             steps, tensors = [], []
             for grad, param, tensor, spec in leaves:
+                if is_masked(grad):
+                    steps.append(grad)
+                    tensors.append(tensor)
+                    continue
                 tensor = self._accumulate(tensor, grad, complements)
                 steps.append(self._step(layers, grad, param, tensor, state.step, spec))
                 tensors.append(tensor)
