@@ -99,7 +99,7 @@ def random_theta():
 
         def leaf(path, x):
             std = 0.1 if path[-1].key.endswith("offsets") else 1 / np.sqrt(x.shape[0])
-            return np.float32(std * rng.normal(size=x.shape))
+            return jax.numpy.float32(std * rng.normal(size=x.shape))
 
         return jax.tree_util.tree_map_with_path(leaf, shapes)
 
@@ -125,6 +125,6 @@ def run():
             (_, state), path = jax.lax.scan(step, start, grads)
             return path, state
 
-        return scan(params, grads, *arguments)
+        return jax.tree.map(np.asarray, scan(params, grads, *arguments))
 
     return trajectory
