@@ -40,6 +40,8 @@ _DECAYS = (
     ("factored_decays", "factored_offsets", "adafactor"),
 )
 
+_NOT_UNDERSTOOD = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Artifact:
@@ -92,7 +94,7 @@ class Artifact:
         config = _read_config(folder / CONFIG)
         try:
             return cls._from_config(config, folder / WEIGHTS)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _NOT_UNDERSTOOD as error:
             message = str(error)
             if str(folder) in message:
                 raise ValueError(message) from None
@@ -152,6 +154,13 @@ class Artifact:
             raise ValueError(
                 f"optimizer.rules = {stored['rules']!r} is not one of {names}"
             )
+        _check_sizes(config)
+        floors = [field.name for field in dataclasses.fields(Epsilons)]
+        if sorted(stored["epsilons"]) != sorted(floors):
+            raise ValueError(
+                f"optimizer.epsilons names {sorted(stored['epsilons'])}, must name "
+                f"{sorted(floors)}"
+            )
         (second_moment_decay,) = stored["rms_decays"]
         optimizer = SmallFC(
             hidden_size=stored["hidden_size"],
@@ -164,8 +173,9 @@ class Artifact:
             epsilons=Epsilons(**stored["epsilons"]),
             rules=Rules[stored["rules"]],
         )
-        if tuple(stored["features"]) != optimizer.feature_names:
-            raise ValueError("optimizer.features differ from those of this version")
+        names = optimizer.feature_names
+        if tuple(stored["features"]) != names or config["input_size"] != len(names):
+            raise ValueError("features or input_size differ from those of this version")
         if tuple(stored["time_scales"]) != TIME_SCALES:
             raise ValueError("optimizer.time_scales differ from those of this version")
         theta = _from_pylo(optimizer, weights)
@@ -180,6 +190,17 @@ class Artifact:
                 )
             theta[name] = jnp.asarray(offsets, jnp.float32)
         return cls(optimizer, theta, stored["base"], config["provenance"])
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
+    """The network's sizes are whole numbers, the same for PyLO and for us."""
+    for name, offset in (("hidden_size", 0), ("hidden_layers", 1)):
+        size, theirs = config["optimizer"][name], config[name]
+        if type(size) is not int or size != theirs + offset:
+            raise ValueError(
+                f"optimizer.{name} = {size!r} must be a whole number and fit {name} = "
+                f"{theirs!r} at top level"
+            )
 
 
 def _pylo_reason(lopt: SmallFC) -> str:
@@ -200,7 +221,7 @@ def _pylo_reason(lopt: SmallFC) -> str:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no JSON object")
