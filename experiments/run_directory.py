@@ -31,7 +31,10 @@ _RECORDS = (METRICS, VALIDATION, TIMING)
 
 
 class RunDirectory:
-    """One run's folder, locked by this process until it ends."""
+    """One run's folder, locked for other processes while the `with` block runs.
+
+    The lock is the kernel's: it ends with the process, however that ends.
+    """
 
     def __init__(self, path: Path) -> None:
         """Creates the folder if needed and takes its lock.
@@ -60,6 +63,14 @@ class RunDirectory:
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
+
+    def __enter__(self) -> RunDirectory:
+        """The folder, locked."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Releases the lock."""
+        self._lock.close()
 
     @property
     def checkpoints(self) -> Path:

@@ -1,7 +1,8 @@
 """Configurations as JSON, and what differs between two of them.
 
-Plain nested objects: dataclasses by field, enums by name, tuples as lists. The reader
-is strict: an unknown or a missing field is an error that names it.
+Plain nested objects: dataclasses by field, enums by name, tuples as lists; where a field
+may hold one of several components, `kind` says which. The reader is strict: an unknown
+or a missing field is an error that names it.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tasks.data.embedded import Digits
+
 T = TypeVar("T")
+
+COMPONENTS: dict[str, type] = {"Digits": Digits}
+"""Dataclasses that a field of an abstract type may hold, by the `kind` in the JSON."""
 
 
 def encode(value: Any) -> Any:
     """A configuration as JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {field.name: encode(getattr(value, field.name)) for field in fields}
+        kind = type(value).__name__
+        fields = {f.name: encode(getattr(value, f.name)) for f in _fields(value)}
+        return {"kind": kind, **fields} if kind in COMPONENTS else fields
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, Path):
@@ -39,7 +46,7 @@ def decode(kind: type[T], data: Any, where: str = "config") -> T:
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be an object with fields, not {data!r}")
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore
+    names = [field.name for field in _fields(kind)]
     unknown = sorted(data.keys() - set(names))
     if unknown:
         raise ValueError(f"{where}.{unknown[0]} is not a field of {kind.__name__}")
@@ -50,8 +57,17 @@ def decode(kind: type[T], data: Any, where: str = "config") -> T:
     return kind(**values)
 
 
+def _fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(kind)
+
+
 def _decode(hint: Any, data: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(data, dict) and "kind" in data:
+        if data["kind"] not in COMPONENTS:
+            raise ValueError(f"{where}.kind = {data['kind']!r} is not known")
+        fields = {name: value for name, value in data.items() if name != "kind"}
+        return decode(COMPONENTS[data["kind"]], fields, where)
     if dataclasses.is_dataclass(hint):
         return decode(typing.cast(type, hint), data, where)
     if origin in (types.UnionType, typing.Union):

@@ -90,22 +90,20 @@ def train(config: TrainConfig, name: str) -> Path:
         InputError: if the directory is in use, unwritable or of another configuration.
         SystemExit: with code 130 after an interruption, which loses nothing.
     """
-    directory = RunDirectory(config.run.directory or Path("runs") / name)
-    directory.claim(encode(config))
-    training = config.build()
-    with reported():
-        dataset = config.task.load_data()
-    checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
-    state = _start_or_resume(training, checkpoints, directory)
-    step = int(state.outer.step)
-    if step < config.num_steps:
-        state = _advance(config, training, dataset, state, checkpoints, directory)
-        step = int(state.outer.step)
-    else:
-        print(f"{directory.path} is trained: {step} outer steps")
-    if step >= config.num_steps:
-        _release(config, directory, state)
-    return directory.path
+    with RunDirectory(config.run.directory or Path("runs") / name) as directory:
+        directory.claim(encode(config))
+        training = config.build()
+        with reported():
+            dataset = config.task.load_data()
+        checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
+        state = _start_or_resume(training, checkpoints, directory)
+        if int(state.outer.step) < config.num_steps:
+            state = _advance(config, training, dataset, state, checkpoints, directory)
+        else:
+            print(f"{directory.path} is trained: {config.num_steps} outer steps")
+        if int(state.outer.step) >= config.num_steps:
+            _release(config, directory, state)
+        return directory.path
 
 
 def _start_or_resume(

@@ -1,0 +1,136 @@
+"""Bad input ends in one line and exit code 2, before anything is compiled."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from experiments import command_line, configs, evaluate, export, train
+from experiments.command_line import BAD_INPUT, InputError
+from experiments.serialization import decode, differences, encode
+
+
+def parse(*arguments):
+    return command_line.choose_preset(configs.PRESETS, "train", arguments)
+
+
+def test_fields_are_overridden_by_dotted_names():
+    name, config = parse(
+        "quickstart", "--estimator.sigma", "0.25", "--task.model.widths", "8", "4"
+    )
+    assert name == "quickstart"
+    assert config.estimator.sigma == 0.25
+    assert config.task.model.widths == (8, 4)
+    assert config.outer == configs.QUICKSTART.outer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needles"),
+    [
+        (["--estimator.sigmaa", "1"], ["--estimator.sigmaa", "--estimator.sigma "]),
+        (["--num-step", "3"], ["--num-step", "--num-steps"]),
+        (["--estimator.sigma", "abc"], ["--estimator.sigma", "'abc'", "FLOAT"]),
+        (["--num-steps", "1.5"], ["--num-steps", "'1.5'", "INT"]),
+        (["--num-steps", "0"], ["num_steps = 0", "must be positive"]),
+        (["--task.batch-size", "-3"], ["batch_size = -3", "must be positive"]),
+        (["--task.model.widths", "0"], ["widths = (0,)", "positive"]),
+        (["--estimator.sigma", "nan"], ["sigma = nan", "must be positive"]),
+        (["--lopt.rules", "FOO"], ["--lopt.rules", "'FOO'", "ADAM_LIKE"]),
+        (["--estimator.lengths.minimum", "900"], ["lengths.maximum = ", "900"]),
+        (["--num-steps"], ["--num-steps"]),
+    ],
+)
+def test_bad_values_name_the_field_the_value_and_what_is_right(arguments, needles):
+    with pytest.raises(InputError) as error:
+        parse("quickstart", *arguments)
+    message = str(error.value)
+    assert "\n" not in message and "─" not in message
+    for needle in needles:
+        assert needle in message, message
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(InputError, match="quikstart.*quickstart"):
+        parse("quikstart")
+
+
+def exit_of(monkeypatch, capsys, module, *arguments):
+    monkeypatch.setattr("sys.argv", ["program", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(module.main)
+    return stop.value.code, capsys.readouterr().err
+
+
+def assert_one_line(code, error):
+    assert code == BAD_INPUT
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_commands_end_with_one_line_and_code_2(monkeypatch, capsys, tmp_path):
+    occupied = tmp_path / "file"
+    occupied.write_text("x")
+    cases = [
+        (train, ["quickstart", "--nonsense", "1"]),
+        (train, ["quickstart", "--run.directory", occupied / "below"]),
+        (train, ["quickstart", "--run.directory", occupied]),
+        (export, [tmp_path / "nowhere", tmp_path / "out"]),
+        (export, [tmp_path, occupied]),
+        (evaluate, ["--artifact", tmp_path / "nowhere"]),
+        (evaluate, ["--artifact", tmp_path]),
+        (evaluate, ["--artifact", tmp_path, "--suite", "nonsense"]),
+    ]
+    for module, arguments in cases:
+        code, error = exit_of(monkeypatch, capsys, module, *arguments)
+        assert_one_line(code, error)
+
+
+def test_help_explains_every_field(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train", "quickstart", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert not stop.value.code
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for words in (
+        "Standard deviation of the perturbation",
+        "Units of each hidden layer",
+        "Outer steps between checkpoints",
+        "Peak learning rate",
+        "Shortest episode",
+    ):
+        assert words in text
+
+
+def test_configurations_survive_json():
+    config = parse("quickstart", "--run.directory", "some/where", "--seed", "7")[1]
+    text = json.dumps(encode(config))
+    assert decode(configs.TrainConfig, json.loads(text)) == config
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c.update(extra=1), "config.extra is not a field"),
+        (lambda c: c.pop("seed"), "config.seed is missing"),
+        (lambda c: c.update(seed="0"), "config.seed = '0' must be of type int"),
+        (lambda c: c.update(seed=True), "config.seed = True must be of type int"),
+        (lambda c: c["lopt"].update(rules="X"), "config.lopt.rules = 'X'"),
+        (lambda c: c["task"].update(model=3), "config.task.model must be an object"),
+    ],
+)
+def test_a_stored_configuration_is_read_strictly(edit, message):
+    stored = encode(configs.QUICKSTART)
+    edit(stored)
+    with pytest.raises(ValueError, match=message):
+        decode(configs.TrainConfig, stored)
+
+
+def test_differences_name_leaves():
+    stored = {"a": {"b": 1, "c": [1, 2]}, "d": None}
+    wanted = {"a": {"b": 2, "c": [1, 2]}, "e": 3}
+    assert differences(stored, wanted) == [
+        "a.b: 1 -> 2",
+        "d: None -> absent",
+        "e: absent -> 3",
+    ]
