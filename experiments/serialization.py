@@ -1,8 +1,8 @@
 """Configurations as JSON, and what differs between two of them.
 
-Plain nested objects: dataclasses by field, enums by name, tuples as lists; where a field
-may hold one of several components, `kind` says which. The reader is strict: an unknown
-or a missing field is an error that names it.
+Plain nested objects: dataclasses by field, enums by name, tuples as lists; where a
+field may hold one of several components, `kind` says which. The reader is strict: an
+unknown or a missing field is an error that names it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
             raise ValueError(f"{where} = {data!r} must be a list")
         return tuple(_decode(arguments[0], item, where) for item in data)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        if data not in hint.__members__:
+        if not isinstance(data, str) or data not in hint.__members__:
             raise ValueError(f"{where} = {data!r} must be in {[*hint.__members__]}")
         return hint[data]
     if hint is Path and isinstance(data, str):

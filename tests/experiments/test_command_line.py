@@ -51,7 +51,7 @@ def test_bad_values_name_the_field_the_value_and_what_is_right(arguments, needle
 
 
 def test_an_unknown_preset_lists_the_known_ones():
-    with pytest.raises(InputError, match="quikstart.*quickstart"):
+    with pytest.raises(InputError, match=r"quikstart.*quickstart"):
         parse("quikstart")
 
 

@@ -168,7 +168,7 @@ def test_if_all_checkpoints_are_damaged_nothing_starts_anew(straight, tmp_path):
     subprocess.run(["cp", "-r", straight, path], check=True)
     for step in (path / "checkpoints").glob("step_*"):
         flip(largest_file(step))
-    with pytest.raises(InputError, match="no checkpoint in .* is whole"):
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole"):
         train(options(path), "tiny")
     assert len(read_rows(path / METRICS)) == 10
 
