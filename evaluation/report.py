@@ -19,7 +19,7 @@ from evaluation.summary import headline, scaling_lines
 _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1260px; padding: 2rem 1.5rem 4rem; color: #1c2430;
+body { margin: 0 auto; max-width: 1320px; padding: 2rem 1.5rem 4rem; color: #1c2430;
   background: #fff; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
   "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 1rem; }

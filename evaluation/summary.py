@@ -99,7 +99,7 @@ def _settings(row: EvalRow) -> str:
         return "no tuning"
     text = f"{about['learning_rate']:.3g} {about['schedule']}"
     if about["tuned_at"] != row.cell:
-        return f"{text} (from “{about['tuned_at']}”)"
+        return f"{text} (from {about['tuned_at']})"
     return f"{text} ({about['tuning_runs']} runs)"
 
 
@@ -126,7 +126,24 @@ def headline(rows: Sequence[EvalRow]) -> str:
         f"{format_paired(difference)}, lower on {difference.wins} of "
         f"{difference.num} seeds ({verdict})."
     )
-    return f"{first} {_elsewhere(rows)}"
+    return f"{first} {_held_out(here)} {_elsewhere(rows)}"
+
+
+def _held_out(rows: Sequence[EvalRow]) -> str:
+    """Training loss is what both were chosen by; this is what a user is left with."""
+    difference = compare(rows, LEARNED, ADAM, "test_loss")
+    assert difference is not None
+    words = {
+        "lower": "lower than",
+        "higher": "higher than",
+        "tie": "not distinguishable from",
+    }
+    mean, _ = mean_and_error([r.test_loss for r in rows if r.optimizer == LEARNED])
+    return (
+        f"Its test loss after the last step, {mean:.3f}, is "
+        f"{words[difference.verdict]} tuned Adam's (paired difference "
+        f"{format_paired(difference)})."
+    )
 
 
 def _elsewhere(rows: Sequence[EvalRow]) -> str:
@@ -142,11 +159,11 @@ def _elsewhere(rows: Sequence[EvalRow]) -> str:
                 won.append(cell)
     parts = []
     if won:
-        parts.append(f"It is lower than tuned Adam in: {', '.join(won)}.")
+        parts.append(f"Its mean loss is lower than tuned Adam's in: {', '.join(won)}.")
     if lost:
-        parts.append(f"Baselines that are lower than it: {', '.join(lost)}.")
+        parts.append(f"Baselines with a lower mean loss: {', '.join(lost)}.")
     else:
-        parts.append("No baseline is lower than it in any cell.")
+        parts.append("No baseline has a lower mean loss in any cell.")
     return " ".join(parts)
 
 
@@ -162,7 +179,7 @@ def scaling_lines(rows: Sequence[EvalRow]) -> list[str]:
     own = means[trained].mean_loss[0]
     return [
         f"{cell}: {summary.mean_loss[0] / own:.2f} × its own mean loss in “{trained}”, "
-        f"final loss {summary.final_loss[0]:.4f}"
+        f"final loss {summary.final_loss[0]:.2g}"
         for cell, summary in means.items()
         if cell != trained
     ]

@@ -71,7 +71,10 @@ def test_headline_names_the_winner_and_the_baseline_that_wins(rows, make_row):
     text = headline(rows)
     assert f"{100 * (1 - 0.052 / 0.0622):.1f} % below tuned Adam's" in text
     assert "lower on 5 of 5 seeds (the learned optimizer wins)" in text
-    assert f"Baselines that are lower than it: {MU_ADAM} (width 128)" in text
+    assert f"Baselines with a lower mean loss: {MU_ADAM} (width 128)" in text
+    assert (
+        "Its test loss after the last step, 0.300, is not distinguishable from" in text
+    )
     worse = [
         make_row(name, seed=seed, loss=loss + 0.001 * seed * loss)
         for seed in range(5)
@@ -101,7 +104,7 @@ def test_text_table_is_aligned_and_complete(rows):
     assert starts == {lines[0].index("optimizer")}
     for part in ("0.0520 ± 0.0007", "▼", "5/5", "0.0442 cosine (90 runs)", "no tuning"):
         assert part in text
-    assert "0.0442 cosine (from “trained”)" in text
+    assert "0.0442 cosine (from trained)" in text
     assert "MISSING: width 512, learned: seeds 3, 4" in text
     assert "width 128: 0.90 × its own mean loss" in scaling_lines(rows)[0]
 
