@@ -15,7 +15,6 @@ What is left is a product of the elementwise features (16 for rank ≥ 2, 22 bel
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +61,7 @@ def apply(
 def _first_layer(
     layer: dict[str, jax.Array], inputs: Inputs, step: jax.Array, epsilons: Epsilons
 ) -> jax.Array:
-    kernel: Any = layer["kernel"]
+    kernel = jnp.asarray(layer["kernel"])
     index = features.layout(inputs.row.shape[0] // 2)
     time = features.time_features(step, kernel.dtype)
     bias = layer["bias"] + time @ kernel[jnp.asarray(index.time)]

@@ -203,8 +203,9 @@ def infer_specs(
 
     The last axis is taken as fan-out and those before it as fan-in; an axis whose size
     differs from the base is scaling. **Limits**: where nothing differs (at the base
-    width) the kind cannot be seen, and multi-axis fan-out (attention heads) is not
-    recognized; name such parameters in `kinds`, or annotate the model with `named`.
+    width) the kind cannot be seen; give it in `kinds`. Fan-out of several axes
+    (attention heads) is beyond it, with `kinds` too: annotate such a model with
+    `named`.
 
     Args:
         params: tree of anything with a `.shape`.
