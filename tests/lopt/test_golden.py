@@ -25,6 +25,11 @@ OFFSETS = {
     "adafactor_decays": "factored_offsets",
 }
 NAMES = SmallFC().feature_names
+# A third of the compile time; the numbers are the same.
+FAST_COMPILATION = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 
 class Golden:
@@ -76,9 +81,7 @@ class Golden:
             for name, p in params.items()
         }
         inputs = jax.tree.map(dtype, (self.theta(), params, self.group("grads")))
-        # Half the compile time; the numbers are the same.
-        options = {"xla_backend_optimization_level": 0}
-        compiled = jax.jit(whole, compiler_options=options)
+        compiled = jax.jit(whole, compiler_options=FAST_COMPILATION)
         return jax.tree.map(np.asarray, compiled(*inputs))
 
 

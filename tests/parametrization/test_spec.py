@@ -207,6 +207,15 @@ def test_at_the_base_width_kinds_must_be_given():
     assert infer_specs(tree, tree, {"['w']": "hidden"})["w"].kind == "hidden"
 
 
+def test_heads_are_beyond_inference():
+    """As documented: the ratio of an attention matrix needs its names."""
+    heads = infer_specs(shapes(q=(16, 4, 4)), shapes(q=(8, 2, 4)))["q"]
+    assert heads.kind == "output"
+    right = spec_of("width -> heads head_dim", (16, 4, 4), (8, 2, 4))
+    told = infer_specs(shapes(q=(16, 4, 4)), shapes(q=(8, 2, 4)), {"['q']": "hidden"})
+    assert told["q"].fan_in_mult == 4.0 and right.fan_in_mult == 2.0
+
+
 @pytest.mark.parametrize("kind", ["input", "hidden", "output", "vector", "fixed"])
 @pytest.mark.parametrize("base", [(8, 8), (8, 4), (4, 8), (4, 4)])
 def test_a_given_kind_wins_over_the_shapes(kind, base):
