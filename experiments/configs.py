@@ -114,7 +114,7 @@ QUICKSTART = TrainConfig(
         lengths=EpisodeLengths(minimum=200, maximum=800),
     ),
     outer=OuterOptimizer(learning_rate=1e-2, warmup_steps=50, final_fraction=0.1),
-    num_steps=800,
+    num_steps=1100,
 )
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
