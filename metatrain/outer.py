@@ -114,12 +114,14 @@ class OuterOptimizer:
             decay_steps=max(num_steps, warmup + 1),
             end_value=self.learning_rate * self.final_fraction,
         )
-        return optax.chain(
+        chain = optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
             optax.adamw(
                 schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay
             ),
         )
+        # One vector instead of θ's many small arrays: less to compile and to launch.
+        return optax.flatten(chain)
 
 
 class OuterState(NamedTuple):
@@ -157,12 +159,11 @@ class MetaTraining:
         """The state before the first outer step."""
         key = jax.random.key(self.seed)
         theta = self.lopt.init(stream(key, "theta"))
-        episodes_key = stream(key, "first episodes")
         return OuterState(
             theta=theta,
             average=jax.tree.map(jnp.copy, theta),
             outer_opt_state=self.outer.build(self.num_steps).init(theta),
-            estimator_state=self.estimator.init(self.problem, theta, episodes_key),
+            estimator_state=self.estimator.init(self.problem, theta),
             step=jnp.zeros([], jnp.int32),
         )
 

@@ -76,15 +76,20 @@ class EvolutionStrategy:
                 f"chunk = {self.chunk} must divide num_pairs = {self.num_pairs}"
             )
 
-    def init(self, problem: Problem, theta: Theta, key: jax.Array) -> PairState:
-        """All pairs at the beginning of their first episodes, `[N]` in front."""
+    def init(self, problem: Problem, theta: Theta) -> PairState:
+        """Pairs that have not begun, `[N]` in front: their episodes have length 0.
 
-        def one(index: jax.Array) -> PairState:
-            return self._new_pair(
-                problem, theta, jax.random.fold_in(key, index), first=True
+        They begin in the first window, as finished ones do, so initialization is
+        traced and compiled once.
+        """
+        shapes = jax.eval_shape(
+            lambda: self._new_pair(
+                problem, theta, jax.random.key(0), first=jnp.asarray(True)
             )
-
-        return jax.vmap(one)(jnp.arange(self.num_pairs))
+        )
+        return jax.tree.map(
+            lambda x: jnp.zeros((self.num_pairs, *x.shape), x.dtype), shapes
+        )
 
     def estimate(
         self,
@@ -132,7 +137,8 @@ class EvolutionStrategy:
         key: jax.Array,
     ) -> tuple[PairState, Theta, dict[str, jax.Array]]:
         finished = pair.episodes.step[0] >= pair.episodes.length[0]
-        fresh = self._new_pair(problem, theta, key, first=False)
+        first = pair.episodes.length[0] == 0
+        fresh = self._new_pair(problem, theta, key, first=first)
         pair = jax.tree.map(lambda new, old: jnp.where(finished, new, old), fresh, pair)
         begins = pair.episodes.step[0] == 0
         flat, unravel = ravel_pytree(theta)
@@ -166,13 +172,14 @@ class EvolutionStrategy:
         return noise, noise
 
     def _new_pair(
-        self, problem: Problem, theta: Theta, key: jax.Array, *, first: bool
+        self, problem: Problem, theta: Theta, key: jax.Array, *, first: jax.Array
     ) -> PairState:
-        length = self.lengths.sample(stream(key, "length"), self.truncation)
-        if first:
-            stagger_key = stream(key, "stagger")
-            length = self.lengths.stagger(stagger_key, length, self.truncation)
-        episode = problem.start(theta, stream(key, "episode"), length)
+        key = stream(key, "episode")
+        length_key, stagger_key, start_key = jax.random.split(key, 3)
+        length = self.lengths.sample(length_key, self.truncation)
+        shortened = self.lengths.stagger(stagger_key, length, self.truncation)
+        length = jnp.where(first, shortened, length)
+        episode = problem.start(theta, start_key, length)
         return PairState(
             credit=jnp.zeros_like(ravel_pytree(theta)[0]),
             episodes=jax.tree.map(lambda x: jnp.stack([x, x]), episode),

@@ -70,7 +70,7 @@ def strategy(**fields):
 def episode_terms(es, seed):
     """Each pair's terms summed over one episode and divided by its windows: [N, 2]."""
     toy = Toy()
-    state = es.init(toy, THETA, jax.random.key(seed))
+    state = es.init(toy, THETA)
     step = jax.jit(lambda s, k: es.estimate(toy, THETA, s, None, k))
     total = 0.0
     for window in range(WINDOWS):
@@ -105,7 +105,7 @@ def test_truncated_es_is_visibly_biased(errors):
 
 def test_the_last_window_is_credited_with_the_whole_episode_and_a_reset_forgets_it():
     es, toy = strategy(num_pairs=3, chunk=3), Toy()
-    state = es.init(toy, THETA, jax.random.key(0))
+    state = es.init(toy, THETA)
     step = jax.jit(lambda s, k: es.estimate(toy, THETA, s, None, k))
     noises = []
     for window in range(WINDOWS + 1):
@@ -142,7 +142,7 @@ def member_losses(x, noise):
 
 def test_noise_reuse_keeps_one_noise_per_episode():
     es, toy = strategy(num_pairs=2, chunk=2, credit="episode"), Toy()
-    state = es.init(toy, THETA, jax.random.key(0))
+    state = es.init(toy, THETA)
     credits = []
     for window in range(WINDOWS + 1):
         key = jax.random.fold_in(jax.random.key(5), window)
@@ -158,7 +158,7 @@ def test_chunks_change_nothing_but_rounding():
     grads = []
     for chunk in (8, 2):
         es = strategy(num_pairs=8, chunk=chunk)
-        state = es.init(toy, THETA, jax.random.key(0))
+        state = es.init(toy, THETA)
         estimate, _ = es.estimate(toy, THETA, state, None, jax.random.key(1))
         grads.append(np.asarray(estimate.grad["a"]))
     np.testing.assert_allclose(grads[0], grads[1], rtol=1e-5)
@@ -167,7 +167,7 @@ def test_chunks_change_nothing_but_rounding():
 
 def test_gradient_is_the_mean_of_the_terms():
     es, toy = strategy(num_pairs=8, chunk=8), Toy()
-    state = es.init(toy, THETA, jax.random.key(0))
+    state = es.init(toy, THETA)
     estimate, _ = es.estimate(toy, THETA, state, None, jax.random.key(1))
     np.testing.assert_allclose(
         estimate.grad["a"], np.mean(estimate.terms["a"], axis=0), rtol=1e-5
