@@ -12,9 +12,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from evaluation import plots, tables
-from evaluation.results import EvalRow, write_text
+from evaluation.results import EvalRow
 from evaluation.suite import CellTuning
 from evaluation.summary import headline, scaling_lines
+from lopt.integrity import write_text
 
 _STYLE = """
 :root { color-scheme: light; }

@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from lopt.integrity import write_text
 
 SCHEMA_VERSION = 1
 
@@ -85,23 +85,6 @@ def missing_runs(
     """Which expected (cell, optimizer, seed) have no row; to be reported as missing."""
     present = {(row.cell, row.optimizer, row.seed) for row in rows}
     return [run for run in expected if run not in present]
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a file as a whole or not at all; makes its folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _encode(row: EvalRow) -> str:

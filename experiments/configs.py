@@ -114,7 +114,7 @@ QUICKSTART = TrainConfig(
         lengths=EpisodeLengths(minimum=50, maximum=600),
     ),
     outer=OuterOptimizer(learning_rate=1e-2, warmup_steps=50, final_fraction=0.1),
-    num_steps=1100,
+    num_steps=1200,
 )
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {

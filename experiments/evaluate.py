@@ -27,7 +27,7 @@ from experiments import command_line, run_directory
 from experiments.command_line import InputError, reported
 from experiments.serialization import encode
 from lopt.artifact import Artifact
-from lopt.integrity import SUMS
+from lopt.integrity import SUMS, write_text
 from tasks.suites import SUITES
 
 ROWS, REPORT, STAMP = "rows.jsonl", "report.html", "evaluation.json"
@@ -74,7 +74,7 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
     with reported():
         for folder in (out_dir, arguments.cache_dir):
             folder.mkdir(parents=True, exist_ok=True)
-            run_directory.write_atomically(folder / ".writable", "")
+            write_text(folder / ".writable", "")
             (folder / ".writable").unlink()
     (out_dir / STAMP).unlink(missing_ok=True)
     begin = time.monotonic()
@@ -100,7 +100,7 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
             environment,
             missing_runs(rows, expected_runs(suite)),
         )
-        run_directory.write_atomically(out_dir / STAMP, json.dumps(stamp) + "\n")
+        write_text(out_dir / STAMP, json.dumps(stamp) + "\n")
     print(text_summary(rows))
     print(f"report: {report}")
     return report

@@ -17,12 +17,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import IO, Any
 
 from experiments.command_line import InputError
 from experiments.serialization import differences
+from lopt.integrity import write_text
 
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
@@ -100,7 +100,7 @@ class RunDirectory:
                 )
         elif any((self.path / name).exists() for name in (*_RECORDS, "checkpoints")):
             raise InputError(f"{path} is missing beside a run's files; move them away")
-        write_atomically(path, json.dumps(config, indent=2) + "\n")
+        write_text(path, json.dumps(config, indent=2) + "\n")
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Appends rows to a record."""
@@ -115,7 +115,7 @@ class RunDirectory:
             path = self.path / name
             if path.exists():
                 rows = [row for row in read_rows(path) if row["step"] <= step]
-                write_atomically(path, "".join(json.dumps(r) + "\n" for r in rows))
+                write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -149,21 +149,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             if i + 1 < len(lines):
                 raise InputError(f"{path} is damaged in line {i + 1}") from None
     return rows
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file at once."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _longer(line: str, stored: dict[str, Any], config: dict[str, Any]) -> bool:

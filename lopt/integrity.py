@@ -1,4 +1,4 @@
-"""Checksums and atomic publication of a folder of files.
+"""Checksums, and files and folders that appear as a whole or not at all.
 
 Neither safetensors nor orbax notices a flipped byte, so every folder that we write
 carries `SHA256SUMS` in the format of `sha256sum -c`, and readers check it first.
@@ -74,6 +74,23 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
         os.rename(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file as a whole or not at all; makes its folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
         raise
 
 

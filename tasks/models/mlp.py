@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from parametrization.rules import ADAM_LIKE, Rules
 from parametrization.spec import param_specs, unbox
-from tasks.models.layers import Dense, Readout
+from tasks.models.layers import Dense, readout
 
 Activation = Literal["relu", "tanh", "gelu", "silu"]
 
@@ -82,5 +82,4 @@ class _MLPModule(nn.Module):
         for i, width in enumerate(self.widths):
             x = Dense(width, fan_in="width" if i else "pixels", name=f"hidden_{i}")(x)
             x = getattr(nn, self.activation)(x)
-        readout = Readout(self.num_outputs, self.base_width, self.rules, name="readout")
-        return readout(x)
+        return readout(self.num_outputs, x.shape[-1], self.base_width, self.rules)(x)
