@@ -1,8 +1,8 @@
 """Judges an artifact: `python -m experiments.evaluate --artifact DIR`.
 
-Writes `rows.jsonl` (every run), `report.html` (one static file) and prints the same
-table. Baselines are tuned anew per cell and cached; an evaluation that is already done
-for this artifact and suite is not repeated.
+Writes `rows.jsonl` (every run), `report.html` (one static file) and `curves.png`, and
+prints the same table. Baselines are tuned anew per cell and cached; an evaluation that
+is already done for this artifact and suite is not repeated.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import jax
 
+from evaluation.plots import plot_curves, png
 from evaluation.report import write_report
 from evaluation.results import EvalRow, missing_runs, read_rows, write_rows
 from evaluation.suite import SEEDS, evaluate_suite, expected_runs
@@ -30,7 +31,8 @@ from lopt.artifact import Artifact
 from lopt.integrity import SUMS, write_text
 from tasks.suites import SUITES
 
-ROWS, REPORT, STAMP = "rows.jsonl", "report.html", "evaluation.json"
+ROWS, REPORT, CURVES = "rows.jsonl", "report.html", "curves.png"
+STAMP = "evaluation.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +102,7 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
             environment,
             missing_runs(rows, expected_runs(suite)),
         )
+        (out_dir / CURVES).write_bytes(png(plot_curves(rows)))
         write_text(out_dir / STAMP, json.dumps(stamp) + "\n")
     print(text_summary(rows))
     print(f"report: {report}")
