@@ -44,6 +44,9 @@ def run(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
 
 
 @contextlib.contextmanager

@@ -149,12 +149,12 @@ def _advance(
             if step % config.validation.every == 0 or step == config.num_steps:
                 recorder.flush()
                 best = _validate(config, dataset, outer, best, recorder)
-            stopping = interrupt.requested or step == last
-            if stopping or step % config.run.checkpoint_every == 0:
+            interrupted = interrupt.requested  # read once: a signal may come any time
+            if interrupted or step == last or step % config.run.checkpoint_every == 0:
                 recorder.flush()
                 with reported():
                     checkpoints.save(step, TrainingState(outer, best))
-            if interrupt.requested and step < config.num_steps:
+            if interrupted and step < config.num_steps:
                 display.say(f"interrupted at step {step}; the same command goes on")
                 raise SystemExit(command_line.INTERRUPTED)
     return TrainingState(outer, best)
