@@ -51,7 +51,7 @@ def read(folder: str | Path, about: Any) -> dict[str, Any] | None:
         return stored
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         warnings.warn(
             f"the tuning cache {path} is damaged and is computed anew: {error!r}",
             stacklevel=3,

@@ -29,21 +29,24 @@ class InputError(Exception):
 
 def fail(message: str) -> NoReturn:
     """Prints one line to standard error and exits with code 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    print(f"error: {line}", file=sys.stderr)
     raise SystemExit(BAD_INPUT)
 
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command; what the user can mend ends in one line and exit code 2.
 
-    A `ValueError` raised while a value is checked, and an `OSError` of a file or folder
-    that the user named, count as such; anything else is a defect and keeps its
-    traceback.
+    An `OSError` (a full disk, a folder without permission) counts as such; an error
+    that nobody turned into an `InputError` is a defect and keeps its traceback.
     """
     try:
         main()
     except InputError as error:
         fail(str(error))
+    except OSError as error:
+        fail(_describe(error))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
@@ -60,7 +63,8 @@ def reported() -> Any:
 
 def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
     return str(error)
 
 
@@ -113,7 +117,8 @@ def _one_line(text: str) -> str:
             blocks[-1].append(line.strip())
     blocks = [block for block in blocks if block] or [[text]]
     message = " ".join(blocks[0])
-    message = re.sub(r"Error parsing (__tyro[^:]*|\{[^}]*\}): ", "", message)
+    message = re.sub(r"Error parsing (__tyro-dummy-inner__\.?|\{[^}]*\})", "", message)
+    message = re.sub(r"^:? ?TrainConfig: |^: ", "", message)
     message = message.replace("Unrecognized options:", "unknown field or value:")
     message = message.replace("Error parsing ", "")
     for block in blocks[1:]:

@@ -86,8 +86,8 @@ class TrainConfig:
     """Where the run lies and how it is shown."""
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps = {self.num_steps} must be positive")
+        if not 1 <= self.num_steps < 10**8:
+            raise ValueError(f"num_steps = {self.num_steps} must lie in [1, 10⁸)")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed = {self.seed} must lie in [0, 2³¹)")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
@@ -67,7 +68,7 @@ class TrainingDisplay:
             )
         else:
             left = (self._total - step) * self._inner / rate if rate else None
-            eta = "–" if left is None else time.strftime("%M:%S", time.gmtime(left))
+            eta = "–" if left is None else str(timedelta(seconds=round(left)))
             print(
                 f"step {step:>5}/{self._total}  meta-loss {meta_loss:.4f}  "
                 f"{shown:>6} inner steps/s  ETA {eta}",

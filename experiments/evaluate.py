@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -76,8 +77,10 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
     with reported():
         for folder in (out_dir, arguments.cache_dir):
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / ".writable", "")
-            (folder / ".writable").unlink()
+            tempfile.TemporaryFile(dir=folder).close()
+        if report.is_dir():
+            raise InputError(f"{report} is a folder; move it away")
+    training_rows = _training_rows(arguments.artifact)
     (out_dir / STAMP).unlink(missing_ok=True)
     begin = time.monotonic()
     rows, tunings = evaluate_suite(
@@ -97,7 +100,7 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
             f"A learned optimizer on the {arguments.suite} suite",
             rows,
             tunings,
-            _training_rows(arguments.artifact),
+            training_rows,
             {"artifact": dict(artifact.provenance), "suite": encode(suite)},
             environment,
             missing_runs(rows, expected_runs(suite)),
@@ -127,7 +130,7 @@ def _finished(
         if json.loads((out_dir / STAMP).read_text()) != stamp:
             return None
         rows = read_rows(out_dir / ROWS)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if missing_runs(rows, expected) or not (out_dir / REPORT).is_file():
         return None

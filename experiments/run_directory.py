@@ -78,14 +78,19 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     def claim(self, config: dict[str, Any]) -> None:
-        """Stores the configuration, or checks it against the stored one.
+        """Checks the configuration against the stored one, and stores it.
+
+        A folder in which nothing was recorded yet takes any configuration.
 
         Raises:
-            InputError: listing what differs, if that would change the results, or if
-                the stored configuration cannot be read.
+            InputError: listing what differs, if that would change the results; if the
+                stored configuration cannot be read; if the checkpoints of a recorded
+                run are gone.
         """
         path = self.path / "config.json"
-        if path.exists():
+        recorded = read_rows(self.path / METRICS)
+        begun = bool(recorded) or self.checkpoints.exists()
+        if path.exists() and begun:
             stored = read_config(self.path)
             changed = [
                 line
@@ -98,16 +103,26 @@ class RunDirectory:
                     f"({'; '.join(changed)}); repeat its fields or choose another "
                     "--run.directory"
                 )
-        elif any((self.path / name).exists() for name in (*_RECORDS, "checkpoints")):
+            every = stored.get("run", {}).get("checkpoint_every", 0)
+            if not self.checkpoints.exists() and recorded[-1]["step"] > every:
+                raise InputError(
+                    f"{self.checkpoints} is missing, though {recorded[-1]['step']} "
+                    "steps are recorded; bring it back or move the run away"
+                )
+        elif begun:
             raise InputError(f"{path} is missing beside a run's files; move them away")
         write_text(path, json.dumps(config, indent=2) + "\n")
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Appends rows to a record."""
-        with (self.path / name).open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
+        path = self.path / name
+        try:
+            with path.open("a") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
     def truncate_after(self, step: int) -> None:
         """Drops what was recorded after a checkpoint's step; it will be done again."""
@@ -131,23 +146,33 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} is not a run directory: {file}: {error.strerror}"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is damaged: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{file} is damaged: it holds no object")
+    if not isinstance(config, dict) or not isinstance(config.get("num_steps"), int):
+        raise InputError(f"{file} is damaged: it holds no configuration")
     return config
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a record; a last line cut off by a kill is dropped."""
+    """Rows of a record; a last line cut off by a kill is dropped.
+
+    Raises:
+        InputError: naming the file and the line that is damaged.
+    """
+    try:
+        lines = path.read_text().splitlines() if os.path.lexists(path) else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
     rows = []
-    lines = path.read_text().splitlines() if path.exists() else []
-    for i, line in enumerate(lines):
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            if i + 1 < len(lines):
-                raise InputError(f"{path} is damaged in line {i + 1}") from None
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise ValueError("step is not a number")
+            rows.append(row)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            if number < len(lines):
+                raise InputError(f"{path} is damaged in line {number}") from None
     return rows
 
 

@@ -7,8 +7,8 @@ stopped, and the result is the same bits as without the interruption.
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
-import shutil
 import signal
 import sys
 import time
@@ -28,7 +28,7 @@ from experiments.configs import PRESETS, TrainConfig
 from experiments.display import TrainingDisplay
 from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
 from experiments.serialization import decode, encode
-from lopt.artifact import Artifact
+from lopt.artifact import FILES, Artifact
 from lopt.base import Theta
 from metatrain.checkpoint import Checkpoints
 from metatrain.outer import MetaTraining, OuterState
@@ -181,7 +181,7 @@ class _Recorder:
         if not self._pending:
             return
         rows: list[dict[str, Any]] = [
-            {"step": step} | {name: float(x) for name, x in sorted(metrics.items())}
+            {"step": step} | {name: _number(x) for name, x in sorted(metrics.items())}
             for step, metrics in self._pending
         ]
         self._pending.clear()
@@ -193,6 +193,11 @@ class _Recorder:
         self.display.update(
             rows[-1]["step"], float(np.mean([row["meta_loss"] for row in rows]))
         )
+
+
+def _number(value: jax.Array) -> float | None:
+    """A metric as JSON has it: null if it is not finite."""
+    return float(value) if np.isfinite(float(value)) else None
 
 
 def _validate(
@@ -231,15 +236,20 @@ def _release(
 ) -> None:
     folder = directory.path / "artifact"
     artifact = make_artifact(config, state)
-    if folder.exists():
+    if folder.is_dir() and not folder.is_symlink():
+        foreign = sorted({path.name for path in folder.iterdir()} - set(FILES))
+        if foreign:
+            print(f"{folder} also holds {', '.join(foreign)}: it is left as it is")
+            return
         try:
             if Artifact.load(folder).provenance == artifact.provenance:
                 return
         except ValueError as error:
             print(f"warning: {error}; it is released anew", file=sys.stderr)
-        shutil.rmtree(folder)
+    elif os.path.lexists(folder):
+        raise InputError(f"{folder} is not a folder of this run; move it away")
     with reported():
-        artifact.save(folder)
+        artifact.save(folder, replace=True)
     print(f"released {folder} (θ of step {int(state.best.step)})")
 
 

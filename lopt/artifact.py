@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -25,13 +26,14 @@ from safetensors.numpy import load_file, save_file
 from lopt.base import Specs, Theta
 from lopt.epsilons import Epsilons
 from lopt.features import TIME_SCALES
-from lopt.integrity import publish, verify_sums
+from lopt.integrity import SUMS, publish, verify_sums
 from lopt.small_fc import SmallFC
 from parametrization.rules import Rules
 
 SCHEMA_VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+FILES = (WEIGHTS, CONFIG, SUMS)
 
 # (name of the decays in SmallFC, in θ, and in config.json, which uses PyLO's words)
 _DECAYS = (
@@ -60,13 +62,18 @@ class Artifact:
         """The optimizer, for parameters with these specs (see `LearnedOptimizer`)."""
         return self.optimizer.as_optax(self.theta, specs, num_steps)
 
-    def save(self, folder: str | Path) -> None:
-        """Writes the folder, which must not exist.
+    def save(self, folder: str | Path, *, replace: bool = False) -> None:
+        """Writes the folder.
+
+        Args:
+            folder: must not exist, unless it is to be replaced.
+            replace: whether an older artifact gives way, once this one is complete.
 
         Raises:
-            FileExistsError: if it exists.
-            ValueError: if θ is not finite.
+            FileExistsError: if the folder exists and is not to be replaced.
+            ValueError: if θ is not finite or does not belong to the optimizer.
         """
+        _check_theta(self.optimizer, self.theta)
         tensors = _to_pylo(self.optimizer, self.theta)
         offsets = {name: _floats(self.theta[name]) for _, name, _ in _DECAYS}
         for name, values in {**tensors, **offsets}.items():
@@ -78,7 +85,7 @@ class Artifact:
             save_file(tensors, temporary / WEIGHTS)
             (temporary / CONFIG).write_text(config + "\n")
 
-        publish(Path(folder), write)
+        publish(Path(folder), write, replace=replace)
 
     @classmethod
     def load(cls, folder: str | Path) -> Artifact:
@@ -90,7 +97,10 @@ class Artifact:
         folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder of a released optimizer")
-        verify_sums(folder)
+        try:
+            verify_sums(folder, (WEIGHTS, CONFIG))
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be read: {error}") from None
         config = _read_config(folder / CONFIG)
         try:
             return cls._from_config(config, folder / WEIGHTS)
@@ -189,6 +199,12 @@ class Artifact:
                     "numbers"
                 )
             theta[name] = jnp.asarray(offsets, jnp.float32)
+        for name, value in (
+            ("optimizer.base", stored["base"]),
+            ("provenance", config["provenance"]),
+        ):
+            if not isinstance(value, dict):
+                raise ValueError(f"{name} = {value!r} must be an object")
         return cls(optimizer, theta, stored["base"], config["provenance"])
 
 
@@ -233,6 +249,17 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} has schema_version {version}; this version reads {SCHEMA_VERSION}"
         )
     return config
+
+
+def _check_theta(optimizer: SmallFC, theta: Theta) -> None:
+    """θ must have the tree and the shapes that the optimizer's own θ has."""
+    expected = jax.eval_shape(optimizer.init, jax.random.key(0))
+    shapes, wanted = (jax.tree.map(jnp.shape, tree) for tree in (theta, expected))
+    if shapes != wanted:
+        raise ValueError(
+            f"theta does not belong to {optimizer}: its shapes are {shapes}, must be "
+            f"{wanted}"
+        )
 
 
 def _layer_names(optimizer: SmallFC) -> list[str]:

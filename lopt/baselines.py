@@ -44,7 +44,7 @@ def learning_rate_schedule(
         return lambda count: learning_rate
 
     def cosine(count: jax.typing.ArrayLike) -> jax.Array:
-        done = jnp.minimum(count / num_steps, 1.0)
+        done = jnp.minimum(count / jnp.maximum(num_steps, 1), 1.0)
         return learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
 
     return cosine

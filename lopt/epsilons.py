@@ -8,7 +8,6 @@ that should not depend on the width then fade with it.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +30,11 @@ class Epsilons:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"epsilons.{field.name} = {value} must be positive")
+            if not 1e-37 <= value <= 1e10:
+                raise ValueError(
+                    f"epsilons.{field.name} = {value} must lie in [1e-37, 1e10], where "
+                    "float32 keeps it"
+                )
 
 
 PAPER = Epsilons()

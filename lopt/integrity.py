@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
@@ -23,11 +23,16 @@ def write_sums(folder: Path) -> None:
     (folder / SUMS).write_text("".join(lines))
 
 
-def verify_sums(folder: Path) -> None:
-    """Checks every file that `SHA256SUMS` lists.
+def verify_sums(folder: Path, required: Collection[str]) -> None:
+    """Checks every file that `SHA256SUMS` lists; others are none of its business.
+
+    Args:
+        folder: what to check.
+        required: files that must be listed.
 
     Raises:
         ValueError: naming the first file that is missing, changed or not listed.
+        OSError: if a file cannot be read.
     """
     sums = folder / SUMS
     if not sums.is_file():
@@ -42,27 +47,32 @@ def verify_sums(folder: Path) -> None:
             raise ValueError(f"{path} is missing, though {SUMS} lists it")
         if _digest(path) != digest:
             raise ValueError(f"{path} is damaged: its checksum is not that of {SUMS}")
-        listed.add(path)
-    for path in folder.rglob("*"):
-        if path.is_file() and path != sums and path not in listed:
-            raise ValueError(f"{path} is not listed in {SUMS}")
+        listed.add(name)
+    for name in required:
+        if name not in listed:
+            raise ValueError(f"{folder / name} is not listed in {SUMS}")
 
 
-def publish(folder: Path, write: Callable[[Path], None]) -> None:
+def publish(
+    folder: Path, write: Callable[[Path], None], *, replace: bool = False
+) -> None:
     """Makes `folder` appear at once, complete and with checksums.
 
     Args:
-        folder: what is to be; must not exist.
+        folder: what is to be.
         write: fills the (temporary) folder that it is given.
+        replace: whether a folder that is there already gives way, once the new one is
+            complete.
 
     Raises:
-        FileExistsError: if `folder` exists already.
-        OSError: if the place cannot be written; nothing is left behind.
+        FileExistsError: if `folder` exists and is not to be replaced.
+        OSError: if the place cannot be written; what was there stays.
     """
-    if folder.exists():
+    if not replace and os.path.lexists(folder):
         raise FileExistsError(f"{folder} exists already")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = temporary.with_name(temporary.name + "-old")
     try:
         write(temporary)
         write_sums(temporary)
@@ -71,8 +81,13 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         temporary.chmod(0o755)
+        if folder.exists():
+            os.rename(folder, old)
         os.rename(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 

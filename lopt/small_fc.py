@@ -13,7 +13,6 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -63,13 +62,16 @@ class SmallFC:
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "hidden_layers", "step_mult"):
+        for name in ("hidden_size", "hidden_layers"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} = {value} must be positive")
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} = {value} must be a positive whole number")
+        if not 0.0 < self.step_mult <= 1e3:
+            raise ValueError(f"step_mult = {self.step_mult} must lie in (0, 1000]")
         for name in ("exp_mult", "output_scale"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} = {getattr(self, name)} must be finite")
+            if not abs(getattr(self, name)) <= 1e3:
+                value = getattr(self, name)
+                raise ValueError(f"{name} = {value} must lie in [-1000, 1000]")
         if not self.momentum_decays:
             raise ValueError("momentum_decays = () must name at least one decay")
         if len(self.momentum_decays) != len(self.factored_decays):
@@ -85,6 +87,8 @@ class SmallFC:
         ):
             if not 0.0 <= decay < 1.0:
                 raise ValueError(f"decay {decay} must lie in [0, 1)")
+        if not isinstance(self.rules, Rules):
+            raise ValueError(f"rules = {self.rules!r} must be STANDARD or ADAM_LIKE")
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -24,8 +24,12 @@ class Objective:
     """Largest normalized loss; 1 is chance. NaN counts as the cap."""
 
     def __post_init__(self) -> None:
-        if not self.cap > 0:
-            raise ValueError(f"objective.cap = {self.cap} must be positive")
+        if not 0 < self.cap <= 1e6:
+            raise ValueError(f"objective.cap = {self.cap} must lie in (0, 1e6]")
+        if self.split not in ("train", "inner_valid"):
+            raise ValueError(
+                f"objective.split = {self.split!r} must be 'train' or 'inner_valid'"
+            )
 
     def normalize(self, losses: jax.Array, loss_at_chance: float) -> jax.Array:
         """Losses in units of the loss at chance, in [0, cap] (any shape)."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -90,12 +89,12 @@ class OuterOptimizer:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} = {value} must be positive")
+            if not 0.0 < value <= 1e6:
+                raise ValueError(f"{name} = {value} must lie in (0, 1e6]")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps = {self.warmup_steps} must not be negative")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay = {self.weight_decay} must not be negative")
+        if not 0.0 <= self.weight_decay <= 1e6:
+            raise ValueError(f"weight_decay = {self.weight_decay} must lie in [0, 1e6]")
         for name in ("b1", "b2", "averaging"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1)")
@@ -146,8 +145,8 @@ class MetaTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps = {self.num_steps} must be positive")
+        if not 1 <= self.num_steps < 10**8:
+            raise ValueError(f"num_steps = {self.num_steps} must lie in [1, 10⁸)")
 
     @property
     def inner_steps_per_step(self) -> int:
@@ -185,6 +184,13 @@ class MetaTraining:
             estimate.grad, state.outer_opt_state, state.theta
         )
         theta = optax.apply_updates(state.theta, updates)
+        # θ must stay finite whatever happens: a step that would spoil it is not taken.
+        finite = jnp.isfinite(optax.tree.norm(theta))
+        theta, outer_opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (theta, outer_opt_state),
+            (state.theta, state.outer_opt_state),
+        )
         # A young average forgets faster, so that the initial θ does not linger.
         decay = jnp.minimum(self.outer.averaging, state.step / (state.step + 10.0))
         average = jax.tree.map(
@@ -192,7 +198,8 @@ class MetaTraining:
         )
         metrics = estimate.metrics | {
             "grad_norm": optax.tree.norm(estimate.grad),
-            "update_norm": optax.tree.norm(updates),
+            "update_norm": jnp.where(finite, optax.tree.norm(updates), 0.0),
+            "skipped": 1.0 - finite.astype(jnp.float32),
         }
         new_state = OuterState(
             theta, average, outer_opt_state, estimator_state, state.step + 1

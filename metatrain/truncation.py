@@ -26,8 +26,12 @@ class EpisodeLengths:
     windows, so that the pairs' resets do not coincide."""
 
     def __post_init__(self) -> None:
-        if self.minimum < 1:
-            raise ValueError(f"lengths.minimum = {self.minimum} must be positive")
+        for name in ("minimum", "maximum"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= 10**9:
+                raise ValueError(
+                    f"lengths.{name} = {value} must be a whole number in [1, 10⁹]"
+                )
         if self.maximum < self.minimum:
             raise ValueError(
                 f"lengths.maximum = {self.maximum} must be at least "

@@ -48,6 +48,10 @@ class ParamSpec:
                 f"axes '{self.axes}' name {rank} dimensions, but the shape is "
                 f"{self.shape} and the base shape {self.base_shape}"
             )
+        if any(size < 0 for size in (*self.shape, *self.base_shape)):
+            raise ValueError(
+                f"shapes {self.shape} and {self.base_shape} have sizes < 0"
+            )
 
     @property
     def kind(self) -> Kind:
@@ -76,7 +80,8 @@ class ParamSpec:
         names = self.axes.names
         scaling = [i for i in range(start, stop) if names[i] in SCALING_NAMES]
         size = math.prod(self.shape[i] for i in scaling)
-        return size / math.prod(self.base_shape[i] for i in scaling)
+        base_size = math.prod(self.base_shape[i] for i in scaling)
+        return size / base_size if base_size else 1.0  # of no elements: no ratio
 
 
 @jax.tree_util.register_pytree_node_class
@@ -165,7 +170,8 @@ def param_specs(
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     boxed, base = (jax.eval_shape(f, key) for f in (init, base_init))
-    _check_annotated(boxed)
+    for tree in (boxed, base):
+        _check_annotated(tree)
     is_box = lambda box: isinstance(box, Named)  # noqa: E731
     if jax.tree.structure(unbox(boxed)) != jax.tree.structure(unbox(base)):
         raise ValueError(

@@ -199,4 +199,17 @@ def base_shapes(
     if isinstance(base, nn.Module):
         named = base.named_parameters(remove_duplicate=False)
         return {name: tuple(p.shape) for name, p in named}
-    return None if base is None else {name: tuple(s) for name, s in base.items()}
+    if base is None:
+        return None
+    if not isinstance(base, Mapping):
+        raise ValueError(
+            f"base must be a module, a mapping from name to shape, or None, is a "
+            f"{type(base).__name__}"
+        )
+    # Tensors stand for their shapes: a state_dict is a likely thing to pass.
+    shapes = {name: getattr(value, "shape", value) for name, value in base.items()}
+    for name, shape in shapes.items():
+        sizes = isinstance(shape, Sequence) and not isinstance(shape, str)
+        if not sizes or not all(isinstance(n, int) and n >= 0 for n in shape):
+            raise ValueError(f"base shape of {name} must be sizes, is {shape!r}")
+    return {name: tuple(shape) for name, shape in shapes.items()}

@@ -42,19 +42,20 @@ class Epsilons:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not (math.isfinite(value) and value >= 0.0):
-                raise ValueError(f"epsilon {field.name} must be >= 0, is {value}")
+            if not (math.isfinite(value) and value > 0.0):
+                raise ValueError(f"epsilon {field.name} must be > 0, is {value}")
 
 
 def effective_decays(
     initial: Sequence[float], offsets: Sequence[float]
 ) -> tuple[float, ...]:
     """Applies learned offsets: `1 - exp(10 (ln(1 - d) / 10 + offset))` in [0, 1]."""
-    shifted = (
-        1.0 - math.exp(10.0 * (math.log1p(-d) / 10.0 + offset))
+    logarithms = (
+        math.log1p(-d) + 10.0 * offset
         for d, offset in zip(initial, offsets, strict=True)
     )
-    return tuple(min(max(d, 0.0), 1.0) for d in shifted)
+    # exp(0) = 1 is where 1 - decay is clipped, so nothing larger is exponentiated.
+    return tuple(1.0 - math.exp(min(x, 0.0)) for x in logarithms)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,8 @@ class SmallFC:
         for name in ("step_mult", "exp_mult"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite, is {getattr(self, name)}")
+        if self.step_mult <= 0.0:
+            raise ValueError(f"step_mult must be > 0, is {self.step_mult}")
         for kind in ("momentum", "rms", "adafactor"):
             self._check_decays(kind)
         if len(self.rms_decays) != 1:

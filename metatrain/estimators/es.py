@@ -27,8 +27,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +37,8 @@ from lopt.base import Theta
 from metatrain.estimators.base import Estimate, Problem
 from metatrain.keys import stream
 from metatrain.truncation import EpisodeLengths
+
+Credit = Literal["accumulated", "fresh", "episode"]
 
 
 class PairState(NamedTuple):
@@ -57,7 +58,7 @@ class EvolutionStrategy:
     """Inner steps T of a window; one outer step advances every particle by T."""
     sigma: float = 0.01
     """Standard deviation of the perturbation of each meta-parameter."""
-    credit: Literal["accumulated", "fresh", "episode"] = "accumulated"
+    credit: Credit = "accumulated"
     """accumulated: PES; fresh: truncated ES (biased); episode: noise-reuse ES."""
     chunk: int = 8
     """Pairs that run in one vmapped program (all of them if there are fewer); chunks
@@ -67,10 +68,15 @@ class EvolutionStrategy:
 
     def __post_init__(self) -> None:
         for name in ("num_pairs", "truncation", "chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
-        if not (math.isfinite(self.sigma) and self.sigma > 0):
-            raise ValueError(f"sigma = {self.sigma} must be positive")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} = {value} must be a positive whole number")
+        if not 1e-18 <= self.sigma <= 100.0:
+            raise ValueError(f"sigma = {self.sigma} must lie in [1e-18, 100]")
+        if self.credit not in get_args(Credit):
+            raise ValueError(
+                f"credit = {self.credit!r} must be one of {', '.join(get_args(Credit))}"
+            )
         if self.num_pairs % min(self.chunk, self.num_pairs):
             raise ValueError(
                 f"chunk = {self.chunk} must divide num_pairs = {self.num_pairs}"

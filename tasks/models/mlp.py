@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -37,6 +37,11 @@ class MLP:
             )
         if self.base_width < 1:
             raise ValueError(f"base_width = {self.base_width} must be positive")
+        if self.activation not in get_args(Activation):
+            raise ValueError(
+                f"activation = {self.activation!r} must be one of "
+                f"{', '.join(get_args(Activation))}"
+            )
 
     def init(
         self, key: jax.Array, input_shape: tuple[int, ...], num_outputs: int

@@ -32,13 +32,20 @@ def test_fields_are_overridden_by_dotted_names():
         (["--num-step", "3"], ["--num-step", "--num-steps"]),
         (["--estimator.sigma", "abc"], ["--estimator.sigma", "'abc'", "FLOAT"]),
         (["--num-steps", "1.5"], ["--num-steps", "'1.5'", "INT"]),
-        (["--num-steps", "0"], ["num_steps = 0", "must be positive"]),
+        (["--num-steps", "0"], ["num_steps = 0", "must lie in [1, 10⁸)"]),
         (["--task.batch-size", "-3"], ["batch_size = -3", "must be positive"]),
         (["--task.model.widths", "0"], ["widths = (0,)", "positive"]),
-        (["--estimator.sigma", "nan"], ["sigma = nan", "must be positive"]),
+        (
+            ["--estimator.sigma", "nan"],
+            ["estimator: sigma = nan", "lie in [1e-18, 100]"],
+        ),
         (["--lopt.rules", "FOO"], ["--lopt.rules", "'FOO'", "ADAM_LIKE"]),
         (["--estimator.lengths.minimum", "900"], ["lengths.maximum = ", "900"]),
         (["--num-steps"], ["--num-steps"]),
+        (["--estimator.sigma", "1e300"], ["sigma = 1e+300", "must lie in"]),
+        (["--objective.cap", "inf"], ["cap = inf", "must lie in"]),
+        (["--validation.num-steps", "0"], ["validation: num_steps = 0"]),
+        (["--num-steps", "9" * 20], ["num_steps = 9999", "10⁸"]),
     ],
 )
 def test_bad_values_name_the_field_the_value_and_what_is_right(arguments, needles):

@@ -173,6 +173,59 @@ def test_if_all_checkpoints_are_damaged_nothing_starts_anew(straight, tmp_path):
     assert len(read_rows(path / METRICS)) == 10
 
 
+def copy_of(straight, tmp_path):
+    path = tmp_path / "run"
+    subprocess.run(["cp", "-r", straight, path], check=True)
+    return path
+
+
+def test_a_users_file_in_the_artifact_folder_is_not_deleted(straight, tmp_path, capsys):
+    path = copy_of(straight, tmp_path)
+    (path / "artifact" / "NOTES.md").write_text("mine")
+    (path / "artifact" / "config.json").write_text("{}")
+    train(options(path), "tiny")
+    assert "NOTES.md: it is left as it is" in capsys.readouterr().out
+    assert (path / "artifact" / "NOTES.md").read_text() == "mine"
+
+
+def test_a_failed_release_keeps_the_artifact_before_it(straight, tmp_path, monkeypatch):
+    path = copy_of(straight, tmp_path)
+    before = (path / "artifact" / "SHA256SUMS").read_bytes()
+
+    def full_disk(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lopt.artifact.save_file", full_disk)
+    with pytest.raises(InputError, match="No space left"):
+        train(dataclasses.replace(options(path), num_steps=11), "tiny")
+    assert (path / "artifact" / "SHA256SUMS").read_bytes() == before
+    Artifact.load(path / "artifact")
+
+
+def test_a_run_without_its_checkpoints_does_not_start_anew(straight, tmp_path):
+    path = copy_of(straight, tmp_path)
+    subprocess.run(["rm", "-r", path / "checkpoints"], check=True)
+    with pytest.raises(InputError, match="checkpoints is missing, though 10 steps"):
+        train(options(path), "tiny")
+    assert len(read_rows(path / METRICS)) == 10
+
+
+def test_a_folder_where_nothing_was_recorded_takes_any_configuration(tmp_path):
+    with RunDirectory(tmp_path / "run") as directory:
+        directory.claim(encode(TINY))
+        directory.claim(encode(dataclasses.replace(TINY, seed=5)))
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["seed"] == 5
+
+
+@pytest.mark.parametrize("text", ["{}", "[" * 100_000, '{"num_steps": "x"}', "\xff"])
+def test_a_configuration_with_other_content_is_refused(straight, tmp_path, text):
+    path = copy_of(straight, tmp_path)
+    (path / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=r"config.json"):
+        train(options(path), "tiny")
+
+
 COMMAND = [sys.executable, "-m", "experiments.train", "quickstart"]
 SMALL = [
     "--task.model.widths",

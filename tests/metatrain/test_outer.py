@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from lopt.baselines import Adam
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.objective import Objective
@@ -92,7 +94,7 @@ def test_members_share_initialization_and_batches(dataset, estimate):
     state = TRAINING.init()
     # θ = 0 with vanishing noise: both members of a pair are the same optimizer.
     theta = jax.tree.map(lambda x: x, state.theta)
-    quiet = dataclasses.replace(ES, sigma=1e-20)
+    quiet = dataclasses.replace(ES, sigma=1e-18)
     key = jax.random.key(2)
     _, pairs = quiet.estimate(
         TRAINING.problem, theta, state.estimator_state, dataset, key
@@ -162,6 +164,34 @@ def test_training_is_reproducible_and_advances(dataset):
     assert int(first.step) == 3
     assert not leaves_equal(first.theta, TRAINING.init().theta)
     assert all(row["grad_norm"] > 0 for row in first_rows)
+
+
+class Episode(NamedTuple):
+    step: jax.Array
+    length: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """A problem whose losses are not finite, as none of ours can be."""
+
+    def start(self, theta, key, length):
+        return Episode(jnp.int32(0), jnp.asarray(length, jnp.int32))
+
+    def unroll(self, theta, episode, dataset, key, num_steps):
+        losses = jnp.full(num_steps, jnp.nan) * theta["learning_rate"]
+        return episode._replace(step=episode.step + num_steps), losses, jnp.array(True)
+
+
+def test_a_step_that_would_spoil_theta_is_skipped_and_counted():
+    training = MetaTraining(Broken(), Adam(), ES, OuterOptimizer(), num_steps=5)
+    state = training.init()
+    theta, memory = jax.device_get((state.theta, state.outer_opt_state))
+    state, metrics = training.step(state, None)
+    assert leaves_equal(theta, state.theta)
+    assert leaves_equal(memory, state.outer_opt_state)
+    assert float(metrics["skipped"]) == 1.0
+    assert int(state.step) == 1
 
 
 def test_held_out_objective_uses_other_batches(dataset):
