@@ -163,7 +163,8 @@ def plot_training(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
     Args:
         metrics: rows with `step` and one or both of `meta_loss` (of the perturbed
-            particles, windows of any age) and `held_out_loss` (of the averaged θ).
+            particles, windows of any age) and `held_out_loss`, `train_loss` (of the
+            averaged θ); where `chosen` is true last is the θ that was released.
     """
     figure, (axes,) = _panels(1, width=7.2, height=3.2)
     losses = _column(metrics, "meta_loss")
@@ -175,16 +176,22 @@ def plot_training(metrics: Sequence[Mapping[str, Any]]) -> Figure:
             smooth = np.convolve(values, np.ones(span) / span, mode="valid")
             label = f"mean of {span} steps"
             axes.plot(steps[span - 1 :], smooth, color="#0072B2", label=label)
-    held_out = _column(metrics, "held_out_loss")
-    if len(held_out):
-        best = held_out[np.argmin(held_out[:, 1])]
-        axes.plot(*held_out.T, "o-", color="#D55E00", markersize=4, label="held out")
-        axes.plot(*best, "o", markersize=11, markerfacecolor="none", color="black")
+    validations = {
+        "held_out_loss": ("held out", "#D55E00"),
+        "train_loss": ("training batches", "#009E73"),
+    }
+    for name, (label, color) in validations.items():
+        points = _column(metrics, name)
+        if len(points):
+            axes.plot(*points.T, "o-", color=color, markersize=4, label=label)
+    chosen = [row["step"] for row in metrics if row.get("chosen")]
+    if chosen:
+        axes.axvline(chosen[-1], color="black", linestyle=":", label="released θ")
     axes.set_yscale("log")
     _plain_log_ticks(axes)
     axes.set_xlabel("outer step")
     axes.set_ylabel("normalized loss (1 = chance)")
-    if len(losses) or len(held_out):
+    if axes.get_legend_handles_labels()[0]:
         axes.legend()
     figure.tight_layout()
     return figure

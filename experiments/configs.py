@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
@@ -22,20 +23,23 @@ from tasks.models.mlp import MLP
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """Held-out meta-loss, by which the released θ is chosen."""
+    """Runs on seeds of their own, by which the released θ is chosen."""
 
     every: int = 100
     """Outer steps between validations of the running average of θ."""
     num_steps: int = 400
     """Inner steps of a validation run."""
+    figure: Literal["held_out", "train"] = "held_out"
+    """What chooses θ: held_out, the mean loss of fresh outer_valid batches after each
+    update; train, that of the training batches before it, the figure by which
+    baselines are tuned."""
     num_seeds: int = 4
     """Validation runs, from seeds that no evaluation uses."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value < 1:
-                raise ValueError(f"{field.name} = {value} must be positive")
+        for name in ("every", "num_steps", "num_seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +119,7 @@ QUICKSTART = TrainConfig(
     ),
     outer=OuterOptimizer(learning_rate=1e-2, warmup_steps=50, final_fraction=0.1),
     num_steps=1200,
+    validation=Validation(figure="train"),
 )
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {

@@ -39,10 +39,10 @@ FIRST_SEED = 2000
 
 
 class Best(NamedTuple):
-    """The θ with the smallest held-out meta-loss so far."""
+    """The θ with the smallest validation loss so far."""
 
     theta: Theta
-    loss: jax.Array  # [] normalized held-out loss; infinite before any validation
+    loss: jax.Array  # [] normalized; infinite before any validation
     step: jax.Array  # [] int32
 
 
@@ -208,7 +208,7 @@ def _validate(
     recorder: _Recorder,
 ) -> Best:
     validation = config.validation
-    loss, _ = mean_loss(
+    held_out, train_loss = mean_loss(
         config.task,
         config.lopt,
         outer.average,
@@ -216,12 +216,20 @@ def _validate(
         range(FIRST_SEED, FIRST_SEED + validation.num_seeds),
         dataset,
     )
-    row = {"step": int(outer.step), "held_out_loss": float(loss)}
+    loss = held_out if validation.figure == "held_out" else train_loss
+    better = float(loss) < float(best.loss)
+    row = {
+        "step": int(outer.step),
+        "held_out_loss": float(held_out),
+        "train_loss": float(train_loss),
+        "chosen": better,
+    }
     recorder.directory.append(VALIDATION, [row])
     recorder.display.say(
-        f"step {row['step']:>5}: held-out meta-loss {row['held_out_loss']:.4f}"
+        f"step {row['step']:>5}: validation loss: training {float(train_loss):.4f}, "
+        f"held out {float(held_out):.4f}{', best so far' if better else ''}"
     )
-    if float(loss) < float(best.loss):
+    if better:
         # Copies: the outer state's own buffers are donated to the next step.
         return Best(
             jax.tree.map(jnp.copy, outer.average),
@@ -264,7 +272,8 @@ def make_artifact(config: TrainConfig, state: TrainingState) -> Artifact:
             "config": {k: v for k, v in encode(config).items() if k != "run"},
             "outer_steps": int(state.outer.step),
             "best_step": int(state.best.step),
-            "held_out_loss": float(state.best.loss),
+            "validation_figure": config.validation.figure,
+            "validation_loss": float(state.best.loss),
             "jax": jax.__version__,
             "platform": f"{platform.system()} {platform.machine()}",
             "backend": jax.default_backend(),

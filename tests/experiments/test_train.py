@@ -83,7 +83,8 @@ def test_the_run_releases_its_best_validated_theta(straight):
     rows = read_rows(straight / VALIDATION)
     best = min(rows, key=lambda row: row["held_out_loss"])
     assert artifact.provenance["best_step"] == best["step"]
-    assert artifact.provenance["held_out_loss"] == best["held_out_loss"]
+    assert artifact.provenance["validation_loss"] == best["held_out_loss"]
+    assert [row["step"] for row in rows if row["chosen"]][-1] == best["step"]
     assert leaves_equal(artifact.theta, final_state(straight).best.theta)
     assert artifact.base == {"width": 4, "depth": 1}
 
