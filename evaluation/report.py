@@ -101,8 +101,8 @@ _WIDTH_NOTE = (
 )
 _META_NOTE = (
     "The meta-loss is that of the perturbed particles in windows of any age, so it is "
-    "not comparable with a loss from step 0. Held out and training batches: the averaged "
-    "θ in validation runs; the dotted line is the θ that was released."
+    "not comparable with a loss from step 0. Held out and training batches: the "
+    "averaged θ in validation runs; the dotted line is the θ that was released."
 )
 _TUNING_NOTE = (
     "Each baseline's learning rate was chosen by the figure that is reported, the mean "
