@@ -126,17 +126,17 @@ def evaluate_suite(
         return _Outcome(cell, name, rows, tuning, time.perf_counter() - begin)
 
     outcomes = []
-    with ThreadPoolExecutor(WORKERS) as pool:
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
         # Begun before all others, so no job can wait for one that never begins.
         adam = pool.submit(work, *jobs[0])
         pending = [adam, *(pool.submit(work, *job) for job in jobs[1:])]
-        try:
-            for done in as_completed(pending):
-                outcomes.append(done.result())
-                report(_line(outcomes[-1]))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for done in as_completed(pending):
+            outcomes.append(done.result())
+            report(_line(outcomes[-1]))
+    finally:
+        # After an error or an interruption nobody waits for what is still running.
+        pool.shutdown(wait=False, cancel_futures=True)
     order = [(cell.name, name) for cell in suite for name in optimizers(cell)]
     outcomes.sort(key=lambda outcome: order.index((outcome.cell.name, outcome.name)))
     rows = [row for outcome in outcomes for row in outcome.rows]

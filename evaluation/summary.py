@@ -139,8 +139,13 @@ def _held_out(rows: Sequence[EvalRow]) -> str:
         "tie": "not distinguishable from",
     }
     mean, _ = mean_and_error([r.test_loss for r in rows if r.optimizer == LEARNED])
+    final = [
+        mean_and_error([r.final_loss for r in rows if r.optimizer == name])[0]
+        for name in (LEARNED, ADAM)
+    ]
     return (
-        f"Its test loss after the last step, {mean:.3f}, is "
+        f"Over the last 20 steps its training loss is {final[0]:.2g}, tuned Adam's "
+        f"{final[1]:.2g}. Its test loss after the last step, {mean:.3f}, is "
         f"{words[difference.verdict]} tuned Adam's (paired difference "
         f"{format_paired(difference)})."
     )
@@ -148,7 +153,7 @@ def _held_out(rows: Sequence[EvalRow]) -> str:
 
 def _elsewhere(rows: Sequence[EvalRow]) -> str:
     cells = list(dict.fromkeys(row.cell for row in rows))
-    won, lost = [], []
+    won, lost, tied = [], [], []
     for cell in cells:
         here = [row for row in rows if row.cell == cell]
         for name in OPTIMIZERS[1:]:
@@ -157,9 +162,13 @@ def _elsewhere(rows: Sequence[EvalRow]) -> str:
                 lost.append(f"{name} ({cell})")
             if difference and difference.verdict == "lower" and name == ADAM:
                 won.append(cell)
+            if difference and difference.verdict == "tie" and name == ADAM:
+                tied.append(cell)
     parts = []
     if won:
         parts.append(f"Its mean loss is lower than tuned Adam's in: {', '.join(won)}.")
+    if tied:
+        parts.append(f"Not distinguishable from tuned Adam: {', '.join(tied)}.")
     if lost:
         parts.append(f"Baselines with a lower mean loss: {', '.join(lost)}.")
     else:
@@ -168,21 +177,31 @@ def _elsewhere(rows: Sequence[EvalRow]) -> str:
 
 
 def scaling_lines(rows: Sequence[EvalRow]) -> list[str]:
-    """The learned optimizer's mean loss in each cell relative to its trained cell."""
-    means = {
-        summary.cell: summary
-        for summary in summarize([row for row in rows if row.optimizer == LEARNED])
-    }
-    trained = next((row.cell for row in rows if row.axis == "trained"), None)
-    if trained not in means:
+    """The learned optimizer's mean loss in each cell relative to its trained cell.
+
+    Adam's ratio stands beside: a longer or a wider run has a lower mean by itself.
+    """
+    trained = next((row.cell for row in rows if row.axis == "trained"), "")
+    means = {(s.cell, s.optimizer): s for s in summarize(rows)}
+    own, adam = means.get((trained, LEARNED)), means.get((trained, ADAM))
+    if own is None:
         return []
-    own = means[trained].mean_loss[0]
-    return [
-        f"{cell}: {summary.mean_loss[0] / own:.2f} × its own mean loss in “{trained}”, "
-        f"final loss {summary.final_loss[0]:.2g}"
-        for cell, summary in means.items()
-        if cell != trained
-    ]
+    lines = []
+    for (cell, optimizer), summary in means.items():
+        if optimizer != LEARNED or cell == trained:
+            continue
+        there = means.get((cell, ADAM))
+        beside = (
+            f" (tuned Adam: {there.mean_loss[0] / adam.mean_loss[0]:.2f} ×)"
+            if there and adam
+            else ""
+        )
+        ratio = summary.mean_loss[0] / own.mean_loss[0]
+        lines.append(
+            f"{cell}: {ratio:.2f} × its own mean loss in “{trained}”{beside}, "
+            f"final loss {summary.final_loss[0]:.2g}"
+        )
+    return lines
 
 
 def format_error(value: tuple[float, float]) -> str:

@@ -28,6 +28,7 @@ COLUMNS = (
     "test loss",
     "test acc.",
     "diverged",
+    "s/run",
     "learning rate",
 )
 
@@ -54,6 +55,7 @@ def summary_cells(summary: Summary) -> tuple[str, ...]:
         f"{summary.test_loss[0]:.3f}",
         f"{100 * summary.test_accuracy[0]:.1f} %",
         diverged,
+        f"{summary.seconds:.1f}",
         summary.settings,
     )
 

@@ -48,8 +48,9 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         fail(_describe(error))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+        print("interrupted; the same command goes on", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # every file is whole: no need to wait for workers
 
 
 @contextlib.contextmanager

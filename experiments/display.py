@@ -13,8 +13,8 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeRemainingColumn,
 )
+from rich.table import Column
 
 
 class TrainingDisplay:
@@ -23,22 +23,21 @@ class TrainingDisplay:
     def __init__(self, first_step: int, num_steps: int, inner_steps: int) -> None:
         """Args: steps done before; steps of the run; inner steps of one outer step."""
         self._first, self._total, self._inner = first_step, num_steps, inner_steps
-        self._start: float | None = None
-        self._start_step = first_step
+        self._clock: float | None = None
+        self._clock_step = first_step
+        self._rate = 0.0
         self._progress: Progress | None = None
         if sys.stdout.isatty():
             self._progress = Progress(
-                TextColumn("meta-training"),
-                BarColumn(),
-                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TextColumn("meta-loss {task.fields[loss]}"),
                 TextColumn("{task.fields[rate]} inner steps/s"),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
+                TextColumn("ETA {task.fields[eta]}"),
                 console=Console(),
             )
             self._task = self._progress.add_task(
-                "", total=num_steps, completed=first_step, loss="–", rate="–"
+                "", total=num_steps, completed=first_step, loss="–", rate="–", eta="–"
             )
 
     def __enter__(self) -> TrainingDisplay:
@@ -59,21 +58,27 @@ class TrainingDisplay:
 
     def update(self, step: int, meta_loss: float) -> None:
         """Shows where training stands; the clock starts after the first update."""
-        now = time.monotonic()
-        rate = self._rate(step, now)
-        shown = f"{rate:,.0f}" if rate else "–"
+        self._measure(step)
+        shown = f"{self._rate:,.0f}" if self._rate else "–"
+        eta = "–"
+        if self._rate:
+            seconds = (self._total - step) * self._inner / self._rate
+            eta = str(timedelta(seconds=round(seconds)))
         if self._progress:
+            loss = f"{meta_loss:.4f}"
             self._progress.update(
-                self._task, completed=step, loss=f"{meta_loss:.4f}", rate=shown
+                self._task, completed=step, loss=loss, rate=shown, eta=eta
             )
         else:
-            left = (self._total - step) * self._inner / rate if rate else None
-            eta = "–" if left is None else str(timedelta(seconds=round(left)))
             print(
                 f"step {step:>5}/{self._total}  meta-loss {meta_loss:.4f}  "
                 f"{shown:>6} inner steps/s  ETA {eta}",
                 flush=True,
             )
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last update (a validation, say) out of the rate."""
+        self._clock = time.monotonic()
 
     def say(self, message: str) -> None:
         """Prints a line above the progress bar."""
@@ -82,8 +87,10 @@ class TrainingDisplay:
         else:
             print(message, flush=True)
 
-    def _rate(self, step: int, now: float) -> float:
-        if self._start is None:
-            self._start, self._start_step = now, step
-            return 0.0
-        return (step - self._start_step) * self._inner / max(now - self._start, 1e-9)
+    def _measure(self, step: int) -> None:
+        now = time.monotonic()
+        if self._clock is not None and step > self._clock_step:
+            steps = (step - self._clock_step) * self._inner
+            rate = steps / max(now - self._clock, 1e-9)
+            self._rate = 0.7 * self._rate + 0.3 * rate if self._rate else rate
+        self._clock, self._clock_step = now, step

@@ -30,7 +30,7 @@ from experiments.command_line import InputError, reported
 from experiments.serialization import encode
 from lopt.artifact import Artifact
 from lopt.integrity import SUMS, write_text
-from tasks.suites import SUITES
+from tasks.suites import SUITES, Suite
 
 ROWS, REPORT, CURVES = "rows.jsonl", "report.html", "curves.png"
 STAMP = "evaluation.json"
@@ -82,6 +82,9 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
             raise InputError(f"{report} is a folder; move it away")
     training_rows = _training_rows(arguments.artifact)
     (out_dir / STAMP).unlink(missing_ok=True)
+    warning = _mismatch(artifact, suite)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
     begin = time.monotonic()
     rows, tunings = evaluate_suite(
         artifact,
@@ -93,6 +96,8 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
         "evaluation took": f"{time.monotonic() - begin:.0f} s",
         "reported seeds": ", ".join(map(str, SEEDS)),
     }
+    if warning:
+        environment["warning"] = warning
     with reported():
         write_rows(out_dir / ROWS, rows)
         write_report(
@@ -110,6 +115,20 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
     print(text_summary(rows))
     print(f"report: {report}")
     return report
+
+
+def _mismatch(artifact: Artifact, suite: Suite) -> str | None:
+    """Whether the suite's trained cell is where the artifact was meta-trained."""
+    trained = next(cell for cell in suite if cell.axis == "trained")
+    config = artifact.provenance.get("config")
+    task = config.get("task") if isinstance(config, dict) else None
+    if task == encode(trained.task):
+        return None
+    return (
+        f"the cell {trained.name!r} of this suite is not where the artifact was "
+        f"meta-trained (its provenance says task = {json.dumps(task)}): read 'trained' "
+        "as 'reference'"
+    )
 
 
 def _stamp(artifact: Path, suite: str) -> dict[str, Any]:

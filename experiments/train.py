@@ -67,6 +67,7 @@ def _stop_on_signals() -> Iterator[_Interrupt]:
     def handle(number: int, frame: Any) -> None:
         del number, frame
         interrupt.requested = True
+        os.write(2, b"\nstopping after this step, with a checkpoint\n")
 
     old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -117,7 +118,6 @@ def _start_or_resume(
     step = restored.step if restored else 0
     directory.truncate_after(step)
     if restored:
-        print(f"{directory.path}: going on from step {step}")
         return restored.state
     return _first_state(training)
 
@@ -142,6 +142,9 @@ def _advance(
     display = TrainingDisplay(first, config.num_steps, training.inner_steps_per_step)
     recorder = _Recorder(config, directory, display)
     outer, best = state
+    if first:
+        print(f"{directory.path}: going on from step {first}")
+    print("compiling the outer step (seconds, once)", flush=True)
     with display, _stop_on_signals() as interrupt:
         for step in range(first + 1, last + 1):
             outer, metrics = training.step(outer, dataset)
@@ -149,11 +152,13 @@ def _advance(
             if step % config.validation.every == 0 or step == config.num_steps:
                 recorder.flush()
                 best = _validate(config, dataset, outer, best, recorder)
+                display.restart_clock()
             interrupted = interrupt.requested  # read once: a signal may come any time
             if interrupted or step == last or step % config.run.checkpoint_every == 0:
                 recorder.flush()
                 with reported():
                     checkpoints.save(step, TrainingState(outer, best))
+                display.restart_clock()
             if interrupted and step < config.num_steps:
                 display.say(f"interrupted at step {step}; the same command goes on")
                 raise SystemExit(command_line.INTERRUPTED)

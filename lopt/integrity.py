@@ -78,6 +78,7 @@ def publish(
         write_sums(temporary)
         for path in temporary.rglob("*"):
             if path.is_file():
+                path.chmod(0o644)
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         temporary.chmod(0o755)

@@ -157,6 +157,7 @@ class SmallFC:
                     steps.append(grad)
                     tensors.append(tensor)
                     continue
+                _check_shape(param, spec)
                 tensor = self._accumulate(tensor, grad, complements)
                 steps.append(self._step(layers, grad, param, tensor, state.step, spec))
                 tensors.append(tensor)
@@ -236,6 +237,14 @@ class SmallFC:
         scale = self.step_mult * self.rules.step_scale(spec)
         step = -scale * out[..., 0] * jnp.exp(self.exp_mult * out[..., 1])
         return step.reshape(param.shape).astype(param.dtype)
+
+
+def _check_shape(param: jax.Array, spec: ParamSpec) -> None:
+    if jnp.shape(param) != tuple(spec.shape):
+        raise ValueError(
+            f"a parameter of shape {jnp.shape(param)} has the spec of one of shape "
+            f"{spec.shape}: specs must be those of this model, not of its base"
+        )
 
 
 def _dtype(param: jax.Array) -> jnp.dtype:

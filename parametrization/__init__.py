@@ -2,7 +2,14 @@
 
 from parametrization.axes import Axes
 from parametrization.rules import ADAM_LIKE, STANDARD, Rules
-from parametrization.spec import Named, ParamSpec, infer_specs, named, param_specs
+from parametrization.spec import (
+    Named,
+    ParamSpec,
+    infer_specs,
+    named,
+    param_specs,
+    unbox,
+)
 
 __all__ = [
     "ADAM_LIKE",
@@ -14,4 +21,5 @@ __all__ = [
     "infer_specs",
     "named",
     "param_specs",
+    "unbox",
 ]
