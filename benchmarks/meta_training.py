@@ -33,10 +33,11 @@ PEER = {
 }
 
 
-def measure(case: str, optimizer: str, seconds: float) -> dict[str, Any]:
-    """One row, in this process."""
-    import jax
-    import jax.numpy as jnp
+def build(case: str, optimizer: str) -> tuple[Any, Any]:
+    """The meta-training of a case, and its data.
+
+    Imports stand inside: the parent process, which only starts the cases, stays light.
+    """
     import numpy as np
 
     from lopt import Adam, SmallFC
@@ -73,8 +74,7 @@ def measure(case: str, optimizer: str, seconds: float) -> dict[str, Any]:
     if optimizer == "Adam":
         lopt = Adam()
     else:
-        hidden = int(optimizer.split()[-1])
-        lopt = SmallFC(hidden_size=hidden, rules=ADAM_LIKE)
+        lopt = SmallFC(hidden_size=int(optimizer.split()[-1]), rules=ADAM_LIKE)
     training = MetaTraining(
         InnerTraining(task, lopt, Objective()),
         lopt,
@@ -82,7 +82,15 @@ def measure(case: str, optimizer: str, seconds: float) -> dict[str, Any]:
         OuterOptimizer(),
         num_steps=5000,
     )
-    dataset = task.load_data()
+    return training, task.load_data()
+
+
+def measure(case: str, optimizer: str, seconds: float) -> dict[str, Any]:
+    """One row, in this process."""
+    import jax
+    import jax.numpy as jnp
+
+    training, dataset = build(case, optimizer)
     matrix = jnp.ones((2048, 2048)) * 0.5
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(matrix, matrix))

@@ -217,7 +217,7 @@ def refusal(request):
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_both_libraries_load_what_is_saved(saved, loader):
-    LOADERS[loader](saved)
+    assert LOADERS[loader](saved) is not None
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
