@@ -166,7 +166,7 @@ def plot_training(metrics: Sequence[Mapping[str, Any]]) -> Figure:
             particles, windows of any age) and `held_out_loss`, `train_loss` (of the
             averaged θ); where `chosen` is true last is the θ that was released.
     """
-    figure, (axes,) = _panels(1, width=7.2, height=3.2)
+    figure, (axes,) = _panels(1, width=9.6, height=3.2)
     losses = _column(metrics, "meta_loss")
     if len(losses):
         steps, values = losses.T
@@ -192,7 +192,7 @@ def plot_training(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_xlabel("outer step")
     axes.set_ylabel("normalized loss (1 = chance)")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.tight_layout()
     return figure
 
