@@ -22,10 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from lopt.base import LearnedOptimizer, Theta
-from metatrain.inner import start
+from metatrain.inner import InnerState, start
 from metatrain.keys import stream
 from metatrain.objective import Objective
 from metatrain.unroll import unroll
@@ -173,49 +172,37 @@ def _mean_loss(
     seeds: jax.Array,
     dataset: Dataset,
 ) -> tuple[jax.Array, jax.Array]:
-    recorder = _Recorder(lopt, task.loss_at_chance)
-
     def one(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
-        key = stream(jax.random.key(seed), "evaluation")
-        state = start(task, recorder, theta, stream(key, "init"), num_steps)
-        unroll_key = stream(key, "unroll")
-        state, losses, _ = unroll(
-            task, recorder, theta, state, dataset, unroll_key, num_steps, split
-        )
-        held_out = _OBJECTIVE.normalize(losses, task.loss_at_chance)
-        return jnp.mean(held_out), state.opt_state[0] / num_steps
+        _, losses, aux, _ = _train(task, lopt, theta, seed, dataset, num_steps, split)
+        chance = task.loss_at_chance
+        held_out = _OBJECTIVE.normalize(losses, chance)
+        train = _OBJECTIVE.normalize(aux["train_loss"], chance)
+        return jnp.mean(held_out), jnp.mean(train)
 
     held_out, train = jax.vmap(one)(seeds)
     return jnp.mean(held_out), jnp.mean(train)
 
 
-class _Recorder(NamedTuple):
-    """An optimizer that also sums the normalized training losses it is shown.
+def _train(
+    task: Task,
+    lopt: LearnedOptimizer,
+    theta: Theta,
+    seed: jax.Array,
+    dataset: Dataset,
+    num_steps: int,
+    split: Split = "train",
+) -> tuple[InnerState, jax.Array, dict[str, jax.Array], jax.Array]:
+    """One run: the only place that says what a seed determines.
 
-    An unroll that records held-out losses does not return those of training.
+    Returns:
+        What `unroll` returns, and the run's key for what follows it.
     """
-
-    lopt: LearnedOptimizer
-    loss_at_chance: float
-
-    def init(self, key: jax.Array) -> Theta:
-        return self.lopt.init(key)
-
-    def as_optax(
-        self, theta: Theta, specs: Any, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        def update(
-            updates: Any, total: jax.Array, params: Any = None, **extra: Any
-        ) -> tuple[Any, jax.Array]:
-            del params
-            loss = _OBJECTIVE.normalize(extra["loss"], self.loss_at_chance)
-            return updates, total + loss
-
-        record = optax.GradientTransformationExtraArgs(
-            lambda params: jnp.zeros([]),
-            update,  # pyright: ignore[reportArgumentType]
-        )
-        return optax.chain(record, self.lopt.as_optax(theta, specs, num_steps))
+    key = stream(jax.random.key(seed), "evaluation")
+    state = start(task, lopt, theta, stream(key, "init"), num_steps)
+    state, losses, aux = unroll(
+        task, lopt, theta, state, dataset, stream(key, "unroll"), num_steps, split
+    )
+    return state, losses, aux, key
 
 
 def _run(
@@ -227,11 +214,7 @@ def _run(
     dataset: Dataset,
 ) -> dict[str, jax.Array]:
     """One run: the fields of `RunResult` without `[R]`, but for the wall time."""
-    key = stream(jax.random.key(seed), "evaluation")
-    state = start(task, lopt, theta, stream(key, "init"), num_steps)
-    state, curve, _ = unroll(
-        task, lopt, theta, state, dataset, stream(key, "unroll"), num_steps
-    )
+    state, curve, _, key = _train(task, lopt, theta, seed, dataset, num_steps)
     losses = cap(curve, task)
     at_cap = _OBJECTIVE.diverged(_OBJECTIVE.normalize(curve, task.loss_at_chance))
     finite = jnp.all(jnp.isfinite(curve))

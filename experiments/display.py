@@ -22,7 +22,7 @@ class TrainingDisplay:
 
     def __init__(self, first_step: int, num_steps: int, inner_steps: int) -> None:
         """Args: steps done before; steps of the run; inner steps of one outer step."""
-        self._first, self._total, self._inner = first_step, num_steps, inner_steps
+        self._total, self._inner = num_steps, inner_steps
         self._clock: float | None = None
         self._clock_step = first_step
         self._rate = 0.0

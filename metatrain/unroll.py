@@ -42,7 +42,8 @@ def unroll(
             another split records, after each update, the loss of a fresh batch of it.
 
     Returns:
-        The state after the last step, losses `[T]` in nats, auxiliary scalars `[T]`.
+        The state after the last step, losses `[T]` in nats, auxiliary scalars `[T]`;
+        where the losses are of another split, `train_loss` is among the latter.
     """
     optimizer = lopt.as_optax(theta, task.specs(), state.length)
     draws = task.draw(dataset, stream(key, "batches"), "train", num_steps)
@@ -61,8 +62,10 @@ def unroll(
         batch = task.batch(dataset, draw, "train")
         state, loss, aux = inner_step(task, optimizer, state, batch, loss_key)
         if held_out:
+            train_loss = loss
             batch = task.batch(dataset, held_draw, split)
             loss, aux = task.loss(state.params, stream(loss_key, "held out"), batch)
+            aux = aux | {"train_loss": train_loss}
         return state, (loss, aux)
 
     xs: Any = (draws, loss_keys, held_draws)

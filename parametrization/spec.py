@@ -143,12 +143,16 @@ def named(initializer: Initializer, axes: str) -> Callable[..., Named]:
     return init
 
 
+def _is_box(node: Any) -> bool:
+    return isinstance(node, Named)
+
+
 def unbox(tree: Any) -> Any:
     """Takes the arrays out of their `Named` boxes."""
     return jax.tree.map(
-        lambda box: box.value if isinstance(box, Named) else box,
+        lambda box: box.value if _is_box(box) else box,
         tree,
-        is_leaf=lambda box: isinstance(box, Named),
+        is_leaf=_is_box,
     )
 
 
@@ -172,7 +176,6 @@ def param_specs(
     boxed, base = (jax.eval_shape(f, key) for f in (init, base_init))
     for tree in (boxed, base):
         _check_annotated(tree)
-    is_box = lambda box: isinstance(box, Named)  # noqa: E731
     if jax.tree.structure(unbox(boxed)) != jax.tree.structure(unbox(base)):
         raise ValueError(
             "the model and its base model have different parameters: "
@@ -187,13 +190,11 @@ def param_specs(
             )
         return ParamSpec(box.axes, box.value.shape, base_box.value.shape)
 
-    return jax.tree_util.tree_map_with_path(spec, boxed, base, is_leaf=is_box)
+    return jax.tree_util.tree_map_with_path(spec, boxed, base, is_leaf=_is_box)
 
 
 def _check_annotated(boxed: Any) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(
-        boxed, is_leaf=lambda box: isinstance(box, Named)
-    )
+    leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box)
     for path, leaf in leaves:
         if not isinstance(leaf, Named):
             raise ValueError(
