@@ -1,7 +1,14 @@
 """The language of a parameter's role and width, shared by tasks and optimizers."""
 
 from parametrization.axes import Axes
-from parametrization.rules import ADAM_LIKE, STANDARD, Rules
+from parametrization.rules import (
+    ADAM_LIKE,
+    COMPLETEP,
+    COMPLETEP_SGD_LIKE,
+    SGD_LIKE,
+    STANDARD,
+    Rules,
+)
 from parametrization.spec import (
     Named,
     ParamSpec,
@@ -13,6 +20,9 @@ from parametrization.spec import (
 
 __all__ = [
     "ADAM_LIKE",
+    "COMPLETEP",
+    "COMPLETEP_SGD_LIKE",
+    "SGD_LIKE",
     "STANDARD",
     "Axes",
     "Named",

@@ -8,6 +8,9 @@ parameter's role is known at the base width too, where no dimension differs.
 
 Stacked axes (layers of a scanned block) stand first, in brackets:
 `"[layers] width -> width"`; they belong to neither side.
+
+A fan-in that is *looked up* (a row of an embedding, not a sum over the vocabulary) has a
+name of its own too, because one term reaches each output whatever the axis' size.
 """
 
 from __future__ import annotations
@@ -29,12 +32,16 @@ FIXED_NAMES = frozenset(
         "kernel",
         "image_channels",
         "patch",
+        "code",
+        "gates",
         "inputs",
         "outputs",
         "layers",
         "fixed",
     }
 )
+LOOKUP_NAMES = frozenset({"vocab", "positions"})
+"""Fixed names whose axis, on the fan-in side, is indexed rather than summed over."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from flax.core import meta
 
-from parametrization.axes import SCALING_NAMES, Axes, Kind
+from parametrization.axes import LOOKUP_NAMES, SCALING_NAMES, Axes, Kind
 
 Shape = tuple[int, ...]
 Initializer = Callable[..., jax.Array]
@@ -35,11 +35,14 @@ class ParamSpec:
         shape: shape of the array.
         base_shape: shape of the same parameter in the base model, at which every μP
             multiplier is 1.
+        depth_mult: number of residual blocks over that of the base model, for a
+            parameter inside a block; 1 outside.
     """
 
     axes: Axes
     shape: Shape
     base_shape: Shape
+    depth_mult: float = 1.0
 
     def __post_init__(self) -> None:
         rank = len(self.axes.names)
@@ -52,6 +55,8 @@ class ParamSpec:
             raise ValueError(
                 f"shapes {self.shape} and {self.base_shape} have sizes < 0"
             )
+        if not 0 < self.depth_mult < math.inf:
+            raise ValueError(f"depth_mult = {self.depth_mult} must be positive")
 
     @property
     def kind(self) -> Kind:
@@ -62,70 +67,77 @@ class ParamSpec:
     def fan_in(self) -> int:
         """Number of inputs that each output sums over; 1 where nothing is summed."""
         start = len(self.axes.stacked)
-        return math.prod(self.shape[start : start + len(self.axes.fan_in)])
+        return math.prod(
+            1 if name in LOOKUP_NAMES else self.shape[start + i]
+            for i, name in enumerate(self.axes.fan_in)
+        )
 
     @property
     def fan_in_mult(self) -> float:
-        """Ratio of the scaling fan-in axes to their base size; 1 if there are none."""
+        """Ratio of the fan-in to its base size; 1 if no axis of it scales."""
         start = len(self.axes.stacked)
         return self._ratio(start, start + len(self.axes.fan_in))
 
     @property
     def fan_out_mult(self) -> float:
-        """Ratio of the scaling fan-out axes to their base size; 1 if there are none."""
+        """Ratio of the fan-out to its base size; 1 if no axis of it scales."""
         start = len(self.axes.stacked) + len(self.axes.fan_in)
         return self._ratio(start, len(self.shape))
 
     def _ratio(self, start: int, stop: int) -> float:
-        names = self.axes.names
-        scaling = [i for i in range(start, stop) if names[i] in SCALING_NAMES]
-        size = math.prod(self.shape[i] for i in scaling)
-        base_size = math.prod(self.base_shape[i] for i in scaling)
-        return size / base_size if base_size else 1.0  # of no elements: no ratio
+        if not SCALING_NAMES.intersection(self.axes.names[start:stop]):
+            return 1.0
+        # The whole side counts: heads may be as many and each of them larger.
+        base_size = math.prod(self.base_shape[start:stop])
+        return math.prod(self.shape[start:stop]) / base_size if base_size else 1.0
 
 
 @jax.tree_util.register_pytree_node_class
 class Named(meta.AxisMetadata[Any]):
-    """A boxed parameter that carries its axis names through `flax.linen`."""
+    """A boxed parameter that carries its role through `flax.linen`."""
 
-    def __init__(self, value: Any, axes: Axes) -> None:
+    def __init__(self, value: Any, axes: Axes, depth_mult: float = 1.0) -> None:
         self.value = value
         self.axes = axes
+        self.depth_mult = depth_mult
 
     def unbox(self) -> Any:
         """The bare array."""
         return self.value
 
     def replace_boxed(self, val: Any) -> Named:
-        """The same names around another value."""
-        return Named(val, self.axes)
+        """The same role around another value."""
+        return Named(val, self.axes, self.depth_mult)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> Named:
         """Called by `nn.scan` and `nn.vmap` when they stack the parameter."""
         name = params.get(meta.PARTITION_NAME) or "layers"
-        return Named(self.value, self.axes.stack(index, name))
+        return Named(self.value, self.axes.stack(index, name), self.depth_mult)
 
     def remove_axis(self, index: int, params: dict[Any, Any]) -> Named:
         """Called by `nn.scan` and `nn.vmap` when they take one slice."""
         del params
-        return Named(self.value, self.axes.unstack(index))
+        return Named(self.value, self.axes.unstack(index), self.depth_mult)
 
-    def tree_flatten(self) -> tuple[tuple[Any], Axes]:
-        """Pytree protocol: the value is the child, the names are static."""
-        return (self.value,), self.axes
+    def tree_flatten(self) -> tuple[tuple[Any], tuple[Axes, float]]:
+        """Pytree protocol: the value is the child, the role is static."""
+        return (self.value,), (self.axes, self.depth_mult)
 
     @classmethod
-    def tree_unflatten(cls, axes: Axes, children: tuple[Any]) -> Named:
+    def tree_unflatten(cls, role: tuple[Axes, float], children: tuple[Any]) -> Named:
         """Pytree protocol."""
-        return cls(children[0], axes)
+        return cls(children[0], *role)
 
 
-def named(initializer: Initializer, axes: str) -> Callable[..., Named]:
+def named(
+    initializer: Initializer, axes: str, depth_mult: float = 1.0
+) -> Callable[..., Named]:
     """Annotates a parameter where it is born.
 
     Args:
         initializer: called as `initializer(key, shape, dtype)`.
         axes: names such as `"width -> heads head_dim"` (see `Axes.parse`).
+        depth_mult: of the residual block that the parameter is in (see `ParamSpec`).
 
     Returns:
         An initializer for `flax.linen.Module.param` that yields a `Named` box.
@@ -138,7 +150,7 @@ def named(initializer: Initializer, axes: str) -> Callable[..., Named]:
                 f"axes '{parsed}' name {len(parsed.names)} dimensions, but the "
                 f"parameter has shape {tuple(shape)}"
             )
-        return Named(initializer(key, shape, *args, **kwargs), parsed)
+        return Named(initializer(key, shape, *args, **kwargs), parsed, depth_mult)
 
     return init
 
@@ -188,7 +200,9 @@ def param_specs(
                 f"parameter {jax.tree_util.keystr(path)} has axes '{box.axes}', in "
                 f"the base model '{base_box.axes}'"
             )
-        return ParamSpec(box.axes, box.value.shape, base_box.value.shape)
+        return ParamSpec(
+            box.axes, box.value.shape, base_box.value.shape, box.depth_mult
+        )
 
     return jax.tree_util.tree_map_with_path(spec, boxed, base, is_leaf=_is_box)
 

@@ -26,12 +26,21 @@ def test_fan_in_counts_every_contracted_axis_and_no_stacked_one():
     assert spec_of("->", ()).fan_in == 1
 
 
-def test_ratios_see_scaling_axes_alone():
-    attention = spec_of("width -> heads head_dim", (24, 8, 5), (6, 4, 10))
-    assert attention.fan_in_mult == 4.0
-    assert attention.fan_out_mult == 2.0
-    conv = spec_of("kernel channels -> classes", (9, 6, 20), (3, 4, 10))
+def test_what_is_looked_up_is_not_summed_over():
+    assert spec_of("vocab -> width", (100, 6)).fan_in == 1
+    assert spec_of("positions -> width", (9, 6)).fan_in == 1
+    assert spec_of("width -> vocab", (6, 100)).fan_in == 6
+
+
+def test_ratios_are_of_a_whole_side_if_any_axis_of_it_scales():
+    # Twice as many heads and heads 1.5 times as wide make three times the fan-in.
+    attention = spec_of("heads head_dim -> width", (8, 15, 24), (4, 10, 6))
+    assert attention.fan_in_mult == 3.0
+    assert attention.fan_out_mult == 4.0
+    conv = spec_of("kernel channels -> classes", (3, 6, 20), (3, 4, 10))
     assert (conv.fan_in_mult, conv.fan_out_mult) == (1.5, 1.0)
+    first = spec_of("kernel image_channels -> channels", (9, 3, 20), (3, 1, 10))
+    assert (first.fan_in_mult, first.fan_out_mult) == (1.0, 2.0)
     stacked = spec_of("[layers] width -> width", (8, 6, 4), (2, 3, 4))
     assert (stacked.fan_in_mult, stacked.fan_out_mult) == (2.0, 1.0)
 
@@ -233,3 +242,18 @@ def test_inference_refuses_what_it_cannot_match():
         infer_specs(shapes(a=(2, 2)), shapes(a=(2,)))
     with pytest.raises(ValueError, match=r"do not exist: .*\['z'\]"):
         infer_specs(shapes(a=(2,)), shapes(a=(2,)), {"['z']": "hidden"})
+
+
+def test_the_depth_of_a_block_reaches_the_spec_through_scan_and_is_checked():
+    def init(key):
+        box = named(ones, "width -> width", depth_mult=2.5)(key, (4, 4))
+        return {"w": jax.tree.map(lambda x: x, box).add_axis(0, {})}
+
+    def stacked(key):
+        box = init(key)["w"]
+        return {"w": box.replace_boxed(jnp.ones((3, 4, 4)))}
+
+    spec = param_specs(stacked, stacked)["w"]
+    assert spec.depth_mult == 2.5 and str(spec.axes) == "[layers] width -> width"
+    with pytest.raises(ValueError, match="depth_mult = 0.0 must be positive"):
+        ParamSpec(Axes.parse("-> width"), (4,), (4,), 0.0)
