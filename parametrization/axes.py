@@ -9,8 +9,8 @@ parameter's role is known at the base width too, where no dimension differs.
 Stacked axes (layers of a scanned block) stand first, in brackets:
 `"[layers] width -> width"`; they belong to neither side.
 
-A fan-in that is *looked up* (a row of an embedding, not a sum over the vocabulary) has a
-name of its own too, because one term reaches each output whatever the axis' size.
+A fan-in that is *looked up* (a row of an embedding, not a sum over the vocabulary) has
+a name of its own too: one term reaches each output, whatever the size of the axis.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ fan-in and fan-out over their base sizes, and m, the number of residual blocks o
 of the base model. At the base shape all are 1 and all parametrizations agree bit for
 bit.
 
-μP has two columns for the optimizer. The *Adam-like* one holds for any rule whose step is
-Θ(1) per element whatever the scale of the gradient: Adam, Lion, and learned optimizers
-whose inputs are normalized per tensor. The *SGD-like* one holds for steps proportional
+μP has two columns for the optimizer. The *Adam-like* one holds for any rule whose step
+is Θ(1) per element whatever the scale of the gradient: Adam, Lion, and learned
+optimizers whose inputs are normalized per tensor. The *SGD-like* one holds for steps proportional
 to the gradient. The forward pass is the same in both. *CompleteP* adds depth: every
 residual branch is multiplied by 1/m (α = 1), which leaves Adam-like steps as they are.
 

@@ -8,9 +8,11 @@ an unroll draws for a whole window at once and gathers inside its loop.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
 import jax
+
+from parametrization.rules import Rules
 
 Params: TypeAlias = Any
 Dataset: TypeAlias = Any
@@ -29,6 +31,28 @@ class Task(Protocol):
     @property
     def loss_at_chance(self) -> float:
         """The loss that knows nothing, in nats: the unit of the normalized loss."""
+        ...
+
+    @property
+    def width(self) -> int | None:
+        """Width of the model; None declares that the task has no width to grow."""
+        ...
+
+    @property
+    def depth(self) -> int | None:
+        """Depth of the model; None declares that the task has none."""
+        ...
+
+    def at_width(self, width: int) -> Self:
+        """The same task, its model of another width."""
+        ...
+
+    def at_depth(self, depth: int) -> Self:
+        """The same task, its model of another depth."""
+        ...
+
+    def with_rules(self, rules: Rules) -> Self:
+        """The same task, its model in another parametrization."""
         ...
 
     def init(self, key: jax.Array) -> Params:
@@ -59,6 +83,12 @@ class Task(Protocol):
         self, params: Params, key: jax.Array, batch: Batch
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean loss over the batch `[]` in nats, and named auxiliary scalars."""
+        ...
+
+    def activations(
+        self, params: Params, key: jax.Array, batch: Batch
+    ) -> dict[str, jax.Array]:
+        """What every layer computes for the batch, by name, for coordinate checks."""
         ...
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from parametrization.rules import Rules
 from tasks.base import Batch, Params, Split
 from tasks.data import images
 from tasks.data.embedded import Digits
@@ -31,11 +31,34 @@ class ImageClassification:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size = {self.batch_size} must be positive")
+        self.specs()  # a parameter without a role is an error here and now
 
     @property
     def loss_at_chance(self) -> float:
         """ln C: the loss of the uniform guess over C classes."""
         return math.log(self.data.num_classes)
+
+    @property
+    def width(self) -> int:
+        """Width of the model (see `Task.width`)."""
+        return self.model.width
+
+    @property
+    def depth(self) -> int:
+        """Depth of the model (see `Task.depth`)."""
+        return self.model.depth
+
+    def at_width(self, width: int) -> Self:
+        """The same data and a model of another width."""
+        return dataclasses.replace(self, model=self.model.at_width(width))
+
+    def at_depth(self, depth: int) -> Self:
+        """The same data and a model of another depth."""
+        return dataclasses.replace(self, model=self.model.at_depth(depth))
+
+    def with_rules(self, rules: Rules) -> Self:
+        """The same data and the model in another parametrization."""
+        return dataclasses.replace(self, model=self.model.with_rules(rules))
 
     def init(self, key: jax.Array) -> Params:
         """Initial parameters (see `Task.init`)."""
@@ -43,7 +66,7 @@ class ImageClassification:
 
     def specs(self) -> Any:
         """Specs of the parameters (see `Task.specs`)."""
-        return _specs(self.model, self.data.image_shape, self.data.num_classes)
+        return self.model.specs(self.data.image_shape, self.data.num_classes)
 
     def load_data(self) -> images.ImageDataset:
         """The dataset (see `Task.load_data`)."""
@@ -75,7 +98,9 @@ class ImageClassification:
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch.labels)
         return jnp.mean(losses), {"accuracy": accuracy}
 
-
-@functools.cache
-def _specs(model: MLP, image_shape: tuple[int, ...], num_classes: int) -> Any:
-    return model.specs(image_shape, num_classes)
+    def activations(
+        self, params: Params, key: jax.Array, batch: Batch
+    ) -> dict[str, jax.Array]:
+        """What every layer computes (see `Task.activations`)."""
+        del key
+        return self.model.activations(params, batch.images, self.data.num_classes)

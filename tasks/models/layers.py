@@ -1,7 +1,12 @@
-"""Layers whose parameters carry their axis names, so their μP role is never guessed."""
+"""Layers whose parameters carry their axis names, so their μP role is never guessed.
+
+Every layer records its output for coordinate checks. `depth_mult` is that of the
+residual block in which a layer stands, 1 outside (see `ParamSpec`).
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -9,34 +14,135 @@ import jax
 import jax.numpy as jnp
 
 from parametrization.rules import Rules, initializer
+from parametrization.spec import named
+from tasks.models.base import record
 
 
 class Dense(nn.Module):
-    """`scale · (x @ kernel) + bias`, the kernel annotated `fan_in -> fan_out`.
+    """`scale · (x · kernel) + bias`, the kernel annotated `fan_in -> fan_out`.
 
-    The bias lies outside the multiplier, so it is a vector like any other.
+    The kernel contracts as many trailing axes of the input as `fan_in` names, and makes
+    as many as `features` has sizes. The bias lies outside the multiplier, so it is a
+    vector like any other.
     """
 
-    features: int
+    features: int | tuple[int, ...]
     fan_in: str
     fan_out: str = "width"
     scale: float = 1.0
+    use_bias: bool = True
+    depth_mult: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[..., inputs]` to `[..., features]`."""
-        kernel_init = initializer(f"{self.fan_in} -> {self.fan_out}")
-        shape = (x.shape[-1], self.features)
-        kernel: Any = self.param("kernel", kernel_init, shape)
-        bias_init = initializer(f"-> {self.fan_out}")
-        bias: Any = self.param("bias", bias_init, (self.features,))
-        product = self.scale * (x @ kernel)
-        return product + jnp.broadcast_to(bias, product.shape)
+        """Maps `[..., *inputs]` to `[..., *features]`."""
+        features = (
+            self.features if isinstance(self.features, tuple) else (self.features,)
+        )
+        contracted = x.shape[x.ndim - len(self.fan_in.split()) :]
+        axes = f"{self.fan_in} -> {self.fan_out}"
+        kernel_init = initializer(axes, self.depth_mult)
+        kernel: Any = self.param("kernel", kernel_init, (*contracted, *features))
+        # One product of two matrices, whatever the number of axes.
+        rows = x.reshape(*x.shape[: x.ndim - len(contracted)], math.prod(contracted))
+        product = rows @ kernel.reshape(math.prod(contracted), math.prod(features))
+        out = self.scale * product.reshape(*product.shape[:-1], *features)
+        if self.use_bias:
+            bias_init = initializer(f"-> {self.fan_out}", self.depth_mult)
+            bias: Any = self.param("bias", bias_init, features)
+            out = out + jnp.broadcast_to(bias, out.shape)
+        return record(self, "out", out)
 
 
 def readout(
-    num_outputs: int, width: int, base_width: int, rules: Rules, name: str = "readout"
+    num_outputs: int,
+    width: int,
+    base_width: int,
+    rules: Rules,
+    name: str = "readout",
+    fan_out: str = "classes",
 ) -> Dense:
     """The last layer: zero-initialized, in μP its product scaled by base/fan-in."""
     scale = rules.forward_scale(width, base_width)
-    return Dense(num_outputs, fan_in="width", fan_out="classes", scale=scale, name=name)
+    return Dense(num_outputs, fan_in="width", fan_out=fan_out, scale=scale, name=name)
+
+
+class Conv(nn.Module):
+    """A two-dimensional convolution `[B, h, w, c]`, padded as "SAME"."""
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    fan_in: str = "channels"
+    use_bias: bool = True
+    depth_mult: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, channels]` to `[B, ⌈h/stride⌉, ⌈w/stride⌉, features]`."""
+        size = self.kernel_size
+        kernel_init = initializer(
+            f"kernel kernel {self.fan_in} -> channels", self.depth_mult
+        )
+        shape = (size, size, x.shape[-1], self.features)
+        kernel: Any = self.param("kernel", kernel_init, shape)
+        out = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.use_bias:
+            bias_init = initializer("-> channels", self.depth_mult)
+            bias: Any = self.param("bias", bias_init, (self.features,))
+            out = out + jnp.broadcast_to(bias, out.shape)
+        return record(self, "out", out)
+
+
+class Norm(nn.Module):
+    """Layer or group normalization over the last axis, with a learned gain and shift.
+
+    Layer normalization is over the last axis alone; group normalization over the
+    positions too, with the channels in `groups` groups.
+    """
+
+    axis: str = "width"
+    groups: int | None = None
+    epsilon: float = 1e-6
+    depth_mult: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, ..., features]` to the same shape."""
+        features = x.shape[-1]
+        if self.groups is None:
+            grouped, axes = x, (-1,)
+        else:
+            grouped = x.reshape(x.shape[0], -1, self.groups, features // self.groups)
+            axes = (1, 3)
+        mean = jnp.mean(grouped, axes, keepdims=True)
+        centred = grouped - mean
+        variance = jnp.mean(centred**2, axes, keepdims=True)
+        normal = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
+        gain_init = named(nn.initializers.ones, f"-> {self.axis}", self.depth_mult)
+        gain: Any = self.param("gain", gain_init, (features,))
+        shift_init = initializer(f"-> {self.axis}", self.depth_mult)
+        shift: Any = self.param("shift", shift_init, (features,))
+        out = normal * jnp.broadcast_to(gain, x.shape)
+        return record(self, "out", out + jnp.broadcast_to(shift, x.shape))
+
+
+class Embedding(nn.Module):
+    """A table of rows `[rows, width]`, annotated `rows_name -> width`."""
+
+    rows: int
+    features: int
+    rows_name: str = "vocab"
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The table itself: callers look rows up, add them or multiply by them."""
+        table_init = initializer(f"{self.rows_name} -> width")
+        table: Any = self.param("table", table_init, (self.rows, self.features))
+        return table

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Self
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from parametrization.rules import ADAM_LIKE, Rules
-from parametrization.spec import param_specs, unbox
-from tasks.models.layers import Dense, readout
-
-Activation = Literal["relu", "tanh", "gelu", "silu"]
+from tasks.models import base
+from tasks.models.base import Activation, Model
+from tasks.models.layers import Dense, Norm, readout
 
 
 @dataclasses.dataclass(frozen=True)
-class MLP:
-    """Fully connected hidden layers and a readout."""
+class MLP(Model):
+    """Fully connected hidden layers and a readout; inputs of any shape."""
 
     widths: tuple[int, ...] = (32, 32)
     """Units of each hidden layer, first to last."""
     base_width: int = 32
     """Units of every hidden layer of the base model, where μP multipliers are 1."""
     rules: Rules = ADAM_LIKE
-    """Parametrization: ADAM_LIKE (μP) or STANDARD."""
+    """Parametrization; without residual branches CompleteP is the same as μP."""
     activation: Activation = "relu"
     """Nonlinearity after each hidden layer."""
+    layer_norm: bool = False
+    """Normalizes each hidden layer before its nonlinearity."""
 
     def __post_init__(self) -> None:
         if not self.widths or any(width < 1 for width in self.widths):
@@ -35,56 +35,44 @@ class MLP:
                 f"widths = {self.widths} must be positive numbers of units, at least "
                 "one layer"
             )
-        if self.base_width < 1:
-            raise ValueError(f"base_width = {self.base_width} must be positive")
-        if self.activation not in get_args(Activation):
-            raise ValueError(
-                f"activation = {self.activation!r} must be one of "
-                f"{', '.join(get_args(Activation))}"
-            )
+        base.check_positive(self, "base_width")
+        base.check_activation(self.activation)
+        base.check_rules(self.rules)
 
-    def init(
-        self, key: jax.Array, input_shape: tuple[int, ...], num_outputs: int
-    ) -> Any:
-        """Initial parameters for inputs `[B, *input_shape]`, as plain arrays."""
-        return unbox(self._boxed_init(key, input_shape, num_outputs))
+    @property
+    def width(self) -> int:
+        """Units of the first hidden layer."""
+        return self.widths[0]
 
-    def specs(self, input_shape: tuple[int, ...], num_outputs: int) -> Any:
-        """Specs of the parameters, with the base model beside."""
-        base = dataclasses.replace(self, widths=(self.base_width,) * len(self.widths))
-        return param_specs(
-            lambda key: self._boxed_init(key, input_shape, num_outputs),
-            lambda key: base._boxed_init(key, input_shape, num_outputs),
-        )
+    @property
+    def depth(self) -> int:
+        """Number of hidden layers."""
+        return len(self.widths)
 
-    def apply(self, params: Any, x: jax.Array, num_outputs: int) -> jax.Array:
-        """Logits `[B, num_outputs]` of inputs `[B, ...]`."""
-        logits: Any = self._module(num_outputs).apply({"params": params}, x)
-        return logits
+    def at_width(self, width: int) -> Self:
+        """The same number of layers, each of `width` units."""
+        return dataclasses.replace(self, widths=(width,) * self.depth)
 
-    def _boxed_init(
-        self, key: jax.Array, input_shape: tuple[int, ...], num_outputs: int
-    ) -> Any:
-        inputs = jnp.zeros((1, *input_shape))
-        return self._module(num_outputs).init(key, inputs)["params"]
+    def at_depth(self, depth: int) -> Self:
+        """As many layers, each as wide as the first."""
+        return dataclasses.replace(self, widths=(self.width,) * depth)
 
-    def _module(self, num_outputs: int) -> _MLPModule:
-        return _MLPModule(
-            self.widths, self.base_width, self.rules, self.activation, num_outputs
-        )
+    def module(self, num_outputs: int) -> nn.Module:
+        """Maps `[B, ...]` to logits `[B, num_outputs]`."""
+        return _MLPModule(self, num_outputs)
 
 
 class _MLPModule(nn.Module):
-    widths: tuple[int, ...]
-    base_width: int
-    rules: Rules
-    activation: Activation
+    model: MLP
     num_outputs: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        model = self.model
         x = x.reshape(x.shape[0], -1)
-        for i, width in enumerate(self.widths):
+        for i, width in enumerate(model.widths):
             x = Dense(width, fan_in="width" if i else "pixels", name=f"hidden_{i}")(x)
-            x = getattr(nn, self.activation)(x)
-        return readout(self.num_outputs, x.shape[-1], self.base_width, self.rules)(x)
+            if model.layer_norm:
+                x = Norm(name=f"norm_{i}")(x)
+            x = base.activation(model.activation)(x)
+        return readout(self.num_outputs, x.shape[-1], model.base_width, model.rules)(x)

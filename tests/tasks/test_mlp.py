@@ -145,7 +145,7 @@ def test_impossible_widths_are_refused(widths):
 
 
 def test_an_impossible_base_width_is_refused():
-    with pytest.raises(ValueError, match="base_width = 0 must be positive"):
+    with pytest.raises(ValueError, match="base_width = 0 must be a positive"):
         MLP(base_width=0)
 
 

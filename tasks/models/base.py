@@ -1,0 +1,174 @@
+"""What all families of models share: a frozen description with plain functions.
+
+A family is a frozen dataclass whose fields are the shape of the network. It says what
+its linen module is and what its base model is; everything else follows here. Nothing
+outside this folder sees a linen module.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from parametrization.rules import Rules
+from parametrization.spec import param_specs, unbox
+
+ACTIVATIONS = "activations"
+"""The linen collection in which layers record what they computed."""
+
+Activation = Literal[
+    "relu", "relu6", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "elu", "selu"
+]
+
+
+class Model(abc.ABC):
+    """A family of networks; subclasses are final frozen dataclasses.
+
+    In shapes, `B` is the batch.
+    """
+
+    base_width: int
+    """Width of the base model, at which every μP multiplier is 1."""
+    rules: Rules
+    """Parametrization of the forward pass."""
+    input_dtype: ClassVar[Any] = jnp.float32
+    """int32 where the inputs are tokens."""
+
+    @property
+    @abc.abstractmethod
+    def width(self) -> int:
+        """The size that grows when the network is made wider."""
+
+    @property
+    @abc.abstractmethod
+    def depth(self) -> int:
+        """The number of hidden layers, or of residual blocks."""
+
+    @abc.abstractmethod
+    def at_width(self, width: int) -> Self:
+        """The same network of another width; its base stays."""
+
+    @abc.abstractmethod
+    def at_depth(self, depth: int) -> Self:
+        """The same network of another depth; its base stays."""
+
+    @abc.abstractmethod
+    def module(self, num_outputs: int) -> nn.Module:
+        """The linen module, a map of `[B, *input_shape]` to `[B, ..., num_outputs]`."""
+
+    def base(self) -> Self:
+        """The model of the same depth whose shapes are the base shapes."""
+        return self.at_width(self.base_width)
+
+    def with_rules(self, rules: Rules) -> Self:
+        """The same network in another parametrization."""
+        return dataclasses.replace(self, rules=rules)  # pyright: ignore
+
+    def init(
+        self, key: jax.Array, input_shape: tuple[int, ...], num_outputs: int
+    ) -> Any:
+        """Initial parameters for inputs `[B, *input_shape]`, as plain arrays."""
+        return unbox(self._boxed_init(key, input_shape, num_outputs))
+
+    def specs(self, input_shape: tuple[int, ...], num_outputs: int) -> Any:
+        """Specs of the parameters, with the base model beside; nothing is allocated.
+
+        Raises:
+            ValueError: naming the parameter that was not given a role.
+        """
+        return _specs(self, tuple(input_shape), num_outputs)
+
+    def apply(
+        self,
+        params: Any,
+        x: jax.Array,
+        num_outputs: int,
+        key: jax.Array | None = None,
+    ) -> Any:
+        """Outputs for inputs `[B, *input_shape]`; `key` is for models that sample."""
+        module = self.module(num_outputs)
+        return module.apply({"params": params}, x, rngs=_rngs(key))
+
+    def activations(
+        self,
+        params: Any,
+        x: jax.Array,
+        num_outputs: int,
+        key: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """What every layer computed, by its path: pre-activations, logits, ..."""
+        module = self.module(num_outputs)
+        _, state = module.apply(
+            {"params": params}, x, rngs=_rngs(key), mutable=[ACTIVATIONS]
+        )
+        recorded: Any = traverse_util.flatten_dict(dict(state[ACTIVATIONS]), sep="/")
+        return recorded
+
+    def _boxed_init(
+        self, key: jax.Array, input_shape: tuple[int, ...], num_outputs: int
+    ) -> Any:
+        inputs = jnp.zeros((1, *input_shape), self.input_dtype)
+        keys = {"params": key, **_rngs(key)}
+        return self.module(num_outputs).init(keys, inputs)["params"]
+
+
+@functools.cache
+def _specs(model: Model, input_shape: tuple[int, ...], num_outputs: int) -> Any:
+    base = model.base()
+    return param_specs(
+        lambda key: model._boxed_init(key, input_shape, num_outputs),
+        lambda key: base._boxed_init(key, input_shape, num_outputs),
+    )
+
+
+def _rngs(key: jax.Array | None) -> dict[str, jax.Array]:
+    return {} if key is None else {"sample": key}
+
+
+def record(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
+    """Notes an intermediate value under `name` for `Model.activations`.
+
+    Costs nothing where nobody asks: linen drops what no collection takes.
+    """
+    module.sow(ACTIVATIONS, name, value, init_fn=lambda: None, reduce_fn=_newest)
+    return value
+
+
+def _newest(_: Any, new: Any) -> Any:
+    return new
+
+
+def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
+    """The nonlinearity of that name."""
+    return getattr(nn, name)
+
+
+def check_activation(name: str) -> None:
+    """Raises ValueError if there is no nonlinearity of that name."""
+    if name not in get_args(Activation):
+        raise ValueError(
+            f"activation = {name!r} must be one of {', '.join(get_args(Activation))}"
+        )
+
+
+def check_rules(rules: Rules) -> None:
+    """Raises ValueError if this is no parametrization."""
+    if not isinstance(rules, Rules):
+        names = ", ".join(rule.name for rule in Rules)
+        raise ValueError(f"rules = {rules!r} must be one of {names}")
+
+
+def check_positive(model: Any, *names: str) -> None:
+    """Raises ValueError if one of the named fields is not a positive whole number."""
+    for name in names:
+        value = getattr(model, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} = {value!r} must be a positive whole number")
