@@ -8,9 +8,10 @@ bit.
 
 μP has two columns for the optimizer. The *Adam-like* one holds for any rule whose step
 is Θ(1) per element whatever the scale of the gradient: Adam, Lion, and learned
-optimizers whose inputs are normalized per tensor. The *SGD-like* one holds for steps proportional
-to the gradient. The forward pass is the same in both. *CompleteP* adds depth: every
-residual branch is multiplied by 1/m (α = 1), which leaves Adam-like steps as they are.
+optimizers whose inputs are normalized per tensor. The *SGD-like* one holds for steps
+proportional to the gradient. The forward pass is the same in both. *CompleteP* adds
+depth: every residual branch is multiplied by 1/m (α = 1), which leaves Adam-like steps
+as they are.
 
 | exponent of | standard | μP, Adam-like | μP, SGD-like | CompleteP |
 |---|---|---|---|---|
