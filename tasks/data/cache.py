@@ -1,0 +1,212 @@
+"""Arrays that take long to make are kept on disk, and verified whenever they are read.
+
+An entry is a folder of `.npy` files and a manifest with their sha256. It appears by one
+rename and is never changed afterwards, except for what the manifest remembers of the
+sources. Writers hold a lock that the system releases when they die; whatever they left
+unfinished is removed by the next one. A damaged entry is made again, and a cache that
+cannot be written costs time, never the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+VARIABLE = "METATRAIN_CACHE_DIR"
+MANIFEST = "manifest.json"
+_SCHEMA = 1
+
+Arrays = dict[str, np.ndarray]
+
+
+def cache_dir() -> Path:
+    """The folder of all entries; it need not exist."""
+    if given := os.environ.get(VARIABLE):
+        return Path(given).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "metatrain"
+
+
+def cached(
+    name: str,
+    fingerprint: Mapping[str, Any],
+    make: Callable[[], Arrays],
+    sources: Sequence[Path] = (),
+) -> Arrays:
+    """The arrays of `make`, from disk if an earlier process has made them.
+
+    Args:
+        name: names the entry for people; anything is allowed.
+        fingerprint: plain JSON values that determine the arrays; another fingerprint
+            is another entry.
+        make: makes the arrays, none of them of objects. It runs in one process at a
+            time; its exceptions pass through, and then nothing is kept.
+        sources: files that `make` reads. If size or time of one are not as they were,
+            its content is compared, and if that changed the arrays are made again.
+
+    Returns:
+        The arrays by name, read-only if they come from disk.
+    """
+    text = json.dumps([_SCHEMA, name, fingerprint], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    title = re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).strip("-.") or "data"
+    entry = cache_dir() / f"{title}-{digest[:16]}"
+    key = json.loads(text)
+    with contextlib.suppress(_UnusableError):
+        return _load(entry, key, sources)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(entry))
+            writable = True
+        except OSError as error:
+            _warn_unwritable(entry, error)
+            writable = False
+        try:
+            return _load(entry, key, sources)  # another process may have made it
+        except _UnusableError as error:
+            if error.args:
+                warnings.warn(f"{error}: it is made again", stacklevel=2)
+        # Before making: a source that is replaced meanwhile is noticed next time.
+        recorded = [_describe(path) for path in sources]
+        arrays = make()
+        if writable:
+            try:
+                _write(entry, arrays, key, recorded)
+            except OSError as error:
+                _warn_unwritable(entry, error)
+        return arrays
+
+
+class _UnusableError(Exception):
+    """An entry is absent (no arguments), or damaged or outdated (a reason)."""
+
+
+def _load(entry: Path, key: list[Any], sources: Sequence[Path]) -> Arrays:
+    """Reads and verifies an entry."""
+    path = entry / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        if [manifest["schema"], manifest["name"], manifest["fingerprint"]] != key:
+            raise _UnusableError(f"{path} is damaged: it is of something else")
+        seen = {source["name"]: source for source in manifest["sources"]}
+        fresh = [_compare(source, seen[source.name]) for source in sources]
+        arrays = {}
+        for array, file in manifest["arrays"].items():
+            path = entry / f"{array}.npy"
+            if _digest(path) != file["sha256"]:
+                raise _UnusableError(f"{path} is damaged: its checksum is another")
+            arrays[array] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        if not entry.exists():
+            raise _UnusableError from None
+        raise _UnusableError(f"{error.filename} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _UnusableError(f"{path} is damaged: {error!r}") from None
+    if fresh != [seen[source.name] for source in sources]:
+        # The same content at another time: remembered, so it is hashed only once.
+        with contextlib.suppress(OSError):
+            _write_manifest(entry, {**manifest, "sources": fresh})
+    return arrays
+
+
+def _compare(source: Path, recorded: dict[str, Any]) -> dict[str, Any]:
+    """What to remember of a source whose content is as recorded."""
+    stat = source.stat()
+    if [stat.st_size, stat.st_mtime_ns] == [recorded["size"], recorded["mtime_ns"]]:
+        return recorded
+    now = _describe(source)
+    if now["sha256"] != recorded["sha256"]:
+        raise _UnusableError(f"{source} has changed since it was cached")
+    return now
+
+
+def _describe(source: Path) -> dict[str, Any]:
+    """Size and time are taken before the content: a later change is noticed."""
+    stat = source.stat()
+    return {
+        "name": source.name,
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "sha256": _digest(source),
+    }
+
+
+def _write(
+    entry: Path, arrays: Arrays, key: list[Any], sources: list[dict[str, Any]]
+) -> None:
+    """Makes an entry appear at once; the lock is held."""
+    for left in entry.parent.glob(f".{entry.name}-*"):
+        shutil.rmtree(left, ignore_errors=True)  # a writer died here
+    temporary = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+    try:
+        files = {}
+        for name, array in arrays.items():
+            path = temporary / f"{name}.npy"
+            with path.open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+            files[name] = {
+                "shape": list(array.shape),
+                "dtype": str(array.dtype),
+                "sha256": _digest(path),
+            }
+        manifest: dict[str, Any] = dict(
+            zip(("schema", "name", "fingerprint"), key, strict=True)
+        )
+        _write_manifest(temporary, {**manifest, "sources": sources, "arrays": files})
+        temporary.chmod(0o755)
+        if entry.exists():
+            os.rename(entry, temporary.with_name(temporary.name + "-old"))
+        os.rename(temporary, entry)
+    finally:
+        for left in entry.parent.glob(f".{entry.name}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(manifest, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, folder / MANIFEST)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def _locked(entry: Path) -> Iterator[None]:
+    """Waits until no other process makes this entry."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with entry.with_name(f"{entry.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _warn_unwritable(entry: Path, error: OSError) -> None:
+    warnings.warn(
+        f"{entry.parent} cannot be written ({error.strerror}): the data is not cached; "
+        f"set {VARIABLE} to a folder that can be",
+        stacklevel=3,
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
