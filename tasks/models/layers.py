@@ -61,10 +61,14 @@ def readout(
     rules: Rules,
     name: str = "readout",
     fan_out: str = "classes",
+    fan_in: str = "width",
 ) -> Dense:
-    """The last layer: zero-initialized, in μP its product scaled by base/fan-in."""
+    """The last layer: zero-initialized, in μP its product scaled by base/fan-in.
+
+    `width` and `base_width` are sizes of the axis `fan_in`.
+    """
     scale = rules.forward_scale(width, base_width)
-    return Dense(num_outputs, fan_in="width", fan_out=fan_out, scale=scale, name=name)
+    return Dense(num_outputs, fan_in=fan_in, fan_out=fan_out, scale=scale, name=name)
 
 
 class Conv(nn.Module):
