@@ -36,6 +36,26 @@ def scale_by_specs(specs: Specs, rules: Rules) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
+def unscale_gradients(specs: Specs, rules: Rules) -> optax.GradientTransformation:
+    """Divides each gradient by how much the parametrization makes it shrink.
+
+    What follows sees gradients of the base model's size, so that an absolute floor
+    (Adam's epsilon, those of learned features) means the same at every width. To a rule
+    that does not care about the gradient's scale it makes no difference.
+    """
+
+    def update(updates: optax.Updates, params: optax.Params | None = None) -> Any:
+        del params
+        return jax.tree.map(
+            lambda u, spec: u if is_masked(u) else u / rules.gradient_scale(spec),
+            updates,
+            specs,
+            is_leaf=is_masked,
+        )
+
+    return optax.stateless(update)
+
+
 def learning_rate_schedule(
     learning_rate: jax.Array, schedule: Schedule, num_steps: int | jax.Array
 ) -> optax.Schedule:
@@ -66,15 +86,20 @@ class Adam:
     b2: float = 0.999
     """Decay of the second moment."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment; in μP it shrinks as gradients do."""
     weight_decay: float = 0.0
     """Decoupled weight decay, multiplied by the learning rate but not by μP's step
     scale, so that its strength does not depend on the width."""
     rules: Rules = STANDARD
-    """Parametrization that scales the steps."""
+    """Parametrization that scales the steps: STANDARD, ADAM_LIKE or COMPLETEP."""
 
     def __post_init__(self) -> None:
         _check_positive("learning_rate", self.learning_rate)
+        if self.rules.sgd_like:
+            raise ValueError(
+                f"rules = {self.rules.name} scales steps that are proportional to the "
+                "gradient; Adam's are not: use ADAM_LIKE or COMPLETEP"
+            )
         _check_schedule(self.schedule)
         _check_positive("eps", self.eps)
         for name in ("b1", "b2"):
@@ -99,6 +124,7 @@ class Adam:
             [optax.add_decayed_weights(self.weight_decay)] if self.weight_decay else []
         )
         return optax.chain(
+            unscale_gradients(specs, self.rules),
             optax.scale_by_adam(self.b1, self.b2, self.eps),
             scale_by_specs(specs, self.rules),
             *decay,
@@ -108,7 +134,7 @@ class Adam:
 
 @dataclasses.dataclass(frozen=True)
 class SGD:
-    """Gradient descent with momentum, in the standard parametrization."""
+    """Gradient descent with momentum; with `rules=SGD_LIKE`, μSGD."""
 
     learning_rate: float = 1e-1
     """Learning rate of `init`'s θ."""
@@ -116,9 +142,18 @@ class SGD:
     """constant, or cosine to zero at the end of the run."""
     momentum: float = 0.0
     """Heavy-ball momentum; 0 is plain SGD."""
+    rules: Rules = STANDARD
+    """Parametrization that scales the steps: STANDARD, SGD_LIKE or
+    COMPLETEP_SGD_LIKE."""
 
     def __post_init__(self) -> None:
         _check_positive("learning_rate", self.learning_rate)
+        if not self.rules.sgd_like and self.rules is not STANDARD:
+            raise ValueError(
+                f"rules = {self.rules.name} scales steps of Θ(1) per element; those of "
+                "SGD are proportional to the gradient: use SGD_LIKE or "
+                "COMPLETEP_SGD_LIKE"
+            )
         _check_schedule(self.schedule)
         if not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum = {self.momentum} must lie in [0, 1)")
@@ -132,11 +167,14 @@ class SGD:
         self, theta: Theta, specs: Specs, num_steps: int | jax.Array
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer (see `LearnedOptimizer.as_optax`)."""
-        del specs
         schedule = learning_rate_schedule(
             theta["learning_rate"], self.schedule, num_steps
         )
-        return optax.with_extra_args_support(optax.sgd(schedule, self.momentum or None))
+        return optax.chain(
+            optax.trace(self.momentum) if self.momentum else optax.identity(),
+            scale_by_specs(specs, self.rules),
+            optax.scale_by_learning_rate(schedule),
+        )
 
 
 Baseline = Adam | SGD

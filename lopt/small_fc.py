@@ -23,7 +23,7 @@ from lopt import accumulators, features, per_parameter_mlp
 from lopt.accumulators import Complements, TensorState
 from lopt.base import Specs, Theta, is_masked
 from lopt.epsilons import PAPER, Epsilons
-from parametrization.rules import STANDARD, Rules
+from parametrization.rules import ADAM_LIKE, STANDARD, Rules
 from parametrization.spec import ParamSpec
 
 
@@ -87,8 +87,11 @@ class SmallFC:
         ):
             if not 0.0 <= decay < 1.0:
                 raise ValueError(f"decay {decay} must lie in [0, 1)")
-        if not isinstance(self.rules, Rules):
-            raise ValueError(f"rules = {self.rules!r} must be STANDARD or ADAM_LIKE")
+        if self.rules not in (STANDARD, ADAM_LIKE):
+            raise ValueError(
+                f"rules = {self.rules!r} must be STANDARD or ADAM_LIKE; in a CompleteP "
+                "model the steps of this optimizer are those of ADAM_LIKE"
+            )
 
     @property
     def feature_names(self) -> tuple[str, ...]:

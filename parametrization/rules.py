@@ -57,6 +57,8 @@ class _Table:
     """Of (n_in, n_out), of the step, by kind."""
     block_step: int = 0
     """Of m, of the step of every parameter inside a residual block."""
+    for_gradients: bool = False
+    """Whether steps are proportional to the gradient rather than Θ(1)."""
 
 
 _ADAM_STEPS: dict[Kind, tuple[int, int]] = {"hidden": (-1, 0)}
@@ -73,9 +75,16 @@ class Rules(enum.Enum):
 
     STANDARD = _Table()
     ADAM_LIKE = _Table(forward=-1, steps=_ADAM_STEPS)
-    SGD_LIKE = _Table(forward=-1, steps=_SGD_STEPS)
+    SGD_LIKE = _Table(forward=-1, steps=_SGD_STEPS, for_gradients=True)
     COMPLETEP = _Table(forward=-1, residual=-1, steps=_ADAM_STEPS)
-    COMPLETEP_SGD_LIKE = _Table(forward=-1, residual=-1, steps=_SGD_STEPS, block_step=1)
+    COMPLETEP_SGD_LIKE = _Table(
+        forward=-1, residual=-1, steps=_SGD_STEPS, block_step=1, for_gradients=True
+    )
+
+    @property
+    def sgd_like(self) -> bool:
+        """Whether the step column is that of steps proportional to the gradient."""
+        return self.value.for_gradients
 
     def step_scale(self, spec: ParamSpec) -> float:
         """Factor on the optimizer's step for this parameter."""

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from lopt import SGD, Adam
-from parametrization import ADAM_LIKE, Axes, ParamSpec
+from parametrization import ADAM_LIKE, COMPLETEP, SGD_LIKE, Axes, ParamSpec
 
 NUM_STEPS = 8
 
@@ -127,6 +127,45 @@ def test_mu_adam_is_adam_with_one_factor(run, inputs):
         factor = 0.25 if name == "w" else 1.0
         moved, want = (x[name] - params[name] for x in (mup, standard))
         np.testing.assert_allclose(moved, factor * want, rtol=1e-4, atol=1e-6)
+
+
+def test_the_epsilon_of_mu_adam_shrinks_as_gradients_do(inputs):
+    # A network n times as wide has gradients 1/n times as large wherever the rules say
+    # so; with an epsilon as large as the gradients, the step must still be the same.
+    params, grads = inputs[0], {name: g[0] for name, g in inputs[1].items()}
+    adam = Adam(0.1, eps=float(np.abs(grads["w"]).mean()), rules=ADAM_LIKE)
+    base_specs = {
+        name: ParamSpec(s.axes, s.shape, s.shape) for name, s in SPECS.items()
+    }
+    at_base = adam.as_optax(adam.init(None), base_specs, NUM_STEPS)
+    want, _ = at_base.update(grads, at_base.init(params), params)
+    small = {n: ADAM_LIKE.gradient_scale(SPECS[n]) * g for n, g in grads.items()}
+    assert ADAM_LIKE.gradient_scale(SPECS["w"]) == 0.25
+    got = first_step(adam, small, params)
+    for name, step in got.items():
+        factor = ADAM_LIKE.step_scale(SPECS[name])
+        np.testing.assert_allclose(step, factor * want[name], rtol=1e-5)
+
+
+def test_mu_sgd_scales_the_step_after_the_momentum(run, inputs):
+    params, grads = inputs
+    make, theta = ours(SGD(0.01, momentum=0.9, rules=SGD_LIKE))
+    mup, _ = run(make, params, grads, theta)
+    make, theta = ours(SGD(0.01, momentum=0.9))
+    standard, _ = run(make, params, grads, theta)
+    factors = {name: SGD_LIKE.step_scale(spec) for name, spec in SPECS.items()}
+    assert factors["out"] == 4.0 and factors["w"] == 1.0 and factors["b"] == 4.0
+    for name, factor in factors.items():
+        moved, want = (x[name] - params[name] for x in (mup, standard))
+        np.testing.assert_allclose(moved, factor * want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rules"), [(Adam, SGD_LIKE), (SGD, ADAM_LIKE), (SGD, COMPLETEP)]
+)
+def test_the_columns_are_not_interchangeable(kind, rules):
+    with pytest.raises(ValueError, match=f"rules = {rules.name} .* use "):
+        kind(rules=rules)
 
 
 def test_weight_decay_is_not_scaled_by_mup(inputs):

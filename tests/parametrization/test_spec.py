@@ -255,5 +255,5 @@ def test_the_depth_of_a_block_reaches_the_spec_through_scan_and_is_checked():
 
     spec = param_specs(stacked, stacked)["w"]
     assert spec.depth_mult == 2.5 and str(spec.axes) == "[layers] width -> width"
-    with pytest.raises(ValueError, match="depth_mult = 0.0 must be positive"):
+    with pytest.raises(ValueError, match=r"depth_mult = 0\.0 must be positive"):
         ParamSpec(Axes.parse("-> width"), (4,), (4,), 0.0)
