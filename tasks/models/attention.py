@@ -1,0 +1,108 @@
+"""Multi-head self-attention, and rotary positions.
+
+μP has a say in one number: query times key is divided by √d in the standard
+parametrization and by d in μP, where training aligns the two, so their product grows
+as d rather than as √d (`Rules.attention_scale`). Growing the number of heads leaves it
+alone.
+
+Query, key and value have no bias. A softmax is blind to a key's bias, whose gradient
+would be rounding error that an optimizer which normalizes turns into full steps; a
+value's bias is the bias of the output once more.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tasks.models.base import record
+from tasks.models.layers import Dense
+
+ROTARY_BASE = 10_000.0
+"""The slowest pair of coordinates turns by about 1/ROTARY_BASE radians per token."""
+
+
+class Attention(nn.Module):
+    """Self-attention among the tokens of a sequence.
+
+    Attributes:
+        heads: number of heads.
+        head_dim: size of query, key and value in each head.
+        scale: factor on query times key.
+        causal: whether a token sees only itself and what stands before it.
+        rotary: whether queries and keys are turned by their positions.
+        depth_mult: of the residual block (see `ParamSpec`).
+    """
+
+    heads: int
+    head_dim: int
+    scale: float
+    causal: bool = False
+    rotary: bool = False
+    depth_mult: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, L, width]` to `[B, L, width]`."""
+        query, key, value = (
+            self._project(name)(x) for name in ("query", "key", "value")
+        )
+        if self.rotary:
+            places = jnp.arange(x.shape[1])
+            query, key = rotate(query, places), rotate(key, places)
+        logits = self.scale * jnp.einsum("bihd,bjhd->bhij", query, key)
+        record(self, "logits", logits)  # before the mask, which has no width
+        if self.causal:
+            logits = hide_later(logits)
+        weights = jax.nn.softmax(logits, axis=-1)
+        mixed = record(self, "mixed", jnp.einsum("bhij,bjhd->bihd", weights, value))
+        out = Dense(
+            x.shape[-1],
+            fan_in="heads head_dim",
+            depth_mult=self.depth_mult,
+            name="out",
+        )
+        return out(mixed)
+
+    def _project(self, name: str) -> Dense:
+        return Dense(
+            (self.heads, self.head_dim),
+            fan_in="width",
+            fan_out="heads head_dim",
+            use_bias=False,
+            depth_mult=self.depth_mult,
+            name=name,
+        )
+
+
+def hide_later(logits: jax.Array) -> jax.Array:
+    """Minus infinity where a query `i` would see a key `j > i`; `[..., L, L]`.
+
+    The weight there is exactly 0, and so is every gradient through it.
+    """
+    visible = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+    return jnp.where(jnp.broadcast_to(visible, logits.shape), logits, -jnp.inf)
+
+
+def rotate(x: jax.Array, places: jax.Array) -> jax.Array:
+    """Rotary position embedding (Su et al., RoFormer, arXiv:2104.09864, eq. 34).
+
+    Coordinates `k` and `k + d/2` of a head form a pair, turned at place `m` by the
+    angle m · ROTARY_BASE^(-2k/d). So query times key depends on the difference of
+    their places alone. (The paper pairs neighbours: the same up to a permutation.)
+
+    Args:
+        x: queries or keys, `[B, L, heads, d]`, d even.
+        places: of the tokens in the sequence, `[L]`.
+
+    Returns:
+        The same shape.
+    """
+    half = x.shape[-1] // 2
+    speeds = ROTARY_BASE ** (-jnp.arange(half) / half)
+    angles = jnp.outer(places, speeds).reshape(1, places.shape[0], 1, half)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = x[..., :half], x[..., half:]
+    turned = (first * cos - second * sin, first * sin + second * cos)
+    return jnp.concatenate(turned, axis=-1)

@@ -1,0 +1,164 @@
+"""What transformers share: their fields, the pre-norm residual block, and the stack.
+
+A block adds two branches to the residual stream, attention and an MLP, each behind a
+norm (Xiong et al., arXiv:2002.04745) and each multiplied by `Rules.residual_scale`:
+1, in CompleteP base depth / depth. Depth counts blocks.
+
+Blocks may be scanned: one block is compiled whatever the depth, and each parameter is
+one array with the layers stacked in front (`[layers]` in its axes). The function is the
+same; the arrays, and so what an optimizer normalizes together, are not.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any, Self
+
+import flax.linen as nn
+import jax
+
+from parametrization.rules import ADAM_LIKE, Rules
+from tasks.models import base
+from tasks.models.attention import Attention
+from tasks.models.base import ACTIVATIONS, Activation, Model, record
+from tasks.models.layers import Dense, Norm
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockModel(Model, abc.ABC):
+    """The fields that every transformer has; subclasses are final."""
+
+    # A field of a frozen dataclass is as read-only as the property that it stands for.
+    width: int = 64  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Size of the residual stream, a multiple of head_dim."""
+    depth: int = 2  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Number of residual blocks, each of attention and an MLP."""
+    head_dim: int = 16
+    """Size of one attention head; wider networks have more heads."""
+    mlp_ratio: int = 4
+    """Hidden units of each MLP, over the width."""
+    scan: bool = False
+    """Runs the blocks in one compiled loop, their parameters stacked."""
+    activation: Activation = "gelu"
+    """Nonlinearity of the MLPs."""
+    base_width: int = 64
+    """Width of the base model, where μP multipliers are 1."""
+    base_depth: int = 2
+    """Number of blocks at which CompleteP's multipliers are 1."""
+    base_head_dim: int = 16
+    """Size of the base model's heads; it is head_dim where only their number grows."""
+    rules: Rules = ADAM_LIKE
+    """Parametrization of the forward pass."""
+
+    def __post_init__(self) -> None:
+        base.check_positive(
+            self, "width", "depth", "head_dim", "mlp_ratio", "base_width", "base_depth"
+        )
+        base.check_positive(self, "base_head_dim")
+        for width, head_dim in (("width", "head_dim"), ("base_width", "base_head_dim")):
+            if getattr(self, width) % getattr(self, head_dim):
+                raise ValueError(
+                    f"{width} = {getattr(self, width)} must be a multiple of "
+                    f"{head_dim} = {getattr(self, head_dim)}"
+                )
+        base.check_activation(self.activation)
+        base.check_rules(self.rules)
+
+    def at_width(self, width: int) -> Self:
+        """The same network of another width: more heads, each of the same size."""
+        return dataclasses.replace(self, width=width)
+
+    def at_depth(self, depth: int) -> Self:
+        """The same network with another number of blocks."""
+        return dataclasses.replace(self, depth=depth)
+
+    def base(self) -> Self:
+        """The model of the same depth whose shapes are the base shapes."""
+        return dataclasses.replace(
+            self, width=self.base_width, head_dim=self.base_head_dim
+        )
+
+    @property
+    def depth_mult(self) -> float:
+        """Number of blocks over that of the base model."""
+        return self.depth / self.base_depth
+
+
+def check_choice(model: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError if the named field is none of the choices."""
+    value = getattr(model, name)
+    if value not in choices:
+        raise ValueError(f"{name} = {value!r} must be one of {', '.join(choices)}")
+
+
+class FeedForward(nn.Module):
+    """The MLP branch: up to `mlp` units, a nonlinearity, and down again."""
+
+    model: BlockModel
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, L, width]` to `[B, L, width]`."""
+        model, width = self.model, x.shape[-1]
+        mult = model.depth_mult
+        up = Dense(model.mlp_ratio * width, "width", "mlp", depth_mult=mult, name="up")
+        active = record(self, "active", base.activation(model.activation)(up(x)))
+        return Dense(width, "mlp", depth_mult=mult, name="down")(active)
+
+
+class Block(nn.Module):
+    """x + s · attention(norm(x)), then x + s · mlp(norm(x))."""
+
+    model: BlockModel
+    causal: bool
+    rotary: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None = None) -> tuple[jax.Array, None]:
+        """Maps `[B, L, width]` to the same and nothing, as a scan wants it."""
+        model, mult = self.model, self.model.depth_mult
+        attention = Attention(
+            heads=model.width // model.head_dim,
+            head_dim=model.head_dim,
+            scale=model.rules.attention_scale(model.head_dim, model.base_head_dim),
+            causal=self.causal,
+            rotary=self.rotary,
+            depth_mult=mult,
+            name="attention",
+        )
+        scale = model.rules.residual_scale(model.depth, model.base_depth)
+        x = x + scale * attention(Norm(depth_mult=mult, name="attention_norm")(x))
+        mlp = FeedForward(model, name="mlp")
+        x = x + scale * mlp(Norm(depth_mult=mult, name="mlp_norm")(x))
+        return record(self, "out", x), None
+
+
+class Residual(nn.Module):
+    """All blocks, one after another or scanned.
+
+    `out` is the residual stream after the last one, under the same name whatever the
+    depth.
+    """
+
+    model: BlockModel
+    causal: bool = False
+    rotary: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, L, width]` to `[B, L, width]`."""
+        model = self.model
+        if model.scan:
+            blocks: Any = nn.scan(
+                Block,
+                variable_axes={"params": 0, ACTIVATIONS: 0},
+                split_rngs={"params": True},
+                length=model.depth,
+            )
+            x, _ = blocks(model, self.causal, self.rotary, name="blocks")(x, None)
+        else:
+            for i in range(model.depth):
+                block = Block(model, self.causal, self.rotary, name=f"block_{i}")
+                x, _ = block(x)
+        return record(self, "out", x)

@@ -1,0 +1,94 @@
+"""The decoder-only transformer: next-token logits of every position."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal, final, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tasks.models.base import record
+from tasks.models.blocks import BlockModel, Residual, check_choice
+from tasks.models.layers import Embedding, Norm, readout
+
+Positions = Literal["learned", "rotary"]
+Readout = Literal["untied", "tied"]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Transformer(BlockModel):
+    """A causal language model; its outputs are as many as its tokens.
+
+    In shapes, `L` is the length of a sequence and `V` the size of the vocabulary.
+    """
+
+    positions: Positions = "learned"
+    """A table of one vector per place, or queries and keys turned by their places."""
+    readout: Readout = "untied"
+    """A readout of its own, zero at the start, or the table of embeddings again."""
+
+    input_dtype: ClassVar[Any] = jnp.int32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self, "positions", get_args(Positions))
+        check_choice(self, "readout", get_args(Readout))
+        for name in ("head_dim", "base_head_dim"):
+            if self.positions == "rotary" and getattr(self, name) % 2:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} must be even: rotary positions "
+                    "turn pairs of coordinates"
+                )
+
+    def module(self, num_outputs: int) -> nn.Module:
+        """Maps tokens `[B, L]` below `num_outputs` to logits `[B, L, num_outputs]`."""
+        return _TransformerModule(self, num_outputs)
+
+
+class _TransformerModule(nn.Module):
+    model: Transformer
+    vocabulary: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        model = self.model
+        if tokens.ndim != 2:
+            raise ValueError(f"inputs of shape {tokens.shape} must be tokens [B, L]")
+        table = Embedding(self.vocabulary, model.width, name="embedding")()
+        # A token beyond the vocabulary is NaN, not silently the last one.
+        x = jnp.take(table, tokens, axis=0)
+        if model.positions == "learned":
+            places = Embedding(
+                tokens.shape[1], model.width, "positions", name="positions"
+            )
+            x = x + jnp.broadcast_to(places(), x.shape)
+        record(self, "embedded", x)
+        rotary = model.positions == "rotary"
+        x = Residual(model, causal=True, rotary=rotary, name="residual")(x)
+        x = Norm(name="norm")(x)
+        if model.readout == "tied":
+            return TiedReadout(_tied_scale(model), name="readout")(x, table)
+        return readout(
+            self.vocabulary, model.width, model.base_width, model.rules, fan_out="vocab"
+        )(x)
+
+
+class TiedReadout(nn.Module):
+    """The table of embeddings as a readout: `scale · x · tableᵀ`, no parameters."""
+
+    scale: float
+
+    def __call__(self, x: jax.Array, table: jax.Array) -> jax.Array:
+        """Maps `[B, L, width]` and `[V, width]` to logits `[B, L, V]`."""
+        return record(self, "out", self.scale * (x @ table.T))
+
+
+def _tied_scale(model: Transformer) -> float:
+    # Rows of the table have entries of size 1, for they are looked up. Summed over the
+    # base width that makes logits of size √base_width, which the constant takes back;
+    # from there on the rules scale them like those of any readout.
+    constant = model.base_width**-0.5
+    return constant * model.rules.forward_scale(model.width, model.base_width)

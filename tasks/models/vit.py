@@ -1,0 +1,95 @@
+"""The vision transformer: an image is a sequence of patches.
+
+Dosovitskiy et al., arXiv:2010.11929; pooling by the mean as in Beyer et al.,
+arXiv:2205.01580.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, final, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from parametrization.rules import initializer
+from tasks.models import base
+from tasks.models.base import record
+from tasks.models.blocks import BlockModel, Residual, check_choice
+from tasks.models.layers import Dense, Embedding, Norm, readout
+
+Pooling = Literal["class_token", "mean"]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class ViT(BlockModel):
+    """A classifier of images of any resolution that the patch divides."""
+
+    patch: int = 4
+    """Height and width of a patch, in pixels."""
+    pooling: Pooling = "class_token"
+    """What is read out: a token that is no patch, or the mean over all patches."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        base.check_positive(self, "patch")
+        check_choice(self, "pooling", get_args(Pooling))
+
+    def module(self, num_outputs: int) -> nn.Module:
+        """Maps images `[B, height, width, channels]` to logits `[B, num_outputs]`."""
+        return _ViTModule(self, num_outputs)
+
+
+class _ViTModule(nn.Module):
+    model: ViT
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        model = self.model
+        patches = cut(images, model.patch)
+        x = Dense(model.width, "patch patch image_channels", name="patches")(patches)
+        if model.pooling == "class_token":
+            token: Any = self.param(
+                "class_token", initializer("-> width"), (model.width,)
+            )
+            first = jnp.broadcast_to(token, (x.shape[0], 1, model.width))
+            x = jnp.concatenate([first, x], axis=1)
+        places = Embedding(x.shape[1], model.width, "positions", name="positions")
+        x = x + jnp.broadcast_to(places(), x.shape)
+        record(self, "embedded", x)
+        x = Residual(model, name="residual")(x)
+        x = Norm(name="norm")(x)
+        x = x[:, 0] if model.pooling == "class_token" else jnp.mean(x, axis=1)
+        record(self, "pooled", x)
+        return readout(self.num_outputs, model.width, model.base_width, model.rules)(x)
+
+
+def cut(images: jax.Array, patch: int) -> jax.Array:
+    """Patches of images, row by row.
+
+    Args:
+        images: `[B, height, width, channels]`.
+        patch: height and width of a patch, in pixels.
+
+    Returns:
+        `[B, height/patch · width/patch, patch, patch, channels]`.
+
+    Raises:
+        ValueError: if these are no images, or the patch does not divide them.
+    """
+    if images.ndim != 4:
+        raise ValueError(
+            f"inputs of shape {images.shape} must be images [B, height, width, "
+            "channels]"
+        )
+    num, height, width, channels = images.shape
+    if height % patch or width % patch:
+        raise ValueError(
+            f"patch = {patch} must divide the resolution {height} x {width} of the "
+            "images"
+        )
+    rows = images.reshape(num, height // patch, patch, width // patch, patch, channels)
+    return rows.swapaxes(2, 3).reshape(num, -1, patch, patch, channels)
