@@ -141,3 +141,12 @@ def test_the_largest_tokens_survive_the_way_through_the_device():
     batch = text.gather(data, jnp.array([0]), "train", 2)
     assert batch.inputs.tolist() == [[65535, 0]]
     assert batch.targets.tolist() == [[0, 65535]]
+
+
+def test_the_device_does_not_see_the_file_of_a_memory_map(tmp_path):
+    path = tmp_path / "tokens.npy"
+    np.save(path, np.zeros(1 << 16, np.uint8))
+    mapped = np.load(path, mmap_mode="r")
+    data = text.to_device(dict.fromkeys(SPLITS, mapped))
+    np.load(path, mmap_mode="r+")[:] = 1
+    assert mapped.all() and not data.train.any()
