@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import NamedTuple, Protocol
 
 import jax
@@ -38,14 +39,14 @@ class ImageSplit(NamedTuple):
 
 
 class ImageDataset(NamedTuple):
-    """Four disjoint splits and the statistics of the training images."""
+    """Four disjoint splits and statistics of the training images, per channel."""
 
     train: ImageSplit
     inner_valid: ImageSplit
     outer_valid: ImageSplit
     test: ImageSplit
-    mean: jax.Array  # [] float32, in units of a raw pixel
-    std: jax.Array  # [] float32, in units of a raw pixel
+    mean: tuple[jax.Array, ...]  # of each channel: [] float32, in raw pixels
+    std: tuple[jax.Array, ...]  # of each channel: [] float32, in raw pixels
 
     def split(self, name: Split) -> ImageSplit:
         """The split of that name."""
@@ -65,14 +66,42 @@ def partition(
         bounds: where inner_valid, outer_valid and test begin.
     """
     edges = (0, *bounds, len(images))
+    # jnp.array copies: the device must not see the file behind a memory map.
     parts = [
-        ImageSplit(jnp.asarray(images[a:b]), jnp.asarray(labels[a:b], jnp.int32))
+        ImageSplit(jnp.array(images[a:b]), jnp.array(labels[a:b], jnp.int32))
         for a, b in itertools.pairwise(edges)
     ]
-    train = images[: bounds[0]].astype(np.float64)
+    mean, std = statistics(images[: bounds[0]])
     return ImageDataset(
-        *parts, mean=jnp.float32(train.mean()), std=jnp.float32(train.std())
+        *parts, mean=tuple(map(jnp.float32, mean)), std=tuple(map(jnp.float32, std))
     )
+
+
+def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, correctly rounded.
+
+    Args:
+        images: `[n, height, width, channels]` uint8, not empty.
+
+    Returns:
+        Two arrays `[channels]` float32. The deviation of a channel that is constant is
+        given as 1, so that it is normalized to zeros.
+    """
+    pairs = []
+    for channel in np.moveaxis(images, -1, 0):
+        # Counts are exact, and need no copy of the images as floats.
+        counts = np.zeros(256, np.int64)
+        for chunk in np.array_split(channel, max(1, channel.size >> 20)):
+            counts += np.bincount(chunk.ravel(), minlength=256)
+        values = range(256)
+        n, first, second = (
+            sum(int(c) * v**power for c, v in zip(counts, values, strict=True))
+            for power in range(3)
+        )
+        variance = (n * second - first**2) / n**2
+        pairs.append((first / n, math.sqrt(variance) or 1.0))
+    mean, std = np.asarray(pairs).T.astype(np.float32)
+    return mean, std
 
 
 def draw_indices(
@@ -86,5 +115,24 @@ def draw_indices(
 def gather(dataset: ImageDataset, rows: jax.Array | slice, split: Split) -> ImageSplit:
     """Examples by row, images normalized to float32 with the training statistics."""
     images, labels = dataset.split(split)
-    pixels = images[rows].astype(jnp.float32)
-    return ImageSplit((pixels - dataset.mean) / dataset.std, labels[rows])
+    shape = images.shape[1:]
+    # Flat rows: a loop over the pixels of an image is a quarter faster on a CPU than
+    # one over height, width and three channels.
+    pixels = images.reshape(len(images), -1)[rows].astype(jnp.float32)
+    mean, std = (_flat(x, shape, pixels.ndim) for x in (dataset.mean, dataset.std))
+    pixels = ((pixels - mean) / std).reshape(*pixels.shape[:-1], *shape)
+    return ImageSplit(pixels, labels[rows])
+
+
+def _flat(
+    channels: tuple[jax.Array, ...], shape: tuple[int, ...], ndim: int
+) -> jax.Array:
+    """One value per channel, for pixels whose last axis is a flat image.
+
+    A single channel stays a scalar all the way from the dataset: XLA divides by
+    a scalar and by an array of one element in different ways, with different last bits.
+    """
+    if len(channels) == 1:
+        return channels[0]
+    flat = jnp.tile(jnp.stack(channels), math.prod(shape[:-1]))
+    return flat.reshape((1,) * (ndim - 1) + (-1,))

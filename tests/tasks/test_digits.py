@@ -56,9 +56,9 @@ def test_splits_are_disjoint_and_nothing_is_lost(data):
 def test_statistics_come_from_train_alone(data, raw):
     train = raw[0][:1077].astype(np.float64)
     everything = raw[0].astype(np.float64)
-    assert float(data.mean) == np.float32(train.mean())
-    assert float(data.std) == np.float32(train.std())
-    assert float(data.mean) != np.float32(everything.mean())
+    assert float(data.mean[0]) == np.float32(train.mean())
+    assert float(data.std[0]) == np.float32(train.std())
+    assert float(data.mean[0]) != np.float32(everything.mean())
 
 
 def test_an_unknown_split_is_refused(data):
@@ -69,7 +69,7 @@ def test_an_unknown_split_is_refused(data):
 def test_the_whole_of_a_split_is_normalized(data, raw):
     images, labels = ImageClassification().whole(data, "outer_valid")
     assert images.dtype == jnp.float32
-    want = (raw[0][1257:1437] - np.float64(data.mean)) / np.float64(data.std)
+    want = (raw[0][1257:1437] - np.float64(data.mean[0])) / np.float64(data.std[0])
     np.testing.assert_allclose(images, want, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(labels, raw[1][1257:1437])
 
@@ -116,7 +116,7 @@ def test_batches_are_examples_of_their_split(data, draw, split):
         (image.tobytes(), int(label))
         for image, label in zip(*map(np.asarray, data.split(split)), strict=True)
     }
-    pixels = np.asarray(batch.images * data.std + data.mean)
+    pixels = np.asarray(batch.images * data.std[0] + data.mean[0])
     restored = np.round(pixels).astype(np.uint8)
     np.testing.assert_allclose(pixels, restored, atol=1e-5)
     drawn = zip(restored, np.asarray(batch.labels), strict=True)
