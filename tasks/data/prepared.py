@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -213,6 +214,15 @@ def read(prepared: Prepared, split: str) -> Iterator[dict[str, Any]]:
         start += count
 
 
+def damaged_row(prepared: Prepared, split: str, row: int, what: object) -> ValueError:
+    """The error that one row of a split is not what it should be: names its file."""
+    last = itertools.accumulate(prepared.shard_lengths[split])
+    shard = next(i for i, end in enumerate(last) if row < end)
+    return _damaged(
+        str(prepared), prepared.shards[split][shard], f"has a bad row {row}: {what}"
+    )
+
+
 def command(name: str, *, again: bool = False) -> str:
     """The command that prepares a dataset, or prepares it again."""
     overwrite = " --overwrite" if again else ""
@@ -251,7 +261,8 @@ def _feature(path: Path, key: str, value: Any) -> Feature:
     if "image" in value:
         dimensions = value["image"].get("shape", {}).get("dimensions", ())
         shape = tuple(int(n) if int(n) > 0 else None for n in dimensions)
-        return Feature("image", shape, value["image"].get("dtype", "uint8"))
+        dtype = value["image"].get("dtype", "uint8")
+        return Feature("image", shape or (None, None, 3), dtype)
     if "classLabel" in value:
         names = path / f"{key}.labels.txt"
         lines = names.read_text("utf-8").splitlines() if names.is_file() else []

@@ -1,0 +1,87 @@
+"""Random crops and mirror images, drawn from a key and applied in-graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+MAX_PADDING = 128
+
+
+class AugmentationDraws(NamedTuple):
+    """What is random about the images of `num` batches of B images."""
+
+    offsets: jax.Array  # [num, B, 2] int32: row and column where the crop begins
+    flips: jax.Array  # [num, B] bool: whether the crop is mirrored
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Pads with the mean colour, crops at the old size, and mirrors half the images.
+
+    It works on normalized images, where the mean of the training pixels is 0: padding
+    with zeros is padding with the mean colour, and adds no edge of black.
+    """
+
+    crop_padding: int = 0
+    """Pixels of padding on each side; a crop begins anywhere, so 2·padding + 1 ways."""
+    flip: bool = False
+    """Whether an image is mirrored, left for right, with probability one half."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.crop_padding <= MAX_PADDING:
+            raise ValueError(
+                f"crop_padding = {self.crop_padding} must be from 0 to {MAX_PADDING} "
+                "pixels"
+            )
+
+    def __bool__(self) -> bool:
+        """Whether it changes anything."""
+        return self.crop_padding > 0 or self.flip
+
+    def draw(self, key: jax.Array, num: int, batch_size: int) -> AugmentationDraws:
+        """The randomness of `num` batches of `batch_size` images."""
+        for_offsets, for_flips = jax.random.split(key)
+        # Both are drawn in any case, so that one setting leaves the other's as it was.
+        offsets = jax.random.randint(
+            for_offsets, (num, batch_size, 2), 0, 2 * self.crop_padding + 1
+        )
+        flips = jax.random.bernoulli(for_flips, 0.5, (num, batch_size))
+        return AugmentationDraws(offsets, flips & self.flip)
+
+    def apply(self, images: jax.Array, draws: AugmentationDraws) -> jax.Array:
+        """Crops and mirrors a batch.
+
+        Args:
+            images: `[B, height, width, channels]` float32, normalized.
+            draws: of one batch, `[B, 2]` and `[B]`.
+
+        Returns:
+            Images of the same shape.
+        """
+        batch, height, width, channels = images.shape
+        # Row and column of every pixel of the result in its image, [B, H] and [B, W].
+        row = _positions(height, batch) + draws.offsets[:, :1] - self.crop_padding
+        column = _positions(width, batch)
+        column = jnp.where(draws.flips[:, None], width - 1 - column, column)
+        column = column + draws.offsets[:, 1:] - self.crop_padding
+        inside = ((row >= 0) & (row < height))[:, :, None] & (
+            (column >= 0) & (column < width)
+        )[:, None, :]
+        # One gather over flat pixels; a slice per image takes four times as long.
+        flat = row[:, :, None] * width + column[:, None, :]
+        flat = jnp.where(inside, flat, 0).reshape(batch, -1, 1)
+        pixels = jnp.take_along_axis(
+            images.reshape(batch, -1, channels),
+            flat,
+            axis=1,
+            mode="promise_in_bounds",
+        )
+        return jnp.where(inside[..., None], pixels.reshape(images.shape), 0)
+
+
+def _positions(size: int, batch: int) -> jax.Array:
+    return jnp.broadcast_to(jnp.arange(size)[None], (batch, size))

@@ -1,0 +1,80 @@
+"""Encoded images become arrays of one shape: decoded, grey, resized."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+
+MODES = {1: "L", 3: "RGB"}
+"""Pillow's name for images of so many channels."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+
+
+def decoder(
+    shape: tuple[int | None, ...], *, size: int | None, grey: bool
+) -> Callable[[bytes], np.ndarray]:
+    """The function from the bytes of an image file to its pixels.
+
+    Args:
+        shape: declared height, width and channels; None where anything is right.
+        size: height and width in pixels to resize to; None keeps the size. Shrinking
+            by whole factors takes means over blocks, halves rounded up; anything else
+            is Pillow's `BILINEAR`, which averages over all it covers when it shrinks.
+        grey: whether three channels become one, ITU-R 601-2 luma as in Pillow's mode
+            `L`; before resizing, and rounded to whole numbers.
+
+    Returns:
+        A function to `[height, width, channels]` uint8, which raises an exception of
+        any kind over bytes that are no such image.
+
+    Raises:
+        ValueError: if Pillow is missing.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ValueError("decoding images needs Pillow: pip install pillow") from None
+    height, width, channels = shape
+    stored = MODES[channels or 3]
+    mode = "L" if grey else stored
+
+    def decode(content: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            if (height or image.height, width or image.width) != image.size[::-1]:
+                raise ValueError(
+                    f"image of {image.height}×{image.width} pixels instead of "
+                    f"{height}×{width}"
+                )
+            # In two steps: what is stored in another mode looks as the dataset says.
+            pixels = image.convert(stored).convert(mode)
+        if size is not None and pixels.size != (size, size):
+            return _resize(pixels, size)
+        return np.asarray(pixels).reshape(pixels.height, pixels.width, -1)
+
+    def _resize(pixels: Image.Image, size: int) -> np.ndarray:
+        if pixels.height % size or pixels.width % size:
+            small = pixels.resize((size, size), Image.Resampling.BILINEAR)
+            return np.asarray(small).reshape(size, size, -1)
+        return shrink(np.asarray(pixels).reshape(pixels.height, pixels.width, -1), size)
+
+    return decode
+
+
+def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Means over blocks, halves rounded up; exact, unlike Pillow's fixed-point sums.
+
+    Args:
+        pixels: `[height, width, channels]` uint8, both multiples of `size`.
+        size: height and width of the result.
+
+    Returns:
+        `[size, size, channels]` uint8.
+    """
+    height, width, channels = pixels.shape
+    rows, columns = height // size, width // size
+    blocks = pixels.reshape(size, rows, size, columns, channels)
+    total = blocks.sum((1, 3), dtype=np.int64)
+    area = rows * columns
+    return ((2 * total + area) // (2 * area)).astype(np.uint8)

@@ -1,0 +1,189 @@
+"""Labelled images of any dataset that TensorFlow Datasets has prepared."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tasks.data import cache, decoding, prepared
+from tasks.data.images import ImageDataset, partition
+from tasks.data.prepared import Prepared
+
+MAX_SIZE = 1024
+# To be raised when the same bytes on disk are to give other pixels or another order.
+_RECIPE = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TFDSImages:
+    """A TFDS dataset with one image and one label per row, in four disjoint splits.
+
+    The split `train` of the dataset, in the order of the fixed permutation
+    `numpy.random.RandomState(0).permutation(n)`, is cut 80/10/10 into train,
+    inner_valid and outer_valid; its `test`, or else its `validation`, is the test
+    split as it is. Where there is neither, train is cut 70/10/10/10.
+
+    Nothing is read before it is asked for. Pixels are kept as uint8 on the device, and
+    between processes in the cache (`tasks.data.cache`), grey and small if so.
+    """
+
+    name: str = "mnist"
+    """As TFDS writes it: `name`, `name/config`, with `:1.2.3` for one version."""
+    size: int | None = None
+    """Height and width in pixels to resize to; None leaves images as they are.
+
+    By whole factors, means over blocks (halves are rounded up); otherwise Pillow's
+    `BILINEAR`, which averages over its whole support where it shrinks. Images that are
+    not square are stretched.
+    """
+    grey: bool = False
+    """Whether colours become one channel, ITU-R 601-2 luma as Pillow's mode `L`.
+
+    Before resizing; each of the two rounds to whole numbers.
+    """
+
+    def __post_init__(self) -> None:
+        prepared.check_name(self.name)
+        if self.size is not None and not 1 <= self.size <= MAX_SIZE:
+            raise ValueError(f"size = {self.size} must be from 1 to {MAX_SIZE} pixels")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image, as declared on disk."""
+        return _shape(self, prepared.data_dir())
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels, as declared on disk."""
+        columns = _columns(self.name, prepared.data_dir())
+        return columns.dataset.features[columns.label].num_classes
+
+    def load(self) -> ImageDataset:
+        """The dataset as device arrays (read once per process).
+
+        Raises:
+            ValueError: in one line, if the dataset is missing, damaged, or not one of
+                images with labels.
+        """
+        return _load(self, prepared.data_dir())
+
+
+class _Columns(NamedTuple):
+    """Where images and labels are."""
+
+    dataset: Prepared
+    image: str
+    label: str
+
+
+@functools.cache
+def _columns(name: str, data_dir: Path) -> _Columns:
+    del data_dir  # tells two folders with the same dataset apart
+    dataset = prepared.open_dataset(name)
+    columns = _Columns(dataset, *(_only(dataset, kind) for kind in ("image", "label")))
+    image = dataset.features[columns.image]
+    if len(image.shape) != 3 or image.shape[2] not in decoding.MODES:
+        raise ValueError(
+            f"dataset {name!r}: shape {image.shape} of {columns.image!r} must be "
+            "height, width and 1 or 3 channels"
+        )
+    if image.dtype != "uint8":
+        raise ValueError(
+            f"dataset {name!r}: type {image.dtype} of {columns.image!r} must be uint8"
+        )
+    return columns
+
+
+def _only(dataset: Prepared, kind: str) -> str:
+    """The only feature of a kind, or the one that is called so."""
+    keys = [key for key, value in dataset.features.items() if value.kind == kind]
+    if len(keys) == 1:
+        return keys[0]
+    if kind in keys:
+        return kind
+    there = (f"{key} ({value.kind})" for key, value in dataset.features.items())
+    raise ValueError(
+        f"dataset {dataset.name!r} must have one image and one label in a row, but has "
+        f"{', '.join(there)}"
+    )
+
+
+def _shape(source: TFDSImages, data_dir: Path) -> tuple[int, int, int]:
+    columns = _columns(source.name, data_dir)
+    height, width, channels = columns.dataset.features[columns.image].shape
+    if source.size is not None:
+        height = width = source.size
+    if height is None or width is None or channels is None:
+        raise ValueError(
+            f"dataset {source.name!r} has images of various sizes: give size, the "
+            "height and width to resize to"
+        )
+    return (height, width, 1 if source.grey else channels)
+
+
+@functools.cache
+def _load(source: TFDSImages, data_dir: Path) -> ImageDataset:
+    shape = _shape(source, data_dir)
+    columns = _columns(source.name, data_dir)
+    dataset = columns.dataset
+    test = next((s for s in ("test", "validation") if s in dataset.splits), None)
+    splits = ("train", test) if test else ("train",)
+    num = dataset.splits.get("train", 0)
+    if num < 10:
+        raise ValueError(
+            f"dataset {source.name!r} has {num} rows in the split 'train', but must "
+            "have at least 10 to be cut"
+        )
+    arrays = cache.cached(
+        str(dataset),
+        {
+            "recipe": _RECIPE,
+            "size": source.size,
+            "grey": source.grey,
+            "splits": splits,
+            "dataset": dict(dataset.fingerprint),
+        },
+        lambda: _read(columns, splits, shape, source),
+        [shard for split in splits for shard in dataset.shards[split]],
+    )
+    tenths = (8, 9, 10) if test else (7, 8, 9)
+    first, second, third = (num * k // 10 for k in tenths)
+    return partition(arrays["images"], arrays["labels"], (first, second, third))
+
+
+def _read(
+    columns: _Columns,
+    splits: Sequence[str],
+    shape: tuple[int, int, int],
+    source: TFDSImages,
+) -> dict[str, np.ndarray]:
+    """All rows of the splits, one after the other, those of the first permuted."""
+    dataset, image, label = columns
+    sizes = [dataset.splits[split] for split in splits]
+    images = np.empty((sum(sizes), *shape), np.uint8)
+    labels = np.empty(sum(sizes), np.int32)
+    decode = decoding.decoder(
+        dataset.features[image].shape, size=source.size, grey=source.grey
+    )
+    places = np.arange(sum(sizes))
+    places[np.random.RandomState(0).permutation(sizes[0])] = np.arange(sizes[0])
+    num_classes = dataset.features[label].num_classes
+    start = 0
+    for split, size in zip(splits, sizes, strict=True):
+        for row, values in enumerate(prepared.read(dataset, split)):
+            place = places[start + row]
+            try:
+                images[place] = decode(values[image])
+            except Exception as error:  # Pillow raises many kinds
+                raise prepared.damaged_row(dataset, split, row, error) from None
+            if not 0 <= values[label] < num_classes:
+                what = f"label {values[label]} is not one of {num_classes}"
+                raise prepared.damaged_row(dataset, split, row, what)
+            labels[place] = values[label]
+        start += size
+    return {"images": images, "labels": labels}
