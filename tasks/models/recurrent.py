@@ -1,0 +1,176 @@
+"""Recurrent language models: stacked LSTM or GRU layers over embedded tokens.
+
+The input products of all times are one matrix product before the scan; only the
+product with the previous state is inside it. Gates are a fan-out axis of their own, of
+fixed size: a kernel `width -> gates width` is hidden and its fan-in is the width,
+whatever the number of gates. The network is deep in time but has no residual branches,
+so CompleteP is the same as μP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal, Self, TypeAlias, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from parametrization.rules import ADAM_LIKE, Rules, initializer
+from tasks.models import base
+from tasks.models.base import Model, record
+from tasks.models.layers import Dense, Embedding, readout
+
+Cell = Literal["lstm", "gru"]
+State: TypeAlias = tuple[jax.Array, ...]
+"""Arrays `[B, width]`: (hidden, cell) of an LSTM, (hidden,) of a GRU."""
+
+GATES: dict[Cell, int] = {"lstm": 4, "gru": 3}
+"""Size of the gates axis: input, forget, candidate, output; or reset, update,
+candidate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrent(Model):
+    """Predicts the next token from those so far: `[B, L]` int32 to `[B, L, V]`.
+
+    Tokens are embedded, pass `depth` recurrent layers that start from zero states, and
+    a readout. Tokens outside 0 … V−1 make NaN.
+    """
+
+    input_dtype: ClassVar[Any] = jnp.int32
+
+    cell: Cell = "lstm"
+    """lstm (Hochreiter and Schmidhuber, 1997, with a forget gate), or gru (Cho et al.,
+    arXiv:1406.1078, its reset gate after the product, so that this is one product)."""
+    width: int = 64  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Units of the embedding and of every layer."""
+    depth: int = 1  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Recurrent layers, one on top of the other."""
+    base_width: int = 64
+    """Units of the base model, where μP multipliers are 1."""
+    rules: Rules = ADAM_LIKE
+    """Parametrization; without residual branches CompleteP is the same as μP."""
+
+    def __post_init__(self) -> None:
+        if self.cell not in get_args(Cell):
+            raise ValueError(
+                f"cell = {self.cell!r} must be one of {', '.join(get_args(Cell))}"
+            )
+        base.check_positive(self, "width", "depth", "base_width")
+        base.check_rules(self.rules)
+
+    def at_width(self, width: int) -> Self:
+        """As many layers, each of `width` units."""
+        return dataclasses.replace(self, width=width)
+
+    def at_depth(self, depth: int) -> Self:
+        """As wide a network of `depth` layers."""
+        return dataclasses.replace(self, depth=depth)
+
+    def module(self, num_outputs: int) -> nn.Module:
+        """Maps tokens `[B, L]` to logits `[B, L, num_outputs]`, causally."""
+        return _RecurrentModule(self, num_outputs)
+
+
+class _RecurrentModule(nn.Module):
+    model: Recurrent
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        model = self.model
+        if tokens.ndim != 2:
+            raise ValueError(f"inputs of shape {tokens.shape} must be tokens [B, L]")
+        table = Embedding(self.num_outputs, model.width, name="embedding")()
+        x = record(self, "embedded", jnp.take(table, tokens, axis=0))
+        for i in range(model.depth):
+            x = _Layer(model.cell, model.width, name=f"layer_{i}")(x)
+        return readout(
+            self.num_outputs,
+            model.width,
+            model.base_width,
+            model.rules,
+            fan_out="vocab",
+        )(x)
+
+
+class _Layer(nn.Module):
+    cell: Cell
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, L, width]` to the hidden states `[B, L, width]`."""
+        gates = GATES[self.cell]
+        inputs = Dense((gates, self.width), "width", "gates width", name="input")(x)
+        kernel: Any = self.param(
+            "recurrent_kernel",
+            initializer("width -> gates width"),
+            (self.width, gates, self.width),
+        )
+        bias: Any = None
+        if self.cell == "gru":  # inside the reset gate's product, unlike the other
+            bias = self.param("recurrent_bias", initializer("-> width"), (self.width,))
+
+        def recurrent(hidden: jax.Array) -> jax.Array:
+            """`[..., width]` to `[..., gates, width]`."""
+            product = hidden @ kernel.reshape(self.width, -1)
+            return product.reshape(*hidden.shape[:-1], gates, self.width)
+
+        def step(state: State, inputs: jax.Array) -> tuple[State, State]:
+            product = recurrent(state[0])
+            if self.cell == "lstm":
+                state = lstm(state, inputs + product)
+            else:
+                state = gru(state, inputs, product, bias)
+            return state, state
+
+        zero = jnp.zeros((x.shape[0], self.width), x.dtype)
+        start = (zero, zero) if self.cell == "lstm" else (zero,)
+        _, states = jax.lax.scan(step, start, inputs.swapaxes(0, 1))
+        for name, states_of in zip(("hidden", "cell"), states, strict=False):
+            record(self, name, states_of.swapaxes(0, 1))
+        hidden = states[0].swapaxes(0, 1)
+        # Computed again outside the scan, and only if asked for. Of a GRU's candidate
+        # the sum is what an open reset gate would make.
+        before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        record(self, "gates", inputs + record(self, "recurrent", recurrent(before)))
+        return hidden
+
+
+def lstm(state: State, gates: jax.Array) -> State:
+    """The next state of an LSTM.
+
+    The forget gate opens by 1 more than its pre-activation says (Jozefowicz et al.,
+    ICML 2015): a constant of the forward pass, so that biases start at zero and the
+    parameter remains a vector like any other.
+
+    Args:
+        state: hidden and cell, `[B, width]` each.
+        gates: pre-activations `[B, 4, width]`: input, forget, candidate, output.
+    """
+    _, cell = state
+    write, forget, candidate, output = (gates[:, i] for i in range(4))
+    cell = jax.nn.sigmoid(forget + 1.0) * cell
+    cell = cell + jax.nn.sigmoid(write) * jnp.tanh(candidate)
+    return jax.nn.sigmoid(output) * jnp.tanh(cell), cell
+
+
+def gru(
+    state: State, inputs: jax.Array, recurrent: jax.Array, bias: jax.Array
+) -> State:
+    """The next state of a GRU.
+
+    Args:
+        state: hidden, `[B, width]`.
+        inputs: products of the inputs, with biases, `[B, 3, width]`: reset, update,
+            candidate.
+        recurrent: products of the hidden state, of the same shape.
+        bias: of the candidate's recurrent product, `[width]`.
+    """
+    (hidden,) = state
+    reset, update = (jax.nn.sigmoid(inputs[:, i] + recurrent[:, i]) for i in range(2))
+    product = recurrent[:, 2] + jnp.broadcast_to(bias, hidden.shape)
+    candidate = jnp.tanh(inputs[:, 2] + reset * product)
+    return ((1.0 - update) * candidate + update * hidden,)

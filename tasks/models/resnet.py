@@ -1,0 +1,168 @@
+"""Residual convolutional classifiers without batch statistics.
+
+Blocks are pre-activation ones: a branch normalizes its own input, and nothing but
+additions happens to the residual stream from the stem to the last normalization. So the
+stream is a sum of branches, which is what CompleteP's multiplier 1/m speaks of; after a
+post-activation block the sum passes a normalization and a nonlinearity, and a small
+branch no longer is a small change of the block's output. Shortcuts of blocks that
+change the shape project the stream itself, so that they stand outside the branch.
+
+Group or layer normalization takes the place of batch normalization: the loss is a mean
+over independent examples, and there is no state beside the parameters.
+
+Reference: He et al., Identity Mappings in Deep Residual Networks, arXiv:1603.05027,
+Figure 4(e); Wu and He, Group Normalization, arXiv:1803.08494.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from parametrization.rules import ADAM_LIKE, Rules
+from tasks.models import base
+from tasks.models.base import Activation, Model, record
+from tasks.models.convolutional import (
+    ChannelNorm,
+    channel_norm,
+    check_images,
+    check_norm,
+    check_sizes,
+)
+from tasks.models.layers import Conv, readout
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet(Model):
+    """Stages of basic blocks (two 3x3 convolutions each) on a residual stream.
+
+    The first stage has `width` channels at the resolution of the image (the stem is a
+    3x3 convolution, without pooling); every later one has twice the channels of the one
+    before at half its resolution. Conventional sizes, as (blocks, width):
+
+    * CIFAR: ResNet-20 ((3, 3, 3), 16), ResNet-32 ((5, 5, 5), 16), ResNet-56
+      ((9, 9, 9), 16), ResNet-110 ((18, 18, 18), 16).
+    * ImageNet's stages: ResNet-18 ((2, 2, 2, 2), 64), ResNet-34 ((3, 4, 6, 3), 64).
+    """
+
+    blocks: tuple[int, ...] = (2, 2, 2)
+    """Blocks of each stage, first to last."""
+    width: int = 16  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Channels of the first stage; stage s has 2^s times as many."""
+    base_width: int = 16
+    """Width of the base model, where μP multipliers are 1."""
+    base_depth: int = 6
+    """Number of blocks at which CompleteP's multipliers are 1."""
+    rules: Rules = ADAM_LIKE
+    """Parametrization of the forward pass."""
+    activation: Activation = "relu"
+    """Nonlinearity before each convolution of a block, and before the mean."""
+    norm: ChannelNorm = "group"
+    """Normalization before each nonlinearity."""
+    groups: int = 4
+    """Groups of channels, the same number at every width; used by norm="group"."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "blocks")
+        base.check_positive(self, "width", "base_width", "base_depth", "groups")
+        base.check_activation(self.activation)
+        base.check_rules(self.rules)
+        check_norm(self, ChannelNorm, self.multipliers)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks, those of all stages together."""
+        return sum(self.blocks)
+
+    @property
+    def multipliers(self) -> tuple[int, ...]:
+        """Channels of each stage over the width."""
+        return tuple(2**stage for stage in range(len(self.blocks)))
+
+    def at_width(self, width: int) -> Self:
+        """The same blocks, of another width."""
+        return dataclasses.replace(self, width=width)
+
+    def at_depth(self, depth: int) -> Self:
+        """As many stages with `depth` blocks together, spread evenly.
+
+        Where the stages do not divide the depth, the first ones get a block more.
+
+        Raises:
+            ValueError: if a stage would have no block.
+        """
+        stages = len(self.blocks)
+        if depth < stages:
+            raise ValueError(
+                f"depth = {depth} must be at least {stages}, a block for each stage"
+            )
+        each, more = divmod(depth, stages)
+        blocks = tuple(each + (stage < more) for stage in range(stages))
+        return dataclasses.replace(self, blocks=blocks)
+
+    def module(self, num_outputs: int) -> nn.Module:
+        """Maps `[B, h, w, channels]` to logits `[B, num_outputs]`."""
+        return _ResNetModule(self, num_outputs)
+
+
+class _Block(nn.Module):
+    """`x + scale · branch(x)`, x projected where the branch changes its shape."""
+
+    model: ResNet
+    features: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        model = self.model
+        depth_mult = model.depth / model.base_depth
+        branch = x
+        for i, stride in enumerate((self.stride, 1)):
+            branch = channel_norm(
+                branch, model.norm, model.groups, f"norm_{i}", depth_mult
+            )
+            branch = base.activation(model.activation)(branch)
+            branch = Conv(
+                self.features,
+                stride=stride,
+                use_bias=False,
+                depth_mult=depth_mult,
+                name=f"conv_{i}",
+            )(branch)
+        if x.shape != branch.shape:
+            x = Conv(self.features, 1, self.stride, use_bias=False, name="shortcut")(x)
+        scale = model.rules.residual_scale(model.depth, model.base_depth)
+        return record(self, "stream", x + scale * branch)
+
+
+class _ResNetModule(nn.Module):
+    model: ResNet
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        model = self.model
+        check_images(x)
+        x = Conv(model.width, fan_in="image_channels", use_bias=False, name="stem")(x)
+        for stage, (blocks, times) in enumerate(
+            zip(model.blocks, model.multipliers, strict=True)
+        ):
+            for i in range(blocks):
+                stride = 2 if stage and i == 0 else 1
+                name = f"stage_{stage}_block_{i}"
+                x = _Block(model, times * model.width, stride, name=name)(x)
+            # A name that networks of all depths have.
+            x = record(self, f"stage_{stage}", x)
+        x = channel_norm(x, model.norm, model.groups, "norm")
+        x = base.activation(model.activation)(x)
+        pooled = record(self, "pooled", jnp.mean(x, axis=(1, 2)))
+        channels, base_channels = (
+            model.multipliers[-1] * width for width in (model.width, model.base_width)
+        )
+        return readout(
+            self.num_outputs, channels, base_channels, model.rules, fan_in="channels"
+        )(pooled)
