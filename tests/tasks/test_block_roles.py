@@ -1,14 +1,11 @@
 """Transformers at their start: the role of every parameter, its size, the loss."""
 
 import dataclasses
-import functools
 import math
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import traverse_util
 
@@ -16,15 +13,7 @@ from parametrization.axes import Axes
 from tasks.models.blocks import BlockModel
 from tasks.models.transformer import Transformer
 from tasks.models.vit import ViT
-
-# A third of the compile time of these small programs.
-compiled = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
+from tests.tasks.transformers import compiled, examples, loss_of, shapes
 
 # Width 16 over 8, heads of 4, mlp_ratio 2, two blocks over one; 7 tokens in sequences
 # of 8, or 10 classes of RGB images of 4 x 6 pixels in patches of 2.
@@ -105,11 +94,6 @@ ROTARY = dataclasses.replace(LM, positions="rotary", readout="tied", scan=True)
 POOLED = dataclasses.replace(VIT, pooling="mean", scan=True)
 
 
-def shapes(model):
-    """Shape of one input, and the number of outputs."""
-    return ((8,), 7) if isinstance(model, Transformer) else ((4, 6, 3), 10)
-
-
 @pytest.mark.parametrize(
     ("model", "ends"),
     [(LM, TEXT + UNTIED), (ROTARY, TEXT), (VIT, IMAGE + TOKEN), (POOLED, IMAGE + MEAN)],
@@ -127,22 +111,15 @@ def test_the_role_of_every_parameter(model, ends):
     } == blocks(model.scan) | rows(ends)
 
 
-def start(model, num=2):
+def start(model):
     """Parameters, logits and loss at the start, of one compiled program."""
-    shape, outputs = shapes(model)
-    rng = np.random.default_rng(0)
-    if isinstance(model, Transformer):
-        x = rng.integers(0, outputs, (num, *shape)).astype(np.int32)
-    else:
-        x = rng.normal(size=(num, *shape)).astype(np.float32)
+    x, labels = examples(model)
 
     @compiled
     def run(key):
-        params = model.init(key, shape, outputs)
-        logits = model.apply(params, x, outputs)
-        labels = jnp.zeros(logits.shape[:-1], int)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return params, logits, jnp.mean(losses)
+        params = model.init(key, *shapes(model))
+        logits = model.apply(params, x, shapes(model)[1])
+        return params, logits, loss_of(model)(params, x, labels)
 
     params, logits, loss = run(jax.random.key(1))
     return traverse_util.flatten_dict(params, sep="/"), logits, loss

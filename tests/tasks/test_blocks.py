@@ -5,63 +5,19 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from parametrization import ADAM_LIKE, COMPLETEP, STANDARD, Rules
 from tasks.models.transformer import Transformer
 from tasks.models.vit import ViT
+from tests.tasks.transformers import compiled, examples, loss_of, randomized, shapes
 
-# A third of the compile time of these small programs.
-compiled = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
 BASE = {"base_width": 8, "base_head_dim": 4, "base_depth": 2, "mlp_ratio": 2}
 LM = Transformer(width=8, head_dim=4, **BASE)
 VIT = ViT(width=8, head_dim=4, patch=2, **BASE)
 # One and a half times the base in every direction: two heads of 6, three blocks.
 AWAY = {"width": 12, "head_dim": 6, "depth": 3}
-
-
-def shapes(model):
-    """Shape of one input, and the number of outputs."""
-    return ((5,), 7) if isinstance(model, Transformer) else ((4, 6, 3), 10)
-
-
-def examples(model, num=3):
-    """Tokens, or images whose pixels have different scales; and labels."""
-    shape, outputs = shapes(model)
-    rng = np.random.default_rng(7)
-    if isinstance(model, Transformer):
-        x = rng.integers(0, outputs, (num, *shape)).astype(np.int32)
-        return x, rng.integers(0, outputs, (num, *shape))
-    scales = np.exp(rng.normal(size=(1, *shape)))
-    x = (scales * rng.normal(size=(num, *shape))).astype(np.float32)
-    return x, rng.integers(0, outputs, num)
-
-
-def randomized(model, scale=0.5):
-    """Parameters away from the start, where readout and biases are zero."""
-    init = jax.eval_shape(lambda: model.init(jax.random.key(0), *shapes(model)))
-    leaves, structure = jax.tree.flatten(init)
-    rng = np.random.default_rng(2)
-    values = [scale * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
-    return structure.unflatten(values)
-
-
-def loss_of(model):
-    def loss(params, x, labels):
-        logits = model.apply(params, x, shapes(model)[1])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(losses)
-
-    return loss
 
 
 @pytest.mark.parametrize(
@@ -72,17 +28,38 @@ def loss_of(model):
 def test_at_the_base_shape_all_rules_agree_bit_for_bit(model):
     model = dataclasses.replace(model, depth=1, base_depth=1)
     params, (x, labels) = randomized(model), examples(model)
-    results = [
-        compiled(jax.value_and_grad(loss_of(model.with_rules(rules))))(
-            params, x, labels
-        )
-        for rules in Rules
-    ]
-    assert len(results) == 5
-    assert all(np.asarray(g).any() for g in jax.tree.leaves(results[0]))
-    for other in results[1:]:
-        same = jax.tree.map(np.array_equal, results[0], other)
+    # What lowers to the same program has the same bits: it need run only once.
+    programs = {}
+    for rules in Rules:
+        grad = compiled(jax.value_and_grad(loss_of(model.with_rules(rules))))
+        lowered = grad.lower(params, x, labels)
+        programs[lowered.as_text()] = lowered
+    first, *others = [p.compile()(params, x, labels) for p in programs.values()]
+    assert all(np.asarray(grad).any() for grad in jax.tree.leaves(first))
+    for other in others:
+        same = jax.tree.map(np.array_equal, first, other)
         assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("model", [LM, VIT], ids=["lm", "vit"])
+def test_away_from_the_base_there_are_three_forward_passes(model):
+    model = dataclasses.replace(model, scan=True)
+
+    def passes(**fields):
+        programs = {}
+        for rules in Rules:
+            away = dataclasses.replace(model, rules=rules, **fields)
+            apply = functools.partial(away.apply, num_outputs=shapes(away)[1])
+            args = randomized(away), examples(away)[0]
+            program = str(jax.make_jaxpr(apply)(*args))
+            programs.setdefault(program, set()).add(rules.name)
+        return sorted(map(sorted, programs.values()))
+
+    mup, completep = ["ADAM_LIKE", "SGD_LIKE"], ["COMPLETEP", "COMPLETEP_SGD_LIKE"]
+    assert passes(**AWAY) == [mup, completep, ["STANDARD"]]
+    assert passes(width=16) == [sorted(mup + completep), ["STANDARD"]]
+    assert passes(depth=3) == [[*mup, "STANDARD"], completep]
+    assert passes() == [sorted([*mup, *completep, "STANDARD"])]
 
 
 def layer_norm(x, params):
@@ -200,11 +177,11 @@ def test_the_forward_pass_away_from_the_base_is_the_definition(name):
 )
 def test_attention_is_scaled_by_the_size_of_a_head_alone(width, head_dim, rules, scale):
     model = Transformer(width, depth=1, head_dim=head_dim, rules=rules, mlp_ratio=1)
-    params, (x, _) = randomized(model, 0.1), examples(model, num=2)
+    params, (x, _) = randomized(model, scale=0.1), examples(model)
     seen = compiled(lambda p, x: model.activations(p, x, 7))(params, x)
     block = "residual/block_0/attention"
     query, key = (np.float64(seen[f"{block}/{name}/out"]) for name in ("query", "key"))
-    assert query.shape == (2, 5, width // head_dim, head_dim)
+    assert query.shape == (2, 8, width // head_dim, head_dim)
     want = scale * np.einsum("bihd,bjhd->bhij", query, key)
     # Before the mask: every key of every query is there.
     np.testing.assert_allclose(

@@ -1,7 +1,6 @@
 """The language model alone: causality, rotary positions, tied readout."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -12,35 +11,19 @@ import pytest
 from parametrization import ADAM_LIKE, STANDARD
 from tasks.models.attention import rotate
 from tasks.models.transformer import Transformer
+from tests.tasks.transformers import compiled, randomized
 
-# A third of the compile time of these small programs.
-compiled = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
 LENGTH = 5
 LM = Transformer(
     width=8, head_dim=4, base_width=8, base_head_dim=4, base_depth=1, mlp_ratio=2
 )
 
 
-def randomized(model, outputs=LENGTH, scale=0.5):
-    """Parameters away from the start, where the readout is zero."""
-    init = jax.eval_shape(lambda: model.init(jax.random.key(0), (LENGTH,), outputs))
-    leaves, structure = jax.tree.flatten(init)
-    rng = np.random.default_rng(4)
-    values = [scale * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
-    return structure.unflatten(values)
-
-
 @pytest.mark.parametrize("scan", [False, True], ids=["loop", "scan"])
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_no_logit_depends_on_a_later_token(positions, scan):
     model = dataclasses.replace(LM, positions=positions, scan=scan)
-    params = randomized(model)
+    params = randomized(model, (LENGTH,), LENGTH)
     # Every token once, so a row of the table is the input at one place alone.
     tokens = np.array([[3, 0, 4, 1, 2]], np.int32)
 
@@ -86,7 +69,7 @@ def test_rotary_attention_depends_on_the_distance_alone():
 
 def test_places_matter_with_rotary_positions_too():
     model = dataclasses.replace(LM, depth=1, positions="rotary")
-    params = randomized(model)
+    params = randomized(model, (LENGTH,), LENGTH)
     assert "positions" not in params
     tokens = np.array([[0, 1, 2, 3, 4], [1, 0, 3, 2, 4]], np.int32)
     last = compiled(lambda p, x: model.apply(p, x, LENGTH)[:, -1])(params, tokens)
@@ -101,7 +84,7 @@ def test_places_matter_with_rotary_positions_too():
 def test_tied_logits_are_of_order_one_at_the_base_width(width, rules, std):
     model = Transformer(width, depth=1, base_width=16, readout="tied", rules=rules)
     vocabulary = 400
-    params = jax.tree.map(np.zeros_like, randomized(model, vocabulary))
+    params = jax.tree.map(np.zeros_like, randomized(model, (LENGTH,), vocabulary))
     table = np.random.default_rng(0).normal(size=(vocabulary, width))
     params["embedding"]["table"] = np.float32(table)
     params["norm"]["gain"] = np.ones(width, np.float32)
@@ -118,7 +101,7 @@ def test_inputs_that_are_no_tokens_are_refused():
 
 
 def test_a_token_beyond_the_vocabulary_is_not_another_one():
-    model, params = dataclasses.replace(LM, depth=1), randomized(LM)
+    model, params = dataclasses.replace(LM, depth=1), randomized(LM, (LENGTH,), LENGTH)
     tokens = np.array([[0, 1, 2, 3, 4], [0, 1, 2, 3, LENGTH]], np.int32)
     logits = compiled(lambda x: model.apply(params, x, LENGTH))(tokens)
     assert np.isfinite(logits[0]).all() and np.isnan(logits[1, 4]).all()

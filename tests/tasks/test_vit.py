@@ -1,7 +1,6 @@
 """The vision transformer alone: patches, places, resolutions."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -9,31 +8,15 @@ import pytest
 
 from tasks import ImageClassification
 from tasks.models.vit import ViT, cut
+from tests.tasks.transformers import compiled, randomized
 
-# A third of the compile time of these small programs.
-compiled = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
 VIT = ViT(*(8, 1, 4), base_width=8, base_head_dim=4, base_depth=1, mlp_ratio=2, patch=2)
-
-
-def randomized(model, shape, scale=0.5):
-    """Parameters away from the start, where the readout is zero."""
-    init = jax.eval_shape(lambda: model.init(jax.random.key(0), shape, 10))
-    leaves, structure = jax.tree.flatten(init)
-    rng = np.random.default_rng(4)
-    values = [scale * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
-    return structure.unflatten(values)
 
 
 @pytest.mark.parametrize("pooling", ["class_token", "mean"])
 def test_patches_may_be_permuted_together_with_their_places(pooling):
     model = dataclasses.replace(VIT, pooling=pooling)
-    params = randomized(model, (4, 6, 3))
+    params = randomized(model)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, 4, 6, 3)).astype(np.float32)
     order = np.array([4, 2, 0, 5, 1, 3])
