@@ -1,0 +1,230 @@
+"""Autoencoding: a model reproduces its input; the labels are not looked at.
+
+The network sees the normalized image, and its outputs are added to the best constant
+image: the constant per pixel with the smallest loss on the training split. So a model
+whose readout is zero starts at the loss at chance, as a classifier does. (Without it,
+the mean image alone is worth half of the loss on the digits, and every run would begin
+above the cap of the normalized loss.)
+
+Every loss is a mean over images *and pixels*, so that it does not depend on the
+resolution. A `VAE` adds the KL divergence of its posterior, divided by the number of
+pixels too: its loss is the negative ELBO in nats per pixel; times the number of pixels
+it is in nats per image. What `reconstruction` says:
+
+* "mse": squared error of the normalized image, in units of a channel's variance over
+  the training split. For a `VAE` it is the negative log-likelihood of a Gaussian of
+  variance ½, without the constant ½ ln π.
+* "bernoulli": cross-entropy in nats of logits. Targets are raw pixels mapped to [0, 1]
+  by the smallest and the largest training pixel (one beyond them counts as the nearer
+  end); a grey pixel is a probability.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, Literal, NamedTuple, Self, final, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from parametrization.rules import Rules
+from tasks.base import Params, Split
+from tasks.data import images
+from tasks.data.embedded import Digits
+from tasks.models.autoencoder import VAE, AutoEncoder, Inference
+
+Reconstruction = Literal["mse", "bernoulli"]
+
+_ROWS_AT_ONCE = 4096
+
+
+class Pictures(NamedTuple):
+    """Labelled images, and what of the training split the targets need."""
+
+    images: images.ImageDataset
+    low: jax.Array  # [] float32, the smallest raw pixel
+    high: jax.Array  # [] float32, the largest
+    best: jax.Array  # [pixels] float32, the best constant: normalized, or logits
+
+
+class Pairs(NamedTuple):
+    """A batch: what the network sees, and what it should make."""
+
+    inputs: jax.Array  # [B, height, width, channels] normalized
+    targets: jax.Array  # [B, pixels] normalized, or in [0, 1]
+    best: jax.Array  # [pixels] the constant to which outputs are added
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Autoencoding:
+    """Mean reconstruction loss per pixel, or the negative ELBO per pixel of a `VAE`."""
+
+    model: AutoEncoder | VAE = AutoEncoder()
+    """The model that is trained."""
+    data: images.Images = Digits()
+    """The images."""
+    batch_size: int = 128
+    """Images per batch, drawn with replacement."""
+    reconstruction: Reconstruction = "mse"
+    """mse: squared error of normalized pixels; bernoulli: cross-entropy in nats."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size = {self.batch_size} must be positive")
+        if self.reconstruction not in get_args(Reconstruction):
+            raise ValueError(
+                f"reconstruction = {self.reconstruction!r} must be one of "
+                f"{', '.join(get_args(Reconstruction))}"
+            )
+        self.specs()  # a parameter without a role is an error here and now
+
+    @property
+    def num_pixels(self) -> int:
+        """Numbers in an image, channels included: the outputs of the model."""
+        return math.prod(self.data.image_shape)
+
+    @property
+    def loss_at_chance(self) -> float:
+        """The loss on the training split of the best constant image.
+
+        It is that of outputs which are 0 everywhere, and since the divergence of a
+        fresh `VAE` is 0 whatever the key, it is the negative ELBO at the start too. The
+        data is read at the first use, once per process.
+        """
+        return _load(self.data, self.reconstruction)[1]
+
+    @property
+    def width(self) -> int:
+        """Width of the model (see `Task.width`)."""
+        return self.model.width
+
+    @property
+    def depth(self) -> int:
+        """Depth of the model (see `Task.depth`)."""
+        return self.model.depth
+
+    def at_width(self, width: int) -> Self:
+        """The same data and a model of another width."""
+        return dataclasses.replace(self, model=self.model.at_width(width))
+
+    def at_depth(self, depth: int) -> Self:
+        """The same data and a model of another depth."""
+        return dataclasses.replace(self, model=self.model.at_depth(depth))
+
+    def with_rules(self, rules: Rules) -> Self:
+        """The same data and the model in another parametrization."""
+        return dataclasses.replace(self, model=self.model.with_rules(rules))
+
+    def init(self, key: jax.Array) -> Params:
+        """Initial parameters (see `Task.init`)."""
+        return self.model.init(key, self.data.image_shape, self.num_pixels)
+
+    def specs(self) -> Any:
+        """Specs of the parameters (see `Task.specs`)."""
+        return self.model.specs(self.data.image_shape, self.num_pixels)
+
+    def load_data(self) -> Pictures:
+        """The images and their best constant (read once per process)."""
+        return _load(self.data, self.reconstruction)[0]
+
+    def draw(
+        self, dataset: Pictures, key: jax.Array, split: Split, num: int
+    ) -> jax.Array:
+        """Rows of `num` batches, `[num, B]` int32."""
+        return images.draw_indices(dataset.images, key, split, num, self.batch_size)
+
+    def batch(self, dataset: Pictures, draw: jax.Array | slice, split: Split) -> Pairs:
+        """The images of some rows and their targets."""
+        inputs = images.gather(dataset.images, draw, split).images
+        if self.reconstruction == "mse":
+            return Pairs(inputs, inputs.reshape(-1, self.num_pixels), dataset.best)
+        raw = dataset.images.split(split).images
+        raw = raw.reshape(-1, self.num_pixels)[draw].astype(jnp.float32)
+        targets = (raw - dataset.low) / (dataset.high - dataset.low)
+        return Pairs(inputs, jnp.clip(targets, 0.0, 1.0), dataset.best)
+
+    def whole(self, dataset: Pictures, split: Split) -> Pairs:
+        """All images of a split."""
+        return self.batch(dataset, slice(None), split)
+
+    def loss(
+        self, params: Params, key: jax.Array, batch: Pairs
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Mean loss per pixel `[]`; of a `VAE` also its two parts, in the same unit."""
+        outputs = self.model.apply(params, batch.inputs, self.num_pixels, key)
+        sampled = isinstance(outputs, Inference)
+        error = reconstruction_loss(
+            self.reconstruction,
+            outputs.outputs if sampled else outputs,
+            batch.targets,
+            batch.best,
+        )
+        if not sampled:
+            return error, {}
+        divergence = jnp.mean(outputs.divergence()) / self.num_pixels
+        parts = {"reconstruction_loss": error, "divergence": divergence}
+        return error + divergence, parts
+
+    def activations(
+        self, params: Params, key: jax.Array, batch: Pairs
+    ) -> dict[str, jax.Array]:
+        """What every layer computes (see `Task.activations`)."""
+        return self.model.activations(params, batch.inputs, self.num_pixels, key)
+
+
+def reconstruction_loss(
+    kind: Reconstruction, outputs: jax.Array, targets: jax.Array, best: jax.Array
+) -> jax.Array:
+    """Mean over images and pixels, `[]`.
+
+    Args:
+        kind: which loss.
+        outputs: `[B, pixels]` relative to the best constant.
+        targets: `[B, pixels]`, of "bernoulli" probabilities in [0, 1].
+        best: `[pixels]`, of "bernoulli" logits.
+    """
+    guess = outputs + jnp.broadcast_to(best, outputs.shape)
+    if kind == "mse":
+        return jnp.mean((guess - targets) ** 2)
+    # −t ln σ(g) − (1 − t) ln σ(−g)
+    return jnp.mean(jax.nn.softplus(guess) - targets * guess)
+
+
+@functools.cache
+def _load(data: images.Images, kind: Reconstruction) -> tuple[Pictures, float]:
+    """The dataset of the task, and the loss at chance."""
+    # Concrete even where a caller is being traced, for the result is kept.
+    with jax.ensure_compile_time_eval():
+        dataset = data.load()
+        pixels = np.asarray(dataset.train.images)
+        low, high = float(pixels.min()), float(pixels.max())
+        if low == high:
+            raise ValueError(f"data = {data}: all training pixels are {low}")
+        mean, variance = _moments(pixels)
+        # One statistic, or one for each channel, the last axis.
+        shift, scale = (np.asarray(x, np.float64) for x in (dataset.mean, dataset.std))
+        if kind == "mse":
+            best, loss = (mean - shift) / scale, variance / scale**2
+        else:
+            on = (mean - low) / (high - low)
+            # Half a pixel on and half a pixel off are added: a pixel that is always off
+            # has finite log-odds.
+            smooth = (len(pixels) * on + 0.5) / (len(pixels) + 1.0)
+            best = np.log(smooth) - np.log1p(-smooth)
+            loss = np.logaddexp(0.0, best) - on * best
+        numbers = (jnp.asarray(x, jnp.float32) for x in (low, high, best.ravel()))
+        return Pictures(dataset, *numbers), float(loss.mean())
+
+
+def _moments(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance over images of each pixel, float64 `[h, w, channels]`."""
+    sums = np.zeros((2, *pixels.shape[1:]))
+    for begin in range(0, len(pixels), _ROWS_AT_ONCE):
+        rows = pixels[begin : begin + _ROWS_AT_ONCE].astype(np.float64)
+        sums += np.stack([rows.sum(0), (rows**2).sum(0)])
+    mean, square = sums / len(pixels)
+    return mean, square - mean**2

@@ -1,0 +1,186 @@
+"""Regression to a fixed network with random weights; the data has no end.
+
+A batch is made in-graph from its key: Gaussian inputs, the teacher's outputs, noise. So
+nothing is ever seen twice, and what a student cannot fit is known: the noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple, Self, final
+
+import jax
+import jax.numpy as jnp
+
+from parametrization.rules import Rules
+from parametrization.spec import ParamSpec
+from tasks.base import Params, Split
+from tasks.landscape import batch_keys, check_seed
+from tasks.models.base import check_positive
+from tasks.models.mlp import MLP
+
+WHOLE = 4096
+"""Examples that stand for the whole of a split."""
+
+_CALIBRATION = 16384
+_BIAS_STD = 0.5
+
+
+class Teacher(NamedTuple):
+    """A network, and the statistics of its outputs."""
+
+    params: Params
+    mean: jax.Array  # [outputs]
+    std: jax.Array  # [outputs]
+
+
+class Examples(NamedTuple):
+    """A batch."""
+
+    inputs: jax.Array  # [B, inputs]
+    targets: jax.Array  # [B, outputs]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class RandomTeacher:
+    """Mean squared error of a student that learns from a network with random weights.
+
+    Inputs are drawn from N(0, 1). Targets are the teacher's outputs, each of them
+    standardized to mean 0 and variance 1, plus noise. The unit of the loss is a
+    target's variance without noise, and the least loss is noise².
+    """
+
+    model: MLP = MLP()
+    """The student, which is trained."""
+    teacher: MLP = MLP(widths=(64, 64))
+    """The network to learn; its weights and biases are all random."""
+    inputs: int = 16
+    """Numbers in an input."""
+    outputs: int = 4
+    """Numbers in a target."""
+    noise: float = 0.1
+    """Deviation of the noise on the targets, in units of their own deviation."""
+    batch_size: int = 128
+    """Examples per batch, always new ones."""
+    seed: int = 0
+    """Of the teacher."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "inputs", "outputs", "batch_size")
+        if not 0.0 <= self.noise < math.inf:
+            raise ValueError(f"noise = {self.noise} must not be negative")
+        check_seed(self.seed)
+        self.specs()  # a parameter without a role is an error here and now
+
+    @property
+    def loss_at_chance(self) -> float:
+        """1 + noise²: the loss of the best constant, which is 0."""
+        return 1.0 + self.noise**2
+
+    @property
+    def lowest_loss(self) -> float:
+        """noise²: the expected loss of the teacher itself."""
+        return self.noise**2
+
+    @property
+    def width(self) -> int:
+        """Width of the student (see `Task.width`)."""
+        return self.model.width
+
+    @property
+    def depth(self) -> int:
+        """Depth of the student (see `Task.depth`)."""
+        return self.model.depth
+
+    def at_width(self, width: int) -> Self:
+        """The same teacher and a student of another width."""
+        return dataclasses.replace(self, model=self.model.at_width(width))
+
+    def at_depth(self, depth: int) -> Self:
+        """The same teacher and a student of another depth."""
+        return dataclasses.replace(self, model=self.model.at_depth(depth))
+
+    def with_rules(self, rules: Rules) -> Self:
+        """The same teacher and the student in another parametrization."""
+        return dataclasses.replace(self, model=self.model.with_rules(rules))
+
+    def init(self, key: jax.Array) -> Params:
+        """Initial parameters of the student (see `Task.init`)."""
+        return self.model.init(key, (self.inputs,), self.outputs)
+
+    def specs(self) -> Any:
+        """Specs of the student's parameters (see `Task.specs`)."""
+        return self.model.specs((self.inputs,), self.outputs)
+
+    def load_data(self) -> Teacher:
+        """The teacher (made once per process)."""
+        return _make_teacher(self.teacher, self.inputs, self.outputs, self.seed)
+
+    def draw(
+        self, dataset: Teacher, key: jax.Array, split: Split, num: int
+    ) -> jax.Array:
+        """Keys of `num` batches `[num]`."""
+        del dataset
+        return batch_keys(key, split, num)
+
+    def batch(self, dataset: Teacher, draw: jax.Array, split: Split) -> Examples:
+        """New examples."""
+        del split
+        return self._examples(dataset, draw, self.batch_size)
+
+    def whole(self, dataset: Teacher, split: Split) -> Examples:
+        """A fixed sample of 4096 examples, of each split others."""
+        (key,) = batch_keys(jax.random.key(self.seed), split, 1)
+        return self._examples(dataset, key, WHOLE)
+
+    def loss(
+        self, params: Params, key: jax.Array, batch: Examples
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Squared error `[]`, the mean over examples and outputs."""
+        del key
+        outputs = self.model.apply(params, batch.inputs, self.outputs)
+        return jnp.mean((outputs - batch.targets) ** 2), {}
+
+    def activations(
+        self, params: Params, key: jax.Array, batch: Examples
+    ) -> dict[str, jax.Array]:
+        """What every layer of the student computes (see `Task.activations`)."""
+        del key
+        return self.model.activations(params, batch.inputs, self.outputs)
+
+    def _examples(self, dataset: Teacher, key: jax.Array, num: int) -> Examples:
+        of_inputs, of_noise = jax.random.split(key)
+        inputs = jax.random.normal(of_inputs, (num, self.inputs))
+        outputs = self.teacher.apply(dataset.params, inputs, self.outputs)
+        mean, std = (jnp.broadcast_to(x, outputs.shape) for x in dataset[1:])
+        noise = self.noise * jax.random.normal(of_noise, outputs.shape)
+        return Examples(inputs, (outputs - mean) / std + noise)
+
+
+@functools.cache
+def _make_teacher(model: MLP, inputs: int, outputs: int, seed: int) -> Teacher:
+    def make() -> Teacher:
+        start, away, sample = jax.random.split(jax.random.key(seed), 3)
+        leaves, structure = jax.tree.flatten(model.init(start, (inputs,), outputs))
+        specs = jax.tree.leaves(model.specs((inputs,), outputs))
+        keys = jax.random.split(away, len(leaves))
+        params = structure.unflatten(map(_moved, leaves, specs, keys))
+        x = jax.random.normal(sample, (_CALIBRATION, inputs))
+        y = model.apply(params, x, outputs)
+        return Teacher(params, jnp.mean(y, axis=0), jnp.std(y, axis=0))
+
+    # Concrete even where a caller is being traced, for the result is kept.
+    with jax.ensure_compile_time_eval():
+        return jax.jit(make)()
+
+
+def _moved(leaf: jax.Array, spec: ParamSpec, key: jax.Array) -> jax.Array:
+    """What starts at zero, or at a gain of one, made random; else the leaf itself."""
+    if spec.kind == "output":
+        std = 1.0 / math.sqrt(spec.fan_in)
+    else:
+        std = _BIAS_STD if spec.kind == "vector" else 0.0
+    return leaf + std * jax.random.normal(key, leaf.shape)
