@@ -38,7 +38,8 @@ class Augmentation:
                 "pixels"
             )
 
-    def __bool__(self) -> bool:
+    @property
+    def active(self) -> bool:
         """Whether it changes anything."""
         return self.crop_padding > 0 or self.flip
 
