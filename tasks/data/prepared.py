@@ -110,7 +110,8 @@ def open_dataset(name: str) -> Prepared:
     elif configs := _subfolders(root / plain, _PART):
         there = f"there are {', '.join(f'{plain}/{config}' for config in configs)}"
     else:
-        there = f"there are {', '.join(_subfolders(root, _PART)) or 'none'}"
+        datasets = (name for name in _subfolders(root, _PART) if _holds(root / name))
+        there = f"there are {', '.join(datasets) or 'none'}"
     raise ValueError(
         f"dataset {name!r} is not in {root}: {there}; make it with "
         f"`{command(name, root)}`, which needs TensorFlow"
@@ -202,6 +203,11 @@ def _subfolders(folder: Path, pattern: re.Pattern[str]) -> list[str]:
         for path in folder.iterdir()
         if path.is_dir() and pattern.fullmatch(path.name)
     )
+
+
+def _holds(folder: Path) -> bool:
+    """Whether there is a dataset, with configurations or without."""
+    return any(any(folder.glob(f"{between}*/{INFO}")) for between in ("", "*/"))
 
 
 def _by_number(version: str) -> tuple[int, ...]:

@@ -1,0 +1,122 @@
+"""Small prepared datasets of our own making, and a cache that is nobody's."""
+
+import io
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from tasks.data import cache, prepared
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test reads or fills the user's cache; the workers of a run share one."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    before = os.environ.get(cache.VARIABLE)
+    os.environ[cache.VARIABLE] = str(folder / "cache")
+    yield
+    os.environ.pop(cache.VARIABLE)
+    if before is not None:
+        os.environ[cache.VARIABLE] = before
+
+
+@pytest.fixture(scope="session")
+def encode():
+    """`encode(pixels, kind="PNG")`: the file of `[height, width, channels]`."""
+    image = pytest.importorskip("PIL.Image")
+
+    def write(pixels, kind="PNG", **options):
+        squeezed = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+        file = io.BytesIO()
+        image.fromarray(squeezed).save(file, kind, **options)
+        return file.getvalue()
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_pixels():
+    """`tiny_pixels(split, num)`: the images `[num, 6, 4, 3]` of a split of `tiny`."""
+
+    def pixels(split, num):
+        random = np.random.default_rng(len(split))
+        return random.integers(0, 256, (num, 6, 4, 3), np.uint8)
+
+    return pixels
+
+
+@pytest.fixture(scope="session")
+def tiny_rows(tiny_pixels, encode):
+    """`tiny_rows(split, num)`: rows of `tiny`, labels 0, 1, 2, 0, 1, …"""
+    return lambda split, num: [
+        {"image": encode(image), "label": i % 3, "note": f"row {i}"}
+        for i, image in enumerate(tiny_pixels(split, num))
+    ]
+
+
+@pytest.fixture(scope="session")
+def prepare():
+    """`prepare(folder, rows, ...)` writes a dataset, as TFDS does without TensorFlow.
+
+    `rows` are lists of rows by split; `features` default to an image `[6, 4, 3]`, a
+    label of three classes and a text; rows stay in their order.
+    """
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("array_record")
+
+    def write(folder, rows, name="tiny", features=None, version="1.0.0", shards=1):
+        features = features or {
+            "image": tfds.features.Image(shape=(6, 4, 3)),
+            "label": tfds.features.ClassLabel(names=["ant", "bee", "cat"]),
+            "note": tfds.features.Text(),
+        }
+
+        def info(self):
+            declared = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(
+                builder=self, features=declared, disable_shuffling=True
+            )
+
+        def generate(self, split):
+            yield from enumerate(rows[split])
+
+        def generators(self, _):
+            return {split: generate(self, split) for split in rows}
+
+        with tfds.core.registered.skip_registration():
+            builder = type(
+                name.capitalize(),
+                (tfds.core.GeneratorBasedBuilder,),
+                {
+                    "VERSION": tfds.core.Version(version),
+                    "_info": info,
+                    "_split_generators": generators,
+                    "_generate_examples": generate,
+                },
+            )(data_dir=folder, file_format="array_record")
+        config = tfds.download.DownloadConfig(num_shards=shards)
+        builder.download_and_prepare(download_config=config)
+        return folder / name / version
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_source(prepare, tiny_rows, tmp_path_factory):
+    """The folder of datasets with `tiny`: 30 rows of train in 3 shards, 12 of test."""
+    folder = tmp_path_factory.mktemp("prepared")
+    rows = {"train": tiny_rows("train", 30), "test": tiny_rows("test", 12)}
+    prepare(folder, rows, shards=3)
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_source, tmp_path, monkeypatch):
+    """A copy of `tiny` to be damaged: the folder of its version."""
+    shutil.copytree(tiny_source, tmp_path / "data")
+    monkeypatch.setenv(prepared.VARIABLE, str(tmp_path / "data"))
+    return tmp_path / "data" / "tiny" / "1.0.0"
