@@ -108,7 +108,7 @@ def _load(entry: Path, key: list[Any], sources: Sequence[Path]) -> Arrays:
             if _digest(path) != file["sha256"]:
                 raise _UnusableError(f"{path} is damaged: its checksum is another")
             arrays[array] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         if not entry.exists():
             raise _UnusableError from None
         raise _UnusableError(f"{error.filename} is missing") from None
@@ -201,8 +201,8 @@ def _locked(entry: Path) -> Iterator[None]:
 
 def _warn_unwritable(entry: Path, error: OSError) -> None:
     warnings.warn(
-        f"{entry.parent} cannot be written ({error.strerror}): the data is not cached; "
-        f"set {VARIABLE} to a folder that can be",
+        f"{entry.parent} cannot be written ({error.strerror or error}): the data is "
+        f"not cached; set {VARIABLE} to a folder that can be",
         stacklevel=3,
     )
 
