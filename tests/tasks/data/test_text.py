@@ -40,7 +40,7 @@ def sample():
 def test_every_window_of_a_split_is_its_tokens_and_the_next_ones(data, split):
     tokens = np.arange(SIZES[split]) + FIRST[split]
     starts = np.arange(SIZES[split] - LENGTH)
-    batch = text.gather(data, starts, split, LENGTH)
+    batch = jax.jit(text.gather, static_argnums=(2, 3))(data, starts, split, LENGTH)
     for start, inputs, targets in zip(starts, *map(np.asarray, batch), strict=True):
         np.testing.assert_array_equal(inputs, tokens[start : start + LENGTH])
         np.testing.assert_array_equal(targets, tokens[start + 1 : start + 1 + LENGTH])
