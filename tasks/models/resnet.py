@@ -136,7 +136,7 @@ class _Block(nn.Module):
         if x.shape != branch.shape:
             x = Conv(self.features, 1, self.stride, use_bias=False, name="shortcut")(x)
         scale = model.rules.residual_scale(model.depth, model.base_depth)
-        return record(self, "stream", x + scale * branch)
+        return x + scale * branch
 
 
 class _ResNetModule(nn.Module):
@@ -155,8 +155,9 @@ class _ResNetModule(nn.Module):
                 stride = 2 if stage and i == 0 else 1
                 name = f"stage_{stage}_block_{i}"
                 x = _Block(model, times * model.width, stride, name=name)(x)
-            # A name that networks of all depths have.
-            x = record(self, f"stage_{stage}", x)
+                # Named by its place: at another depth the same block ends elsewhere.
+                record(self, f"stage_{stage}_stream_{i + 1}_of_{blocks}", x)
+            record(self, f"stage_{stage}_stream", x)
         x = channel_norm(x, model.norm, model.groups, "norm")
         x = base.activation(model.activation)(x)
         pooled = record(self, "pooled", jnp.mean(x, axis=(1, 2)))

@@ -185,14 +185,14 @@ def test_without_its_branch_a_block_is_its_shortcut():
     run = jax.jit(lambda params, x: TINY.activations(params, x, 10))
     layers = {k: np.asarray(x) for k, x in run(params, images(SHAPE)).items()}
     assert layers["stage_0_block_0/conv_0/out"].any()
-    np.testing.assert_array_equal(layers["stage_0_block_0/stream"], layers["stem/out"])
-    np.testing.assert_array_equal(layers["stage_0"], layers["stem/out"])
+    for stream in ("stage_0_stream_1_of_1", "stage_0_stream"):
+        np.testing.assert_array_equal(layers[stream], layers["stem/out"])
     shortcut = layers["stage_1_block_0/shortcut/out"]
     assert shortcut.shape == (4, 4, 3, 8)
-    np.testing.assert_array_equal(layers["stage_1"], shortcut)
+    np.testing.assert_array_equal(layers["stage_1_stream"], shortcut)
     # A shortcut is a convolution 1x1: every second position, projected.
     kernel = np.float64(params["stage_1_block_0"]["shortcut"]["kernel"][0, 0])
-    want = np.float64(layers["stage_0"])[:, ::2, ::2] @ kernel
+    want = np.float64(layers["stage_0_stream"])[:, ::2, ::2] @ kernel
     np.testing.assert_allclose(
         shortcut, want, rtol=1e-5, atol=1e-5 * np.abs(want).max()
     )
@@ -219,6 +219,29 @@ def test_features_move_with_the_image_by_multiples_of_the_stride(norm):
     odd = run(np.roll(content, 1, 1))
     assert np.abs(inside(still) - inside(odd, 1)).max() > 0.1 * largest
     assert np.abs(inside(still) - inside(odd)).max() > 0.1 * largest
+
+
+def test_networks_of_two_depths_share_the_names_of_what_they_can_compare():
+    def streams(depth):
+        model = TINY.at_depth(depth)
+        params = families.randomized(model, SHAPE, 10)
+        run = jax.eval_shape(lambda p: model.activations(p, images(SHAPE), 10), params)
+        return {name for name in run if "stream" in name}
+
+    ends = {"stage_0_stream", "stage_1_stream"}
+    assert streams(2) == ends | {f"stage_{i}_stream_1_of_1" for i in range(2)}
+    assert streams(4) == ends | {
+        f"stage_{i}_stream_{j}_of_2" for i in range(2) for j in (1, 2)
+    }
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 1), (64, 64, 3), (1, 40, 1)], ids=str)
+@pytest.mark.parametrize("model", [ResNet(), ResNet((1, 2, 1, 1, 3), 64)], ids=str)
+def test_images_of_any_resolution_are_taken(model, shape):
+    params = jax.eval_shape(lambda key: model.init(key, shape, 10), families.KEY)
+    x = jax.ShapeDtypeStruct((2, *shape), np.float32)
+    logits = jax.eval_shape(lambda p, x: model.apply(p, x, 10), params, x)
+    assert logits.shape == (2, 10)
 
 
 def test_blocks_are_spread_evenly_over_the_stages():
