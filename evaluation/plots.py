@@ -32,7 +32,7 @@ _STYLES: dict[str, tuple[str, str, Any]] = {  # colour, marker, line
     SGDM: ("#CC79A7", "v", ":"),
 }
 _OTHER: tuple[str, str, Any] = ("#666666", "x", "-")
-_RC: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {  # matplotlib's settings, the same for all figures
     "font.size": 9.5,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -51,7 +51,7 @@ _RC: dict[Any, Any] = {
 
 def svg(figure: Figure) -> str:
     """The `<svg>` element of a figure, without XML header, metadata or clock."""
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(STYLE):
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
@@ -61,14 +61,14 @@ def svg(figure: Figure) -> str:
 
 def png(figure: Figure, dpi: int = 150) -> bytes:
     """A figure as PNG, for pages that cannot show SVG."""
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(STYLE):
         buffer = io.BytesIO()
         FigureCanvasAgg(figure)
         figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 
-@matplotlib.rc_context(_RC)
+@matplotlib.rc_context(STYLE)
 def plot_curves(rows: Sequence[EvalRow]) -> Figure:
     """Training loss over steps, one panel a cell; band: all seeds, line: their mean."""
     cells = list(dict.fromkeys(row.cell for row in rows))
@@ -87,7 +87,7 @@ def plot_curves(rows: Sequence[EvalRow]) -> Figure:
     return _with_legend(figure, _names(rows))
 
 
-@matplotlib.rc_context(_RC)
+@matplotlib.rc_context(STYLE)
 def plot_widths(rows: Sequence[EvalRow]) -> Figure:
     """Mean loss against width; each dot a seed, the line through their means."""
     wide = [row for row in rows if row.axis in ("trained", "width")]
@@ -120,7 +120,7 @@ def plot_widths(rows: Sequence[EvalRow]) -> Figure:
     return _with_legend(figure, names)
 
 
-@matplotlib.rc_context(_RC)
+@matplotlib.rc_context(STYLE)
 def plot_tunings(tunings: Sequence[CellTuning]) -> Figure:
     """The criterion against the learning rate, one panel a tuning; a ring: chosen."""
     figure, panels = _panels(len(tunings))
@@ -157,7 +157,7 @@ def plot_tunings(tunings: Sequence[CellTuning]) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_RC)
+@matplotlib.rc_context(STYLE)
 def plot_training(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     """Meta-training: the meta-loss of every outer step, smoothed, and validations.
 

@@ -8,14 +8,18 @@ input, 130 an interruption that lost nothing.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
+
+from tasks.data.prepared import VARIABLE as DATA_DIR
 
 T = TypeVar("T")
 
@@ -70,27 +74,92 @@ def _describe(error: Exception) -> str:
 
 
 def choose_preset(
-    presets: dict[str, tuple[str, T]], program: str, arguments: Sequence[str]
+    presets: Mapping[str, tuple[str, Callable[[], T]]],
+    program: str,
+    arguments: Sequence[str],
 ) -> tuple[str, T]:
-    """Reads `PRESET [--field.sub value]`: the preset's name and the resolved value."""
+    """Reads `PRESET [--field.sub value]`: the preset's name and the resolved value.
+
+    Args:
+        presets: by name, a line of description and what makes the value; only the one
+            that is asked for is made.
+        program: for the help.
+        arguments: of the command line.
+
+    Raises:
+        InputError: one line that names what is wrong.
+    """
+    arguments = take_data_dir(arguments)
+    name = next((word for word in arguments if word in presets), None)
+    if name is None:
+        return _refuse_preset(presets, program, arguments)
+    description, make = presets[name]
+    with reported():
+        chosen = {name: (description, make())}
     value = _parse(
         lambda: tyro.extras.overridable_config_cli(
-            presets, prog=program, args=list(arguments)
+            chosen, prog=program, args=list(arguments)
         ),
         arguments,
     )
-    name = next(argument for argument in arguments if argument in presets)
     return name, value
+
+
+def _refuse_preset(
+    presets: Mapping[str, tuple[str, Any]], program: str, arguments: Sequence[str]
+) -> NoReturn:
+    """No known preset is named: help if that was asked for, else one line."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(f"usage: {program} PRESET [--field.sub value ...] [--data-dir DIR]\n")
+        length = max(map(len, presets))
+        for name, (description, _) in presets.items():
+            print(f"  {name:<{length}}  {description}")
+        print(f"\n{program} PRESET --help explains every field.")
+        raise SystemExit(0 if arguments else BAD_INPUT)
+    word = next((w for w in arguments if not w.startswith("-")), arguments[0])
+    close = difflib.get_close_matches(word, presets, n=1)
+    hint = f"; perhaps you meant {close[0]!r}" if close else ""
+    raise InputError(f"unknown preset {word!r}: known are {', '.join(presets)}{hint}")
 
 
 def parse(kind: Callable[..., T], program: str, arguments: Sequence[str]) -> T:
     """Reads the fields of a dataclass from `--field value`."""
+    arguments = take_data_dir(arguments)
     return _parse(lambda: tyro.cli(kind, prog=program, args=list(arguments)), arguments)
+
+
+def take_data_dir(arguments: Sequence[str]) -> list[str]:
+    """Obeys `--data-dir DIR`, which every command understands, and takes it out.
+
+    It is no field of a configuration: where the prepared datasets lie on this machine
+    changes no result, so it must not be stored with one.
+
+    Raises:
+        InputError: if the folder is missing.
+    """
+    kept, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag not in ("--data-dir", "--data_dir"):
+            kept.append(word)
+            continue
+        if not equals:
+            if not rest:
+                raise InputError("--data-dir needs the folder of prepared datasets")
+            value = rest.pop(0)
+        if not Path(value).expanduser().is_dir():
+            raise InputError(f"--data-dir {value} is not a folder")
+        os.environ[DATA_DIR] = str(Path(value).expanduser().absolute())
+    return kept
 
 
 def _parse(read: Callable[[], T], arguments: Sequence[str]) -> T:
     if {"-h", "--help"} & set(arguments):
-        return read()
+        try:
+            return read()
+        finally:
+            print(f"--data-dir DIR: folder of prepared TFDS datasets (or {DATA_DIR})")
     output, width = io.StringIO(), os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "1000"  # no line of an error is wrapped
     try:

@@ -7,6 +7,8 @@ together and says what may change when a run is continued.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +20,7 @@ from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
+from tasks.families import FAMILIES, AnyTask
 from tasks.models.mlp import MLP
 
 
@@ -70,7 +73,7 @@ class RunOptions:
 class TrainConfig:
     """Meta-training of one learned optimizer on one task."""
 
-    task: ImageClassification
+    task: AnyTask
     """What the optimizer is trained on."""
     lopt: SmallFC
     """The learned optimizer."""
@@ -122,9 +125,35 @@ QUICKSTART = TrainConfig(
     validation=Validation(figure="train"),
 )
 
-PRESETS: dict[str, tuple[str, TrainConfig]] = {
+
+def on_family(name: str) -> TrainConfig:
+    """The quickstart's optimizer on another family: something to start from.
+
+    Shorter and with fewer particles than the quickstart, since most families cost more
+    per step than its MLP. Nothing here was tuned.
+    """
+    return dataclasses.replace(
+        QUICKSTART,
+        task=FAMILIES[name].task(),
+        estimator=EvolutionStrategy(
+            num_pairs=4,
+            chunk=4,
+            truncation=20,
+            sigma=0.03,
+            lengths=EpisodeLengths(minimum=20, maximum=200),
+        ),
+        num_steps=200,
+        validation=Validation(every=50, num_steps=100, num_seeds=2),
+    )
+
+
+PRESETS: dict[str, tuple[str, Callable[[], TrainConfig]]] = {
     "quickstart": (
         "small_fc_lopt in μP on 64-32-32-10 MLPs over digits, minutes on 2 cores",
-        QUICKSTART,
+        lambda: QUICKSTART,
     ),
+    **{
+        name: (f"a start, not tuned: {family.description}", partial(on_family, name))
+        for name, family in FAMILIES.items()
+    },
 }

@@ -10,15 +10,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal
-
-import jax
 
 from evaluation.plots import plot_curves, png
 from evaluation.report import write_report
@@ -27,6 +23,7 @@ from evaluation.suite import SEEDS, evaluate_suite, expected_runs
 from evaluation.tables import text_summary
 from experiments import command_line, run_directory
 from experiments.command_line import InputError, reported
+from experiments.environment import describe_machine
 from experiments.serialization import encode
 from lopt.artifact import Artifact
 from lopt.integrity import SUMS, write_text
@@ -92,10 +89,14 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
         arguments.cache_dir,
         report=lambda line: print(line, flush=True),
     )
-    environment = _environment(command) | {
-        "evaluation took": f"{time.monotonic() - begin:.0f} s",
-        "reported seeds": ", ".join(map(str, SEEDS)),
-    }
+    environment = (
+        {"command": command}
+        | describe_machine()
+        | {
+            "evaluation took": f"{time.monotonic() - begin:.0f} s",
+            "reported seeds": ", ".join(map(str, SEEDS)),
+        }
+    )
     if warning:
         environment["warning"] = warning
     with reported():
@@ -161,26 +162,6 @@ def _training_rows(artifact: Path) -> list[dict[str, Any]]:
     folder = artifact.absolute().parent
     names = (run_directory.METRICS, run_directory.VALIDATION)
     return [row for name in names for row in run_directory.read_rows(folder / name)]
-
-
-def _environment(command: str) -> dict[str, Any]:
-    return {
-        "command": command,
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
-        "backend": jax.default_backend(),
-        "Python": platform.python_version(),
-        "JAX": jax.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown processor"
 
 
 def main() -> None:

@@ -9,16 +9,43 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import inspect
 import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tasks.autoencoding import Autoencoding
+from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
+from tasks.data.signals import Signals
+from tasks.data.standard_library import StandardLibrary
+from tasks.data.tfds_images import TFDSImages
+from tasks.data.tfds_text import TFDSText
+from tasks.data.tokenizers import BytePairs, Bytes
+from tasks.language_modelling import LanguageModelling
+from tasks.models.autoencoder import VAE, AutoEncoder
+from tasks.models.convolutional import ConvNet
+from tasks.models.mlp import MLP
+from tasks.models.recurrent import Recurrent
+from tasks.models.resnet import ResNet
+from tasks.models.transformer import Transformer
+from tasks.models.vit import ViT
+from tasks.regression import RandomTeacher
+from tasks.synthetic import NoisyQuadratic, Quadratic
+from tasks.valley import Valley
 
 T = TypeVar("T")
 
-COMPONENTS: dict[str, type] = {"Digits": Digits}
+COMPONENTS: dict[str, type] = {
+    component.__name__: component
+    for component in (
+        *(ImageClassification, LanguageModelling, Autoencoding, RandomTeacher),
+        *(Quadratic, NoisyQuadratic, Valley),
+        *(MLP, ConvNet, ResNet, ViT, Transformer, Recurrent, AutoEncoder, VAE),
+        *(Digits, Signals, TFDSImages, StandardLibrary, TFDSText, Bytes, BytePairs),
+    )
+}
 """Dataclasses that a field of an abstract type may hold, by the `kind` in the JSON."""
 
 
@@ -73,8 +100,10 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if data is None and type(None) in arguments:
             return None
-        (inner,) = (a for a in arguments if a is not type(None))
-        return _decode(inner, data, where)
+        inner = [a for a in arguments if a is not type(None)]
+        if len(inner) > 1:
+            raise ValueError(f"{where} = {data!r} must be an object with a 'kind'")
+        return _decode(inner[0], data, where)
     if origin is typing.Literal:
         if data not in arguments:
             raise ValueError(f"{where} = {data!r} must be one of {arguments}")
@@ -87,6 +116,8 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
         if not isinstance(data, str) or data not in hint.__members__:
             raise ValueError(f"{where} = {data!r} must be in {[*hint.__members__]}")
         return hint[data]
+    if inspect.isabstract(hint):
+        raise ValueError(f"{where} must be an object with a 'kind', not {data!r}")
     if hint is Path and isinstance(data, str):
         return Path(data)
     if hint is float and isinstance(data, int) and not isinstance(data, bool):

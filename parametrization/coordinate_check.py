@@ -16,7 +16,6 @@ Reference: Yang et al., Tensor Programs V, arXiv:2203.03466, Section D.1 and Fig
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -27,6 +26,12 @@ import optax
 
 Optimizer = Callable[[Any], optax.GradientTransformationExtraArgs]
 """Specs of the parameters -> an optimizer of them."""
+
+
+_QUICK_TO_COMPILE = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 
 class Trainable(Protocol):
@@ -138,8 +143,11 @@ def coordinate_check(
     if not layers:
         raise ValueError(f"networks of sizes {sizes} have no layer in common")
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
+    # A few steps of a program that is used once: compiling is what takes time.
+    options = _QUICK_TO_COMPILE if jax.default_backend() == "cpu" else {}
+    train = jax.jit(_train, static_argnums=(0, 1, 2, 3), compiler_options=options)
     runs = [
-        _train(trainables[size], optimizer, layers, num_steps, keys, batch)
+        train(trainables[size], optimizer, layers, num_steps, keys, batch)
         for size in sizes
     ]
     initial, change, losses = (
@@ -187,7 +195,6 @@ def _layers(trainable: Trainable, batch: Any) -> list[str]:
     return names
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _train(
     trainable: Trainable,
     optimizer: Optimizer,

@@ -86,6 +86,12 @@ class Rules(enum.Enum):
         """Whether the step column is that of steps proportional to the gradient."""
         return self.value.for_gradients
 
+    @property
+    def for_sgd(self) -> Rules:
+        """The parametrization of the same forward pass with SGD-like steps."""
+        twins = {"ADAM_LIKE": "SGD_LIKE", "COMPLETEP": "COMPLETEP_SGD_LIKE"}
+        return Rules[twins.get(self.name, self.name)]
+
     def step_scale(self, spec: ParamSpec) -> float:
         """Factor on the optimizer's step for this parameter."""
         fan_in, fan_out = self.value.steps.get(spec.kind, (0, 0))
@@ -144,8 +150,13 @@ def initializer(axes: str, depth_mult: float = 1.0) -> Callable[..., Named]:
         key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = float
     ) -> jax.Array:
         std = init_std(parsed, shape)
-        if std == 0.0:
+        if std == 0.0 and len(shape) < 2:
             return jax.numpy.zeros(shape, dtype)
+        if std == 0.0:
+            # Zeros that the compiler does not know to be zeros: jaxlib 0.10.2 for CPUs
+            # computes the mean of a product with a constant matrix wrongly, which is
+            # what a loss at initialization is when both are in one program.
+            return 0.0 * jax.random.uniform(key, shape, dtype)
         return std * jax.random.normal(key, shape, dtype)
 
     return named(draw, axes, depth_mult)

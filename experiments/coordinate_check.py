@@ -1,0 +1,255 @@
+"""Coordinate checks: `python -m experiments.coordinate_check PRESET [--field value]`.
+
+Trains a family at several widths (or depths) for a few steps and prints, for each
+parametrization, how far every layer moved and the slope of that against the size: in μP
+the slopes are near 0 over widths, in CompleteP over depths too. For a learned optimizer
+the slopes of its inputs are shown as well. Writes coordinate_check.json and .png.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from evaluation.feature_check import FeatureCheck, feature_check
+from evaluation.plots import png
+from evaluation.scaling_plots import TOLERANCE, plot_coordinates, plot_features
+from experiments import command_line
+from experiments.command_line import InputError, reported
+from experiments.environment import describe_machine
+from experiments.serialization import encode
+from lopt.artifact import Artifact
+from lopt.base import LearnedOptimizer, Theta
+from lopt.baselines import SGD, Adam
+from lopt.epsilons import PAPER, WIDTH_SAFE
+from lopt.integrity import write_text
+from lopt.small_fc import SmallFC
+from parametrization.coordinate_check import CoordinateCheck, coordinate_check
+from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
+from tasks.base import Batch, sample
+from tasks.families import FAMILIES, AnyTask
+
+PROGRAM = "python -m experiments.coordinate_check"
+EPSILONS = {"paper": PAPER, "width_safe": WIDTH_SAFE}
+COLUMNS: dict[str, dict[str, Rules]] = {
+    "width": {"μP": ADAM_LIKE, "standard": STANDARD},
+    "depth": {"CompleteP": COMPLETEP, "μP": ADAM_LIKE, "standard": STANDARD},
+}
+"""Parametrizations that are compared, by what grows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CoordinateConfig:
+    """One coordinate check."""
+
+    task: AnyTask
+    """The family; its width or depth is replaced by each of the sizes."""
+    axis: Literal["width", "depth"] = "width"
+    """What grows."""
+    sizes: tuple[int, ...] = (32, 64, 128, 256)
+    """Widths or depths."""
+    optimizer: Literal["adam", "sgd", "small_fc", "artifact"] = "adam"
+    """adam, sgd, an untrained small_fc, or a trained optimizer from --artifact."""
+    artifact: Path | None = None
+    """Folder of a trained optimizer."""
+    epsilons: Literal["own", "paper", "width_safe"] = "own"
+    """Floors of a learned optimizer: its own, or others in their place."""
+    learning_rate: float = 2e-3
+    """Of adam and sgd."""
+    num_steps: int = 4
+    """Steps of training on one fixed batch."""
+    num_seeds: int = 3
+    """Initializations that are averaged over."""
+    out_dir: Path | None = None
+    """Where the figure and the numbers go; by default runs/coordinate_check/PRESET."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.sizes)) < 2 or min(self.sizes) < 1:
+            raise ValueError(
+                f"sizes = {self.sizes} must be at least two different positive numbers"
+            )
+        for name in ("num_steps", "num_seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate = {self.learning_rate} must be positive")
+        if (self.optimizer == "artifact") != (self.artifact is not None):
+            raise ValueError(
+                f"optimizer = {self.optimizer!r} and artifact = {self.artifact}: a "
+                "folder is needed for 'artifact', and for nothing else"
+            )
+        if getattr(self.task, self.axis) is None:
+            kind = type(self.task).__name__
+            raise ValueError(f"axis = {self.axis!r}: a {kind} has no {self.axis}")
+
+
+def optimizer(config: CoordinateConfig, rules: Rules) -> tuple[LearnedOptimizer, Theta]:
+    """The optimizer of the check in a parametrization, and its θ.
+
+    Raises:
+        ValueError: if the artifact is damaged.
+    """
+    key = jax.random.key(0)
+    if config.optimizer == "adam":
+        adam = Adam(config.learning_rate, rules=rules)
+        return adam, adam.init(key)
+    if config.optimizer == "sgd":
+        sgd = SGD(config.learning_rate, rules=rules.for_sgd)
+        return sgd, sgd.init(key)
+    if config.artifact is not None:
+        artifact = Artifact.load(config.artifact)
+        lopt, theta = artifact.optimizer, artifact.theta
+    else:
+        lopt = SmallFC(step_mult=0.01)
+        theta = lopt.init(key)
+    steps = STANDARD if rules is STANDARD else ADAM_LIKE
+    floors = EPSILONS.get(config.epsilons, lopt.epsilons)
+    return dataclasses.replace(lopt, rules=steps, epsilons=floors), theta
+
+
+def resized(config: CoordinateConfig, rules: Rules) -> dict[int, AnyTask]:
+    """The task at every size in a parametrization."""
+    task = config.task.with_rules(rules)
+    grow = task.at_width if config.axis == "width" else task.at_depth
+    return {size: grow(size) for size in sorted(set(config.sizes))}
+
+
+def check(config: CoordinateConfig, rules: Rules, batch: Batch) -> CoordinateCheck:
+    """One parametrization's check."""
+    lopt, theta = optimizer(config, rules)
+    return coordinate_check(
+        resized(config, rules),
+        lambda specs: lopt.as_optax(theta, specs, config.num_steps),
+        batch,
+        config.num_steps,
+        tuple(range(config.num_seeds)),
+    )
+
+
+def check_features(config: CoordinateConfig, batch: Batch) -> dict[str, FeatureCheck]:
+    """Inputs of a learned optimizer in μP, with the paper's floors and others."""
+    lopt, theta = optimizer(config, ADAM_LIKE)
+    assert isinstance(lopt, SmallFC)
+    tasks = resized(config, ADAM_LIKE)
+    variants = {
+        "paper's floors": (PAPER, False),
+        "width-safe floors": (WIDTH_SAFE, False),
+        "paper's floors, gradients of the base's size": (PAPER, True),
+    }
+    return {
+        label: feature_check(
+            tasks,
+            dataclasses.replace(lopt, epsilons=floors),
+            theta,
+            batch,
+            config.num_steps,
+            tuple(range(config.num_seeds)),
+            unscaled=unscaled,
+        )
+        for label, (floors, unscaled) in variants.items()
+    }
+
+
+def verdict(title: str, result: CoordinateCheck) -> str:
+    """One line about the steepest layer."""
+    name, slope = result.steepest()
+    word = "flat" if abs(slope) < TOLERANCE else "not flat"
+    return f"{title}: {word}; steepest slope {slope:+.3f} ({name})"
+
+
+def feature_lines(checks: Mapping[str, FeatureCheck]) -> list[str]:
+    """The steepest slope of each statistic of the inputs, by kind of floors."""
+    lines = []
+    for label, result in checks.items():
+        worst = []
+        for statistic in ("rms", "spread"):
+            slopes = result.slopes(statistic)
+            finite = np.where(np.isfinite(slopes), slopes, 0.0)
+            tensor, feature = np.unravel_index(np.abs(finite).argmax(), finite.shape)
+            worst.append(
+                f"{statistic} {finite[tensor, feature]:+.2f} "
+                f"({result.features[feature]} of {result.tensors[tensor]})"
+            )
+        lines.append(f"inputs, {label}: steepest {', '.join(worst)}")
+    return lines
+
+
+def _numbers(result: CoordinateCheck) -> dict[str, Any]:
+    return {
+        "sizes": list(result.sizes),
+        "slopes": {name: str(x) for name, x in result.slopes().items()},
+        "std_of_change": {
+            name: result.change[:, :, -1, i].mean(1).tolist()
+            for i, name in enumerate(result.layers)
+        },
+    }
+
+
+def run(config: CoordinateConfig, name: str) -> None:
+    """Checks, prints and writes."""
+    out_dir = config.out_dir or Path("runs/coordinate_check") / name
+    with reported():
+        out_dir.mkdir(parents=True, exist_ok=True)
+        columns = COLUMNS[config.axis]
+        for rules in columns.values():
+            resized(config, rules)
+        batch = sample(config.task, config.task.load_data(), jax.random.key(0))
+        checks = {}
+        for title, rules in columns.items():
+            checks[title] = check(config, rules, batch)
+            print(f"{title} ({rules.name}), after {config.num_steps} steps")
+            print(checks[title].table(), end="\n\n", flush=True)
+    record = {
+        "config": encode(config),
+        "machine": describe_machine(),
+        "checks": {title: _numbers(result) for title, result in checks.items()},
+    }
+    figures = {"coordinate_check.png": plot_coordinates(checks, config.axis)}
+    lines = [verdict(title, result) for title, result in checks.items()]
+    if config.axis == "width" and config.optimizer in ("small_fc", "artifact"):
+        features = check_features(config, batch)
+        figures["features.png"] = plot_features(features)
+        lines += feature_lines(features)
+        record["inputs"] = {
+            label: {
+                "tensors": result.tensors,
+                "features": result.features,
+                **{s: result.slopes(s).tolist() for s in ("rms", "spread")},
+            }
+            for label, result in features.items()
+        }
+    print("\n".join(lines))
+    with reported():
+        for file, figure in figures.items():
+            (out_dir / file).write_bytes(png(figure))
+        write_text(out_dir / "coordinate_check.json", json.dumps(record) + "\n")
+    print(f"wrote {', '.join(figures)} and coordinate_check.json to {out_dir}")
+
+
+def _preset(name: str) -> CoordinateConfig:
+    return CoordinateConfig(FAMILIES[name].task())
+
+
+def main() -> None:
+    """Command line."""
+    presets = {
+        name: (family.description, partial(_preset, name))
+        for name, family in FAMILIES.items()
+    }
+    name, config = command_line.choose_preset(presets, PROGRAM, sys.argv[1:])
+    if config.artifact is not None and not config.artifact.is_dir():
+        raise InputError(f"--artifact {config.artifact} is not a folder")
+    run(config, name)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

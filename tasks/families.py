@@ -1,0 +1,127 @@
+"""One small task of every family, as plain values: what checks and benchmarks walk.
+
+A name here is a handle for a command line, not a registry: a family is a dataclass, and
+any width, depth, resolution or data is a matter of its fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from tasks.autoencoding import Autoencoding
+from tasks.classification import ImageClassification
+from tasks.data.signals import Signals
+from tasks.data.standard_library import StandardLibrary
+from tasks.language_modelling import LanguageModelling
+from tasks.models.autoencoder import VAE, AutoEncoder
+from tasks.models.base import Model
+from tasks.models.convolutional import ConvNet
+from tasks.models.mlp import MLP
+from tasks.models.recurrent import Recurrent
+from tasks.models.resnet import ResNet
+from tasks.models.transformer import Transformer
+from tasks.models.vit import ViT
+from tasks.regression import RandomTeacher
+from tasks.synthetic import NoisyQuadratic, Quadratic
+from tasks.valley import Valley
+
+AnyTask = (
+    ImageClassification
+    | LanguageModelling
+    | Autoencoding
+    | RandomTeacher
+    | Quadratic
+    | NoisyQuadratic
+    | Valley
+)
+"""Every task of this package."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A named task, made when it is asked for."""
+
+    description: str
+    """One line for a list."""
+    task: Callable[[], AnyTask]
+    """Makes the task."""
+    residual: bool = False
+    """Whether it has residual branches, so that its depth can grow in CompleteP."""
+
+
+def _images(model: Model, batch_size: int = 64) -> ImageClassification:
+    return ImageClassification(model, batch_size=batch_size)
+
+
+def _text(model: Model) -> LanguageModelling:
+    return LanguageModelling(model, StandardLibrary(), length=32, batch_size=16)
+
+
+FAMILIES: dict[str, Family] = {
+    "mlp": Family(
+        "MLP of 3 hidden layers on 8×8 digits",
+        lambda: _images(MLP((32, 32, 32), base_width=32)),
+    ),
+    "mlp_norm": Family(
+        "the same with layer norm",
+        lambda: _images(MLP((32, 32, 32), base_width=32, layer_norm=True)),
+    ),
+    "convnet": Family(
+        "strided 3×3 convolutions on 8×8 digits",
+        lambda: _images(ConvNet(width=32, base_width=32), batch_size=32),
+    ),
+    "resnet": Family(
+        "pre-activation ResNet of 2 stages on 8×8 digits",
+        lambda: _images(
+            ResNet(blocks=(1, 1), width=32, base_width=32, base_depth=2), batch_size=16
+        ),
+        residual=True,
+    ),
+    "vit": Family(
+        "Vision Transformer with 2×2 patches on 8×8 digits",
+        lambda: _images(ViT(width=32, base_width=32, patch=2), batch_size=32),
+        residual=True,
+    ),
+    "transformer": Family(
+        "decoder-only transformer on the bytes of Python's standard library",
+        lambda: _text(Transformer(width=32, base_width=32)),
+        residual=True,
+    ),
+    "transformer_tied": Family(
+        "the same with rotary positions, scanned layers and a tied readout",
+        lambda: _text(
+            Transformer(
+                width=32, base_width=32, positions="rotary", readout="tied", scan=True
+            )
+        ),
+        residual=True,
+    ),
+    "lstm": Family(
+        "LSTM language model on the same text",
+        lambda: _text(Recurrent("lstm", width=32, base_width=32)),
+    ),
+    "gru": Family(
+        "GRU language model on the same text",
+        lambda: _text(Recurrent("gru", width=32, base_width=32)),
+    ),
+    "autoencoder": Family(
+        "MLP autoencoder of 8×8 digits",
+        lambda: Autoencoding(AutoEncoder(width=32, base_width=32), batch_size=64),
+    ),
+    "vae": Family(
+        "variational autoencoder of 8×8 digits",
+        lambda: Autoencoding(VAE(width=32, base_width=32), batch_size=64),
+    ),
+    "signals": Family(
+        "MLP on procedurally made signals, a one-dimensional analogue of MNIST",
+        lambda: ImageClassification(MLP((32, 32)), Signals(), batch_size=64),
+    ),
+    "teacher": Family(
+        "MLP that learns from a random teacher",
+        lambda: RandomTeacher(MLP((32, 32), base_width=32)),
+    ),
+    "quadratic": Family("a quadratic with a chosen spectrum", Quadratic),
+    "noisy_quadratic": Family("a quadratic whose minimum is noisy", NoisyQuadratic),
+    "valley": Family("a curved valley", Valley),
+}
