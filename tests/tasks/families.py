@@ -1,5 +1,7 @@
 """What the tests of every family of models share."""
 
+import math
+
 import jax
 import numpy as np
 import optax
@@ -7,6 +9,11 @@ import optax
 from parametrization import Rules
 
 KEY = jax.random.key(11)
+# Every program here runs once or twice: compiling it is what takes time.
+QUICK_TO_COMPILE = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 
 def described(specs):
@@ -28,21 +35,31 @@ def randomized(model, input_shape, num_outputs, scale=0.3):
     return structure.unflatten(values)
 
 
-def loss(model, params, x, labels, num_outputs):
-    """Mean cross-entropy `[]` of labels `[B, ...]`, in nats."""
+def losses(model, params, x, labels, num_outputs):
+    """Cross-entropy of each of the labels `[B, ...]`, in nats."""
     logits = model.apply(params, x, num_outputs)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def start(model, x, labels, num_outputs):
-    """Initial parameters, and their logits and loss."""
+    """Initial parameters, after a check of where they start.
+
+    Logits must be 0, and every loss ln C to one unit in the last place, which is what
+    a float32 logarithm may be off.
+    """
 
     def compute(key):
         params = model.init(key, x.shape[1:], num_outputs)
         logits = model.apply(params, x, num_outputs)
-        return params, logits, loss(model, params, x, labels, num_outputs)
+        return params, logits, losses(model, params, x, labels, num_outputs)
 
-    return jax.jit(compute)(KEY)
+    run = jax.jit(compute, compiler_options=QUICK_TO_COMPILE)
+    params, logits, values = run(KEY)
+    assert logits.shape == (*labels.shape, num_outputs)
+    assert not np.asarray(logits).any() and values.dtype == np.float32
+    error = np.abs(np.asarray(values, np.float64) - math.log(num_outputs)).max()
+    assert error <= np.spacing(np.float32(math.log(num_outputs)))
+    return params
 
 
 def by_rules(model, x, labels, num_outputs):
@@ -56,14 +73,16 @@ def by_rules(model, x, labels, num_outputs):
         lowered = jax.jit(function).lower(*args)
         program = lowered.as_text()
         if program not in compiled:
-            compiled[program] = lowered.compile()
+            compiled[program] = lowered.compile(QUICK_TO_COMPILE)
         return compiled[program](*args)
 
     away = randomized(model, x.shape[1:], num_outputs)
     for rules in Rules:
         other = model.with_rules(rules)
         params = run(lambda key, m=other: m.init(key, x.shape[1:], num_outputs), KEY)
-        grad = jax.value_and_grad(lambda p, m=other: loss(m, p, x, labels, num_outputs))
+        grad = jax.value_and_grad(
+            lambda p, m=other: losses(m, p, x, labels, num_outputs).mean()
+        )
         results[rules] = params, run(grad, params), run(grad, away)
     return results
 
