@@ -51,10 +51,10 @@ def build(case: str, optimizer: str) -> tuple[Any, Any]:
     from metatrain.outer import InnerTraining
     from parametrization import ADAM_LIKE
     from tasks import MLP, ImageClassification
-    from tasks.data.images import ImageDataset, partition
+    from tasks.data.images import ImageDataset, Images, partition
 
     @dataclasses.dataclass(frozen=True)
-    class Synthetic:
+    class Synthetic(Images):
         """In-memory noise images with labels, 10,000 of them."""
 
         image_shape: tuple[int, int, int]

@@ -71,9 +71,8 @@ def parametrize(
     task: ImageClassification, rules: Rules, base_width: int | None = None
 ) -> ImageClassification:
     """The same task in another parametrization, or with another base width."""
-    model = dataclasses.replace(
-        task.model, rules=rules, base_width=base_width or task.model.base_width
-    )
+    model = task.model.with_rules(rules)
+    model = model.with_base_width(base_width) if base_width else model
     return dataclasses.replace(task, model=model)
 
 
@@ -111,7 +110,7 @@ def evaluate_suite(
         raise ValueError(f"the suite has {len(trained)} trained cells, must have one")
     # What is waited for first, then the widest: it takes longest.
     jobs = [(cell, name) for cell in suite for name in optimizers(cell)]
-    jobs.sort(key=lambda job: -max(job[0].task.model.widths))
+    jobs.sort(key=lambda job: -max(job[0].task.model.layer_widths))
     jobs.sort(key=lambda job: job != (trained[0], ADAM))
 
     def work(cell: Cell, name: str) -> _Outcome:
@@ -196,10 +195,11 @@ def _transferred_rows(
     assert tuning is not None
     # At the base shape the two parametrizations are the same bits, so the learning
     # rate that is best for Adam in the trained cell is μAdam's as well.
-    if set(trained.task.model.widths) != {trained.task.model.base_width}:
+    model = trained.task.model
+    if set(model.layer_widths) != {model.base_width}:
         raise ValueError(
-            f"the trained cell's widths {trained.task.model.widths} are not its base "
-            f"width {trained.task.model.base_width}: μAdam would need its own tuning"
+            f"the trained cell's widths {model.layer_widths} are not its base width "
+            f"{model.base_width}: μAdam would need its own tuning"
         )
     task = parametrize(cell.task, ADAM_LIKE)
     lopt = Adam(rules=ADAM_LIKE)
@@ -224,8 +224,8 @@ def _rows(
             optimizer=name,
             cell=cell.name,
             axis=cell.axis,
-            widths=task.model.widths,
-            depth=len(task.model.widths),
+            widths=task.model.layer_widths,
+            depth=task.model.depth,
             base_width=task.model.base_width,
             parametrization=task.model.rules.name,
             batch_size=task.batch_size,

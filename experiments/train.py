@@ -33,6 +33,7 @@ from lopt.base import Theta
 from metatrain.checkpoint import Checkpoints
 from metatrain.outer import MetaTraining, OuterState
 from tasks.base import Dataset
+from tasks.modelled import ModelTask
 
 FIRST_SEED = 2000
 """Validation runs have the seeds from here on; evaluations use others."""
@@ -268,11 +269,12 @@ def _release(
 
 def make_artifact(config: TrainConfig, state: TrainingState) -> Artifact:
     """The optimizer of the best validated θ, with its provenance."""
-    model = config.task.model
+    task = config.task
+    sizes = task.model.base_sizes if isinstance(task, ModelTask) else {}
     return Artifact(
         config.lopt,
         state.best.theta,
-        base={"width": model.base_width, "depth": len(model.widths)},
+        base=sizes,
         provenance={
             "config": {k: v for k, v in encode(config).items() if k != "run"},
             "outer_steps": int(state.outer.step),

@@ -1,8 +1,50 @@
 """What is optimized: models and data behind one `Task` interface."""
 
+from tasks.autoencoding import Autoencoding
 from tasks.base import Task
 from tasks.classification import ImageClassification
+from tasks.data.augmentation import Augmentation
 from tasks.data.embedded import Digits
+from tasks.data.signals import Signals
+from tasks.data.standard_library import StandardLibrary
+from tasks.data.tfds_images import TFDSImages
+from tasks.data.tfds_text import TFDSText
+from tasks.data.tokenizers import BytePairs, Bytes
+from tasks.language_modelling import LanguageModelling
+from tasks.models.autoencoder import VAE, AutoEncoder
+from tasks.models.convolutional import ConvNet
 from tasks.models.mlp import MLP
+from tasks.models.recurrent import Recurrent
+from tasks.models.resnet import ResNet
+from tasks.models.transformer import Transformer
+from tasks.models.vit import ViT
+from tasks.regression import RandomTeacher
+from tasks.synthetic import NoisyQuadratic, Quadratic
+from tasks.valley import Valley
 
-__all__ = ["MLP", "Digits", "ImageClassification", "Task"]
+__all__ = [
+    "MLP",
+    "VAE",
+    "Augmentation",
+    "AutoEncoder",
+    "Autoencoding",
+    "BytePairs",
+    "Bytes",
+    "ConvNet",
+    "Digits",
+    "ImageClassification",
+    "LanguageModelling",
+    "NoisyQuadratic",
+    "Quadratic",
+    "RandomTeacher",
+    "Recurrent",
+    "ResNet",
+    "Signals",
+    "StandardLibrary",
+    "TFDSImages",
+    "TFDSText",
+    "Task",
+    "Transformer",
+    "Valley",
+    "ViT",
+]

@@ -24,17 +24,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, Literal, NamedTuple, Self, final, get_args
+from typing import Literal, NamedTuple, final, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from parametrization.rules import Rules
-from tasks.base import Params, Split
+from tasks.base import Batch, Params, Split
 from tasks.data import images
 from tasks.data.embedded import Digits
-from tasks.models.autoencoder import VAE, AutoEncoder, Inference
+from tasks.modelled import ModelTask
+from tasks.models.autoencoder import AutoEncoder, Inference
+from tasks.models.base import Model
 
 Reconstruction = Literal["mse", "bernoulli"]
 
@@ -60,10 +61,10 @@ class Pairs(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Autoencoding:
+class Autoencoding(ModelTask):
     """Mean reconstruction loss per pixel, or the negative ELBO per pixel of a `VAE`."""
 
-    model: AutoEncoder | VAE = AutoEncoder()
+    model: Model = AutoEncoder()
     """The model that is trained."""
     data: images.Images = Digits()
     """The images."""
@@ -80,12 +81,7 @@ class Autoencoding:
                 f"reconstruction = {self.reconstruction!r} must be one of "
                 f"{', '.join(get_args(Reconstruction))}"
             )
-        self.specs()  # a parameter without a role is an error here and now
-
-    @property
-    def num_pixels(self) -> int:
-        """Numbers in an image, channels included: the outputs of the model."""
-        return math.prod(self.data.image_shape)
+        self.check_roles()
 
     @property
     def loss_at_chance(self) -> float:
@@ -98,34 +94,18 @@ class Autoencoding:
         return _load(self.data, self.reconstruction)[1]
 
     @property
-    def width(self) -> int:
-        """Width of the model (see `Task.width`)."""
-        return self.model.width
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input of the model (see `ModelTask.input_shape`)."""
+        return self.data.image_shape
 
     @property
-    def depth(self) -> int:
-        """Depth of the model (see `Task.depth`)."""
-        return self.model.depth
+    def num_outputs(self) -> int:
+        """Outputs of the model (see `ModelTask.num_outputs`)."""
+        return math.prod(self.data.image_shape)
 
-    def at_width(self, width: int) -> Self:
-        """The same data and a model of another width."""
-        return dataclasses.replace(self, model=self.model.at_width(width))
-
-    def at_depth(self, depth: int) -> Self:
-        """The same data and a model of another depth."""
-        return dataclasses.replace(self, model=self.model.at_depth(depth))
-
-    def with_rules(self, rules: Rules) -> Self:
-        """The same data and the model in another parametrization."""
-        return dataclasses.replace(self, model=self.model.with_rules(rules))
-
-    def init(self, key: jax.Array) -> Params:
-        """Initial parameters (see `Task.init`)."""
-        return self.model.init(key, self.data.image_shape, self.num_pixels)
-
-    def specs(self) -> Any:
-        """Specs of the parameters (see `Task.specs`)."""
-        return self.model.specs(self.data.image_shape, self.num_pixels)
+    def inputs(self, batch: Batch) -> jax.Array:
+        """What the model is given of a batch (see `ModelTask.inputs`)."""
+        return batch.inputs
 
     def load_data(self) -> Pictures:
         """The images and their best constant (read once per process)."""
@@ -141,9 +121,9 @@ class Autoencoding:
         """The images of some rows and their targets."""
         inputs = images.gather(dataset.images, draw, split).images
         if self.reconstruction == "mse":
-            return Pairs(inputs, inputs.reshape(-1, self.num_pixels), dataset.best)
+            return Pairs(inputs, inputs.reshape(-1, self.num_outputs), dataset.best)
         raw = dataset.images.split(split).images
-        raw = raw.reshape(-1, self.num_pixels)[draw].astype(jnp.float32)
+        raw = raw.reshape(-1, self.num_outputs)[draw].astype(jnp.float32)
         targets = (raw - dataset.low) / (dataset.high - dataset.low)
         return Pairs(inputs, jnp.clip(targets, 0.0, 1.0), dataset.best)
 
@@ -155,7 +135,7 @@ class Autoencoding:
         self, params: Params, key: jax.Array, batch: Pairs
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean loss per pixel `[]`; of a `VAE` also its two parts, in the same unit."""
-        outputs = self.model.apply(params, batch.inputs, self.num_pixels, key)
+        outputs = self.model.apply(params, batch.inputs, self.num_outputs, key)
         sampled = isinstance(outputs, Inference)
         error = reconstruction_loss(
             self.reconstruction,
@@ -165,15 +145,9 @@ class Autoencoding:
         )
         if not sampled:
             return error, {}
-        divergence = jnp.mean(outputs.divergence()) / self.num_pixels
+        divergence = jnp.mean(outputs.divergence()) / self.num_outputs
         parts = {"reconstruction_loss": error, "divergence": divergence}
         return error + divergence, parts
-
-    def activations(
-        self, params: Params, key: jax.Array, batch: Pairs
-    ) -> dict[str, jax.Array]:
-        """What every layer computes (see `Task.activations`)."""
-        return self.model.activations(params, batch.inputs, self.num_pixels, key)
 
 
 def reconstruction_loss(

@@ -4,34 +4,48 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from parametrization.rules import Rules
 from tasks.base import Batch, Params, Split
 from tasks.data import images
+from tasks.data.augmentation import Augmentation, AugmentationDraws
 from tasks.data.embedded import Digits
+from tasks.modelled import ModelTask
+from tasks.models.base import Model
 from tasks.models.mlp import MLP
+
+_AUGMENTATION = 1
+"""Folded into the key of a draw; the rows use the key itself."""
+
+
+class ImageDraws(NamedTuple):
+    """What is random about batches of images."""
+
+    rows: jax.Array  # [num, B] int32
+    changes: AugmentationDraws | None  # None where images are taken as they are
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageClassification:
+class ImageClassification(ModelTask):
     """Mean softmax cross-entropy of a model over batches of labelled images."""
 
-    model: MLP = MLP()
+    model: Model = MLP()
     """The model that is trained."""
     data: images.Images = Digits()
     """The labelled images."""
     batch_size: int = 128
     """Images per batch, drawn with replacement."""
+    augmentation: Augmentation = Augmentation()
+    """Random crops and mirror images of the training batches; none by default."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size = {self.batch_size} must be positive")
-        self.specs()  # a parameter without a role is an error here and now
+        self.check_roles()
 
     @property
     def loss_at_chance(self) -> float:
@@ -39,34 +53,18 @@ class ImageClassification:
         return math.log(self.data.num_classes)
 
     @property
-    def width(self) -> int:
-        """Width of the model (see `Task.width`)."""
-        return self.model.width
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input of the model (see `ModelTask.input_shape`)."""
+        return self.data.image_shape
 
     @property
-    def depth(self) -> int:
-        """Depth of the model (see `Task.depth`)."""
-        return self.model.depth
+    def num_outputs(self) -> int:
+        """Outputs of the model (see `ModelTask.num_outputs`)."""
+        return self.data.num_classes
 
-    def at_width(self, width: int) -> Self:
-        """The same data and a model of another width."""
-        return dataclasses.replace(self, model=self.model.at_width(width))
-
-    def at_depth(self, depth: int) -> Self:
-        """The same data and a model of another depth."""
-        return dataclasses.replace(self, model=self.model.at_depth(depth))
-
-    def with_rules(self, rules: Rules) -> Self:
-        """The same data and the model in another parametrization."""
-        return dataclasses.replace(self, model=self.model.with_rules(rules))
-
-    def init(self, key: jax.Array) -> Params:
-        """Initial parameters (see `Task.init`)."""
-        return self.model.init(key, self.data.image_shape, self.data.num_classes)
-
-    def specs(self) -> Any:
-        """Specs of the parameters (see `Task.specs`)."""
-        return self.model.specs(self.data.image_shape, self.data.num_classes)
+    def inputs(self, batch: Batch) -> jax.Array:
+        """What the model is given of a batch (see `ModelTask.inputs`)."""
+        return batch.images
 
     def load_data(self) -> images.ImageDataset:
         """The dataset (see `Task.load_data`)."""
@@ -74,15 +72,23 @@ class ImageClassification:
 
     def draw(
         self, dataset: images.ImageDataset, key: jax.Array, split: Split, num: int
-    ) -> jax.Array:
-        """Rows of `num` batches, `[num, B]` int32."""
-        return images.draw_indices(dataset, key, split, num, self.batch_size)
+    ) -> ImageDraws:
+        """Rows of `num` batches `[num, B]` int32, and how each image is changed."""
+        rows = images.draw_indices(dataset, key, split, num, self.batch_size)
+        if split != "train" or not self.augmentation.active:
+            return ImageDraws(rows, None)
+        changes = jax.random.fold_in(key, _AUGMENTATION)
+        return ImageDraws(rows, self.augmentation.draw(changes, num, self.batch_size))
 
     def batch(
-        self, dataset: images.ImageDataset, draw: jax.Array, split: Split
+        self, dataset: images.ImageDataset, draw: ImageDraws, split: Split
     ) -> Batch:
         """Normalized images `[B, height, width, channels]` and labels `[B]`."""
-        return images.gather(dataset, draw, split)
+        batch = images.gather(dataset, draw.rows, split)
+        if draw.changes is None:
+            return batch
+        changed = self.augmentation.apply(batch.images, draw.changes)
+        return batch._replace(images=changed)
 
     def whole(self, dataset: images.ImageDataset, split: Split) -> Batch:
         """All examples of a split."""
@@ -97,10 +103,3 @@ class ImageClassification:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch.labels)
         return jnp.mean(losses), {"accuracy": accuracy}
-
-    def activations(
-        self, params: Params, key: jax.Array, batch: Batch
-    ) -> dict[str, jax.Array]:
-        """What every layer computes (see `Task.activations`)."""
-        del key
-        return self.model.activations(params, batch.images, self.data.num_classes)

@@ -58,6 +58,10 @@ def _text(model: Model) -> LanguageModelling:
     return LanguageModelling(model, StandardLibrary(), length=32, batch_size=16)
 
 
+def _codes(model: Model) -> Autoencoding:
+    return Autoencoding(model, batch_size=64, reconstruction="bernoulli")
+
+
 FAMILIES: dict[str, Family] = {
     "mlp": Family(
         "MLP of 3 hidden layers on 8×8 digits",
@@ -107,11 +111,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "autoencoder": Family(
         "MLP autoencoder of 8×8 digits",
-        lambda: Autoencoding(AutoEncoder(width=32, base_width=32), batch_size=64),
+        lambda: _codes(AutoEncoder(width=32, base_width=32)),
     ),
     "vae": Family(
         "variational autoencoder of 8×8 digits",
-        lambda: Autoencoding(VAE(width=32, base_width=32), batch_size=64),
+        lambda: _codes(VAE(width=32, base_width=32)),
     ),
     "signals": Family(
         "MLP on procedurally made signals, a one-dimensional analogue of MNIST",

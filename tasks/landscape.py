@@ -89,10 +89,8 @@ def rotated_back(rotation: jax.Array | None, x: jax.Array) -> jax.Array:
 class Landscape(abc.ABC):
     """What tasks without a model share; subclasses are final frozen dataclasses."""
 
-    @property
-    @abc.abstractmethod
-    def dimension(self) -> int:
-        """Number of coordinates (`D`)."""
+    dimension: int
+    """Number of coordinates (`D`)."""
 
     @abc.abstractmethod
     def load_data(self) -> Dataset:

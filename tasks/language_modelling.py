@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from parametrization.rules import Rules
-from tasks.base import SPLITS, Params, Split
+from tasks.base import SPLITS, Batch, Params, Split
 from tasks.data import text
 from tasks.data.standard_library import StandardLibrary
+from tasks.modelled import ModelTask
 from tasks.models.base import Model
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModelling:
+class LanguageModelling(ModelTask):
     """Mean softmax cross-entropy of a model over the next tokens of windows of text."""
 
     model: Model
@@ -37,7 +36,7 @@ class LanguageModelling:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} = {value} must be positive")
-        self.specs()  # a parameter without a role is an error here and now
+        self.check_roles()
 
     @property
     def loss_at_chance(self) -> float:
@@ -45,34 +44,18 @@ class LanguageModelling:
         return math.log(self.data.vocab_size)
 
     @property
-    def width(self) -> int:
-        """Width of the model (see `Task.width`)."""
-        return self.model.width
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input of the model (see `ModelTask.input_shape`)."""
+        return (self.length,)
 
     @property
-    def depth(self) -> int:
-        """Depth of the model (see `Task.depth`)."""
-        return self.model.depth
+    def num_outputs(self) -> int:
+        """Outputs of the model (see `ModelTask.num_outputs`)."""
+        return self.data.vocab_size
 
-    def at_width(self, width: int) -> Self:
-        """The same data and a model of another width."""
-        return dataclasses.replace(self, model=self.model.at_width(width))
-
-    def at_depth(self, depth: int) -> Self:
-        """The same data and a model of another depth."""
-        return dataclasses.replace(self, model=self.model.at_depth(depth))
-
-    def with_rules(self, rules: Rules) -> Self:
-        """The same data and the model in another parametrization."""
-        return dataclasses.replace(self, model=self.model.with_rules(rules))
-
-    def init(self, key: jax.Array) -> Params:
-        """Initial parameters (see `Task.init`)."""
-        return self.model.init(key, (self.length,), self.data.vocab_size)
-
-    def specs(self) -> Any:
-        """Specs of the parameters (see `Task.specs`)."""
-        return self.model.specs((self.length,), self.data.vocab_size)
+    def inputs(self, batch: Batch) -> jax.Array:
+        """What the model is given of a batch (see `ModelTask.inputs`)."""
+        return batch.inputs
 
     def load_data(self) -> text.TextDataset:
         """The dataset (see `Task.load_data`).
@@ -122,10 +105,3 @@ class LanguageModelling:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch.targets)
         return jnp.mean(losses), {"accuracy": accuracy}
-
-    def activations(
-        self, params: Params, key: jax.Array, batch: text.TextBatch
-    ) -> dict[str, jax.Array]:
-        """What every layer computes (see `Task.activations`)."""
-        del key
-        return self.model.activations(params, batch.inputs, self.data.vocab_size)

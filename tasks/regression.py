@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple, Self, final
+from typing import NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 
-from parametrization.rules import Rules
 from parametrization.spec import ParamSpec
-from tasks.base import Params, Split
+from tasks.base import Batch, Params, Split
 from tasks.landscape import batch_keys, check_seed
-from tasks.models.base import check_positive
+from tasks.modelled import ModelTask
+from tasks.models.base import Model, check_positive
 from tasks.models.mlp import MLP
 
 WHOLE = 4096
@@ -45,7 +45,7 @@ class Examples(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class RandomTeacher:
+class RandomTeacher(ModelTask):
     """Mean squared error of a student that learns from a network with random weights.
 
     Inputs are drawn from N(0, 1). Targets are the teacher's outputs, each of them
@@ -53,13 +53,13 @@ class RandomTeacher:
     target's variance without noise, and the least loss is noise².
     """
 
-    model: MLP = MLP()
+    model: Model = MLP()
     """The student, which is trained."""
     teacher: MLP = MLP(widths=(64, 64))
     """The network to learn; its weights and biases are all random."""
-    inputs: int = 16
+    num_inputs: int = 16
     """Numbers in an input."""
-    outputs: int = 4
+    num_targets: int = 4
     """Numbers in a target."""
     noise: float = 0.1
     """Deviation of the noise on the targets, in units of their own deviation."""
@@ -69,11 +69,11 @@ class RandomTeacher:
     """Of the teacher."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "inputs", "outputs", "batch_size")
+        check_positive(self, "num_inputs", "num_targets", "batch_size")
         if not 0.0 <= self.noise < math.inf:
             raise ValueError(f"noise = {self.noise} must not be negative")
         check_seed(self.seed)
-        self.specs()  # a parameter without a role is an error here and now
+        self.check_roles()
 
     @property
     def loss_at_chance(self) -> float:
@@ -86,38 +86,22 @@ class RandomTeacher:
         return self.noise**2
 
     @property
-    def width(self) -> int:
-        """Width of the student (see `Task.width`)."""
-        return self.model.width
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input of the model (see `ModelTask.input_shape`)."""
+        return (self.num_inputs,)
 
     @property
-    def depth(self) -> int:
-        """Depth of the student (see `Task.depth`)."""
-        return self.model.depth
+    def num_outputs(self) -> int:
+        """Outputs of the model (see `ModelTask.num_outputs`)."""
+        return self.num_targets
 
-    def at_width(self, width: int) -> Self:
-        """The same teacher and a student of another width."""
-        return dataclasses.replace(self, model=self.model.at_width(width))
-
-    def at_depth(self, depth: int) -> Self:
-        """The same teacher and a student of another depth."""
-        return dataclasses.replace(self, model=self.model.at_depth(depth))
-
-    def with_rules(self, rules: Rules) -> Self:
-        """The same teacher and the student in another parametrization."""
-        return dataclasses.replace(self, model=self.model.with_rules(rules))
-
-    def init(self, key: jax.Array) -> Params:
-        """Initial parameters of the student (see `Task.init`)."""
-        return self.model.init(key, (self.inputs,), self.outputs)
-
-    def specs(self) -> Any:
-        """Specs of the student's parameters (see `Task.specs`)."""
-        return self.model.specs((self.inputs,), self.outputs)
+    def inputs(self, batch: Batch) -> jax.Array:
+        """What the model is given of a batch (see `ModelTask.inputs`)."""
+        return batch.inputs
 
     def load_data(self) -> Teacher:
         """The teacher (made once per process)."""
-        return _make_teacher(self.teacher, self.inputs, self.outputs, self.seed)
+        return _make_teacher(self.teacher, self.num_inputs, self.num_targets, self.seed)
 
     def draw(
         self, dataset: Teacher, key: jax.Array, split: Split, num: int
@@ -141,20 +125,13 @@ class RandomTeacher:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Squared error `[]`, the mean over examples and outputs."""
         del key
-        outputs = self.model.apply(params, batch.inputs, self.outputs)
+        outputs = self.model.apply(params, batch.inputs, self.num_targets)
         return jnp.mean((outputs - batch.targets) ** 2), {}
-
-    def activations(
-        self, params: Params, key: jax.Array, batch: Examples
-    ) -> dict[str, jax.Array]:
-        """What every layer of the student computes (see `Task.activations`)."""
-        del key
-        return self.model.activations(params, batch.inputs, self.outputs)
 
     def _examples(self, dataset: Teacher, key: jax.Array, num: int) -> Examples:
         of_inputs, of_noise = jax.random.split(key)
-        inputs = jax.random.normal(of_inputs, (num, self.inputs))
-        outputs = self.teacher.apply(dataset.params, inputs, self.outputs)
+        inputs = jax.random.normal(of_inputs, (num, self.num_inputs))
+        outputs = self.teacher.apply(dataset.params, inputs, self.num_targets)
         mean, std = (jnp.broadcast_to(x, outputs.shape) for x in dataset[1:])
         noise = self.noise * jax.random.normal(of_noise, outputs.shape)
         return Examples(inputs, (outputs - mean) / std + noise)

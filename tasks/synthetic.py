@@ -49,7 +49,7 @@ class Bowl(NamedTuple):
 class Quadratic(Landscape):
     """½ (x − c)ᵀ H (x − c) with a chosen spectrum; no batch is random."""
 
-    dimension: int = 32  # pyright: ignore[reportIncompatibleMethodOverride]
+    dimension: int = 32
     """Number of coordinates (`D`)."""
     spectrum: Spectrum = "log_uniform"
     """Eigenvalues from 1 to 1/condition: evenly spaced (linear), their logarithms

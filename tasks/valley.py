@@ -40,7 +40,7 @@ class Valley(Landscape):
     Computation 14, 2006).
     """
 
-    dimension: int = 16  # pyright: ignore[reportIncompatibleMethodOverride]
+    dimension: int = 16
     """Number of coordinates (`D`), even unless chained."""
     curvature: float = 100.0
     """How much steeper the walls are than the floor."""

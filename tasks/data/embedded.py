@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
-from tasks.data.images import ImageDataset, partition
+from tasks.data.images import ImageDataset, Images, partition
 
 
 @dataclasses.dataclass(frozen=True)
-class Digits:
+class Digits(Images):
     """The 1,797 handwritten 8×8 digits of scikit-learn, in four disjoint splits.
 
     1,077 train, 180 inner_valid, 180 outer_valid and 360 test rows of a fixed

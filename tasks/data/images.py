@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +14,17 @@ import numpy as np
 from tasks.base import SPLITS, Split
 
 
-class Images(Protocol):
-    """A source of labelled images: a frozen, hashable description."""
+class Images(abc.ABC):
+    """A source of labelled images: a frozen dataclass that describes them."""
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image."""
-        ...
+    image_shape: tuple[int, int, int]
+    """Height, width and channels of an image: a field or a property."""
+    num_classes: int
+    """Number of labels."""
 
-    @property
-    def num_classes(self) -> int:
-        """Number of labels."""
-        ...
-
+    @abc.abstractmethod
     def load(self) -> ImageDataset:
         """The dataset as device arrays."""
-        ...
 
 
 class ImageSplit(NamedTuple):

@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from tasks.data.images import ImageDataset, partition
+from tasks.data.images import ImageDataset, Images, partition
 
 TEMPLATES = (
     np.array(
@@ -52,7 +52,7 @@ LIMIT = 2.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Signals:
+class Signals(Images):
     """Procedurally made signals of ten classes, as images of one row.
 
     Classes come in turn, so each split has as many of one as of another. The training

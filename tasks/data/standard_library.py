@@ -13,7 +13,7 @@ import numpy as np
 
 from tasks.base import SPLITS, Split
 from tasks.data.cache import cached
-from tasks.data.text import TextDataset, to_device
+from tasks.data.text import Text, TextDataset, to_device
 from tasks.data.tokenizers import Bytes, Tokenizer, tokenize
 
 SEPARATOR = b"\0"
@@ -48,7 +48,7 @@ _SHARES: dict[Split, float] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardLibrary:
+class StandardLibrary(Text):
     """The source code of Python's standard library: some 7 MB, in four splits.
 
     A file belongs to one split, by a hash of its name alone: about 72 % of the files

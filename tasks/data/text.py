@@ -7,8 +7,9 @@ token later. A window starts anywhere in its split, so a split of `n` tokens has
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +18,15 @@ import numpy as np
 from tasks.base import SPLITS, Split
 
 
-class Text(Protocol):
-    """A source of tokenized text: a frozen, hashable description."""
+class Text(abc.ABC):
+    """A source of tokenized text: a frozen dataclass that describes it."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of different tokens (`V`); tokens are 0…V-1."""
-        ...
+    vocab_size: int
+    """Number of different tokens (`V`), 0…V-1: a field or a property."""
 
+    @abc.abstractmethod
     def load(self) -> TextDataset:
         """The dataset as device arrays."""
-        ...
 
 
 class TextDataset(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks.data import cache, decoding, prepared
-from tasks.data.images import ImageDataset, partition
+from tasks.data.images import ImageDataset, Images, partition
 from tasks.data.prepared import Prepared
 
 MAX_SIZE = 1024
@@ -20,7 +20,7 @@ _RECIPE = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class TFDSImages:
+class TFDSImages(Images):
     """A TFDS dataset with one image and one label per row, in four disjoint splits.
 
     The split `train` of the dataset, in the order of the fixed permutation

@@ -14,7 +14,7 @@ from tasks.base import SPLITS, Split
 from tasks.data import prepared
 from tasks.data.cache import cached
 from tasks.data.prepared import Prepared
-from tasks.data.text import TextDataset, to_device
+from tasks.data.text import Text, TextDataset, to_device
 from tasks.data.tokenizers import Bytes, Tokenizer, tokenize
 
 FEATURE = "text"
@@ -26,7 +26,7 @@ _CUT = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class TFDSText:
+class TFDSText(Text):
     """The text of a prepared dataset whose rows have a feature `text`.
 
     The train split of the dataset is cut by position, 80 % train, 10 % inner_valid and

@@ -7,11 +7,12 @@ with the tokens it made and nothing is learned from held-out text.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -28,34 +29,32 @@ _PIECE = 1 << 16
 _BOUNDARY = re.compile(r"(?<=\S)\n(?=\S)")
 
 
-class Tokenizer(Protocol):
-    """Text to tokens and back: a frozen, hashable description."""
+class Tokenizer(abc.ABC):
+    """Text to tokens and back: a frozen dataclass."""
+
+    vocab_size: int
+    """Number of different tokens, 0…`vocab_size`-1: a field or a property."""
 
     @property
-    def vocab_size(self) -> int:
-        """Number of different tokens; tokens are 0…`vocab_size`-1."""
-        ...
-
-    @property
+    @abc.abstractmethod
     def version(self) -> str:
         """What else, beside the fields, determines the tokens."""
-        ...
 
+    @abc.abstractmethod
     def learn(self, text: bytes) -> np.ndarray:
         """What is to be known of the training text, `[m]` uint8."""
-        ...
 
+    @abc.abstractmethod
     def encode(self, learned: np.ndarray, text: bytes) -> np.ndarray:
         """The tokens of a text, `[n]` of `token_dtype(vocab_size)`."""
-        ...
 
+    @abc.abstractmethod
     def decode(self, learned: np.ndarray, tokens: np.ndarray) -> str:
         """The text of tokens `[n]`; bytes that are not UTF-8 are shown as U+FFFD."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Bytes:
+class Bytes(Tokenizer):
     """Every byte is a token."""
 
     @property
@@ -86,7 +85,7 @@ class Bytes:
 
 
 @dataclasses.dataclass(frozen=True)
-class BytePairs:
+class BytePairs(Tokenizer):
     """Bytes, and repeatedly merged pairs of them: byte-level byte-pair encoding.
 
     Merges are learned from the training text alone, the most frequent pair first, as

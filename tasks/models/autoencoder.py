@@ -31,9 +31,9 @@ class AutoEncoder(Model):
     Hinton and Salakhutdinov, Science 313 (2006), without their pretraining.
     """
 
-    width: int = 32  # pyright: ignore[reportIncompatibleMethodOverride]
+    width: int = 32
     """Units of every hidden layer."""
-    depth: int = 1  # pyright: ignore[reportIncompatibleMethodOverride]
+    depth: int = 1
     """Hidden layers of the encoder, and as many of the decoder."""
     bottleneck: int = 4
     """The bottleneck has width // bottleneck units."""
@@ -91,9 +91,9 @@ class VAE(Model):
     With a key the code is a sample of the posterior; without one it is its mean.
     """
 
-    width: int = 32  # pyright: ignore[reportIncompatibleMethodOverride]
+    width: int = 32
     """Units of every hidden layer."""
-    depth: int = 1  # pyright: ignore[reportIncompatibleMethodOverride]
+    depth: int = 1
     """Hidden layers of the encoder, and as many of the decoder."""
     code: int = 8
     """Numbers in a code, the same at every width."""

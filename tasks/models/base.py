@@ -35,6 +35,10 @@ class Model(abc.ABC):
     In shapes, `B` is the batch.
     """
 
+    width: int
+    """The size that grows when the network is made wider."""
+    depth: int
+    """The number of hidden layers, or of residual blocks."""
     base_width: int
     """Width of the base model, at which every μP multiplier is 1."""
     rules: Rules
@@ -43,14 +47,10 @@ class Model(abc.ABC):
     """int32 where the inputs are tokens."""
 
     @property
-    @abc.abstractmethod
-    def width(self) -> int:
-        """The size that grows when the network is made wider."""
-
-    @property
-    @abc.abstractmethod
-    def depth(self) -> int:
-        """The number of hidden layers, or of residual blocks."""
+    def base_sizes(self) -> dict[str, int]:
+        """Width and depth of the base model, for whoever stores or shows them."""
+        depth = getattr(self, "base_depth", self.depth)
+        return {"width": self.base_width, "depth": depth}
 
     @abc.abstractmethod
     def at_width(self, width: int) -> Self:
@@ -68,9 +68,18 @@ class Model(abc.ABC):
         """The model of the same depth whose shapes are the base shapes."""
         return self.at_width(self.base_width)
 
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """Width of each layer or block, first to last."""
+        return (self.width,) * self.depth
+
     def with_rules(self, rules: Rules) -> Self:
         """The same network in another parametrization."""
         return dataclasses.replace(self, rules=rules)  # pyright: ignore
+
+    def with_base_width(self, base_width: int) -> Self:
+        """The same network beside a base model of another width."""
+        return dataclasses.replace(self, base_width=base_width)  # pyright: ignore
 
     def init(
         self, key: jax.Array, input_shape: tuple[int, ...], num_outputs: int

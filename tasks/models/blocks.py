@@ -29,10 +29,9 @@ from tasks.models.layers import Dense, Norm
 class BlockModel(Model, abc.ABC):
     """The fields that every transformer has; subclasses are final."""
 
-    # A field of a frozen dataclass is as read-only as the property that it stands for.
-    width: int = 64  # pyright: ignore[reportIncompatibleMethodOverride]
+    width: int = 64
     """Size of the residual stream, a multiple of head_dim."""
-    depth: int = 2  # pyright: ignore[reportIncompatibleMethodOverride]
+    depth: int = 2
     """Number of residual blocks, each of attention and an MLP."""
     head_dim: int = 16
     """Size of one attention head; wider networks have more heads."""

@@ -35,7 +35,7 @@ class ConvNet(Model):
     et al., arXiv:2203.11860.
     """
 
-    width: int = 32  # pyright: ignore[reportIncompatibleMethodOverride]
+    width: int = 32
     """Channels of a layer whose multiplier is 1."""
     multipliers: tuple[int, ...] = (1, 2, 2)
     """Channels of each layer over the width, first to last."""
@@ -69,6 +69,11 @@ class ConvNet(Model):
     def depth(self) -> int:
         """Number of convolutions."""
         return len(self.multipliers)
+
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """Channels of each convolution."""
+        return tuple(times * self.width for times in self.multipliers)
 
     def at_width(self, width: int) -> Self:
         """The same layers, each with its multiple of another width."""

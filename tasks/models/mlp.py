@@ -45,6 +45,11 @@ class MLP(Model):
         return self.widths[0]
 
     @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """Units of each hidden layer."""
+        return self.widths
+
+    @property
     def depth(self) -> int:
         """Number of hidden layers."""
         return len(self.widths)

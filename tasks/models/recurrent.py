@@ -43,9 +43,9 @@ class Recurrent(Model):
     cell: Cell = "lstm"
     """lstm (Hochreiter and Schmidhuber, 1997, with a forget gate), or gru (Cho et al.,
     arXiv:1406.1078, its reset gate after the product, so that this is one product)."""
-    width: int = 64  # pyright: ignore[reportIncompatibleMethodOverride]
+    width: int = 64
     """Units of the embedding and of every layer."""
-    depth: int = 1  # pyright: ignore[reportIncompatibleMethodOverride]
+    depth: int = 1
     """Recurrent layers, one on top of the other."""
     base_width: int = 64
     """Units of the base model, where μP multipliers are 1."""

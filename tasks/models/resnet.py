@@ -51,7 +51,7 @@ class ResNet(Model):
 
     blocks: tuple[int, ...] = (2, 2, 2)
     """Blocks of each stage, first to last."""
-    width: int = 16  # pyright: ignore[reportIncompatibleMethodOverride]
+    width: int = 16
     """Channels of the first stage; stage s has 2^s times as many."""
     base_width: int = 16
     """Width of the base model, where μP multipliers are 1."""
@@ -82,6 +82,14 @@ class ResNet(Model):
     def multipliers(self) -> tuple[int, ...]:
         """Channels of each stage over the width."""
         return tuple(2**stage for stage in range(len(self.blocks)))
+
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """Channels of each block's output."""
+        stages = zip(self.blocks, self.multipliers, strict=True)
+        return tuple(
+            times * self.width for blocks, times in stages for _ in range(blocks)
+        )
 
     def at_width(self, width: int) -> Self:
         """The same blocks, of another width."""

@@ -221,7 +221,7 @@ def test_it_can_be_learned_and_no_zero_at_the_start_is_a_trap(task):
 
 def test_data_is_read_only_when_it_is_needed():
     task = Autoencoding(data=Absent(), reconstruction="bernoulli")
-    assert task.num_pixels == 12 and task.specs() is not None
+    assert task.num_outputs == 12 and task.specs() is not None
     for use in (task.load_data, lambda: task.loss_at_chance):
         with pytest.raises(ValueError, match="it was read"):
             use()

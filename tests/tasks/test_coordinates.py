@@ -9,11 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from lopt import SGD, Adam, SmallFC
+from lopt import Adam
 from parametrization import (
     ADAM_LIKE,
-    COMPLETEP,
-    SGD_LIKE,
     STANDARD,
     coordinate_check,
 )

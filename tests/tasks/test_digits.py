@@ -80,7 +80,7 @@ def draw():
     task = ImageClassification(batch_size=64)
 
     def both(data, key, split):
-        return task.draw(data, key, split, 50), sample(task, data, key, split)
+        return task.draw(data, key, split, 50).rows, sample(task, data, key, split)
 
     jitted = jax.jit(both, static_argnums=2)
     return lambda data, seed, split: jitted(data, jax.random.key(seed), split)

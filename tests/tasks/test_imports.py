@@ -9,6 +9,9 @@ import pytest
 HEAVY = {
     "tensorflow",
     "tensorflow_datasets",
+    "tokenizers",
+    "huggingface_hub",
+    "PIL",
     "orbax",
     "torch",
     "array_record",

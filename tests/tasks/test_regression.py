@@ -25,7 +25,7 @@ compiled = functools.partial(
     },
 )
 TASK = RandomTeacher(
-    MLP((8, 8), base_width=8), MLP((12, 12)), inputs=5, outputs=3, noise=0.3
+    MLP((8, 8), base_width=8), MLP((12, 12)), num_inputs=5, num_targets=3, noise=0.3
 )
 
 
@@ -157,8 +157,8 @@ def test_a_seed_is_a_teacher_and_the_student_is_not_part_of_it(data):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("inputs", 0, "inputs = 0 must be a positive whole number"),
-        ("outputs", 1.0, "outputs = 1.0 must be a positive whole number"),
+        ("num_inputs", 0, "num_inputs = 0 must be a positive whole number"),
+        ("num_targets", 1.0, "num_targets = 1.0 must be a positive whole number"),
         ("batch_size", -3, "batch_size = -3 must be a positive whole number"),
         ("noise", -0.1, "noise = -0.1 must not be negative"),
         ("seed", "a", "seed = 'a' must be a whole number in [0, 2³²)"),
