@@ -150,6 +150,7 @@ def _write(
     for left in entry.parent.glob(f".{entry.name}-*"):
         shutil.rmtree(left, ignore_errors=True)  # a writer died here
     temporary = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+    old = temporary.with_name(temporary.name + "-old")
     try:
         files = {}
         for name, array in arrays.items():
@@ -169,11 +170,11 @@ def _write(
         _write_manifest(temporary, {**manifest, "sources": sources, "arrays": files})
         temporary.chmod(0o755)
         if entry.exists():
-            os.rename(entry, temporary.with_name(temporary.name + "-old"))
+            os.rename(entry, old)
         os.rename(temporary, entry)
     finally:
-        for left in entry.parent.glob(f".{entry.name}-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

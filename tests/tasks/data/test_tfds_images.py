@@ -92,6 +92,19 @@ def test_grey_and_size_are_of_the_images_that_are_kept(tiny, tiny_pixels):
     assert 128 + 42 * 4 in sizes  # a header, and all rows: small and grey
 
 
+def test_every_description_has_arrays_of_its_own(tiny):
+    sources = [
+        TFDSImages("tiny", size, grey)
+        for size in (None, 2, 3)
+        for grey in (False, True)
+    ]
+    for _ in range(2):
+        for source in sources:
+            images = source.load().train.images
+            assert images.shape == (24, *source.image_shape)
+        forget()
+
+
 def test_a_description_touches_no_disk(monkeypatch):
     monkeypatch.setenv(prepared.VARIABLE, "/nowhere")
     source = TFDSImages("not_there:1.0.0", size=8)
