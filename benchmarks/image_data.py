@@ -117,11 +117,12 @@ def training(name: str, *, sampled: bool) -> Callable[[int], Any]:
     import optax
 
     from tasks import MLP, ImageClassification
+    from tasks.base import sample
     from tasks.data.tfds_images import TFDSImages
 
     task = ImageClassification(MLP((128, 128)), TFDSImages(name), BATCH)
     dataset, adam = task.load_data(), optax.adam(1e-3)
-    fixed = task.batch(dataset, jax.numpy.arange(BATCH), "train")
+    fixed = sample(task, dataset, jax.random.key(1))
 
     @jax.jit
     def run(dataset: Any, fixed: Any, key: jax.Array) -> Any:
