@@ -30,6 +30,8 @@ from metatrain.objective import Objective
 from metatrain.unroll import unroll
 from tasks.base import Dataset, Split, Task
 
+PIECE = 1000
+"""Rows of a split whose loss is computed at once after a run."""
 FINAL_STEPS = 20
 """The final loss is the mean over this many last training batches."""
 
@@ -230,10 +232,33 @@ def _run(
     splits: dict[str, Split] = {"valid": "outer_valid", "test": "test"}
     for name, split in splits.items():
         batch = task.whole(dataset, split)
-        loss, aux = task.loss(state.params, stream(key, split), batch)
+        loss, aux = _loss_of_whole(task, state.params, stream(key, split), batch)
         fields[f"{name}_loss"] = cap(loss, task)
         fields[f"{name}_accuracy"] = jnp.asarray(aux.get("accuracy", jnp.nan))
     return fields
+
+
+def _loss_of_whole(
+    task: Task, params: Any, key: jax.Array, batch: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of a batch of any size, a piece after the other if it is large.
+
+    Ten thousand images through a convolutional network, for several runs at once, do
+    not fit into memory. A batch is cut only if all its arrays have as many rows.
+    """
+    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(batch)}
+    (rows,) = sizes.pop() if len(sizes) == 1 and () not in sizes else (0,)
+    if rows <= PIECE:
+        return task.loss(params, key, batch)
+    whole = rows - rows % PIECE
+    pieces = jax.tree.map(lambda x: x[:whole].reshape(-1, PIECE, *x.shape[1:]), batch)
+    means = jax.lax.map(lambda piece: task.loss(params, key, piece), pieces)
+    means = jax.tree.map(lambda x: jnp.mean(x, 0), means)
+    if whole == rows:
+        return means
+    rest = task.loss(params, key, jax.tree.map(lambda x: x[whole:], batch))
+    share = whole / rows
+    return jax.tree.map(lambda a, b: share * a + (1.0 - share) * b, means, rest)
 
 
 def _execute(

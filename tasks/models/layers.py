@@ -161,15 +161,24 @@ class Norm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table of rows `[rows, width]`, annotated `rows_name -> width`."""
+    """A table of rows `[rows, width]`, annotated `rows_name -> width`.
+
+    Its entries start at `std`, 1 unless the table is used as a readout too; it must not
+    depend on the width.
+    """
 
     rows: int
     features: int
     rows_name: str = "vocab"
+    std: float = 1.0
 
     @nn.compact
     def __call__(self) -> jax.Array:
         """The table itself: callers look rows up, add them or multiply by them."""
         table_init = initializer(f"{self.rows_name} -> width")
+        if self.std != 1.0:
+            table_init = named(
+                nn.initializers.normal(self.std), f"{self.rows_name} -> width"
+            )
         table: Any = self.param("table", table_init, (self.rows, self.features))
         return table

@@ -57,9 +57,14 @@ class _TransformerModule(nn.Module):
         model = self.model
         if tokens.ndim != 2:
             raise ValueError(f"inputs of shape {tokens.shape} must be tokens [B, L]")
-        table = Embedding(self.vocabulary, model.width, name="embedding")()
+        tied = model.readout == "tied"
+        # A tied table is a readout too, which cannot start at zero: its first logits are
+        # of size 1/4 at the base width. What is looked up is made of size 1 again.
+        size = 0.25 * model.base_width**-0.5 if tied else 1.0
+        embedding = Embedding(self.vocabulary, model.width, std=size, name="embedding")
+        table = embedding()
         # A token beyond the vocabulary is NaN, not silently the last one.
-        x = jnp.take(table, tokens, axis=0)
+        x = jnp.take(table, tokens, axis=0) / size
         if model.positions == "learned":
             places = Embedding(
                 tokens.shape[1], model.width, "positions", name="positions"
@@ -69,8 +74,9 @@ class _TransformerModule(nn.Module):
         rotary = model.positions == "rotary"
         x = Residual(model, causal=True, rotary=rotary, name="residual")(x)
         x = Norm(name="norm")(x)
-        if model.readout == "tied":
-            return TiedReadout(_tied_scale(model), name="readout")(x, table)
+        if tied:
+            scale = model.rules.forward_scale(model.width, model.base_width)
+            return TiedReadout(scale, name="readout")(x, table)
         return readout(
             self.vocabulary, model.width, model.base_width, model.rules, fan_out="vocab"
         )(x)
@@ -84,11 +90,3 @@ class TiedReadout(nn.Module):
     def __call__(self, x: jax.Array, table: jax.Array) -> jax.Array:
         """Maps `[B, L, width]` and `[V, width]` to logits `[B, L, V]`."""
         return record(self, "out", self.scale * (x @ table.T))
-
-
-def _tied_scale(model: Transformer) -> float:
-    # Rows of the table have entries of size 1, for they are looked up. Summed over the
-    # base width that makes logits of size √base_width, which the constant takes back;
-    # from there on the rules scale them like those of any readout.
-    constant = model.base_width**-0.5
-    return constant * model.rules.forward_scale(model.width, model.base_width)

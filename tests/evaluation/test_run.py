@@ -1,5 +1,6 @@
 """Runs: what they compute, what they share, and what becomes of divergence."""
 
+import functools
 import math
 
 import jax
@@ -39,7 +40,8 @@ def test_curve_is_that_of_a_plain_optax_loop(adam):
         return optax.apply_updates(params, updates), state, loss
 
     losses = []
-    for draw in draws:
+    for t in range(8):
+        draw = jax.tree.map(lambda x, t=t: x[t], draws)
         params, state, loss = step(params, state, draw)
         losses.append(float(loss))
     np.testing.assert_allclose(adam.curve[1], losses, rtol=2e-5)
@@ -77,7 +79,7 @@ def test_digit_batches_do_not_depend_on_the_horizon():
     key = jax.random.key(3)
     short = TASK.draw(dataset, key, "train", 5)
     long = TASK.draw(dataset, key, "train", 11)
-    np.testing.assert_array_equal(short, long[:5])
+    np.testing.assert_array_equal(short.rows, long.rows[:5])
 
 
 def test_a_seed_run_alone_or_in_a_list_is_the_same_run(adam):
@@ -143,3 +145,21 @@ def test_validation_figure_reads_the_split_it_names(adam):
     assert train == same
     expected = adam.mean_loss.mean() / math.log(10)
     np.testing.assert_allclose(train, expected, rtol=1e-5)
+
+
+def test_a_large_split_is_evaluated_in_pieces(monkeypatch):
+    task = ImageClassification(MLP((8,)))
+    batch = task.whole(task.load_data(), "test")
+    leaves, structure = jax.tree.flatten(task.init(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = structure.unflatten(
+        [rng.normal(size=x.shape).astype(np.float32) for x in leaves]
+    )
+    key = jax.random.key(2)
+    want = jax.jit(task.loss)(params, key, batch)
+    # 360 rows: 3 pieces and a rest; 3 pieces exactly; the whole; more than there are.
+    for piece in (100, 120, 360, 500):
+        monkeypatch.setattr(run, "PIECE", piece)
+        got = jax.jit(functools.partial(run._loss_of_whole, task))(params, key, batch)
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+        np.testing.assert_allclose(got[1]["accuracy"], want[1]["accuracy"], rtol=1e-6)

@@ -119,7 +119,8 @@ def test_transfer_finds_the_losses_of_evaluation_and_their_minima(task):
     draws = wide.draw(data, stream(stream(key, "unroll"), "batches"), "train", 6)
     grad = jax.jit(jax.value_and_grad(lambda p, b: wide.loss(p, None, b)[0]))
     losses = []
-    for draw in draws:
+    for t in range(6):
+        draw = jax.tree.map(lambda x, t=t: x[t], draws)
         loss, grads = grad(params, wide.batch(data, draw, "train"))
         losses.append(float(loss))
         updates, state = rule.update(grads, state, params)

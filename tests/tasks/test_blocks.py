@@ -111,6 +111,7 @@ def reference(params, x, model, scales):
     ends = jax.tree.map(np.float64, params)
     if text:
         x = ends["embedding"]["table"][x]
+        x = x * 4 * math.sqrt(8) if model.readout == "tied" else x
         rotary = model.positions == "rotary"
     else:
         rotary, x = False, np.float64(x)
@@ -131,7 +132,7 @@ def reference(params, x, model, scales):
         x = x + scales["residual"] * h
     x = layer_norm(x, ends["norm"])
     if text and model.readout == "tied":
-        return scales["readout"] / math.sqrt(8) * (x @ ends["embedding"]["table"].T)
+        return scales["readout"] * (x @ ends["embedding"]["table"].T)
     if not text:
         x = x[0] if model.pooling == "class_token" else x.mean(0)
     return scales["readout"] * (x @ ends["readout"]["kernel"]) + ends["readout"]["bias"]

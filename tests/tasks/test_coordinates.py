@@ -23,6 +23,7 @@ STEEP = 0.4
 NARROW = (32, 64, 128, 256)
 WIDE = (64, 128, 256, 512, 1024)
 NUM_STEPS = 4
+RATE = 1e-2
 WITH_WIDTH = [name for name, f in FAMILIES.items() if f.task().width is not None]
 
 
@@ -65,12 +66,13 @@ def test_families_without_a_width_are_those_without_a_model():
 
 @pytest.mark.parametrize("name", WITH_WIDTH)
 def test_adam(name):
-    assert_flat(check(at_widths(name, NARROW, ADAM_LIKE), Adam(2e-3, rules=ADAM_LIKE)))
-    assert_steep(check(at_widths(name, NARROW, STANDARD), Adam(2e-3)))
+    assert_flat(check(at_widths(name, NARROW, ADAM_LIKE), Adam(RATE, rules=ADAM_LIKE)))
+    # Two widths are enough to fail.
+    assert_steep(check(at_widths(name, NARROW[::3], STANDARD), Adam(RATE)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_WIDTH)
 def test_adam_at_large_widths(name):
-    assert_flat(check(at_widths(name, WIDE, ADAM_LIKE), Adam(2e-3, rules=ADAM_LIKE)))
-    assert_steep(check(at_widths(name, WIDE, STANDARD), Adam(2e-3)))
+    assert_flat(check(at_widths(name, WIDE, ADAM_LIKE), Adam(RATE, rules=ADAM_LIKE)))
+    assert_steep(check(at_widths(name, WIDE[::2], STANDARD), Adam(RATE)))

@@ -78,14 +78,15 @@ def test_places_matter_with_rotary_positions_too():
 
 @pytest.mark.parametrize(
     ("width", "rules", "std"),
-    [(16, ADAM_LIKE, 1.0), (64, ADAM_LIKE, 0.5), (64, STANDARD, 2.0)],
+    [(16, ADAM_LIKE, 0.25), (64, ADAM_LIKE, 0.125), (64, STANDARD, 0.5)],
     ids=str,
 )
-def test_tied_logits_are_of_order_one_at_the_base_width(width, rules, std):
+def test_tied_logits_are_of_size_a_quarter_at_the_base_width(width, rules, std):
     model = Transformer(width, depth=1, base_width=16, readout="tied", rules=rules)
     vocabulary = 400
     params = jax.tree.map(np.zeros_like, randomized(model, (LENGTH,), vocabulary))
-    table = np.random.default_rng(0).normal(size=(vocabulary, width))
+    # Entries of the size at which the table of a tied model starts.
+    table = 0.25 * 16**-0.5 * np.random.default_rng(0).normal(size=(vocabulary, width))
     params["embedding"]["table"] = np.float32(table)
     params["norm"]["gain"] = np.ones(width, np.float32)
     tokens = np.zeros((1, LENGTH), np.int32)
@@ -113,3 +114,11 @@ def test_rotary_heads_have_an_even_size(name):
     assert getattr(dataclasses.replace(LM, **odd), name) == 1
     with pytest.raises(ValueError, match=f"^{name} = 1 must be even"):
         dataclasses.replace(LM, positions="rotary", **odd)
+
+
+def test_a_tied_table_starts_at_a_size_that_does_not_depend_on_the_width():
+    for width in (16, 64):
+        model = Transformer(width, depth=1, base_width=16, readout="tied")
+        table = model.init(jax.random.key(2), (LENGTH,), 400)["embedding"]["table"]
+        tolerance = 4.5 / math.sqrt(2 * table.size)
+        assert float(jnp.std(table)) * 4 * 4 == pytest.approx(1, abs=tolerance)
