@@ -86,9 +86,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "vit": Family(
         "Vision Transformer with 4×4 patches on 8×8 digits",
-        lambda: _images(
-            ViT(width=32, base_width=32, patch=4, scan=True), batch_size=16
-        ),
+        lambda: _images(ViT(width=32, base_width=32, patch=4, scan=True), batch_size=4),
         residual=True,
     ),
     "transformer": Family(

@@ -5,23 +5,32 @@ the width; in the standard parametrization some layer's must, or the check could
 fail. Families without a width say so by `width = None`.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
+import optax
 import pytest
 
-from lopt import Adam
+from lopt import SGD, Adam, SmallFC
+from lopt.baselines import scale_by_specs
+from lopt.epsilons import WIDTH_SAFE
 from parametrization import (
     ADAM_LIKE,
+    COMPLETEP,
+    SGD_LIKE,
     STANDARD,
     coordinate_check,
 )
 from tasks.base import sample
 from tasks.families import FAMILIES
+from tasks.models.blocks import BlockModel
 
 FLAT = 0.15
 STEEP = 0.4
 NARROW = (32, 64, 128, 256)
 WIDE = (64, 128, 256, 512, 1024)
+DEPTHS = (2, 4, 8, 16, 32)
 NUM_STEPS = 4
 RATE = 1e-2
 WITH_WIDTH = [name for name, f in FAMILIES.items() if f.task().width is not None]
@@ -76,3 +85,73 @@ def test_adam(name):
 def test_adam_at_large_widths(name):
     assert_flat(check(at_widths(name, WIDE, ADAM_LIKE), Adam(RATE, rules=ADAM_LIKE)))
     assert_steep(check(at_widths(name, WIDE[::2], STANDARD), Adam(RATE)))
+
+
+@pytest.mark.parametrize(("name", "rate"), [("mlp", 0.1), ("transformer", 0.1)])
+def test_sgd(name, rate):
+    flat = at_widths(name, NARROW, SGD_LIKE)
+    assert_flat(check(flat, SGD(rate, rules=SGD_LIKE)))
+    assert_steep(check(at_widths(name, NARROW[::3], STANDARD), SGD(rate)))
+
+
+def test_the_columns_of_adam_and_sgd_are_not_interchangeable():
+    # SGD with Adam's factors: hidden matrices, whose gradients are 1/n, barely move.
+    tasks = at_widths("mlp", NARROW[::3], ADAM_LIKE)
+    adam_steps = Adam(RATE, rules=ADAM_LIKE)
+
+    class Wrong:
+        def init(self, key):
+            return SGD(0.1).init(key)
+
+        def as_optax(self, theta, specs, num_steps):
+            sgd = SGD(0.1).as_optax(theta, specs, num_steps)
+            return optax.chain(sgd, scale_by_specs(specs, adam_steps.rules))
+
+    slopes = moved(check(tasks, Wrong()))
+    assert min(slopes.values()) < -STEEP
+
+
+def test_a_learned_optimizer():
+    lopt = SmallFC(step_mult=0.01, rules=ADAM_LIKE)
+    assert_flat(check(at_widths("mlp", NARROW, ADAM_LIKE), lopt))
+    plain = dataclasses.replace(lopt, rules=STANDARD)
+    assert_steep(check(at_widths("mlp", NARROW[::3], STANDARD), plain))
+
+
+@pytest.mark.slow
+def test_a_learned_optimizer_at_large_widths():
+    # With the paper's floors the slopes are those of floors, not of networks: they
+    # neither vanish nor stay alike. With width-safe ones every layer becomes flat.
+    safe = SmallFC(step_mult=0.01, rules=ADAM_LIKE, epsilons=WIDTH_SAFE)
+    assert_flat(check(at_widths("mlp", WIDE[1:], ADAM_LIKE), safe, seeds=range(6)))
+
+
+def at_depths(name, depths, rules):
+    task = FAMILIES[name].task().with_rules(rules)
+    if isinstance(task.model, BlockModel):  # one block is compiled, whatever the depth
+        model = dataclasses.replace(task.model, scan=True)
+        task = dataclasses.replace(task, model=model)
+    return {depth: task.at_depth(depth) for depth in depths}
+
+
+@pytest.mark.parametrize("name", ["transformer", "vit"])
+def test_depth(name):
+    # The stream after the last block; what the blocks add to it shrinks as 1/depth.
+    complete = at_depths(name, DEPTHS, COMPLETEP)
+    result = check(complete, Adam(RATE, rules=COMPLETEP))
+    assert abs(moved(result)["residual/out"]) < FLAT, result.table()
+    mup = check(at_depths(name, DEPTHS[::4], ADAM_LIKE), Adam(RATE, rules=ADAM_LIKE))
+    assert moved(mup)["residual/out"] > STEEP, mup.table()
+
+
+@pytest.mark.slow
+def test_depth_of_a_resnet():
+    streams = {"stage_0_stream", "stage_1_stream"}
+    result = check(at_depths("resnet", DEPTHS, COMPLETEP), Adam(RATE, rules=COMPLETEP))
+    slopes = moved(result)
+    assert streams <= set(slopes)
+    assert all(abs(slopes[name]) < FLAT for name in streams), result.table()
+    mup = check(
+        at_depths("resnet", DEPTHS[::4], ADAM_LIKE), Adam(RATE, rules=ADAM_LIKE)
+    )
+    assert all(moved(mup)[name] > STEEP for name in streams), mup.table()
