@@ -20,7 +20,7 @@ from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
-from tasks.families import FAMILIES, AnyTask
+from tasks.families import FAMILIES, PREPARED, AnyTask
 from tasks.models.mlp import MLP
 
 
@@ -134,7 +134,7 @@ def on_family(name: str) -> TrainConfig:
     """
     return dataclasses.replace(
         QUICKSTART,
-        task=FAMILIES[name].task(),
+        task=(FAMILIES | PREPARED)[name].task(),
         estimator=EvolutionStrategy(
             num_pairs=4,
             chunk=4,
@@ -154,6 +154,6 @@ PRESETS: dict[str, tuple[str, Callable[[], TrainConfig]]] = {
     ),
     **{
         name: (f"a start, not tuned: {family.description}", partial(on_family, name))
-        for name, family in FAMILIES.items()
+        for name, family in (FAMILIES | PREPARED).items()
     },
 }

@@ -36,7 +36,7 @@ from lopt.small_fc import SmallFC
 from parametrization.coordinate_check import CoordinateCheck, coordinate_check
 from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
 from tasks.base import Batch, sample
-from tasks.families import FAMILIES, AnyTask
+from tasks.families import FAMILIES, PREPARED, AnyTask
 
 PROGRAM = "python -m experiments.coordinate_check"
 EPSILONS = {"paper": PAPER, "width_safe": WIDTH_SAFE}
@@ -63,7 +63,7 @@ class CoordinateConfig:
     """Folder of a trained optimizer."""
     epsilons: Literal["own", "paper", "width_safe"] = "own"
     """Floors of a learned optimizer: its own, or others in their place."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-2
     """Of adam and sgd."""
     num_steps: int = 4
     """Steps of training on one fixed batch."""
@@ -236,14 +236,14 @@ def run(config: CoordinateConfig, name: str) -> None:
 
 
 def _preset(name: str) -> CoordinateConfig:
-    return CoordinateConfig(FAMILIES[name].task())
+    return CoordinateConfig((FAMILIES | PREPARED)[name].task())
 
 
 def main() -> None:
     """Command line."""
     presets = {
         name: (family.description, partial(_preset, name))
-        for name, family in FAMILIES.items()
+        for name, family in (FAMILIES | PREPARED).items()
     }
     name, config = command_line.choose_preset(presets, PROGRAM, sys.argv[1:])
     if config.artifact is not None and not config.artifact.is_dir():

@@ -23,7 +23,7 @@ from experiments.serialization import encode
 from lopt.baselines import Adam
 from lopt.integrity import write_text
 from parametrization.rules import ADAM_LIKE, STANDARD
-from tasks.families import FAMILIES, AnyTask
+from tasks.families import FAMILIES, PREPARED, AnyTask
 
 PROGRAM = "python -m experiments.learning_rate_transfer"
 COLUMNS = {"Adam, standard": STANDARD, "μAdam": ADAM_LIKE}
@@ -114,14 +114,14 @@ def run(config: TransferConfig, name: str) -> None:
 
 
 def _preset(name: str) -> TransferConfig:
-    return TransferConfig(FAMILIES[name].task())
+    return TransferConfig((FAMILIES | PREPARED)[name].task())
 
 
 def main() -> None:
     """Command line."""
     presets = {
         name: (family.description, partial(_preset, name))
-        for name, family in FAMILIES.items()
+        for name, family in (FAMILIES | PREPARED).items()
     }
     name, config = command_line.choose_preset(presets, PROGRAM, sys.argv[1:])
     run(config, name)

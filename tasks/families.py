@@ -13,6 +13,8 @@ from tasks.autoencoding import Autoencoding
 from tasks.classification import ImageClassification
 from tasks.data.signals import Signals
 from tasks.data.standard_library import StandardLibrary
+from tasks.data.tfds_images import TFDSImages
+from tasks.data.tfds_text import TFDSText
 from tasks.language_modelling import LanguageModelling
 from tasks.models.autoencoder import VAE, AutoEncoder
 from tasks.models.base import Model
@@ -131,3 +133,17 @@ FAMILIES: dict[str, Family] = {
     "noisy_quadratic": Family("a quadratic whose minimum is noisy", NoisyQuadratic),
     "valley": Family("a curved valley", Valley),
 }
+
+PREPARED: dict[str, Family] = {
+    "tfds_images": Family(
+        "MLP on a prepared TFDS dataset, MNIST unless --task.data.name says another",
+        lambda: ImageClassification(MLP((128, 128), base_width=32), TFDSImages()),
+    ),
+    "tfds_text": Family(
+        "transformer on a prepared TFDS text, tiny_shakespeare unless --task.data.name",
+        lambda: LanguageModelling(
+            Transformer(width=64, base_width=32), TFDSText(), length=64, batch_size=32
+        ),
+    ),
+}
+"""The same on data that must first be prepared on this machine."""
