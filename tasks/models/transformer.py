@@ -58,8 +58,8 @@ class _TransformerModule(nn.Module):
         if tokens.ndim != 2:
             raise ValueError(f"inputs of shape {tokens.shape} must be tokens [B, L]")
         tied = model.readout == "tied"
-        # A tied table is a readout too and cannot start at zero: its first logits are of
-        # size 1/4 at the base width. What is looked up is made of size 1 again.
+        # A tied table is a readout too and cannot start at zero: its first logits are
+        # of size 1/4 at the base width. What is looked up is made of size 1 again.
         size = 0.25 * model.base_width**-0.5 if tied else 1.0
         embedding = Embedding(self.vocabulary, model.width, std=size, name="embedding")
         table = embedding()
