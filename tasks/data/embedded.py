@@ -7,7 +7,6 @@ import functools
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from tasks.data.images import ImageDataset, Images, partition
 
@@ -39,6 +38,9 @@ class Digits(Images):
 
 @functools.cache
 def _load_digits() -> ImageDataset:
+    # Imported where it is used: it takes longer than all of JAX.
+    from sklearn.datasets import load_digits
+
     digits: Any = load_digits()
     order = np.random.RandomState(0).permutation(len(digits.target))
     images = digits.images[order].astype(np.uint8)[..., None]

@@ -12,6 +12,7 @@ HEAVY = {
     "tokenizers",
     "huggingface_hub",
     "PIL",
+    "sklearn",
     "orbax",
     "torch",
     "array_record",

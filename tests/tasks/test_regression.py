@@ -17,13 +17,7 @@ from tests.tasks import families
 from tests.tasks.families import KEY
 
 # Bits do not matter where this is used; it takes a third of the time.
-compiled = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
+compiled = functools.partial(jax.jit, compiler_options=families.QUICK_TO_COMPILE)
 TASK = RandomTeacher(
     MLP((8, 8), base_width=8), MLP((12, 12)), num_inputs=5, num_targets=3, noise=0.3
 )

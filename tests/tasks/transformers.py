@@ -8,15 +8,10 @@ import numpy as np
 import optax
 
 from tasks.models.transformer import Transformer
+from tests.tasks.families import QUICK_TO_COMPILE
 
 # A third of the compile time of these small programs.
-compiled = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
+compiled = functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
 
 
 def shapes(model):
