@@ -58,7 +58,7 @@ def plot_coordinates(
             axes.legend(fontsize=7)
     num_steps = checks[next(iter(checks))].change.shape[2]
     after = num_steps if step == -1 else step + 1
-    panels[0].set_ylabel(f"std(x$_{after}$ − x$_0$)")
+    panels[0].set_ylabel(f"std(x$_{{{after}}}$ − x$_0$)")
     figure.tight_layout()
     return figure
 
@@ -96,10 +96,11 @@ def plot_features(checks: Mapping[str, FeatureCheck]) -> Figure:
                 )
         axes.set_title(title, loc="left")
         axes.set_ylabel("slope against log₂ width")
-    panels[0].legend(ncols=len(checks), loc="lower right")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=len(checks), loc="upper right")
     panels[1].set_xticks(range(len(features)), features, rotation=60, ha="right")
     panels[1].tick_params(axis="x", labelsize=7.5)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.96))
     return figure
 
 
