@@ -49,12 +49,16 @@ def plot_coordinates(
                 mean = 2.0 ** np.log2(change).mean(1)
             axes.plot(check.sizes, mean, "o-", color=shades[i], ms=3.5, label=label)
         steepest, slope = check.steepest(step)
+        worst = check.change[:, :, step, check.layers.index(steepest)]
+        if len(check.layers) > 12 and worst.all():
+            label = f"steepest: {steepest}"
+            mean = 2.0 ** np.log2(worst).mean(1)
+            axes.plot(check.sizes, mean, "s-", color=_COLOURS[0], ms=4, label=label)
         axes.set_title(f"{title}: steepest {slope:+.2f}", loc="left")
         _log_sizes(axes, check.sizes, axis)
         if len(check.layers) <= 12:
             axes.legend(fontsize=7, title="layer, slope", title_fontsize=7)
         else:
-            axes.plot([], [], " ", label=f"steepest: {steepest}")
             axes.legend(fontsize=7)
     num_steps = checks[next(iter(checks))].change.shape[2]
     after = num_steps if step == -1 else step + 1

@@ -49,6 +49,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         fail(str(error))
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        os._exit(0)
     except OSError as error:
         fail(_describe(error))
     except KeyboardInterrupt:

@@ -21,6 +21,8 @@ from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
 from tasks.families import FAMILIES, PREPARED, AnyTask
+from tasks.language_modelling import LanguageModelling
+from tasks.modelled import ModelTask
 from tasks.models.mlp import MLP
 
 
@@ -132,9 +134,14 @@ def on_family(name: str) -> TrainConfig:
     Shorter and with fewer particles than the quickstart, since most families cost more
     per step than its MLP. Nothing here was tuned.
     """
+    task = (FAMILIES | PREPARED)[name].task()
+    if isinstance(task, LanguageModelling):
+        task = dataclasses.replace(task, length=32, batch_size=16)
+    elif isinstance(task, ModelTask):
+        task = dataclasses.replace(task, batch_size=64)
     return dataclasses.replace(
         QUICKSTART,
-        task=(FAMILIES | PREPARED)[name].task(),
+        task=task,
         estimator=EvolutionStrategy(
             num_pairs=4,
             chunk=4,

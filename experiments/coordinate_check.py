@@ -37,12 +37,13 @@ from parametrization.coordinate_check import CoordinateCheck, coordinate_check
 from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
 from tasks.base import Batch, sample
 from tasks.families import FAMILIES, PREPARED, AnyTask
+from tasks.modelled import ModelTask
 
 PROGRAM = "python -m experiments.coordinate_check"
 EPSILONS = {"paper": PAPER, "width_safe": WIDTH_SAFE}
 COLUMNS: dict[str, dict[str, Rules]] = {
     "width": {"μP": ADAM_LIKE, "standard": STANDARD},
-    "depth": {"CompleteP": COMPLETEP, "μP": ADAM_LIKE, "standard": STANDARD},
+    "depth": {"CompleteP": COMPLETEP, "μP": ADAM_LIKE},
 }
 """Parametrizations that are compared, by what grows."""
 
@@ -87,9 +88,14 @@ class CoordinateConfig:
                 f"optimizer = {self.optimizer!r} and artifact = {self.artifact}: a "
                 "folder is needed for 'artifact', and for nothing else"
             )
-        if getattr(self.task, self.axis) is None:
+        if not isinstance(self.task, ModelTask):
             kind = type(self.task).__name__
             raise ValueError(f"axis = {self.axis!r}: a {kind} has no {self.axis}")
+        if self.task.model.rules is not ADAM_LIKE:
+            raise ValueError(
+                f"task.model.rules = {self.task.model.rules.name}: leave it; the check "
+                f"itself compares {', '.join(COLUMNS[self.axis])}"
+            )
 
 
 def optimizer(config: CoordinateConfig, rules: Rules) -> tuple[LearnedOptimizer, Theta]:
@@ -159,11 +165,28 @@ def check_features(config: CoordinateConfig, batch: Batch) -> dict[str, FeatureC
     }
 
 
-def verdict(title: str, result: CoordinateCheck) -> str:
-    """One line about the steepest layer."""
-    name, slope = result.steepest()
-    word = "flat" if abs(slope) < TOLERANCE else "not flat"
-    return f"{title}: {word}; steepest slope {slope:+.3f} ({name})"
+def verdict(title: str, result: CoordinateCheck, axis: str) -> str:
+    """One line about the steepest layer.
+
+    Over depths it is the residual stream behind all blocks of a stage that must not
+    change faster; what one block adds shrinks with their number, as it should.
+    """
+    slopes = {n: s for n, s in result.slopes().items() if not math.isnan(s)}
+    streams = {
+        n: s for n, s in slopes.items() if n in _STREAMS or n.endswith("_stream")
+    }
+    judged = streams if axis == "depth" and streams else slopes
+    if not judged:
+        return f"{title}: no layer has moved"
+    name = max(judged, key=lambda n: abs(judged[n]))
+    if math.isinf(judged[name]):
+        return f"{title}: not flat; {name} diverged or moved at some sizes only"
+    word = "flat" if abs(judged[name]) < TOLERANCE else "not flat"
+    what = "of the residual stream " if judged is streams else ""
+    return f"{title}: {word}; steepest slope {what}{judged[name]:+.3f} ({name})"
+
+
+_STREAMS = ("residual/out",)
 
 
 def feature_lines(checks: Mapping[str, FeatureCheck]) -> list[str]:
@@ -204,6 +227,7 @@ def run(config: CoordinateConfig, name: str) -> None:
             resized(config, rules)
         batch = sample(config.task, config.task.load_data(), jax.random.key(0))
         checks = {}
+        print(f"{name}: {len(columns)} parametrizations at {len(config.sizes)} sizes")
         for title, rules in columns.items():
             checks[title] = check(config, rules, batch)
             print(f"{title} ({rules.name}), after {config.num_steps} steps")
@@ -214,7 +238,7 @@ def run(config: CoordinateConfig, name: str) -> None:
         "checks": {title: _numbers(result) for title, result in checks.items()},
     }
     figures = {"coordinate_check.png": plot_coordinates(checks, config.axis)}
-    lines = [verdict(title, result) for title, result in checks.items()]
+    lines = [verdict(title, result, config.axis) for title, result in checks.items()]
     if config.axis == "width" and config.optimizer in ("small_fc", "artifact"):
         features = check_features(config, batch)
         figures["features.png"] = plot_features(features)

@@ -24,6 +24,7 @@ from lopt.baselines import Adam
 from lopt.integrity import write_text
 from parametrization.rules import ADAM_LIKE, STANDARD
 from tasks.families import FAMILIES, PREPARED, AnyTask
+from tasks.modelled import ModelTask
 
 PROGRAM = "python -m experiments.learning_rate_transfer"
 COLUMNS = {"Adam, standard": STANDARD, "μAdam": ADAM_LIKE}
@@ -62,8 +63,13 @@ class TransferConfig:
         for name in ("num_steps", "num_seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")
-        if self.task.width is None:
+        if not isinstance(self.task, ModelTask):
             raise ValueError(f"a {type(self.task).__name__} has no width")
+        if self.task.model.rules is not ADAM_LIKE:
+            raise ValueError(
+                f"task.model.rules = {self.task.model.rules.name}: leave it; the "
+                "experiment itself compares the standard parametrization and μP"
+            )
 
 
 def verdict(title: str, transfer: Transfer) -> str:

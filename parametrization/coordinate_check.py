@@ -98,6 +98,9 @@ class CoordinateCheck:
         name = max(moved, key=lambda n: abs(moved[n]))
         return name, moved[name]
 
+    def __str__(self) -> str:
+        return self.table()
+
     def table(self, step: int = -1) -> str:
         """A line per layer: its change at every size, and the slope."""
         length = max(len("layer"), *map(len, self.layers))

@@ -81,6 +81,9 @@ class Rules(enum.Enum):
         forward=-1, residual=-1, steps=_SGD_STEPS, block_step=1, for_gradients=True
     )
 
+    def __repr__(self) -> str:
+        return f"Rules.{self.name}"
+
     @property
     def sgd_like(self) -> bool:
         """Whether the step column is that of steps proportional to the gradient."""

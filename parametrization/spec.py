@@ -23,6 +23,8 @@ from flax.core import meta
 from parametrization.axes import LOOKUP_NAMES, SCALING_NAMES, Axes, Kind
 
 Shape = tuple[int, ...]
+_MAY_DIFFER = frozenset({"head_dim", "layers"})
+"""Fixed names whose size may be another in the base model."""
 Initializer = Callable[..., jax.Array]
 
 
@@ -200,9 +202,20 @@ def param_specs(
                 f"parameter {jax.tree_util.keystr(path)} has axes '{box.axes}', in "
                 f"the base model '{base_box.axes}'"
             )
-        return ParamSpec(
+        found = ParamSpec(
             box.axes, box.value.shape, base_box.value.shape, box.depth_mult
         )
+        for axis, size, base_size in zip(
+            box.axes.names, found.shape, found.base_shape, strict=True
+        ):
+            if size != base_size and axis not in SCALING_NAMES | _MAY_DIFFER:
+                raise ValueError(
+                    f"parameter {jax.tree_util.keystr(path)} with axes '{box.axes}': "
+                    f"axis {axis!r} is fixed, but is {size} here and {base_size} in "
+                    "the base model; an axis that grows needs a scaling name such as "
+                    "'width'"
+                )
+        return found
 
     return jax.tree_util.tree_map_with_path(spec, boxed, base, is_leaf=_is_box)
 

@@ -33,7 +33,7 @@ import numpy as np
 from tasks.base import Batch, Params, Split
 from tasks.data import images
 from tasks.data.embedded import Digits
-from tasks.modelled import ModelTask
+from tasks.modelled import ModelTask, check_kind
 from tasks.models.autoencoder import AutoEncoder, Inference
 from tasks.models.base import Model
 
@@ -81,6 +81,7 @@ class Autoencoding(ModelTask):
                 f"reconstruction = {self.reconstruction!r} must be one of "
                 f"{', '.join(get_args(Reconstruction))}"
             )
+        check_kind("data", self.data, images.Images)
         self.check_roles()
 
     @property

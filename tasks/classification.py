@@ -14,7 +14,7 @@ from tasks.base import Batch, Params, Split
 from tasks.data import images
 from tasks.data.augmentation import Augmentation, AugmentationDraws
 from tasks.data.embedded import Digits
-from tasks.modelled import ModelTask
+from tasks.modelled import ModelTask, check_kind
 from tasks.models.base import Model
 from tasks.models.mlp import MLP
 
@@ -45,6 +45,7 @@ class ImageClassification(ModelTask):
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size = {self.batch_size} must be positive")
+        check_kind("data", self.data, images.Images)
         self.check_roles()
 
     @property

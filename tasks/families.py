@@ -139,10 +139,28 @@ PREPARED: dict[str, Family] = {
         "MLP on a prepared TFDS dataset, MNIST unless --task.data.name says another",
         lambda: ImageClassification(MLP((128, 128), base_width=32), TFDSImages()),
     ),
+    "tfds_resnet": Family(
+        "ResNet on the same",
+        lambda: ImageClassification(ResNet(), TFDSImages(), batch_size=32),
+    ),
+    "tfds_vit": Family(
+        "Vision Transformer with 4×4 patches on the same",
+        lambda: ImageClassification(ViT(base_width=32, scan=True), TFDSImages()),
+    ),
+    "tfds_vae": Family(
+        "variational autoencoder of the same",
+        lambda: Autoencoding(VAE(width=64), TFDSImages(), reconstruction="bernoulli"),
+    ),
     "tfds_text": Family(
         "transformer on a prepared TFDS text, tiny_shakespeare unless --task.data.name",
         lambda: LanguageModelling(
             Transformer(width=64, base_width=32), TFDSText(), length=64, batch_size=32
+        ),
+    ),
+    "tfds_lstm": Family(
+        "LSTM on the same text",
+        lambda: LanguageModelling(
+            Recurrent("lstm", base_width=32), TFDSText(), length=64, batch_size=32
         ),
     ),
 }

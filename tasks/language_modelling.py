@@ -12,7 +12,7 @@ import optax
 from tasks.base import SPLITS, Batch, Params, Split
 from tasks.data import text
 from tasks.data.standard_library import StandardLibrary
-from tasks.modelled import ModelTask
+from tasks.modelled import ModelTask, check_kind
 from tasks.models.base import Model
 
 
@@ -36,6 +36,12 @@ class LanguageModelling(ModelTask):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} = {value} must be positive")
+        check_kind("data", self.data, text.Text)
+        if self.model.input_dtype != jnp.int32:
+            raise ValueError(
+                f"model = {type(self.model).__name__} takes no tokens; use Transformer, "
+                "Recurrent, or a model with input_dtype = int32"
+            )
         self.check_roles()
 
     @property

@@ -118,6 +118,11 @@ class Model(abc.ABC):
         _, state = module.apply(
             {"params": params}, x, rngs=_rngs(key), mutable=[ACTIVATIONS]
         )
+        if ACTIVATIONS not in state:
+            raise ValueError(
+                f"model {type(self).__name__} records no activations: call "
+                "record(module, name, value) or use the layers of tasks.models.layers"
+            )
         recorded: Any = traverse_util.flatten_dict(dict(state[ACTIVATIONS]), sep="/")
         return recorded
 
