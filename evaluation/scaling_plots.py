@@ -45,12 +45,16 @@ def plot_coordinates(
             if math.isnan(slopes[name]):
                 continue
             label = f"{name} {slopes[name]:+.2f}" if len(check.layers) <= 12 else None
-            with np.errstate(divide="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore"):
                 mean = 2.0 ** np.log2(change).mean(1)
+            mean = np.where(np.isfinite(mean) & (mean > 0), mean, np.nan)
             axes.plot(check.sizes, mean, "o-", color=shades[i], ms=3.5, label=label)
+        if all(map(math.isnan, slopes.values())):
+            axes.set_title(f"{title}: nothing moved", loc="left")
+            continue
         steepest, slope = check.steepest(step)
         worst = check.change[:, :, step, check.layers.index(steepest)]
-        if len(check.layers) > 12 and worst.all():
+        if len(check.layers) > 12 and math.isfinite(slope):
             label = f"steepest: {steepest}"
             mean = 2.0 ** np.log2(worst).mean(1)
             axes.plot(check.sizes, mean, "s-", color=_COLOURS[0], ms=4, label=label)
@@ -144,7 +148,9 @@ def plot_transfer(transfers: Mapping[str, Transfer]) -> Figure:
 
 def _log_sizes(axes: Axes, sizes: Sequence[int], label: str) -> None:
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    drawn = [np.asarray(line.get_ydata(), np.float64) for line in axes.get_lines()]
+    if any((y > 0).any() for y in drawn):
+        axes.set_yscale("log")
     ticks: Any = list(sizes)
     axes.set_xticks(ticks, [str(size) for size in sizes])
     axes.set_xlabel(label)

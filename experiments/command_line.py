@@ -54,7 +54,7 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         fail(_describe(error))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr, flush=True)
+        print("interrupted; what was finished is kept", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(INTERRUPTED)  # every file is whole: no need to wait for workers
 
@@ -150,9 +150,10 @@ def take_data_dir(arguments: Sequence[str]) -> list[str]:
             if not rest:
                 raise InputError("--data-dir needs the folder of prepared datasets")
             value = rest.pop(0)
-        if not Path(value).expanduser().is_dir():
-            raise InputError(f"--data-dir {value} is not a folder")
-        os.environ[DATA_DIR] = str(Path(value).expanduser().absolute())
+        folder = Path(os.path.expanduser(value)).absolute()
+        if not value or not folder.is_dir():
+            raise InputError(f"--data-dir {value!r} is not a folder")
+        os.environ[DATA_DIR] = str(folder)
     return kept
 
 
@@ -190,7 +191,7 @@ def _one_line(text: str) -> str:
     blocks = [block for block in blocks if block] or [[text]]
     message = " ".join(blocks[0])
     message = re.sub(r"Error parsing (__tyro-dummy-inner__\.?|\{[^}]*\})", "", message)
-    message = re.sub(r"^:? ?TrainConfig: |^: ", "", message)
+    message = re.sub(r"^:? ?\w+Config: |^: ", "", message)
     message = message.replace("Unrecognized options:", "unknown field or value:")
     message = message.replace("Error parsing ", "")
     for block in blocks[1:]:

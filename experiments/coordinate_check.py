@@ -186,7 +186,7 @@ def verdict(title: str, result: CoordinateCheck, axis: str) -> str:
     return f"{title}: {word}; steepest slope {what}{judged[name]:+.3f} ({name})"
 
 
-_STREAMS = ("residual/out",)
+_STREAMS = ("residual/out", "_stream")
 
 
 def feature_lines(checks: Mapping[str, FeatureCheck]) -> list[str]:
@@ -196,14 +196,23 @@ def feature_lines(checks: Mapping[str, FeatureCheck]) -> list[str]:
         worst = []
         for statistic in ("rms", "spread"):
             slopes = result.slopes(statistic)
-            finite = np.where(np.isfinite(slopes), slopes, 0.0)
-            tensor, feature = np.unravel_index(np.abs(finite).argmax(), finite.shape)
+            # NaN: zero at every width; infinite: zero or not finite at some.
+            judged = np.where(np.isnan(slopes), 0.0, np.abs(slopes))
+            tensor, feature = np.unravel_index(judged.argmax(), judged.shape)
             worst.append(
-                f"{statistic} {finite[tensor, feature]:+.2f} "
+                f"{statistic} {slopes[tensor, feature]:+.2f} "
                 f"({result.features[feature]} of {result.tensors[tensor]})"
             )
         lines.append(f"inputs, {label}: steepest {', '.join(worst)}")
     return lines
+
+
+def _storable(values: np.ndarray) -> Any:
+    """As lists, with null for what is not finite: JSON has no other word for it."""
+    return [
+        _storable(x) if np.ndim(x) else float(x) if math.isfinite(x) else None
+        for x in values
+    ]
 
 
 def _numbers(result: CoordinateCheck) -> dict[str, Any]:
@@ -211,7 +220,7 @@ def _numbers(result: CoordinateCheck) -> dict[str, Any]:
         "sizes": list(result.sizes),
         "slopes": {name: str(x) for name, x in result.slopes().items()},
         "std_of_change": {
-            name: result.change[:, :, -1, i].mean(1).tolist()
+            name: _storable(result.change[:, :, -1, i].mean(1))
             for i, name in enumerate(result.layers)
         },
     }
@@ -237,25 +246,26 @@ def run(config: CoordinateConfig, name: str) -> None:
         "machine": describe_machine(),
         "checks": {title: _numbers(result) for title, result in checks.items()},
     }
-    figures = {"coordinate_check.png": plot_coordinates(checks, config.axis)}
+    figures = {"coordinate_check.png": partial(plot_coordinates, checks, config.axis)}
     lines = [verdict(title, result, config.axis) for title, result in checks.items()]
     if config.axis == "width" and config.optimizer in ("small_fc", "artifact"):
         features = check_features(config, batch)
-        figures["features.png"] = plot_features(features)
+        figures["features.png"] = partial(plot_features, features)
         lines += feature_lines(features)
         record["inputs"] = {
             label: {
                 "tensors": result.tensors,
                 "features": result.features,
-                **{s: result.slopes(s).tolist() for s in ("rms", "spread")},
+                **{s: _storable(result.slopes(s)) for s in ("rms", "spread")},
             }
             for label, result in features.items()
         }
     print("\n".join(lines))
     with reported():
-        for file, figure in figures.items():
-            (out_dir / file).write_bytes(png(figure))
-        write_text(out_dir / "coordinate_check.json", json.dumps(record) + "\n")
+        text = json.dumps(record, allow_nan=False) + "\n"
+        write_text(out_dir / "coordinate_check.json", text)
+        for file, draw in figures.items():
+            (out_dir / file).write_bytes(png(draw()))
     print(f"wrote {', '.join(figures)} and coordinate_check.json to {out_dir}")
 
 

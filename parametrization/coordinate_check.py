@@ -170,6 +170,8 @@ def log2_slope(sizes: Sequence[int], values: np.ndarray) -> float:
         The slope; NaN if all values are 0, infinity if only some are, or if any is not
         finite.
     """
+    if len(set(sizes)) < 2 or min(sizes) < 1:
+        raise ValueError(f"sizes {tuple(sizes)} must be at least two, positive")
     values = np.asarray(values, np.float64)
     if not values.any():
         return float("nan")

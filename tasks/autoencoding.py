@@ -35,7 +35,7 @@ from tasks.data import images
 from tasks.data.embedded import Digits
 from tasks.modelled import ModelTask, check_kind
 from tasks.models.autoencoder import AutoEncoder, Inference
-from tasks.models.base import Model
+from tasks.models.base import Model, check_positive
 
 Reconstruction = Literal["mse", "bernoulli"]
 
@@ -74,15 +74,15 @@ class Autoencoding(ModelTask):
     """mse: squared error of normalized pixels; bernoulli: cross-entropy in nats."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size = {self.batch_size} must be positive")
+        check_positive(self, "batch_size")
         if self.reconstruction not in get_args(Reconstruction):
             raise ValueError(
                 f"reconstruction = {self.reconstruction!r} must be one of "
                 f"{', '.join(get_args(Reconstruction))}"
             )
         check_kind("data", self.data, images.Images)
-        self.check_roles()
+        if not self.data.on_disk:  # else when the specs are first asked for
+            self.check_roles()
 
     @property
     def loss_at_chance(self) -> float:

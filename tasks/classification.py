@@ -15,7 +15,7 @@ from tasks.data import images
 from tasks.data.augmentation import Augmentation, AugmentationDraws
 from tasks.data.embedded import Digits
 from tasks.modelled import ModelTask, check_kind
-from tasks.models.base import Model
+from tasks.models.base import Model, check_positive
 from tasks.models.mlp import MLP
 
 _AUGMENTATION = 1
@@ -43,10 +43,10 @@ class ImageClassification(ModelTask):
     """Random crops and mirror images of the training batches; none by default."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size = {self.batch_size} must be positive")
+        check_positive(self, "batch_size")
         check_kind("data", self.data, images.Images)
-        self.check_roles()
+        if not self.data.on_disk:  # else when the specs are first asked for
+            self.check_roles()
 
     @property
     def loss_at_chance(self) -> float:

@@ -39,8 +39,8 @@ class LanguageModelling(ModelTask):
         check_kind("data", self.data, text.Text)
         if self.model.input_dtype != jnp.int32:
             raise ValueError(
-                f"model = {type(self.model).__name__} takes no tokens; use Transformer, "
-                "Recurrent, or a model with input_dtype = int32"
+                f"model = {type(self.model).__name__} takes no tokens; use "
+                "Transformer, Recurrent, or a model with input_dtype = int32"
             )
         self.check_roles()
 

@@ -70,8 +70,8 @@ class RandomTeacher(ModelTask):
 
     def __post_init__(self) -> None:
         check_positive(self, "num_inputs", "num_targets", "batch_size")
-        if not 0.0 <= self.noise < math.inf:
-            raise ValueError(f"noise = {self.noise} must not be negative")
+        if not 0.0 <= self.noise <= 1e6:
+            raise ValueError(f"noise = {self.noise} must lie in [0, 1e6]")
         check_seed(self.seed)
         self.check_roles()
 
@@ -151,7 +151,13 @@ def _make_teacher(model: MLP, inputs: int, outputs: int, seed: int) -> Teacher:
 
     # Concrete even where a caller is being traced, for the result is kept.
     with jax.ensure_compile_time_eval():
-        return jax.jit(make)()
+        made = jax.jit(make)()
+        if not float(jnp.min(made.std)) > 1e-4:
+            raise ValueError(
+                f"teacher = {model} with seed = {seed} gives the same outputs whatever "
+                "the input: make it wider or shallower, or take another seed"
+            )
+        return made
 
 
 def _moved(leaf: jax.Array, spec: ParamSpec, key: jax.Array) -> jax.Array:

@@ -34,9 +34,9 @@ Arrays = dict[str, np.ndarray]
 def cache_dir() -> Path:
     """The folder of all entries; it need not exist."""
     if given := os.environ.get(VARIABLE):
-        return Path(given).expanduser()
+        return Path(os.path.expanduser(given))  # an unknown ~user stays as it is
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "metatrain"
+    return Path(os.path.expanduser(home)) / "metatrain"
 
 
 def cached(
@@ -98,6 +98,8 @@ def _load(entry: Path, key: list[Any], sources: Sequence[Path]) -> Arrays:
     path = entry / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
+        if manifest.pop("sha256") != _digest_of(manifest):
+            raise _UnusableError(f"{path} is damaged: its checksum is another")
         if [manifest["schema"], manifest["name"], manifest["fingerprint"]] != key:
             raise _UnusableError(f"{path} is damaged: it is of something else")
         seen = {source["name"]: source for source in manifest["sources"]}
@@ -112,7 +114,10 @@ def _load(entry: Path, key: list[Any], sources: Sequence[Path]) -> Arrays:
         if not entry.exists():
             raise _UnusableError from None
         raise _UnusableError(f"{error.filename} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError),
+        RecursionError,
+    ) as error:
         raise _UnusableError(f"{path} is damaged: {error!r}") from None
     if fresh != [seen[source.name] for source in sources]:
         # The same content at another time: remembered, so it is hashed only once.
@@ -148,7 +153,7 @@ def _write(
 ) -> None:
     """Makes an entry appear at once; the lock is held."""
     for left in entry.parent.glob(f".{entry.name}-*"):
-        shutil.rmtree(left, ignore_errors=True)  # a writer died here
+        _remove(left)  # a writer died here
     temporary = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
     old = temporary.with_name(temporary.name + "-old")
     try:
@@ -173,15 +178,28 @@ def _write(
             os.rename(entry, old)
         os.rename(temporary, entry)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(temporary)
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or a file that stood where a folder should."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _digest_of(manifest: dict[str, Any]) -> str:
+    text = json.dumps(manifest, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1)
+            checked = {**manifest, "sha256": _digest_of(manifest)}
+            json.dump(checked, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

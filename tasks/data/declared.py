@@ -93,7 +93,10 @@ def read_declaration(name: str, path: Path, root: Path) -> Prepared:
             key: _feature(path, key, value)
             for key, value in described["featuresDict"]["features"].items()
         }
-    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+    except (
+        *(KeyError, TypeError, AttributeError, ValueError, OSError),
+        OverflowError,
+    ) as error:
         what = f"says not what TFDS writes into {INFO} and {FEATURES}: {error!r}"
         raise damaged(full, path, what, root) from None
     if FORMAT not in formats:
@@ -107,7 +110,15 @@ def read_declaration(name: str, path: Path, root: Path) -> Prepared:
     for file in (file for files in shards.values() for file in files):
         if not file.is_file():
             raise damaged(full, file, "is missing", root)
+        if file.name in sizes:
+            raise damaged(full, file, "is declared as two shards", root)
         sizes[file.name] = file.stat().st_size
+    for split, counts in lengths.items():
+        for file, count in zip(shards[split], counts, strict=True):
+            # An empty file is damaged too, which shows when it is read.
+            if count < 0 or count > sizes[file.name] > 0:
+                what = f"has {sizes[file.name]} bytes, not {count} rows as declared"
+                raise damaged(full, file, what, root)
     return Prepared(
         name=name,
         version=path.name,

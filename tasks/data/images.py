@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import itertools
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ class Images(abc.ABC):
     """Height, width and channels of an image: a field or a property."""
     num_classes: int
     """Number of labels."""
+    on_disk: ClassVar[bool] = False
+    """Whether only the disk knows the shape; then it is not looked at before a run."""
 
     @abc.abstractmethod
     def load(self) -> ImageDataset:
@@ -63,14 +65,17 @@ def partition(
     """
     edges = (0, *bounds, len(images))
     # jnp.array copies: the device must not see the file behind a memory map.
-    parts = [
-        ImageSplit(jnp.array(images[a:b]), jnp.array(labels[a:b], jnp.int32))
-        for a, b in itertools.pairwise(edges)
-    ]
-    mean, std = statistics(images[: bounds[0]])
-    return ImageDataset(
-        *parts, mean=tuple(map(jnp.float32, mean)), std=tuple(map(jnp.float32, std))
-    )
+    # Concrete even where a caller is being traced, for callers keep the result.
+    with jax.ensure_compile_time_eval():
+        parts = [
+            ImageSplit(jnp.array(images[a:b]), jnp.array(labels[a:b], jnp.int32))
+            for a, b in itertools.pairwise(edges)
+        ]
+        mean, std = (
+            tuple(map(jnp.float32, statistic))
+            for statistic in statistics(images[: bounds[0]])
+        )
+    return ImageDataset(*parts, mean=mean, std=std)
 
 
 def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -53,7 +53,7 @@ def data_dir() -> Path:
         ValueError: if the variable is unset, and the default of TFDS does not exist.
     """
     if given := os.environ.get(VARIABLE):
-        return Path(given).expanduser()
+        return Path(os.path.expanduser(given))  # an unknown ~user stays as it is
     default = Path("~/tensorflow_datasets").expanduser()
     if default.is_dir():
         return default

@@ -61,7 +61,9 @@ def token_dtype(vocab_size: int) -> type[np.integer]:
 def to_device(tokens: Mapping[str, np.ndarray]) -> TextDataset:
     """The arrays of the four splits on the device."""
     # jnp.array copies: the device must not see the file behind a memory map.
-    return TextDataset(*(jnp.array(tokens[split]) for split in SPLITS))
+    # Concrete even where a caller is being traced, for callers keep the result.
+    with jax.ensure_compile_time_eval():
+        return TextDataset(*(jnp.array(tokens[split]) for split in SPLITS))
 
 
 def check_length(dataset: TextDataset, split: Split, length: int) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,8 @@ class TFDSImages(Images):
 
     Before resizing; each of the two rounds to whole numbers.
     """
+
+    on_disk: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         prepared.check_name(self.name)

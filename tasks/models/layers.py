@@ -160,6 +160,12 @@ class Norm(nn.Module):
         return record(self, "out", out + jnp.broadcast_to(shift, x.shape))
 
 
+def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows `[..., features]` of a table; a token that it has not is NaN."""
+    none = table.shape[0]
+    return jnp.take(table, jnp.where(tokens < 0, none, tokens), axis=0)
+
+
 class Embedding(nn.Module):
     """A table of rows `[rows, width]`, annotated `rows_name -> width`.
 

@@ -30,10 +30,14 @@ class MLP(Model):
     """Normalizes each hidden layer before its nonlinearity."""
 
     def __post_init__(self) -> None:
-        if not self.widths or any(width < 1 for width in self.widths):
+        whole = isinstance(self.widths, tuple) and all(
+            isinstance(width, int) and not isinstance(width, bool) and width > 0
+            for width in self.widths
+        )
+        if not whole or not self.widths:
             raise ValueError(
                 f"widths = {self.widths} must be positive numbers of units, at least "
-                "one layer"
+                "one layer, as a tuple"
             )
         base.check_positive(self, "base_width")
         base.check_activation(self.activation)

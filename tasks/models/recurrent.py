@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from parametrization.rules import ADAM_LIKE, Rules, initializer
 from tasks.models import base
 from tasks.models.base import Model, record
-from tasks.models.layers import Dense, Embedding, readout
+from tasks.models.layers import Dense, Embedding, lookup, readout
 
 Cell = Literal["lstm", "gru"]
 State: TypeAlias = tuple[jax.Array, ...]
@@ -83,7 +83,7 @@ class _RecurrentModule(nn.Module):
         if tokens.ndim != 2:
             raise ValueError(f"inputs of shape {tokens.shape} must be tokens [B, L]")
         table = Embedding(self.num_outputs, model.width, name="embedding")()
-        x = record(self, "embedded", jnp.take(table, tokens, axis=0))
+        x = record(self, "embedded", lookup(table, tokens))
         for i in range(model.depth):
             x = _Layer(model.cell, model.width, name=f"layer_{i}")(x)
         return readout(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from tasks.models.base import record
 from tasks.models.blocks import BlockModel, Residual, check_choice
-from tasks.models.layers import Embedding, Norm, readout
+from tasks.models.layers import Embedding, Norm, lookup, readout
 
 Positions = Literal["learned", "rotary"]
 Readout = Literal["untied", "tied"]
@@ -64,7 +64,7 @@ class _TransformerModule(nn.Module):
         embedding = Embedding(self.vocabulary, model.width, std=size, name="embedding")
         table = embedding()
         # A token beyond the vocabulary is NaN, not silently the last one.
-        x = jnp.take(table, tokens, axis=0) / size
+        x = lookup(table, tokens) / size
         if model.positions == "learned":
             places = Embedding(
                 tokens.shape[1], model.width, "positions", name="positions"

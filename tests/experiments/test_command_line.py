@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
-from experiments import command_line, configs, evaluate, export, train
+from experiments import (
+    command_line,
+    configs,
+    coordinate_check,
+    evaluate,
+    export,
+    learning_rate_transfer,
+    train,
+)
 from experiments.command_line import BAD_INPUT, InputError
 from experiments.serialization import decode, differences, encode
+from parametrization import STANDARD
+from tasks.families import FAMILIES
 
 
 def parse(*arguments):
@@ -33,7 +44,7 @@ def test_fields_are_overridden_by_dotted_names():
         (["--estimator.sigma", "abc"], ["--estimator.sigma", "'abc'", "FLOAT"]),
         (["--num-steps", "1.5"], ["--num-steps", "'1.5'", "INT"]),
         (["--num-steps", "0"], ["num_steps = 0", "must lie in [1, 10⁸)"]),
-        (["--task.batch-size", "-3"], ["batch_size = -3", "must be positive"]),
+        (["--task.batch-size", "-3"], ["batch_size = -3", "must be a positive"]),
         (["--task.model.widths", "0"], ["widths = (0,)", "positive"]),
         (
             ["--estimator.sigma", "nan"],
@@ -141,3 +152,62 @@ def test_differences_name_leaves():
         "d: None -> absent",
         "e: absent -> 3",
     ]
+
+
+def test_a_data_folder_is_no_field_of_a_configuration(monkeypatch, tmp_path):
+    monkeypatch.delenv(command_line.DATA_DIR, raising=False)
+    for given in (["--data-dir", str(tmp_path)], [f"--data-dir={tmp_path}"]):
+        name, config = parse(*given, "quickstart", "--seed", "3")
+        assert (name, config.seed) == ("quickstart", 3)
+        assert os.environ[command_line.DATA_DIR] == str(tmp_path)
+    for given in (["--data-dir"], ["--data-dir="], ["--data-dir", "~nobody/x"]):
+        with pytest.raises(InputError, match="--data-dir"):
+            parse("quickstart", *given)
+
+
+def test_a_preset_on_prepared_data_is_overridden_before_the_disk_is_read(monkeypatch):
+    monkeypatch.setenv(command_line.DATA_DIR, "/nowhere")
+    name, config = parse("tfds_images", "--task.data.name", "cifar10_subset")
+    assert name == "tfds_images" and config.task.data.name == "cifar10_subset"
+
+
+def test_every_family_is_a_preset_of_every_command_and_survives_json():
+    for name in FAMILIES:
+        config = configs.on_family(name)
+        stored = json.loads(json.dumps(encode(config)))
+        assert decode(configs.TrainConfig, stored) == config
+    for make in (coordinate_check._preset, learning_rate_transfer._preset):
+        assert make("vit").task.width == 32
+        with pytest.raises(ValueError, match="a Quadratic has no width"):
+            make("quadratic")
+
+
+def test_checks_refuse_what_they_would_ignore():
+    task = FAMILIES["mlp"].task().with_rules(STANDARD)
+    for config in (
+        coordinate_check.CoordinateConfig,
+        learning_rate_transfer.TransferConfig,
+    ):
+        with pytest.raises(ValueError, match=r"task\.model\.rules = STANDARD: leave"):
+            config(task)
+
+
+def test_a_coordinate_check_from_the_command_line(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["mlp", "--sizes", "8", "16", "--num-steps", "2", "--num-seeds", "1"]
+    monkeypatch.setattr("sys.argv", ["check", *arguments, "--out-dir", str(out)])
+    coordinate_check.main()
+    text = capsys.readouterr().out
+    assert "μP (ADAM_LIKE), after 2 steps" in text and "standard: " in text
+    stored = json.loads((out / "coordinate_check.json").read_text())
+    assert stored["checks"]["μP"]["sizes"] == [8, 16]
+    assert (out / "coordinate_check.png").read_bytes().startswith(b"\x89PNG")
+    # Nothing moves, or everything diverges: numbers and a word, never a traceback.
+    for rate, word in (("1e-50", "no layer has moved"), ("1e38", "diverged")):
+        given = [*arguments, "--learning-rate", rate, "--out-dir", str(out)]
+        monkeypatch.setattr("sys.argv", ["check", *given])
+        coordinate_check.main()
+        assert word in capsys.readouterr().out
+        json.loads(
+            (out / "coordinate_check.json").read_text(), parse_constant=pytest.fail
+        )

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from parametrization import STANDARD
 from tasks.autoencoding import Autoencoding, reconstruction_loss
 from tasks.base import sample
-from tasks.data.images import partition
+from tasks.data.images import Images, partition
 from tasks.models.autoencoder import VAE, AutoEncoder
 from tests.tasks import families
 from tests.tasks.families import KEY
@@ -46,7 +46,7 @@ def digits():
 
 
 @dataclasses.dataclass(frozen=True)
-class Colours:
+class Colours(Images):
     """Tiny images of three channels with different statistics."""
 
     image_shape = (2, 2, 3)
@@ -245,7 +245,7 @@ def test_the_model_is_reached_through_the_task():
 
 
 def test_bad_fields_are_refused():
-    with pytest.raises(ValueError, match="batch_size = 0 must be positive"):
+    with pytest.raises(ValueError, match="batch_size = 0 must be a positive"):
         Autoencoding(batch_size=0)
     with pytest.raises(ValueError, match="reconstruction = 'l1' must be one of mse, b"):
         Autoencoding(reconstruction="l1")

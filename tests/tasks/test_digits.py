@@ -126,5 +126,5 @@ def test_batches_are_examples_of_their_split(data, draw, split):
 
 def test_an_empty_batch_is_refused():
     for size in (0, -1):
-        with pytest.raises(ValueError, match=f"batch_size = {size} must be positive"):
+        with pytest.raises(ValueError, match=f"batch_size = {size} must be a positive"):
             ImageClassification(batch_size=size)

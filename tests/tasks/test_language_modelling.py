@@ -16,7 +16,7 @@ from parametrization import ADAM_LIKE, STANDARD
 from parametrization.rules import Rules
 from tasks.base import SPLITS, Task, sample
 from tasks.data import standard_library
-from tasks.data.text import TextBatch, TextDataset, token_dtype
+from tasks.data.text import Text, TextBatch, TextDataset, token_dtype
 from tasks.language_modelling import LanguageModelling
 from tasks.models.base import Model, record
 from tasks.models.layers import Embedding, readout
@@ -66,7 +66,7 @@ class _BigramModule(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cycle:
+class Cycle(Text):
     """0, 1, … V-1, 0, 1, …: the next token follows from the last one."""
 
     vocab_size: int = 16
@@ -205,9 +205,19 @@ def test_a_transformer_starts_at_chance_in_this_task():
     assert task.specs()["readout"]["kernel"].fan_in_mult == 2.0
 
 
+class Flat(MLP):
+    """Takes tokens, and makes logits for a window instead of for each place."""
+
+    input_dtype = jnp.int32
+
+
 def test_a_model_without_an_output_per_place_is_refused():
-    task = LanguageModelling(MLP((8,), base_width=8), Cycle(), 8, 4)
-    with pytest.raises(ValueError, match=r"model MLP .* \(4, 16\), .* \(4, 8, 16\)"):
+    with pytest.raises(
+        ValueError, match="model = MLP takes no tokens; use Transformer"
+    ):
+        LanguageModelling(MLP((8,), base_width=8), Cycle(), 8, 4)
+    task = LanguageModelling(Flat((8,), base_width=8), Cycle(), 8, 4)
+    with pytest.raises(ValueError, match=r"model Flat .* \(4, 16\), .* \(4, 8, 16\)"):
         jax.eval_shape(lambda: first_loss(task))
 
 
