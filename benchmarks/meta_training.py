@@ -48,7 +48,7 @@ def build(case: str, optimizer: str) -> tuple[Any, Any]:
         Objective,
         OuterOptimizer,
     )
-    from metatrain.outer import InnerTraining
+    from metatrain.outer import InnerTraining, ProblemGroup
     from parametrization import ADAM_LIKE
     from tasks import MLP, ImageClassification
     from tasks.data.images import ImageDataset, Images, partition
@@ -76,7 +76,7 @@ def build(case: str, optimizer: str) -> tuple[Any, Any]:
     else:
         lopt = SmallFC(hidden_size=int(optimizer.split()[-1]), rules=ADAM_LIKE)
     training = MetaTraining(
-        InnerTraining(task, lopt, Objective()),
+        (ProblemGroup(case, InnerTraining(task, lopt, Objective())),),
         lopt,
         EvolutionStrategy(truncation=window, lengths=EpisodeLengths(1000, 1000)),
         OuterOptimizer(),
@@ -96,13 +96,13 @@ def measure(case: str, optimizer: str, seconds: float) -> dict[str, Any]:
     jax.block_until_ready(product(matrix, matrix))
 
     begin = time.perf_counter()
-    state, metrics = training.step(training.init(), dataset)
+    state, metrics = training.step(training.init(), {0: dataset})
     jax.block_until_ready(metrics)
     first = time.perf_counter() - begin
     steps, products = [], []
     while sum(steps) < seconds:
         begin = time.perf_counter()
-        state, metrics = training.step(state, dataset)
+        state, metrics = training.step(state, {0: dataset})
         jax.block_until_ready(metrics)
         steps.append(time.perf_counter() - begin)
         begin = time.perf_counter()

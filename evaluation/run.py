@@ -1,11 +1,6 @@
 """Training runs for evaluation: the inner loop of meta-training, vmapped over seeds.
 
-A run is a function of (task, optimizer, θ, horizon, seed). The seed alone determines
-the initial parameters and every batch, whatever the optimizer, so runs of two
-optimizers are paired by seed; and the batch of step t does not depend on the horizon,
-because counter-based random bits of a longer draw begin with those of a shorter one.
-The keys come from the purpose "evaluation", so no run repeats a batch sequence of
-meta-training.
+`evaluation.training` says what a seed determines; this file measures what comes of it.
 
 Divergence is data. Every loss that is averaged is first capped as in meta-training, at
 1.5 × the loss at chance, NaN and infinity included; curves are kept as they were, and
@@ -23,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evaluation.training import Trained, train, train_streamed
 from lopt.base import LearnedOptimizer, Theta
-from metatrain.inner import InnerState, start
 from metatrain.keys import stream
 from metatrain.objective import Objective
-from metatrain.unroll import unroll
+from metatrain.streaming import HostDataset
 from tasks.base import Dataset, Split, Task
 
 PIECE = 1000
@@ -50,7 +45,8 @@ class RunResult(NamedTuple):
     test_accuracy: np.ndarray  # [R]
     diverged: np.ndarray  # [R] bool: not finite somewhere, or at the cap at the end
     capped_steps: np.ndarray  # [R] int, steps whose loss counted as the cap
-    seconds: np.ndarray  # [R] wall time of one run's share, without compilation
+    seconds: np.ndarray  # [R] wall time of one run's share; compilation is not in it,
+    # unless the data was streamed
 
 
 def cap(losses: jax.Array, task: Task) -> jax.Array:
@@ -65,7 +61,7 @@ def evaluate(
     theta: Theta,
     num_steps: int,
     seeds: Sequence[int],
-    dataset: Dataset | None = None,
+    dataset: Dataset | HostDataset | None = None,
 ) -> RunResult:
     """Trains once per seed with one θ; all seeds are one vmapped program.
 
@@ -87,7 +83,7 @@ def evaluate_each(
     thetas: Theta,
     num_steps: int,
     seeds: Sequence[int],
-    dataset: Dataset | None = None,
+    dataset: Dataset | HostDataset | None = None,
 ) -> RunResult:
     """Trains once per pair of a θ and a seed.
 
@@ -141,7 +137,7 @@ def mean_loss(
     theta: Theta,
     num_steps: int,
     seeds: Sequence[int],
-    dataset: Dataset,
+    dataset: Dataset | HostDataset,
     split: Split = "outer_valid",
 ) -> tuple[jax.Array, jax.Array]:
     """The cheap figure by which meta-training chooses θ; compiled once.
@@ -161,6 +157,11 @@ def mean_loss(
     """
     if split == "train":
         raise ValueError("split = 'train' is not held out; the second value is that")
+    if isinstance(dataset, HostDataset):
+        trained = train_streamed(
+            task, lopt, theta, seeds, dataset, num_steps, split, stacked=False
+        )
+        return _mean_losses(task, trained.losses, trained.aux["train_loss"])
     return _mean_loss(task, lopt, num_steps, split, theta, jnp.asarray(seeds), dataset)
 
 
@@ -175,36 +176,23 @@ def _mean_loss(
     dataset: Dataset,
 ) -> tuple[jax.Array, jax.Array]:
     def one(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
-        _, losses, aux, _ = _train(task, lopt, theta, seed, dataset, num_steps, split)
-        chance = task.loss_at_chance
-        held_out = _OBJECTIVE.normalize(losses, chance)
-        train = _OBJECTIVE.normalize(aux["train_loss"], chance)
-        return jnp.mean(held_out), jnp.mean(train)
+        run = train(task, lopt, theta, seed, dataset, num_steps, split)
+        return run.losses, run.aux["train_loss"]
 
-    held_out, train = jax.vmap(one)(seeds)
-    return jnp.mean(held_out), jnp.mean(train)
+    return _mean_losses(task, *jax.vmap(one)(seeds))
 
 
-def _train(
-    task: Task,
-    lopt: LearnedOptimizer,
-    theta: Theta,
-    seed: jax.Array,
-    dataset: Dataset,
-    num_steps: int,
-    split: Split = "train",
-) -> tuple[InnerState, jax.Array, dict[str, jax.Array], jax.Array]:
-    """One run: the only place that says what a seed determines.
-
-    Returns:
-        What `unroll` returns, and the run's key for what follows it.
-    """
-    key = stream(jax.random.key(seed), "evaluation")
-    state = start(task, lopt, theta, stream(key, "init"), num_steps)
-    state, losses, aux = unroll(
-        task, lopt, theta, state, dataset, stream(key, "unroll"), num_steps, split
+def _mean_losses(
+    task: Task, held_out: jax.Array, training: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Means `[]` over seeds and steps of losses `[R, H]`, normalized and capped."""
+    chance = task.loss_at_chance
+    of_seeds = (
+        jnp.mean(_OBJECTIVE.normalize(losses, chance), axis=1)
+        for losses in (held_out, training)
     )
-    return state, losses, aux, key
+    held_out_loss, training_loss = map(jnp.mean, of_seeds)
+    return held_out_loss, training_loss
 
 
 def _run(
@@ -216,7 +204,12 @@ def _run(
     dataset: Dataset,
 ) -> dict[str, jax.Array]:
     """One run: the fields of `RunResult` without `[R]`, but for the wall time."""
-    state, curve, _, key = _train(task, lopt, theta, seed, dataset, num_steps)
+    return _outcome(task, dataset, train(task, lopt, theta, seed, dataset, num_steps))
+
+
+def _outcome(task: Task, dataset: Dataset, run: Trained) -> dict[str, jax.Array]:
+    """What is measured of a run that is over."""
+    state, curve, _, key = run
     losses = cap(curve, task)
     at_cap = _OBJECTIVE.diverged(_OBJECTIVE.normalize(curve, task.loss_at_chance))
     finite = jnp.all(jnp.isfinite(curve))
@@ -267,10 +260,18 @@ def _execute(
     theta: Theta,
     num_steps: int,
     seeds: Sequence[int],
-    dataset: Dataset,
+    dataset: Dataset | HostDataset,
     *,
     stacked: bool,
 ) -> RunResult:
+    if isinstance(dataset, HostDataset):
+        begin = time.perf_counter()
+        trained = train_streamed(
+            task, lopt, theta, seeds, dataset, num_steps, stacked=stacked
+        )
+        fields = jax.device_get(_outcomes(task, dataset.resident, trained))
+        seconds = (time.perf_counter() - begin) / len(seeds)
+        return RunResult(**fields, seconds=np.full(len(seeds), seconds))
     args = (theta, jnp.asarray(seeds, jnp.int32), dataset)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
     leaves, structure = jax.tree.flatten(shapes)
@@ -279,6 +280,12 @@ def _execute(
     fields = jax.device_get(program(*args))
     seconds = (time.perf_counter() - begin) / len(seeds)
     return RunResult(**fields, seconds=np.full(len(seeds), seconds))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outcomes(task: Task, resident: Dataset, runs: Trained) -> dict[str, jax.Array]:
+    """`_outcome` of every run, `[R]` in front."""
+    return jax.vmap(lambda run: _outcome(task, resident, run))(runs)
 
 
 @functools.lru_cache(maxsize=64)

@@ -15,15 +15,22 @@ from typing import Literal
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.objective import Objective
-from metatrain.outer import InnerTraining, MetaTraining, OuterOptimizer
+from metatrain.outer import (
+    InnerTraining,
+    MetaTraining,
+    OuterOptimizer,
+    ProblemGroup,
+)
 from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
-from tasks.families import FAMILIES, PREPARED, AnyTask
+from tasks.families import NAMED, AnyTask
+from tasks.groups import TaskDistribution
 from tasks.language_modelling import LanguageModelling
 from tasks.modelled import ModelTask
 from tasks.models.mlp import MLP
+from tasks.variation import Variation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +66,9 @@ class RunOptions:
     """How many of the newest checkpoints stay."""
     log_every: int = 20
     """Outer steps between lines of progress and flushes of metrics.jsonl."""
+    stream: bool = False
+    """Keep the training rows on the host, for data that does not fit on the device: the
+    same batches, fetched window by window while the device computes."""
     stop_after: int | None = None
     """Stop, with a checkpoint, after this outer step; the same command without it goes
     on."""
@@ -73,10 +83,10 @@ class RunOptions:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Meta-training of one learned optimizer on one task."""
+    """Meta-training of one learned optimizer."""
 
-    task: AnyTask
-    """What the optimizer is trained on."""
+    task: AnyTask | TaskDistribution
+    """What the optimizer is trained on: a task, or groups of them."""
     lopt: SmallFC
     """The learned optimizer."""
     estimator: EvolutionStrategy
@@ -85,6 +95,8 @@ class TrainConfig:
     """The optimizer of θ."""
     num_steps: int
     """Outer steps of the whole run; a finished run can be made longer."""
+    variation: Variation = Variation()
+    """What differs between episodes of a single task; groups have their own."""
     objective: Objective = Objective()
     """What counts as meta-loss."""
     validation: Validation = Validation()
@@ -99,12 +111,39 @@ class TrainConfig:
             raise ValueError(f"num_steps = {self.num_steps} must lie in [1, 10⁸)")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed = {self.seed} must lie in [0, 2³¹)")
+        if not isinstance(self.task, TaskDistribution):
+            self.variation.check(self.task)
+        elif self.variation != Variation():
+            raise ValueError(
+                "variation is that of a single task: give each group of the "
+                "distribution its own, as --task.groups.0.variation.FIELD"
+            )
+
+    @property
+    def distribution(self) -> TaskDistribution:
+        """The groups of tasks; a single task is one group."""
+        if isinstance(self.task, TaskDistribution):
+            return self.task
+        return TaskDistribution.single(self.task, self.variation)
 
     def build(self) -> MetaTraining:
         """The meta-training that this configuration describes."""
-        problem = InnerTraining(self.task, self.lopt, self.objective)
+        groups = tuple(
+            ProblemGroup(
+                group.name,
+                InnerTraining(group.task, self.lopt, self.objective, group.variation),
+                group.weight,
+            )
+            for group in self.distribution.groups
+        )
         return MetaTraining(
-            problem, self.lopt, self.estimator, self.outer, self.num_steps, self.seed
+            groups,
+            self.lopt,
+            self.estimator,
+            self.outer,
+            self.num_steps,
+            self.seed,
+            self.distribution.each_step,
         )
 
 
@@ -134,7 +173,7 @@ def on_family(name: str) -> TrainConfig:
     Shorter and with fewer particles than the quickstart, since most families cost more
     per step than its MLP. Nothing here was tuned.
     """
-    task = (FAMILIES | PREPARED)[name].task()
+    task = NAMED[name].task()
     if isinstance(task, LanguageModelling):
         task = dataclasses.replace(task, length=32, batch_size=16)
     elif isinstance(task, ModelTask):
@@ -161,6 +200,6 @@ PRESETS: dict[str, tuple[str, Callable[[], TrainConfig]]] = {
     ),
     **{
         name: (f"a start, not tuned: {family.description}", partial(on_family, name))
-        for name, family in (FAMILIES | PREPARED).items()
+        for name, family in NAMED.items()
     },
 }

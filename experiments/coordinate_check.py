@@ -36,7 +36,7 @@ from lopt.small_fc import SmallFC
 from parametrization.coordinate_check import CoordinateCheck, coordinate_check
 from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
 from tasks.base import Batch, sample
-from tasks.families import FAMILIES, PREPARED, AnyTask
+from tasks.families import NAMED, AnyTask
 from tasks.modelled import ModelTask
 
 PROGRAM = "python -m experiments.coordinate_check"
@@ -270,14 +270,14 @@ def run(config: CoordinateConfig, name: str) -> None:
 
 
 def _preset(name: str) -> CoordinateConfig:
-    return CoordinateConfig((FAMILIES | PREPARED)[name].task())
+    return CoordinateConfig(NAMED[name].task())
 
 
 def main() -> None:
     """Command line."""
     presets = {
         name: (family.description, partial(_preset, name))
-        for name, family in (FAMILIES | PREPARED).items()
+        for name, family in NAMED.items()
     }
     name, config = command_line.choose_preset(presets, PROGRAM, sys.argv[1:])
     if config.artifact is not None and not config.artifact.is_dir():

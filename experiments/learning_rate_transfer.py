@@ -23,7 +23,7 @@ from experiments.serialization import encode
 from lopt.baselines import Adam
 from lopt.integrity import write_text
 from parametrization.rules import ADAM_LIKE, STANDARD
-from tasks.families import FAMILIES, PREPARED, AnyTask
+from tasks.families import NAMED, AnyTask
 from tasks.modelled import ModelTask
 
 PROGRAM = "python -m experiments.learning_rate_transfer"
@@ -120,14 +120,14 @@ def run(config: TransferConfig, name: str) -> None:
 
 
 def _preset(name: str) -> TransferConfig:
-    return TransferConfig((FAMILIES | PREPARED)[name].task())
+    return TransferConfig(NAMED[name].task())
 
 
 def main() -> None:
     """Command line."""
     presets = {
         name: (family.description, partial(_preset, name))
-        for name, family in (FAMILIES | PREPARED).items()
+        for name, family in NAMED.items()
     }
     name, config = command_line.choose_preset(presets, PROGRAM, sys.argv[1:])
     run(config, name)

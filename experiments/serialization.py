@@ -23,6 +23,7 @@ from tasks.data.standard_library import StandardLibrary
 from tasks.data.tfds_images import TFDSImages
 from tasks.data.tfds_text import TFDSText
 from tasks.data.tokenizers import BytePairs, Bytes
+from tasks.groups import TaskDistribution
 from tasks.language_modelling import LanguageModelling
 from tasks.models.autoencoder import VAE, AutoEncoder
 from tasks.models.convolutional import ConvNet
@@ -44,6 +45,7 @@ COMPONENTS: dict[str, type] = {
         *(Quadratic, NoisyQuadratic, Valley),
         *(MLP, ConvNet, ResNet, ViT, Transformer, Recurrent, AutoEncoder, VAE),
         *(Digits, Signals, TFDSImages, StandardLibrary, TFDSText, Bytes, BytePairs),
+        TaskDistribution,
     )
 }
 """Dataclasses that a field of an abstract type may hold, by the `kind` in the JSON."""

@@ -30,8 +30,10 @@ from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
 from experiments.serialization import decode, encode
 from lopt.artifact import FILES, Artifact
 from lopt.base import Theta
+from metatrain import streaming
 from metatrain.checkpoint import Checkpoints
 from metatrain.outer import MetaTraining, OuterState
+from metatrain.streaming import Feed, HostDataset
 from tasks.base import Dataset
 from tasks.modelled import ModelTask
 
@@ -96,11 +98,14 @@ def train(config: TrainConfig, name: str) -> Path:
         directory.claim(encode(config))
         training = config.build()
         with reported():
-            dataset = config.task.load_data()
+            datasets = [
+                streaming.load(group.task, stream=config.run.stream)
+                for group in config.distribution.groups
+            ]
         checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
         state = _start_or_resume(training, checkpoints, directory)
         if int(state.outer.step) < config.num_steps:
-            state = _advance(config, training, dataset, state, checkpoints, directory)
+            state = _advance(config, training, datasets, state, checkpoints, directory)
         else:
             print(f"{directory.path} is trained: {config.num_steps} outer steps")
         if int(state.outer.step) >= config.num_steps:
@@ -132,7 +137,7 @@ def _first_state(training: MetaTraining) -> TrainingState:
 def _advance(
     config: TrainConfig,
     training: MetaTraining,
-    dataset: Dataset,
+    datasets: list[Dataset | HostDataset],
     state: TrainingState,
     checkpoints: Checkpoints,
     directory: RunDirectory,
@@ -145,14 +150,17 @@ def _advance(
     outer, best = state
     if first:
         print(f"{directory.path}: going on from step {first}")
-    print("compiling the outer step (seconds, once)", flush=True)
-    with display, _stop_on_signals() as interrupt:
+    tasks = [group.task for group in config.distribution.groups]
+    programs = f", {len(tasks)} groups" if len(tasks) > 1 else ""
+    print(f"compiling the outer step (seconds, once{programs})", flush=True)
+    feed = Feed(training, tasks, datasets)
+    with feed, display, _stop_on_signals() as interrupt:
         for step in range(first + 1, last + 1):
-            outer, metrics = training.step(outer, dataset)
+            outer, metrics = training.step(outer, feed.at(step - 1))
             recorder.add(step, metrics)
             if step % config.validation.every == 0 or step == config.num_steps:
                 recorder.flush()
-                best = _validate(config, dataset, outer, best, recorder)
+                best = _validate(config, datasets, outer, best, recorder)
                 display.restart_clock()
             interrupted = interrupt.requested  # read once: a signal may come any time
             if interrupted or step == last or step % config.run.checkpoint_every == 0:
@@ -208,20 +216,27 @@ def _number(value: jax.Array) -> float | None:
 
 def _validate(
     config: TrainConfig,
-    dataset: Dataset,
+    datasets: list[Dataset | HostDataset],
     outer: OuterState,
     best: Best,
     recorder: _Recorder,
 ) -> Best:
-    validation = config.validation
-    held_out, train_loss = mean_loss(
-        config.task,
-        config.lopt,
-        outer.average,
-        validation.num_steps,
-        range(FIRST_SEED, FIRST_SEED + validation.num_seeds),
-        dataset,
+    validation, groups = config.validation, config.distribution.groups
+    losses = np.array(
+        [
+            mean_loss(
+                group.task,
+                config.lopt,
+                outer.average,
+                validation.num_steps,
+                range(FIRST_SEED, FIRST_SEED + validation.num_seeds),
+                dataset,
+            )
+            for group, dataset in zip(groups, datasets, strict=True)
+        ]
     )
+    weights = np.array([group.weight for group in groups])
+    held_out, train_loss = np.average(losses, 0, weights)
     loss = held_out if validation.figure == "held_out" else train_loss
     better = float(loss) < float(best.loss)
     row = {
@@ -230,6 +245,10 @@ def _validate(
         "train_loss": float(train_loss),
         "chosen": better,
     }
+    if len(groups) > 1:
+        for group, pair in zip(groups, losses, strict=True):
+            row[f"held_out_loss/{group.name}"] = float(pair[0])
+            row[f"train_loss/{group.name}"] = float(pair[1])
     recorder.directory.append(VALIDATION, [row])
     recorder.display.say(
         f"step {row['step']:>5}: validation loss: training {float(train_loss):.4f}, "
@@ -269,8 +288,10 @@ def _release(
 
 def make_artifact(config: TrainConfig, state: TrainingState) -> Artifact:
     """The optimizer of the best validated θ, with its provenance."""
-    task = config.task
-    sizes = task.model.base_sizes if isinstance(task, ModelTask) else {}
+    tasks = [group.task for group in config.distribution.groups]
+    bases = [t.model.base_sizes if isinstance(t, ModelTask) else {} for t in tasks]
+    # Only what all groups agree on is the base of the optimizer.
+    sizes = dict(set(bases[0].items()).intersection(*(base.items() for base in bases)))
     return Artifact(
         config.lopt,
         state.best.theta,

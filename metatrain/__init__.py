@@ -3,7 +3,7 @@
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.inner import InnerState
 from metatrain.objective import Objective
-from metatrain.outer import MetaTraining, OuterOptimizer, OuterState
+from metatrain.outer import MetaTraining, OuterOptimizer, OuterState, ProblemGroup
 from metatrain.truncation import EpisodeLengths
 from metatrain.unroll import unroll
 
@@ -15,5 +15,6 @@ __all__ = [
     "Objective",
     "OuterOptimizer",
     "OuterState",
+    "ProblemGroup",
     "unroll",
 ]

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from lopt.base import LearnedOptimizer, Theta
+from tasks import variation
 from tasks.base import Batch, Task
+from tasks.variation import UNVARIED, Variant
 
 
 class InnerState(NamedTuple):
@@ -27,9 +29,10 @@ def start(
     theta: Theta,
     key: jax.Array,
     length: int | jax.Array,
+    variant: Variant = UNVARIED,
 ) -> InnerState:
     """A new run of `length` steps from freshly initialized parameters."""
-    params = task.init(key)
+    params = variation.init(task, variant, key)
     optimizer = lopt.as_optax(theta, task.specs(), length)
     return InnerState(
         params,
@@ -45,17 +48,25 @@ def inner_step(
     state: InnerState,
     batch: Batch,
     key: jax.Array,
+    variant: Variant = UNVARIED,
 ) -> tuple[InnerState, jax.Array, dict[str, jax.Array]]:
     """One step of training.
 
     Returns:
-        The next state, the batch's loss `[]` *before* the update, auxiliary scalars.
+        The next state, the batch's loss `[]` *before* the update and without the
+        variant's loss scale, auxiliary scalars.
     """
-    (loss, aux), grads = jax.value_and_grad(task.loss, has_aux=True)(
-        state.params, key, batch
+
+    def scaled_loss(params: Any) -> tuple[jax.Array, Any]:
+        loss, aux = variation.loss(task, variant, params, key, batch)
+        scale = variant.loss_scale
+        return loss if scale is None else scale * loss, (loss, aux)
+
+    (seen, (loss, aux)), grads = jax.value_and_grad(scaled_loss, has_aux=True)(
+        state.params
     )
     updates, opt_state = optimizer.update(
-        grads, state.opt_state, state.params, loss=loss
+        grads, state.opt_state, state.params, loss=seen
     )
     params = optax.apply_updates(state.params, updates)
     return InnerState(params, opt_state, state.step + 1, state.length), loss, aux

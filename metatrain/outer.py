@@ -1,15 +1,23 @@
-"""The outer step: meta-gradient, clipping, AdamW on θ.
+"""The outer step: meta-gradients of groups of tasks, clipping, AdamW on θ.
 
-`MetaTraining.step` is the only jitted function of meta-training. Its state holds no
-key: all randomness follows from the root seed and the outer step, so a run that is
-resumed goes on as if it had never stopped.
+Tasks of one static shape are a group, and each group is a program of its own: an outer
+step runs the programs of its groups one after the other, takes the weighted mean of
+their meta-gradients, and a last program moves θ. So another group costs one more
+compilation, and what differs inside a group costs none.
+
+The state holds no key: all randomness follows from the root seed and the outer step, so
+a run that is resumed goes on as if it had never stopped.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+import hashlib
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +25,15 @@ import optax
 
 from lopt.base import LearnedOptimizer, Theta
 from metatrain import inner
-from metatrain.estimators.base import Problem
+from metatrain.estimators.base import Estimate, Problem, Windowed
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.inner import InnerState
 from metatrain.keys import stream
 from metatrain.objective import Objective
 from metatrain.unroll import unroll
 from tasks.base import Dataset, Task
+from tasks.groups import EachStep
+from tasks.variation import Variant, Variation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,20 +43,34 @@ class InnerTraining:
     task: Task
     lopt: LearnedOptimizer
     objective: Objective
+    variation: Variation = Variation()
 
-    def start(self, theta: Theta, key: jax.Array, length: jax.Array) -> InnerState:
+    def __post_init__(self) -> None:
+        self.variation.check(self.task)
+
+    def sample(self, key: jax.Array) -> Variant:
+        """What is particular about one episode (see `Problem.sample`)."""
+        return self.variation.sample(self.task, key)
+
+    def start(
+        self, theta: Theta, variant: Variant, key: jax.Array, length: jax.Array
+    ) -> InnerState:
         """A new episode (see `Problem.start`)."""
-        return inner.start(self.task, self.lopt, theta, key, length)
+        return inner.start(self.task, self.lopt, theta, key, length, variant)
 
     def unroll(
         self,
         theta: Theta,
         episode: InnerState,
-        dataset: Dataset,
+        variant: Variant,
+        dataset: Dataset | Windowed,
         key: jax.Array,
         num_steps: int,
     ) -> tuple[InnerState, jax.Array, jax.Array]:
         """Advances an episode (see `Problem.unroll`)."""
+        window = None
+        if isinstance(dataset, Windowed):
+            dataset, window = dataset
         episode, losses, _ = unroll(
             self.task,
             self.lopt,
@@ -56,6 +80,8 @@ class InnerTraining:
             key,
             num_steps,
             self.objective.split,
+            variant,
+            window,
         )
         losses = self.objective.normalize(losses, self.task.loss_at_chance)
         return episode, losses, self.objective.diverged(losses[-1])
@@ -129,29 +155,56 @@ class OuterState(NamedTuple):
     theta: Theta
     average: Theta  # running average of θ over outer steps
     outer_opt_state: Any
-    estimator_state: Any
+    estimator_states: tuple[Any, ...]  # one for each group
     step: jax.Array  # [] int32, outer steps taken
+
+
+@dataclasses.dataclass(frozen=True)
+class ProblemGroup:
+    """What meta-training optimizes on tasks of one static shape."""
+
+    name: str
+    problem: Problem
+    weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class MetaTraining:
     """Everything that determines a run of meta-training, static under `jit`."""
 
-    problem: Problem
+    groups: tuple[ProblemGroup, ...]
     lopt: LearnedOptimizer
     estimator: EvolutionStrategy
     outer: OuterOptimizer
     num_steps: int
     seed: int = 0
+    each_step: EachStep = "all"
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps < 10**8:
             raise ValueError(f"num_steps = {self.num_steps} must lie in [1, 10⁸)")
+        if not self.groups:
+            raise ValueError("groups = (): there must be one at least")
+        if self.each_step not in get_args(EachStep):
+            raise ValueError(f"each_step = {self.each_step!r} must be 'all' or 'one'")
 
     @property
     def inner_steps_per_step(self) -> int:
         """Inner steps of one outer step, both members of every pair counted."""
-        return 2 * self.estimator.num_pairs * self.estimator.truncation
+        groups = len(self.groups) if self.each_step == "all" else 1
+        return groups * 2 * self.estimator.num_pairs * self.estimator.truncation
+
+    def groups_at(self, step: int) -> tuple[int, ...]:
+        """Which groups the outer step after `step` others runs.
+
+        All of them, or one that is drawn with probability in proportion to its weight.
+        """
+        if self.each_step == "all" or len(self.groups) == 1:
+            return tuple(range(len(self.groups)))
+        ends = list(itertools.accumulate(group.weight for group in self.groups))
+        digest = hashlib.sha256(f"group {self.seed} {step}".encode()).digest()
+        place = int.from_bytes(digest[:6], "big") / 2**48 * ends[-1]
+        return (min(bisect.bisect_right(ends, place), len(ends) - 1),)
 
     @functools.partial(jax.jit, static_argnums=0)
     def init(self) -> OuterState:
@@ -162,46 +215,106 @@ class MetaTraining:
             theta=theta,
             average=jax.tree.map(jnp.copy, theta),
             outer_opt_state=self.outer.build(self.num_steps).init(theta),
-            estimator_state=self.estimator.init(self.problem, theta),
+            estimator_states=tuple(
+                self.estimator.init(group.problem, theta) for group in self.groups
+            ),
             step=jnp.zeros([], jnp.int32),
         )
 
-    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def step(
-        self, state: OuterState, dataset: Dataset
+        self, state: OuterState, datasets: Mapping[int, Dataset | Windowed]
     ) -> tuple[OuterState, dict[str, jax.Array]]:
         """One outer step; the given state is consumed.
 
+        Args:
+            state: where meta-training stands.
+            datasets: of the groups of this step (see `groups_at`), by their place.
+
         Returns:
-            The next state, and scalar metrics `[]` of this step.
+            The next state, and scalar metrics `[]` of this step: means over its groups
+            by weight, and where there are several, `NAME/GROUP` of each.
         """
+        states = list(state.estimator_states)
+        estimates: list[Estimate] = []
+        chosen = sorted(datasets)
+        for index in chosen:
+            estimate, states[index] = self._estimate(
+                index, state.theta, states[index], state.step, datasets[index]
+            )
+            estimates.append(estimate)
+        weights = jnp.asarray([self.groups[i].weight for i in chosen], jnp.float32)
+        core, metrics = self._move(
+            (state.theta, state.average, state.outer_opt_state, state.step),
+            [(estimate.grad, estimate.metrics) for estimate in estimates],
+            weights / weights.sum(),
+        )
+        if len(self.groups) > 1:
+            for index, estimate in zip(chosen, estimates, strict=True):
+                name = self.groups[index].name
+                metrics |= {f"{k}/{name}": v for k, v in estimate.metrics.items()}
+        theta, average, outer_opt_state, step = core
+        new = OuterState(theta, average, outer_opt_state, tuple(states), step)
+        return new, metrics
+
+    def group_key(self, index: int, step: int | jax.Array) -> jax.Array:
+        """The key of one group's estimate in the outer step after `step` others."""
         root = stream(jax.random.key(self.seed), "outer steps")
-        key = jax.random.fold_in(root, state.step)
-        estimate, estimator_state = self.estimator.estimate(
-            self.problem, state.theta, state.estimator_state, dataset, key
+        key = jax.random.fold_in(root, step)
+        if len(self.groups) == 1:
+            return key
+        return stream(key, f"group {self.groups[index].name}")
+
+    @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+    def _estimate(
+        self,
+        index: int,
+        theta: Theta,
+        estimator_state: Any,
+        step: jax.Array,
+        dataset: Dataset | Windowed,
+    ) -> tuple[Estimate, Any]:
+        """One group's meta-gradient."""
+        return self.estimator.estimate(
+            self.groups[index].problem,
+            theta,
+            estimator_state,
+            dataset,
+            self.group_key(index, step),
         )
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def _move(
+        self,
+        core: tuple[Theta, Theta, Any, jax.Array],
+        estimates: list[tuple[Theta, dict[str, jax.Array]]],
+        weights: jax.Array,
+    ) -> tuple[tuple[Theta, Theta, Any, jax.Array], dict[str, jax.Array]]:
+        """Moves θ along the mean of meta-gradients, by weights `[G]` of sum 1."""
+        old_theta, old_average, old_opt_state, step = core
+
+        def mean(*values: jax.Array) -> jax.Array:
+            return sum(w * x for w, x in zip(weights, values, strict=True))  # pyright: ignore
+
+        grad, metrics = jax.tree.map(mean, *estimates)
         updates, outer_opt_state = self.outer.build(self.num_steps).update(
-            estimate.grad, state.outer_opt_state, state.theta
+            grad, old_opt_state, old_theta
         )
-        theta = optax.apply_updates(state.theta, updates)
+        theta = optax.apply_updates(old_theta, updates)
         # θ must stay finite whatever happens: a step that would spoil it is not taken.
         finite = jnp.isfinite(optax.tree.norm(theta))
         theta, outer_opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (theta, outer_opt_state),
-            (state.theta, state.outer_opt_state),
+            (old_theta, old_opt_state),
         )
         # A young average forgets faster, so that the initial θ does not linger.
-        decay = jnp.minimum(self.outer.averaging, state.step / (state.step + 10.0))
+        decay = jnp.minimum(self.outer.averaging, step / (step + 10.0))
         average = jax.tree.map(
-            lambda old, new: decay * old + (1.0 - decay) * new, state.average, theta
+            lambda old, new: decay * old + (1.0 - decay) * new, old_average, theta
         )
-        metrics = estimate.metrics | {
-            "grad_norm": optax.tree.norm(estimate.grad),
+        metrics |= {
+            "grad_norm": optax.tree.norm(grad),
             "update_norm": jnp.where(finite, optax.tree.norm(updates), 0.0),
             "skipped": 1.0 - finite.astype(jnp.float32),
         }
-        new_state = OuterState(
-            theta, average, outer_opt_state, estimator_state, state.step + 1
-        )
-        return new_state, metrics
+        return (theta, average, outer_opt_state, step + 1), metrics

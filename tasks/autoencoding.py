@@ -24,18 +24,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Literal, NamedTuple, final, get_args
+from typing import Any, Literal, NamedTuple, final, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.base import Batch, Params, Split
+from tasks.base import Batch, Params, Split, repeat_rows
 from tasks.data import images
 from tasks.data.embedded import Digits
 from tasks.modelled import ModelTask, check_kind
 from tasks.models.autoencoder import AutoEncoder, Inference
-from tasks.models.base import Model, check_positive
+from tasks.models.base import Model, check_choice, check_positive
 
 Reconstruction = Literal["mse", "bernoulli"]
 
@@ -75,11 +75,7 @@ class Autoencoding(ModelTask):
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_size")
-        if self.reconstruction not in get_args(Reconstruction):
-            raise ValueError(
-                f"reconstruction = {self.reconstruction!r} must be one of "
-                f"{', '.join(get_args(Reconstruction))}"
-            )
+        check_choice(self, "reconstruction", get_args(Reconstruction))
         check_kind("data", self.data, images.Images)
         if not self.data.on_disk:  # else when the specs are first asked for
             self.check_roles()
@@ -114,12 +110,16 @@ class Autoencoding(ModelTask):
 
     def draw(
         self, dataset: Pictures, key: jax.Array, split: Split, num: int
-    ) -> jax.Array:
+    ) -> images.ImageDraws:
         """Rows of `num` batches, `[num, B]` int32."""
-        return images.draw_indices(dataset.images, key, split, num, self.batch_size)
+        rows = images.draw_indices(dataset.images, key, split, num, self.batch_size)
+        return images.ImageDraws(rows)
 
-    def batch(self, dataset: Pictures, draw: jax.Array | slice, split: Split) -> Pairs:
+    def batch(self, dataset: Pictures, draw: images.ImageDraws, split: Split) -> Pairs:
         """The images of some rows and their targets."""
+        return self._pairs(dataset, draw.at, split)
+
+    def _pairs(self, dataset: Pictures, draw: jax.Array | slice, split: Split) -> Pairs:
         inputs = images.gather(dataset.images, draw, split).images
         if self.reconstruction == "mse":
             return Pairs(inputs, inputs.reshape(-1, self.num_outputs), dataset.best)
@@ -130,7 +130,25 @@ class Autoencoding(ModelTask):
 
     def whole(self, dataset: Pictures, split: Split) -> Pairs:
         """All images of a split."""
-        return self.batch(dataset, slice(None), split)
+        return self._pairs(dataset, slice(None), split)
+
+    def thin(self, draws: images.ImageDraws, rows: jax.Array) -> images.ImageDraws:
+        """Fewer different images in each batch (see `RowBatches.thin`)."""
+        return repeat_rows(draws, self.batch_size, rows)
+
+    def resident(self, dataset: Pictures) -> Pictures:
+        """All but the training images (see `Streamable.resident`)."""
+        return dataset._replace(images=images.without_train(dataset.images))
+
+    def fetch(
+        self, dataset: Pictures, draws: images.ImageDraws
+    ) -> tuple[Any, images.ImageDraws]:
+        """The training images of some draws (see `Streamable.fetch`)."""
+        return images.fetch(dataset.images, draws)
+
+    def with_rows(self, resident: Pictures, rows: Any) -> Pictures:
+        """A dataset of fetched images (see `Streamable.with_rows`)."""
+        return resident._replace(images=resident.images._replace(train=rows))
 
     def loss(
         self, params: Params, key: jax.Array, batch: Pairs

@@ -8,9 +8,10 @@ an unroll draws for a whole window at once and gathers inside its loop.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, Self, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 
 from parametrization.rules import Rules
 
@@ -89,6 +90,87 @@ class Task(Protocol):
         self, params: Params, key: jax.Array, batch: Batch
     ) -> dict[str, jax.Array]:
         """What every layer computes for the batch, by name, for coordinate checks."""
+        ...
+
+
+@runtime_checkable
+class RowBatches(Protocol):
+    """A task whose batches are rows of data, so that fewer can be taken of each."""
+
+    batch_size: int
+
+    def thin(self, draws: Draws, rows: jax.Array) -> Draws:
+        """Draws of batches that repeat their first `rows` `[]` rows to their full size.
+
+        Args:
+            draws: of any number of batches `[num]`.
+            rows: int32, divides the batch size.
+        """
+        ...
+
+
+def repeat_rows(draws: Draws, batch_size: int, rows: jax.Array) -> Draws:
+    """`RowBatches.thin` of draws that are arrays `[num, batch_size, ...]`."""
+    places = jnp.arange(batch_size) % rows
+    return jax.tree.map(lambda x: x[:, places], draws)
+
+
+@runtime_checkable
+class Streamable(Protocol):
+    """A task whose training rows can stay on the host, a window of them at a time."""
+
+    def resident(self, dataset: Dataset) -> Dataset:
+        """What of a dataset always lies on the device: all but the training rows."""
+        ...
+
+    def fetch(self, dataset: Dataset, draws: Draws) -> tuple[Any, Draws]:
+        """The training rows that draws name, in their order, as NumPy arrays.
+
+        Args:
+            dataset: the whole of it, on the host.
+            draws: with any axes in front of `[num]`, which the results have too.
+
+        Returns:
+            The rows, and the draws by which `batch` finds them among these.
+        """
+        ...
+
+    def with_rows(self, resident: Dataset, rows: Any) -> Dataset:
+        """A dataset whose training rows are those fetched, for one unroll."""
+        ...
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """A task whose examples have labels, which can be wrong."""
+
+    def relabel(
+        self, batch: Batch, draw: Draws, share: jax.Array, seed: jax.Array
+    ) -> Batch:
+        """The batch of a draw with a share `[]` of wrong labels.
+
+        Which examples are concerned, and what their labels are instead, follows from
+        the example and the seed `[]` uint32 alone.
+        """
+        ...
+
+
+@runtime_checkable
+class Parametric(Protocol):
+    """A task that draws traced numbers of its own, once for a whole run."""
+
+    def sample_config(self, key: jax.Array) -> Any:
+        """A pytree of arrays."""
+        ...
+
+    def init_with(self, config: Any, key: jax.Array) -> Params:
+        """Initial parameters under these numbers."""
+        ...
+
+    def loss_with(
+        self, config: Any, params: Params, key: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Mean loss `[]` under these numbers, and auxiliary scalars."""
         ...
 
 

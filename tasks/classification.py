@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from tasks.base import Batch, Params, Split
+from tasks.base import Batch, Params, Split, repeat_rows
 from tasks.data import images
-from tasks.data.augmentation import Augmentation, AugmentationDraws
+from tasks.data.augmentation import Augmentation
 from tasks.data.embedded import Digits
+from tasks.data.images import ImageDataset, ImageDraws
+from tasks.data.label_noise import corrupt
 from tasks.modelled import ModelTask, check_kind
 from tasks.models.base import Model, check_positive
 from tasks.models.mlp import MLP
 
 _AUGMENTATION = 1
 """Folded into the key of a draw; the rows use the key itself."""
-
-
-class ImageDraws(NamedTuple):
-    """What is random about batches of images."""
-
-    rows: jax.Array  # [num, B] int32
-    changes: AugmentationDraws | None  # None where images are taken as they are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,33 +62,55 @@ class ImageClassification(ModelTask):
         """What the model is given of a batch (see `ModelTask.inputs`)."""
         return batch.images
 
-    def load_data(self) -> images.ImageDataset:
+    def load_data(self) -> ImageDataset:
         """The dataset (see `Task.load_data`)."""
         return self.data.load()
 
     def draw(
-        self, dataset: images.ImageDataset, key: jax.Array, split: Split, num: int
+        self, dataset: ImageDataset, key: jax.Array, split: Split, num: int
     ) -> ImageDraws:
         """Rows of `num` batches `[num, B]` int32, and how each image is changed."""
         rows = images.draw_indices(dataset, key, split, num, self.batch_size)
         if split != "train" or not self.augmentation.active:
-            return ImageDraws(rows, None)
+            return ImageDraws(rows)
         changes = jax.random.fold_in(key, _AUGMENTATION)
-        return ImageDraws(rows, self.augmentation.draw(changes, num, self.batch_size))
+        changes = self.augmentation.draw(changes, num, self.batch_size)
+        return ImageDraws(rows, changes=changes)
 
-    def batch(
-        self, dataset: images.ImageDataset, draw: ImageDraws, split: Split
-    ) -> Batch:
+    def batch(self, dataset: ImageDataset, draw: ImageDraws, split: Split) -> Batch:
         """Normalized images `[B, height, width, channels]` and labels `[B]`."""
-        batch = images.gather(dataset, draw.rows, split)
+        batch = images.gather(dataset, draw.at, split)
         if draw.changes is None:
             return batch
         changed = self.augmentation.apply(batch.images, draw.changes)
         return batch._replace(images=changed)
 
-    def whole(self, dataset: images.ImageDataset, split: Split) -> Batch:
+    def whole(self, dataset: ImageDataset, split: Split) -> Batch:
         """All examples of a split."""
         return images.gather(dataset, slice(None), split)
+
+    def thin(self, draws: ImageDraws, rows: jax.Array) -> ImageDraws:
+        """Fewer different images in each batch (see `RowBatches.thin`)."""
+        return repeat_rows(draws, self.batch_size, rows)
+
+    def relabel(
+        self, batch: Batch, draw: ImageDraws, share: jax.Array, seed: jax.Array
+    ) -> Batch:
+        """A share of the labels is another class (see `Labelled.relabel`)."""
+        labels = corrupt(batch.labels, draw.rows, self.data.num_classes, share, seed)
+        return batch._replace(labels=labels)
+
+    def resident(self, dataset: ImageDataset) -> ImageDataset:
+        """All but the training images (see `Streamable.resident`)."""
+        return images.without_train(dataset)
+
+    def fetch(self, dataset: ImageDataset, draws: ImageDraws) -> tuple[Any, ImageDraws]:
+        """The training images of some draws (see `Streamable.fetch`)."""
+        return images.fetch(dataset, draws)
+
+    def with_rows(self, resident: ImageDataset, rows: Any) -> ImageDataset:
+        """A dataset of fetched images (see `Streamable.with_rows`)."""
+        return resident._replace(train=rows)
 
     def loss(
         self, params: Params, key: jax.Array, batch: Batch

@@ -52,14 +52,6 @@ def batch_keys(key: jax.Array, split: Split, num: int) -> jax.Array:
     return jax.random.split(jax.random.fold_in(key, SPLITS.index(split)), num)
 
 
-def check_choice(task: Task, name: str, choices: tuple[str, ...]) -> None:
-    """Raises ValueError if the field is none of the choices."""
-    if getattr(task, name) not in choices:
-        raise ValueError(
-            f"{name} = {getattr(task, name)!r} must be one of {', '.join(choices)}"
-        )
-
-
 def check_seed(seed: int) -> None:
     """Raises ValueError if this is no seed of a generator."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from tasks.base import SPLITS, Batch, Params, Split
+from tasks.base import SPLITS, Batch, Params, Split, repeat_rows
 from tasks.data import text
+from tasks.data.label_noise import corrupt
 from tasks.data.standard_library import StandardLibrary
 from tasks.modelled import ModelTask, check_kind
 from tasks.models.base import Model
@@ -76,20 +79,56 @@ class LanguageModelling(ModelTask):
 
     def draw(
         self, dataset: text.TextDataset, key: jax.Array, split: Split, num: int
-    ) -> jax.Array:
+    ) -> text.TextDraws:
         """Starts of the windows of `num` batches, `[num, B]` int32."""
-        return text.draw_starts(dataset, key, split, num, self.batch_size, self.length)
+        size = self.batch_size
+        starts = text.draw_starts(dataset, key, split, num, size, self.length)
+        return text.TextDraws(starts)
 
     def batch(
-        self, dataset: text.TextDataset, draw: jax.Array, split: Split
+        self, dataset: text.TextDataset, draw: text.TextDraws, split: Split
     ) -> text.TextBatch:
         """Tokens `[B, L]` and the ones that follow them `[B, L]`, int32."""
-        return text.gather(dataset, draw, split, self.length)
+        return text.gather(dataset, draw.at, split, self.length)
 
     def whole(self, dataset: text.TextDataset, split: Split) -> text.TextBatch:
         """Evenly spaced windows of a split that do not overlap."""
         starts = text.even_starts(dataset, split, self.evaluation_windows, self.length)
         return text.gather(dataset, starts, split, self.length)
+
+    def thin(self, draws: text.TextDraws, rows: jax.Array) -> text.TextDraws:
+        """Fewer different windows in each batch (see `RowBatches.thin`)."""
+        return repeat_rows(draws, self.batch_size, rows)
+
+    def relabel(
+        self,
+        batch: text.TextBatch,
+        draw: text.TextDraws,
+        share: jax.Array,
+        seed: jax.Array,
+    ) -> text.TextBatch:
+        """A share of the targets is another token (see `Labelled.relabel`).
+
+        A place of the text has the same wrong target in every window that holds it.
+        """
+        places = draw.starts[:, None] + jnp.arange(self.length)[None]
+        vocab_size = self.data.vocab_size
+        targets = corrupt(batch.targets, places, vocab_size, share, seed)
+        return batch._replace(targets=targets)
+
+    def resident(self, dataset: text.TextDataset) -> text.TextDataset:
+        """All but the training text (see `Streamable.resident`)."""
+        return dataset._replace(train=np.empty(0, dataset.train.dtype))
+
+    def fetch(
+        self, dataset: text.TextDataset, draws: text.TextDraws
+    ) -> tuple[Any, text.TextDraws]:
+        """The training windows of some draws (see `Streamable.fetch`)."""
+        return text.fetch(dataset, draws, self.length)
+
+    def with_rows(self, resident: text.TextDataset, rows: Any) -> text.TextDataset:
+        """A dataset of fetched windows (see `Streamable.with_rows`)."""
+        return resident._replace(train=rows)
 
     def loss(
         self, params: Params, key: jax.Array, batch: text.TextBatch

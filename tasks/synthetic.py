@@ -18,12 +18,11 @@ from tasks.base import Params, Split
 from tasks.landscape import (
     Landscape,
     batch_keys,
-    check_choice,
     check_seed,
     random_rotation,
     rotated_back,
 )
-from tasks.models.base import check_positive
+from tasks.models.base import check_choice, check_positive
 
 Spectrum = Literal["flat", "linear", "log_uniform", "power"]
 GradientCovariance = Literal["hessian", "squared_hessian"]
@@ -44,9 +43,24 @@ class Bowl(NamedTuple):
         return 0.5 * jnp.sum(self.eigenvalues * jnp.mean(squares, axis=0))
 
 
+class _BowlTask(Landscape):
+    """A landscape whose dataset and batches are bowls."""
+
+    def optimum(self, dataset: Bowl) -> Params:
+        """The centre, which is the mean of the centres of examples."""
+        return {"x": dataset.centre}
+
+    def loss(
+        self, params: Params, key: jax.Array, batch: Bowl
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The mean height `[]` of the batch's examples at the position."""
+        del key
+        return batch.height(params["x"]), {}
+
+
 @final
 @dataclasses.dataclass(frozen=True)
-class Quadratic(Landscape):
+class Quadratic(_BowlTask):
     """½ (x − c)ᵀ H (x − c) with a chosen spectrum; no batch is random."""
 
     dimension: int = 32
@@ -96,21 +110,10 @@ class Quadratic(Landscape):
             offsets=jnp.zeros((1, self.dimension)),
         )
 
-    def optimum(self, dataset: Bowl) -> Params:
-        """The centre."""
-        return {"x": dataset.centre}
-
-    def loss(
-        self, params: Params, key: jax.Array, batch: Bowl
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The height `[]` at the position."""
-        del key
-        return batch.height(params["x"]), {}
-
 
 @final
 @dataclasses.dataclass(frozen=True)
-class NoisyQuadratic(Landscape):
+class NoisyQuadratic(_BowlTask):
     """The noisy quadratic model: every example has a centre of its own.
 
     Schaul et al., arXiv:1206.1106; Wu et al., arXiv:1803.02021; Zhang et al.,
@@ -176,14 +179,3 @@ class NoisyQuadratic(Landscape):
         """The two centres of the dataset, whose mean loss is the expected loss."""
         del split
         return dataset
-
-    def optimum(self, dataset: Bowl) -> Params:
-        """The mean of the centres."""
-        return {"x": dataset.centre}
-
-    def loss(
-        self, params: Params, key: jax.Array, batch: Bowl
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The mean height `[]` of the batch's examples at the position."""
-        del key
-        return batch.height(params["x"]), {}

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from lopt.base import Theta
-from metatrain.estimators.base import Estimate, Problem
+from metatrain.estimators.base import Estimate, Problem, Windowed
 from metatrain.keys import stream
 from metatrain.truncation import EpisodeLengths
 
@@ -45,6 +45,7 @@ class PairState(NamedTuple):
     """One antithetic pair; `[N]` in front of everything in an estimator's state."""
 
     credit: jax.Array  # [D] noise so far that a term is credited with, θ raveled
+    variant: Any  # what is particular about the episode; both members have the same
     episodes: Any  # the two members' episodes, `[2]` in front
 
 
@@ -111,13 +112,18 @@ class EvolutionStrategy:
             problem: what is unrolled.
             theta: meta-parameters.
             state: the pairs, `[N]` in front.
-            dataset: passed through to the problem.
+            dataset: passed through to the problem; of `Windowed` data, to each pair its
+                own windows.
             key: consumed.
         """
+        windows = dataset.windows if isinstance(dataset, Windowed) else None
 
-        def one(pair: PairState, index: jax.Array) -> Any:
-            pair_key = jax.random.fold_in(key, index)
-            return self._window(problem, theta, pair, dataset, pair_key)
+        def one(pair: PairState, index: jax.Array, window: Any) -> Any:
+            data = dataset
+            if isinstance(dataset, Windowed):
+                data = dataset._replace(windows=window)
+            pair_key = _pair_key(key, index)
+            return self._window(problem, theta, pair, data, pair_key)
 
         chunk = min(self.chunk, self.num_pairs)
 
@@ -127,12 +133,17 @@ class EvolutionStrategy:
         def merge(x: jax.Array) -> jax.Array:
             return x.reshape((self.num_pairs, *x.shape[2:]))
 
-        chunks = jax.tree.map(split, (state, jnp.arange(self.num_pairs)))
+        chunks = jax.tree.map(split, (state, jnp.arange(self.num_pairs), windows))
         out = jax.lax.map(lambda xs: jax.vmap(one)(*xs), chunks)
         state, terms, metrics = jax.tree.map(merge, out)
         metrics = jax.tree.map(jnp.mean, metrics)
         grad = jax.tree.map(lambda x: jnp.mean(x, axis=0), terms)
         return Estimate(grad, metrics["meta_loss"], metrics, terms), state
+
+    def data_keys(self, key: jax.Array) -> jax.Array:
+        """The keys `[N]` of the unrolls of `estimate` with this key, pair by pair."""
+        indices = jnp.arange(self.num_pairs)
+        return jax.vmap(lambda index: _data_key(_pair_key(key, index)))(indices)
 
     def _window(
         self,
@@ -152,7 +163,7 @@ class EvolutionStrategy:
         members = jax.vmap(unravel)(jnp.stack([flat + noise, flat - noise]))
         episodes, losses, diverged = jax.vmap(
             lambda member, episode: problem.unroll(
-                member, episode, dataset, stream(key, "data"), self.truncation
+                member, episode, pair.variant, dataset, _data_key(key), self.truncation
             )
         )(members, pair.episodes)
         means = losses.mean(axis=1)
@@ -164,7 +175,7 @@ class EvolutionStrategy:
             "finished": (episodes.step[0] >= episodes.length[0]).astype(jnp.float32),
             "episode_length": episodes.length[0].astype(jnp.float32),
         }
-        return PairState(credit, episodes), term, metrics
+        return pair._replace(credit=credit, episodes=episodes), term, metrics
 
     def _perturb(
         self, theta: jax.Array, credit: jax.Array, begins: jax.Array, key: jax.Array
@@ -185,8 +196,18 @@ class EvolutionStrategy:
         length = self.lengths.sample(length_key, self.truncation)
         shortened = self.lengths.stagger(stagger_key, length, self.truncation)
         length = jnp.where(first, shortened, length)
-        episode = problem.start(theta, start_key, length)
+        variant = problem.sample(stream(key, "variant"))
+        episode = problem.start(theta, variant, start_key, length)
         return PairState(
             credit=jnp.zeros_like(ravel_pytree(theta)[0]),
+            variant=variant,
             episodes=jax.tree.map(lambda x: jnp.stack([x, x]), episode),
         )
+
+
+def _pair_key(key: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.random.fold_in(key, index)
+
+
+def _data_key(pair_key: jax.Array) -> jax.Array:
+    return stream(pair_key, "data")

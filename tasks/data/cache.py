@@ -27,6 +27,14 @@ import numpy as np
 VARIABLE = "METATRAIN_CACHE_DIR"
 MANIFEST = "manifest.json"
 _SCHEMA = 1
+_NOT_UNDERSTOOD = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
 
 Arrays = dict[str, np.ndarray]
 
@@ -114,10 +122,7 @@ def _load(entry: Path, key: list[Any], sources: Sequence[Path]) -> Arrays:
         if not entry.exists():
             raise _UnusableError from None
         raise _UnusableError(f"{error.filename} is missing") from None
-    except (
-        *(OSError, ValueError, KeyError, TypeError, AttributeError),
-        RecursionError,
-    ) as error:
+    except _NOT_UNDERSTOOD as error:
         raise _UnusableError(f"{path} is damaged: {error!r}") from None
     if fresh != [seen[source.name] for source in sources]:
         # The same content at another time: remembered, so it is hashed only once.

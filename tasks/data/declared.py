@@ -17,6 +17,14 @@ from typing import Any
 FORMAT = "array_record"
 INFO, FEATURES = "dataset_info.json", "features.json"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+_NOT_UNDERSTOOD = (
+    KeyError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    OSError,
+    OverflowError,
+)
 _FILE = re.compile(r"[\w+-][\w.+-]*", re.ASCII)
 
 
@@ -93,10 +101,7 @@ def read_declaration(name: str, path: Path, root: Path) -> Prepared:
             key: _feature(path, key, value)
             for key, value in described["featuresDict"]["features"].items()
         }
-    except (
-        *(KeyError, TypeError, AttributeError, ValueError, OSError),
-        OverflowError,
-    ) as error:
+    except _NOT_UNDERSTOOD as error:
         what = f"says not what TFDS writes into {INFO} and {FEATURES}: {error!r}"
         raise damaged(full, path, what, root) from None
     if FORMAT not in formats:

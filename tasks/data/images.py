@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.base import SPLITS, Split
+from tasks.data.augmentation import AugmentationDraws
 
 
 class Images(abc.ABC):
@@ -34,6 +35,19 @@ class ImageSplit(NamedTuple):
 
     images: jax.Array  # [n, height, width, channels] uint8
     labels: jax.Array  # [n] int32
+
+
+class ImageDraws(NamedTuple):
+    """What is random about `num` batches of `B` images."""
+
+    rows: jax.Array  # [num, B] int32: which examples of the split
+    places: jax.Array | None = None  # [num, B] int32: where they lie, if not there
+    changes: AugmentationDraws | None = None  # None: images are taken as they are
+
+    @property
+    def at(self) -> jax.Array:
+        """Where the images lie in the arrays that are at hand."""
+        return self.rows if self.places is None else self.places
 
 
 class ImageDataset(NamedTuple):
@@ -111,6 +125,36 @@ def draw_indices(
     """Rows of `num` batches `[num, B]`, uniform with replacement."""
     size = len(dataset.split(split).labels)
     return jax.random.randint(key, (num, batch_size), 0, size)
+
+
+def without_train(dataset: ImageDataset) -> ImageDataset:
+    """The dataset with an empty training split: its rows come in windows."""
+    nothing = jax.tree.map(
+        lambda x: np.empty((0, *x.shape[1:]), x.dtype), dataset.train
+    )
+    return dataset._replace(train=nothing)
+
+
+def fetch(dataset: ImageDataset, draws: ImageDraws) -> tuple[ImageSplit, ImageDraws]:
+    """The training images that some draws name, one after the other, on the host.
+
+    Args:
+        dataset: on the host.
+        draws: with any axes `[...]` before `[num, B]`.
+
+    Returns:
+        Images `[..., num · B, height, width, channels]` and labels `[..., num · B]` as
+        NumPy arrays, and the draws with places among these `num · B`.
+    """
+    rows = np.asarray(draws.rows)
+    num, batch_size = rows.shape[-2:]
+    flat = rows.reshape(*rows.shape[:-2], num * batch_size)
+    images, labels = (np.asarray(x) for x in dataset.train)
+    places = np.arange(num * batch_size, dtype=np.int32).reshape(num, batch_size)
+    return (
+        ImageSplit(images[flat], labels[flat]),  # pyright: ignore
+        draws._replace(places=np.broadcast_to(places, rows.shape)),
+    )
 
 
 def gather(dataset: ImageDataset, rows: jax.Array | slice, split: Split) -> ImageSplit:

@@ -44,6 +44,18 @@ class TextDataset(NamedTuple):
         return getattr(self, name)
 
 
+class TextDraws(NamedTuple):
+    """What is random about `num` batches of `B` windows."""
+
+    starts: jax.Array  # [num, B] int32: where in the split
+    places: jax.Array | None = None  # [num, B] int32: where they lie, if not there
+
+    @property
+    def at(self) -> jax.Array:
+        """Where the windows begin in the array that is at hand."""
+        return self.starts if self.places is None else self.places
+
+
 class TextBatch(NamedTuple):
     """Windows of tokens, and for each token the one that follows it."""
 
@@ -105,6 +117,33 @@ def even_starts(
     last = check_length(dataset, split, length) - 1
     num = min(max_windows, (last + length) // length)
     return np.linspace(0, last, num).astype(np.int32)
+
+
+def fetch(
+    dataset: TextDataset, draws: TextDraws, length: int
+) -> tuple[np.ndarray, TextDraws]:
+    """The training windows that some draws name, one after the other, on the host.
+
+    Args:
+        dataset: on the host.
+        draws: with any axes `[...]` before `[num, B]`.
+        length: tokens of a window (`L`).
+
+    Returns:
+        Tokens `[..., num · B · (L + 1)]` as a NumPy array, and the draws with places
+        among them.
+    """
+    starts = np.asarray(draws.starts)
+    num, batch_size = starts.shape[-2:]
+    tokens = np.asarray(dataset.train)
+    rows = tokens[starts[..., None] + np.arange(length + 1)]
+    places = (length + 1) * np.arange(num * batch_size, dtype=np.int32)
+    return (
+        rows.reshape(*starts.shape[:-2], -1),
+        draws._replace(
+            places=np.broadcast_to(places.reshape(num, batch_size), starts.shape)
+        ),
+    )
 
 
 def gather(

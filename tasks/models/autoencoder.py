@@ -122,7 +122,7 @@ class VAE(Model):
 
 def _check(model: AutoEncoder | VAE, size: str) -> None:
     base.check_positive(model, "width", "depth", size, "base_width")
-    base.check_activation(model.activation)
+    base.check_activation(model)
     base.check_rules(model.rules)
 
 

@@ -165,12 +165,16 @@ def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
     return getattr(nn, name)
 
 
-def check_activation(name: str) -> None:
-    """Raises ValueError if there is no nonlinearity of that name."""
-    if name not in get_args(Activation):
-        raise ValueError(
-            f"activation = {name!r} must be one of {', '.join(get_args(Activation))}"
-        )
+def check_choice(owner: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError if the named field is none of the choices."""
+    value = getattr(owner, name)
+    if value not in choices:
+        raise ValueError(f"{name} = {value!r} must be one of {', '.join(choices)}")
+
+
+def check_activation(model: Any) -> None:
+    """Raises ValueError if the field `activation` names no nonlinearity."""
+    check_choice(model, "activation", get_args(Activation))
 
 
 def check_rules(rules: Rules) -> None:

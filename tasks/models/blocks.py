@@ -61,7 +61,7 @@ class BlockModel(Model, abc.ABC):
                     f"{width} = {getattr(self, width)} must be a multiple of "
                     f"{head_dim} = {getattr(self, head_dim)}"
                 )
-        base.check_activation(self.activation)
+        base.check_activation(self)
         base.check_rules(self.rules)
 
     def at_width(self, width: int) -> Self:
@@ -82,13 +82,6 @@ class BlockModel(Model, abc.ABC):
     def depth_mult(self) -> float:
         """Number of blocks over that of the base model."""
         return self.depth / self.base_depth
-
-
-def check_choice(model: Any, name: str, choices: tuple[str, ...]) -> None:
-    """Raises ValueError if the named field is none of the choices."""
-    value = getattr(model, name)
-    if value not in choices:
-        raise ValueError(f"{name} = {value!r} must be one of {', '.join(choices)}")
 
 
 class FeedForward(nn.Module):

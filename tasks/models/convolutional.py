@@ -61,7 +61,7 @@ class ConvNet(Model):
                 f"{self.multipliers}"
             )
         base.check_positive(self, "width", "base_width", "groups")
-        base.check_activation(self.activation)
+        base.check_activation(self)
         base.check_rules(self.rules)
         check_norm(self, OptionalNorm, self.multipliers)
 

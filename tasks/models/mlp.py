@@ -40,7 +40,7 @@ class MLP(Model):
                 "one layer, as a tuple"
             )
         base.check_positive(self, "base_width")
-        base.check_activation(self.activation)
+        base.check_activation(self)
         base.check_rules(self.rules)
 
     @property

@@ -53,10 +53,7 @@ class Recurrent(Model):
     """Parametrization; without residual branches CompleteP is the same as μP."""
 
     def __post_init__(self) -> None:
-        if self.cell not in get_args(Cell):
-            raise ValueError(
-                f"cell = {self.cell!r} must be one of {', '.join(get_args(Cell))}"
-            )
+        base.check_choice(self, "cell", get_args(Cell))
         base.check_positive(self, "width", "depth", "base_width")
         base.check_rules(self.rules)
 

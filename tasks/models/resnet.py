@@ -69,7 +69,7 @@ class ResNet(Model):
     def __post_init__(self) -> None:
         check_sizes(self, "blocks")
         base.check_positive(self, "width", "base_width", "base_depth", "groups")
-        base.check_activation(self.activation)
+        base.check_activation(self)
         base.check_rules(self.rules)
         check_norm(self, ChannelNorm, self.multipliers)
 

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tasks.models.base import record
-from tasks.models.blocks import BlockModel, Residual, check_choice
+from tasks.models.base import check_choice, record
+from tasks.models.blocks import BlockModel, Residual
 from tasks.models.layers import Embedding, Norm, lookup, readout
 
 Positions = Literal["learned", "rotary"]

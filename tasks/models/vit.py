@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from parametrization.rules import initializer
 from tasks.models import base
-from tasks.models.base import record
-from tasks.models.blocks import BlockModel, Residual, check_choice
+from tasks.models.base import check_choice, record
+from tasks.models.blocks import BlockModel, Residual
 from tasks.models.layers import Dense, Embedding, Norm, readout
 
 Pooling = Literal["class_token", "mean"]

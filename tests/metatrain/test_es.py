@@ -35,10 +35,13 @@ class ToyState(NamedTuple):
 class Toy:
     """A `Problem` without data; the loss is not normalized."""
 
-    def start(self, theta, key, length):
+    def sample(self, key):
+        return ()
+
+    def start(self, theta, variant, key, length):
         return ToyState(jnp.float32(0.0), jnp.int32(0), jnp.asarray(length, jnp.int32))
 
-    def unroll(self, theta, episode, dataset, key, num_steps):
+    def unroll(self, theta, episode, variant, dataset, key, num_steps):
         def body(state, _):
             x = DECAY * state.x + WEIGHTS @ theta["a"]
             return state._replace(x=x, step=state.step + 1), x**2
@@ -52,8 +55,8 @@ def episode_gradient():
 
     def loss(theta):
         toy = Toy()
-        state = toy.start(theta, None, 0)
-        return toy.unroll(theta, state, None, None, WINDOW * WINDOWS)[1].mean()
+        state = toy.start(theta, (), None, 0)
+        return toy.unroll(theta, state, (), None, None, WINDOW * WINDOWS)[1].mean()
 
     return jax.grad(loss)(THETA)["a"]
 

@@ -15,7 +15,12 @@ from lopt.baselines import Adam
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.objective import Objective
-from metatrain.outer import InnerTraining, MetaTraining, OuterOptimizer
+from metatrain.outer import (
+    InnerTraining,
+    MetaTraining,
+    OuterOptimizer,
+    ProblemGroup,
+)
 from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification
@@ -26,8 +31,9 @@ LOPT = SmallFC(hidden_size=3, step_mult=0.01, rules=ADAM_LIKE)
 ES = EvolutionStrategy(
     num_pairs=3, chunk=3, truncation=4, lengths=EpisodeLengths(8, 16, staggered=False)
 )
+PROBLEM = InnerTraining(TASK, LOPT, Objective())
 TRAINING = MetaTraining(
-    InnerTraining(TASK, LOPT, Objective()), LOPT, ES, OuterOptimizer(), num_steps=20
+    (ProblemGroup("task", PROBLEM),), LOPT, ES, OuterOptimizer(), num_steps=20
 )
 
 
@@ -41,7 +47,7 @@ def estimate(dataset):
     """One compiled window of the estimator, shared by the tests."""
     return jax.jit(
         lambda theta, state, key: ES.estimate(
-            TRAINING.problem, theta, state, dataset, key
+            PROBLEM, theta, state, dataset, key
         )
     )
 
@@ -50,7 +56,7 @@ def estimate(dataset):
 def begun(estimate):
     """θ and the pairs after their first window."""
     state = TRAINING.init()
-    _, pairs = estimate(state.theta, state.estimator_state, jax.random.key(7))
+    _, pairs = estimate(state.theta, state.estimator_states[0], jax.random.key(7))
     return state.theta, pairs
 
 
@@ -97,7 +103,7 @@ def test_members_share_initialization_and_batches(dataset, estimate):
     quiet = dataclasses.replace(ES, sigma=1e-18)
     key = jax.random.key(2)
     _, pairs = quiet.estimate(
-        TRAINING.problem, theta, state.estimator_state, dataset, key
+        PROBLEM, theta, state.estimator_states[0], dataset, key
     )
     params = pairs.episodes.params["hidden_0"]["kernel"]
     np.testing.assert_array_equal(params[:, 0], params[:, 1])
@@ -154,7 +160,7 @@ def test_training_is_reproducible_and_advances(dataset):
         state = TRAINING.init()
         rows = []
         for _ in range(3):
-            state, metrics = TRAINING.step(state, dataset)
+            state, metrics = TRAINING.step(state, {0: dataset})
             rows.append({name: float(value) for name, value in metrics.items()})
         return state, rows
 
@@ -175,19 +181,23 @@ class Episode(NamedTuple):
 class Broken:
     """A problem whose losses are not finite, as none of ours can be."""
 
-    def start(self, theta, key, length):
+    def sample(self, key):
+        return ()
+
+    def start(self, theta, variant, key, length):
         return Episode(jnp.int32(0), jnp.asarray(length, jnp.int32))
 
-    def unroll(self, theta, episode, dataset, key, num_steps):
+    def unroll(self, theta, episode, variant, dataset, key, num_steps):
         losses = jnp.full(num_steps, jnp.nan) * theta["learning_rate"]
         return episode._replace(step=episode.step + num_steps), losses, jnp.array(True)
 
 
 def test_a_step_that_would_spoil_theta_is_skipped_and_counted():
-    training = MetaTraining(Broken(), Adam(), ES, OuterOptimizer(), num_steps=5)
+    groups = (ProblemGroup("broken", Broken()),)
+    training = MetaTraining(groups, Adam(), ES, OuterOptimizer(), num_steps=5)
     state = training.init()
     theta, memory = jax.device_get((state.theta, state.outer_opt_state))
-    state, metrics = training.step(state, None)
+    state, metrics = training.step(state, {0: None})
     assert leaves_equal(theta, state.theta)
     assert leaves_equal(memory, state.outer_opt_state)
     assert float(metrics["skipped"]) == 1.0
@@ -198,10 +208,11 @@ def test_held_out_objective_uses_other_batches(dataset):
     problem = InnerTraining(TASK, LOPT, Objective(split="inner_valid"))
     theta = LOPT.init(jax.random.key(0))
     losses = {}
-    for name, chosen in (("train", TRAINING.problem), ("inner_valid", problem)):
-        episode = chosen.start(theta, jax.random.key(1), 8)
+    for name, chosen in (("train", PROBLEM), ("inner_valid", problem)):
+        variant = chosen.sample(jax.random.key(0))
+        episode = chosen.start(theta, variant, jax.random.key(1), 8)
         _, losses[name], _ = chosen.unroll(
-            theta, episode, dataset, jax.random.key(2), 3
+            theta, episode, variant, dataset, jax.random.key(2), 3
         )
     # Before the first update every loss is at chance; after it none need be.
     assert float(losses["train"][0]) == pytest.approx(1.0, abs=1e-6)

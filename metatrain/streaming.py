@@ -1,0 +1,154 @@
+"""Data that does not fit on the device: windows of batches, fetched by the host.
+
+Which rows a window needs follows from its key alone, so the host makes the same draws
+as the device would, gathers their rows from arrays in its own memory, and sends them
+ahead: while the device computes one window, a thread fetches the next. Two windows lie
+on the device then, never the training split. The other splits, a tenth of it each, do.
+
+A dataset is loaded on JAX's CPU backend here, that is into the host's memory.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from metatrain.estimators.base import Windowed
+from metatrain.outer import InnerTraining, MetaTraining
+from metatrain.unroll import Plan, Window, make_plan
+from tasks.base import Dataset, Split, Streamable, Task
+
+T = TypeVar("T")
+
+
+class HostDataset:
+    """A dataset whose training rows stay on the host."""
+
+    def __init__(self, task: Task) -> None:
+        """Loads it.
+
+        Raises:
+            ValueError: if the rows of this task cannot be streamed.
+        """
+        if not isinstance(task, Streamable):
+            raise ValueError(
+                f"a {type(task).__name__} has no rows of data that could be streamed"
+            )
+        with _on_host():
+            self.whole = task.load_data()
+        self.resident = jax.device_put(task.resident(self.whole))
+
+    def plan(
+        self, task: Task, keys: jax.Array, num_steps: int, split: Split = "train"
+    ) -> Plan:
+        """Plans of unrolls with these keys `[N]`: `[N, T]` in front, on the host."""
+        with _on_host():
+            return _plans(task, self.whole, keys, num_steps, split)
+
+    def window(self, task: Task, plan: Plan) -> Window:
+        """Fetches what a plan needs and sends it to the device.
+
+        Args:
+            task: whose data this is.
+            plan: with any axes before `[T]`.
+        """
+        assert isinstance(task, Streamable)
+        rows, draws = task.fetch(self.whole, plan.draws)
+        return jax.device_put(Window(rows, plan._replace(draws=draws)))
+
+
+def load(task: Task, *, stream: bool) -> Dataset | HostDataset:
+    """The task's data; its rows on the host if so wanted, and if it has any."""
+    if stream and isinstance(task, Streamable):
+        return HostDataset(task)
+    return task.load_data()
+
+
+def ahead(make: Callable[[int], T], num: int) -> Iterator[T]:
+    """`make(0)` … `make(num - 1)`, each begun when the one before it is handed out."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(make, 0) if num else None
+        for index in range(num):
+            assert pending is not None
+            done, pending = pending, None
+            result = done.result()
+            if index + 1 < num:
+                pending = pool.submit(make, index + 1)
+            yield result
+
+
+class Feed:
+    """The datasets of each outer step of a run; a context that ends its thread."""
+
+    def __init__(
+        self,
+        training: MetaTraining,
+        tasks: Sequence[Task],
+        datasets: Sequence[Dataset | HostDataset],
+    ) -> None:
+        """Prepares the feed.
+
+        Args:
+            training: the run.
+            tasks: those of its groups.
+            datasets: theirs, on the device or on the host.
+        """
+        self._training, self._tasks, self._datasets = training, tasks, datasets
+        self._streams = any(isinstance(data, HostDataset) for data in datasets)
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: dict[int, Future[dict[int, Any]]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def at(self, step: int) -> dict[int, Dataset | Windowed]:
+        """What `MetaTraining.step` needs after `step` other steps."""
+        if not self._streams:
+            return self._make(step)
+        pending = self._pending.pop(step, None) or self._pool.submit(self._make, step)
+        if step + 1 < self._training.num_steps:
+            self._pending = {step + 1: self._pool.submit(self._make, step + 1)}
+        return pending.result()
+
+    def _make(self, step: int) -> dict[int, Dataset | Windowed]:
+        return {
+            index: self._of_group(index, step)
+            for index in self._training.groups_at(step)
+        }
+
+    def _of_group(self, index: int, step: int) -> Dataset | Windowed:
+        data, task = self._datasets[index], self._tasks[index]
+        if not isinstance(data, HostDataset):
+            return data
+        problem = self._training.groups[index].problem
+        assert isinstance(problem, InnerTraining)
+        estimator = self._training.estimator
+        with _on_host():
+            keys = _data_keys(self._training, index, jnp.asarray(step))
+        plan = data.plan(task, keys, estimator.truncation, problem.objective.split)
+        return Windowed(data.resident, data.window(task, plan))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _plans(
+    task: Task, dataset: Dataset, keys: jax.Array, num_steps: int, split: Split
+) -> Plan:
+    return jax.vmap(lambda key: make_plan(task, dataset, key, num_steps, split))(keys)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _data_keys(training: MetaTraining, index: int, step: jax.Array) -> jax.Array:
+    return training.estimator.data_keys(training.group_key(index, step))
+
+
+def _on_host() -> Any:
+    """Computes on the CPU backend: what is made lies in the host's memory."""
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
