@@ -25,6 +25,7 @@ from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
+from tasks.distributions import DISTRIBUTIONS
 from tasks.families import NAMED, AnyTask
 from tasks.groups import TaskDistribution
 from tasks.language_modelling import LanguageModelling
@@ -193,6 +194,50 @@ def on_family(name: str) -> TrainConfig:
     )
 
 
+def on_distribution(name: str) -> TrainConfig:
+    """Meta-training over a named distribution, with the recipe of its paper.
+
+    `mulo_*`: arXiv:2406.00153, Section 5, 5,000 outer steps. `celo_*`: the recipe of
+    arXiv:2501.12670 for small_fc, 100,000 outer steps. `velo_like`: a start, not tuned.
+    On data that is always there the same recipes, at a tenth of the outer steps.
+    """
+    distribution = DISTRIBUTIONS[name].make()
+    # The paper's rule is absolute (base width 1): steps 32 times those of base 32.
+    recipe = TrainConfig(
+        task=distribution,
+        lopt=SmallFC(hidden_size=32, step_mult=0.01, rules=ADAM_LIKE),
+        estimator=EvolutionStrategy(
+            num_pairs=8, truncation=50, lengths=EpisodeLengths(100, 1000)
+        ),
+        outer=OuterOptimizer(),
+        num_steps=5000 if name in ("mulo_s", "mulo_m") else 500,
+        validation=Validation(num_steps=1000, num_seeds=2),
+    )
+    if name.startswith("mulo"):
+        return recipe
+    if name == "velo_like":
+        return dataclasses.replace(
+            recipe,
+            estimator=dataclasses.replace(
+                recipe.estimator,
+                num_pairs=4,
+                chunk=4,
+                truncation=20,
+                lengths=EpisodeLengths(20, 400),
+            ),
+            num_steps=1000,
+            validation=Validation(every=250, num_steps=100, num_seeds=2),
+        )
+    return dataclasses.replace(
+        recipe,
+        estimator=dataclasses.replace(
+            recipe.estimator, lengths=EpisodeLengths(100, 2000)
+        ),
+        outer=OuterOptimizer(learning_rate=3e-4),
+        num_steps=100_000 if name == "celo_fast" else 10_000,
+    )
+
+
 PRESETS: dict[str, tuple[str, Callable[[], TrainConfig]]] = {
     "quickstart": (
         "small_fc_lopt in μP on 64-32-32-10 MLPs over digits, minutes on 2 cores",
@@ -201,5 +246,9 @@ PRESETS: dict[str, tuple[str, Callable[[], TrainConfig]]] = {
     **{
         name: (f"a start, not tuned: {family.description}", partial(on_family, name))
         for name, family in NAMED.items()
+    },
+    **{
+        name: (named.description, partial(on_distribution, name))
+        for name, named in DISTRIBUTIONS.items()
     },
 }

@@ -156,9 +156,10 @@ def test_training_learns_what_follows(data):
 
 def test_draws_are_integers_and_batches_are_cut_from_them(data):
     draws = TASK.draw(data, jax.random.key(0), "train", 5)
-    assert draws.shape == (5, 4) and draws.dtype == jnp.int32
-    batch = TASK.batch(data, draws[2], "train")
-    want = (np.asarray(draws[2])[:, None] + np.arange(8)[None, :]) % 16
+    assert draws.starts.shape == (5, 4) and draws.starts.dtype == jnp.int32
+    draw = jax.tree.map(lambda x: x[2], draws)
+    batch = TASK.batch(data, draw, "train")
+    want = (np.asarray(draw.starts)[:, None] + np.arange(8)[None, :]) % 16
     np.testing.assert_array_equal(batch.inputs, want)
     np.testing.assert_array_equal(batch.targets, (want + 1) % 16)
 
