@@ -132,9 +132,7 @@ def _only(dataset: Prepared, kind: str) -> str:
     )
 
 
-def _shape(
-    source: TFDSImages, stored: tuple[int | None, ...]
-) -> tuple[int, int, int]:
+def _shape(source: TFDSImages, stored: tuple[int | None, ...]) -> tuple[int, int, int]:
     """Shape of the images that are kept, from that of the stored ones."""
     height, width, channels = stored
     if source.size is not None:
