@@ -12,6 +12,7 @@ import bisect
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,20 +148,22 @@ class _Joined(NamedTuple):
 
 
 def _read(dataset: Prepared, split: str, max_bytes: int | None) -> _Joined:
-    """Reads a split, at most to the end of the shard where `max_bytes` are exceeded."""
+    """Reads a split, or as many of its shards as `max_bytes` need, each to its end."""
     bounds = list(itertools.accumulate(dataset.shard_lengths[split]))
-    text, ends, num, whole = bytearray(), array.array("q"), 0, True
+    text, ends, num, taken = bytearray(), array.array("q"), 0, 0
+    limit = math.inf if max_bytes is None else max_bytes
     for num, row in enumerate(prepared.read(dataset, split), 1):
-        if whole:
+        if num == 1 or len(text) < limit:
             if num > 1:
                 text += b"\n"
                 ends.append(len(text))
             content = row[FEATURE]
             text += content if isinstance(content, bytes) else str(content).encode()
-            whole = max_bytes is None or len(text) <= max_bytes
-        if not whole and num == bounds[bisect.bisect_left(bounds, num)]:
+            taken = num
+        if len(text) >= limit and num == bounds[bisect.bisect_left(bounds, num)]:
             break
-    if not whole and max_bytes is not None:
+    whole = taken == dataset.splits[split] and len(text) <= limit
+    if max_bytes is not None:
         del text[end_within(text, max_bytes) :]
         del ends[bisect.bisect_right(ends, len(text)) :]
     shards = dataset.shards[split][: bisect.bisect_left(bounds, num) + 1]
