@@ -52,6 +52,7 @@ def cached(
     fingerprint: Mapping[str, Any],
     make: Callable[[], Arrays],
     sources: Sequence[Path] = (),
+    read: Callable[[], Sequence[Path]] | None = None,
 ) -> Arrays:
     """The arrays of `make`, from disk if an earlier process has made them.
 
@@ -63,6 +64,9 @@ def cached(
             time; its exceptions pass through, and then nothing is kept.
         sources: files that `make` reads. If size or time of one are not as they were,
             its content is compared, and if that changed the arrays are made again.
+        read: called after `make` if that may do with some of the sources: those that
+            it read. Only they are compared later; the content of the others, which may
+            be terabytes, is never looked at. None if `make` reads all of them.
 
     Returns:
         The arrays by name, read-only if they come from disk.
@@ -72,8 +76,9 @@ def cached(
     title = re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).strip("-.") or "data"
     entry = cache_dir() / f"{title}-{digest[:16]}"
     key = json.loads(text)
+    partial = read is not None
     with contextlib.suppress(_UnusableError):
-        return _load(entry, key, sources)
+        return _load(entry, key, sources, partial)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(_locked(entry))
@@ -82,14 +87,16 @@ def cached(
             _warn_unwritable(entry, error)
             writable = False
         try:
-            return _load(entry, key, sources)  # another process may have made it
+            # Another process may have made it.
+            return _load(entry, key, sources, partial)
         except _UnusableError as error:
             if error.args:
                 warnings.warn(f"{error}: it is made again", stacklevel=2)
-        # Before making: a source that is replaced meanwhile is noticed next time.
-        recorded = [_describe(path) for path in sources]
+        before = {path: _stat(path) for path in sources}
         arrays = make()
         if writable:
+            used = sources if read is None else read()
+            recorded = [_record(path, before[path]) for path in used]
             try:
                 _write(entry, arrays, key, recorded)
             except OSError as error:
@@ -101,8 +108,10 @@ class _UnusableError(Exception):
     """An entry is absent (no arguments), or damaged or outdated (a reason)."""
 
 
-def _load(entry: Path, key: list[Any], sources: Sequence[Path]) -> Arrays:
-    """Reads and verifies an entry."""
+def _load(
+    entry: Path, key: list[Any], sources: Sequence[Path], partial: bool
+) -> Arrays:
+    """Reads and verifies an entry; `partial` if not all sources need be recorded."""
     path = entry / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
@@ -111,6 +120,8 @@ def _load(entry: Path, key: list[Any], sources: Sequence[Path]) -> Arrays:
         if [manifest["schema"], manifest["name"], manifest["fingerprint"]] != key:
             raise _UnusableError(f"{path} is damaged: it is of something else")
         seen = {source["name"]: source for source in manifest["sources"]}
+        if partial:
+            sources = [source for source in sources if source.name in seen]
         fresh = [_compare(source, seen[source.name]) for source in sources]
         arrays = {}
         for array, file in manifest["arrays"].items():
@@ -133,8 +144,7 @@ def _load(entry: Path, key: list[Any], sources: Sequence[Path]) -> Arrays:
 
 def _compare(source: Path, recorded: dict[str, Any]) -> dict[str, Any]:
     """What to remember of a source whose content is as recorded."""
-    stat = source.stat()
-    if [stat.st_size, stat.st_mtime_ns] == [recorded["size"], recorded["mtime_ns"]]:
+    if recorded.items() >= _stat(source).items():
         return recorded
     now = _describe(source)
     if now["sha256"] != recorded["sha256"]:
@@ -144,13 +154,22 @@ def _compare(source: Path, recorded: dict[str, Any]) -> dict[str, Any]:
 
 def _describe(source: Path) -> dict[str, Any]:
     """Size and time are taken before the content: a later change is noticed."""
+    return {"name": source.name, **_stat(source), "sha256": _digest(source)}
+
+
+def _stat(source: Path) -> dict[str, int]:
     stat = source.stat()
-    return {
-        "name": source.name,
-        "size": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
-        "sha256": _digest(source),
-    }
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _record(source: Path, before: dict[str, int]) -> dict[str, Any]:
+    """What to remember of a source that was read, and how it was before that."""
+    with contextlib.suppress(OSError):
+        now = _describe(source)
+        if now.items() >= before.items():
+            return now
+    # It was replaced while it was read: like no file, so it is noticed next time.
+    return {"name": source.name, "size": -1, "mtime_ns": -1, "sha256": ""}
 
 
 def _write(

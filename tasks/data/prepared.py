@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tasks.data import known
 from tasks.data.declared import (
     FORMAT,
     INFO,
@@ -27,6 +28,7 @@ from tasks.data.declared import (
 __all__ = [
     "VARIABLE",
     "Feature",
+    "MissingError",
     "Prepared",
     "check_name",
     "damaged_row",
@@ -46,18 +48,22 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 _RECORDS_AT_ONCE = 256
 
 
+class MissingError(ValueError):
+    """A dataset is not on this machine, as opposed to damaged or of another kind."""
+
+
 def data_dir() -> Path:
     """The folder of prepared datasets.
 
     Raises:
-        ValueError: if the variable is unset, and the default of TFDS does not exist.
+        MissingError: if the variable is unset, and the default of TFDS does not exist.
     """
     if given := os.environ.get(VARIABLE):
         return Path(os.path.expanduser(given))  # an unknown ~user stays as it is
     default = Path("~/tensorflow_datasets").expanduser()
     if default.is_dir():
         return default
-    raise ValueError(
+    raise MissingError(
         f"no folder of prepared datasets: set {VARIABLE} or pass --data-dir"
     )
 
@@ -91,9 +97,10 @@ def open_dataset(name: str) -> Prepared:
             version the newest one that is there.
 
     Raises:
-        ValueError: in one line that names the dataset, the file and the command that
-            makes it, if the dataset or one of its files is missing, unreadable or not
-            ArrayRecord.
+        MissingError: in one line that names the dataset and the command that makes it,
+            if it is not there.
+        ValueError: in one line that names the file too, if one of its files is missing,
+            unreadable or not ArrayRecord.
     """
     plain, version = check_name(name)
     root = data_dir()
@@ -102,7 +109,7 @@ def open_dataset(name: str) -> Prepared:
         path = root / plain / (version or versions[-1])
         return read_declaration(plain, path, root)
     if not root.is_dir():
-        raise ValueError(
+        raise MissingError(
             f"{root} is not a folder of datasets: set {VARIABLE} or pass --data-dir"
         )
     if versions:
@@ -112,9 +119,9 @@ def open_dataset(name: str) -> Prepared:
     else:
         datasets = (name for name in _subfolders(root, _PART) if _holds(root / name))
         there = f"there are {', '.join(datasets) or 'none'}"
-    raise ValueError(
+    raise MissingError(
         f"dataset {name!r} is not in {root}: {there}; make it with "
-        f"`{command(name, root)}`, which needs TensorFlow"
+        f"`{command(name, root)}`, which needs TensorFlow{known.cost(plain)}"
     )
 
 

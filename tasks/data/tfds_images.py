@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from tasks.data import cache, decoding, prepared
+from tasks.data import cache, decoding, known, prepared
 from tasks.data.images import ImageDataset, Images, partition
 from tasks.data.prepared import Prepared
 
@@ -56,14 +56,17 @@ class TFDSImages(Images):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image, as declared on disk."""
-        return _shape(self, prepared.data_dir())
+        """Height, width and channels of an image.
+
+        As declared on disk, or where the dataset is not, as known of its name
+        (`tasks.data.known`).
+        """
+        return _shape(self, _declared(self.name)[0])
 
     @property
     def num_classes(self) -> int:
-        """Number of labels, as declared on disk."""
-        columns = _columns(self.name, prepared.data_dir())
-        return columns.dataset.features[columns.label].num_classes
+        """Number of labels, as declared on disk or known (see `image_shape`)."""
+        return _declared(self.name)[1]
 
     def load(self) -> ImageDataset:
         """The dataset as device arrays (read once per process).
@@ -98,7 +101,21 @@ def _columns(name: str, data_dir: Path) -> _Columns:
         raise ValueError(
             f"dataset {name!r}: type {image.dtype} of {columns.image!r} must be uint8"
         )
+    known.check(dataset, image, dataset.features[columns.label])
     return columns
+
+
+def _declared(name: str) -> tuple[tuple[int | None, ...], int]:
+    """Shape of the images as stored, and number of labels."""
+    try:
+        columns = _columns(name, prepared.data_dir())
+    except prepared.MissingError:
+        entry = known.KNOWN.get(prepared.check_name(name)[0])
+        if entry is None or entry.image_shape is None:
+            raise
+        return entry.image_shape, entry.num_classes
+    features = columns.dataset.features
+    return features[columns.image].shape, features[columns.label].num_classes
 
 
 def _only(dataset: Prepared, kind: str) -> str:
@@ -115,9 +132,9 @@ def _only(dataset: Prepared, kind: str) -> str:
     )
 
 
-def _shape(source: TFDSImages, data_dir: Path) -> tuple[int, int, int]:
-    columns = _columns(source.name, data_dir)
-    height, width, channels = columns.dataset.features[columns.image].shape
+def _shape(source: TFDSImages, stored: tuple[int | None, ...]) -> tuple[int, int, int]:
+    """Shape of the images that are kept, from that of the stored ones."""
+    height, width, channels = stored
     if source.size is not None:
         height = width = source.size
     if height is None or width is None or channels is None:
@@ -130,9 +147,9 @@ def _shape(source: TFDSImages, data_dir: Path) -> tuple[int, int, int]:
 
 @functools.cache
 def _load(source: TFDSImages, data_dir: Path) -> ImageDataset:
-    shape = _shape(source, data_dir)
     columns = _columns(source.name, data_dir)
     dataset = columns.dataset
+    shape = _shape(source, dataset.features[columns.image].shape)
     test = next((s for s in ("test", "validation") if s in dataset.splits), None)
     splits = ("train", test) if test else ("train",)
     num = dataset.splits.get("train", 0)

@@ -1,28 +1,38 @@
-"""Text of datasets prepared by TensorFlow Datasets, in four splits."""
+"""Text of datasets prepared by TensorFlow Datasets, in four splits.
+
+Rows are documents, or lines, or the whole text. They are joined in the order of the
+disk, and the text is cut by position. Where rows are small, as in anything but a text
+that is one row, a cut moves to the end of one, so no document is in two splits.
+"""
 
 from __future__ import annotations
 
+import array
+import bisect
 import dataclasses
 import functools
 import itertools
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tasks.base import SPLITS, Split
 from tasks.data import prepared
 from tasks.data.cache import cached
+from tasks.data.cutting import cut, end_within
 from tasks.data.prepared import Prepared
 from tasks.data.text import Text, TextDataset, to_device
 from tasks.data.tokenizers import Bytes, Tokenizer, tokenize
 
 FEATURE = "text"
 """The feature of a row that is read."""
-# How far behind its place a cut may move to reach the end of a line, in bytes.
-_LINE = 1 << 12
+MIN_BYTES = 1000
+"""The smallest limit: what is less is not worth being cut."""
 # The number of this way to cut and to join: whoever changes it raises it.
-_CUT = 1
+_CUT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +41,39 @@ class TFDSText(Text):
 
     The train split of the dataset is cut by position, 80 % train, 10 % inner_valid and
     10 % outer_valid, and its test split is test as it is. Where there is no test split,
-    validation takes its place; where neither is, train is cut 70/10/10/10. Cuts are
-    moved to the end of a line. Rows are joined by newlines, in the order of the disk.
+    validation takes its place; where neither is, train is cut 70/10/10/10.
+
+    Rows are joined by newlines, in the order of the disk; nothing else marks where one
+    ends. Each cut moves on to the end of the row it falls into, or if that is more than
+    2 % of the text away, to the end of the line: rows are in one split, but for those
+    longer than that.
     """
 
     name: str = "tiny_shakespeare"
     """As TFDS writes it: `name`, `name/config`, `name:1.2.3`."""
     tokenizer: Tokenizer = Bytes()
     """What makes tokens of the text; it learns from train alone."""
+    max_bytes: int | None = None
+    """How much of the dataset's train split is read, in bytes of text; None is all.
+
+    It is the beginning in the order of the disk, up to the last end of a line that is
+    within the limit. This text is what is cut, by the same shares. If the limit leaves
+    something out, as much of the test split's beginning is test as a tenth of the
+    limit, which is the size of outer_valid; else the test split is whole. Of the files
+    only the first are read that hold so much, each of them to its end, so that all its
+    records are verified.
+    """
 
     def __post_init__(self) -> None:
         prepared.check_name(self.name)
+        limit = self.max_bytes
+        if limit is None:
+            return
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < MIN_BYTES:
+            raise ValueError(
+                f"max_bytes = {limit!r} must be a whole number of at least {MIN_BYTES} "
+                "bytes, or None for the whole dataset"
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -63,33 +95,38 @@ class TFDSText(Text):
         return self.tokenizer.decode(learned, tokens)
 
 
-def read_splits(dataset: Prepared) -> dict[Split, bytes]:
+class Parts(NamedTuple):
+    """What was read of a dataset."""
+
+    texts: dict[Split, bytes]
     """The text of each split."""
-    held_out = _held_out(dataset)
-    train = _text(dataset, "train")
-    if held_out is None:
-        parts = cut(train, (0.7, 0.8, 0.9))
-    else:
-        parts = [*cut(train, (0.8, 0.9)), _text(dataset, held_out)]
-    return dict(zip(SPLITS, parts, strict=True))
+    shards: tuple[Path, ...]
+    """The files that were read."""
 
 
-def cut(text: bytes, shares: tuple[float, ...]) -> list[bytes]:
-    """Cuts a text at shares of its length, each moved to the end of a line.
+def read_splits(dataset: Prepared, max_bytes: int | None = None) -> Parts:
+    """Reads the four splits, of a train split of at most `max_bytes` if given.
 
-    Lines that are very long are cut between two characters of UTF-8.
+    Raises:
+        ValueError: in one line, if a file is damaged or a split would be empty.
     """
-    edges = [0]
-    for share in shares:
-        edge = max(edges[-1], round(share * len(text)))
-        # A cut that stands behind a newline already stays there.
-        end = text.find(b"\n", max(edge - 1, edges[-1]), edge + _LINE)
-        if end >= 0:
-            edge = end + 1
-        while edge < len(text) and text[edge] & 0xC0 == 0x80:  # inside a character
-            edge += 1
-        edges.append(edge)
-    return [text[a:b] for a, b in itertools.pairwise([*edges, len(text)])]
+    held_out = _held_out(dataset)
+    train = _read(dataset, "train", max_bytes)
+    shares = (0.8, 0.9) if held_out else (0.7, 0.8, 0.9)
+    texts, shards = cut(train.text, shares, train.ends), train.shards
+    if held_out:
+        limit = None if max_bytes is None or train.whole else max_bytes // 10
+        test = _read(dataset, held_out, limit)
+        texts, shards = [*texts, bytes(test.text)], (*shards, *test.shards)
+    parts = dict(zip(SPLITS, texts, strict=True))
+    for split, text in parts.items():
+        if not text:
+            raise ValueError(
+                f"dataset {str(dataset)!r} has no text for the split {split!r}: the "
+                f"{len(train.text)} bytes of its train split that are read have too "
+                "few rows or lines to be cut, or its test split is empty"
+            )
+    return Parts(parts, shards)
 
 
 def _held_out(dataset: Prepared) -> str | None:
@@ -101,9 +138,36 @@ def _held_out(dataset: Prepared) -> str | None:
     return next((s for s in ("test", "validation") if s in dataset.splits), None)
 
 
-def _text(dataset: Prepared, split: str) -> bytes:
-    rows = (row[FEATURE] for row in prepared.read(dataset, split))
-    return b"\n".join(r if isinstance(r, bytes) else str(r).encode() for r in rows)
+class _Joined(NamedTuple):
+    """Rows of a split, joined."""
+
+    text: bytearray
+    ends: Sequence[int]  # behind the newline of each row but the last
+    whole: bool  # whether that is all there is
+    shards: tuple[Path, ...]  # which were read, each to its end
+
+
+def _read(dataset: Prepared, split: str, max_bytes: int | None) -> _Joined:
+    """Reads a split, or as many of its shards as `max_bytes` need, each to its end."""
+    bounds = list(itertools.accumulate(dataset.shard_lengths[split]))
+    text, ends, num, taken = bytearray(), array.array("q"), 0, 0
+    limit = math.inf if max_bytes is None else max_bytes
+    for num, row in enumerate(prepared.read(dataset, split), 1):
+        if num == 1 or len(text) < limit:
+            if num > 1:
+                text += b"\n"
+                ends.append(len(text))
+            content = row[FEATURE]
+            text += content if isinstance(content, bytes) else str(content).encode()
+            taken = num
+        if len(text) >= limit and num == bounds[bisect.bisect_left(bounds, num)]:
+            break
+    whole = taken == dataset.splits[split] and len(text) <= limit
+    if max_bytes is not None:
+        del text[end_within(text, max_bytes) :]
+        del ends[bisect.bisect_right(ends, len(text)) :]
+    shards = dataset.shards[split][: bisect.bisect_left(bounds, num) + 1]
+    return _Joined(text, ends, whole, shards)
 
 
 def _check(dataset: Prepared) -> None:
@@ -127,13 +191,25 @@ def _tokens(source: TFDSText, folder: Path) -> dict[str, np.ndarray]:
     fingerprint: dict[str, Any] = {
         "dataset": dataset.fingerprint,
         "cut": _CUT,
+        "max_bytes": source.max_bytes,
         "tokenizer": [repr(tokenizer), tokenizer.version],
     }
+    shards: list[Path] = []
+
+    def make() -> dict[str, np.ndarray]:
+        parts = read_splits(dataset, source.max_bytes)
+        shards.extend(parts.shards)
+        try:
+            return tokenize(tokenizer, parts.texts)
+        except ValueError as error:
+            raise ValueError(f"dataset {str(dataset)!r}: {error}") from None
+
     return cached(
         f"{dataset}-{type(tokenizer).__name__}",
         fingerprint,
-        lambda: tokenize(tokenizer, read_splits(dataset)),
+        make,
         [*dataset.shards["train"], *dataset.shards.get(held_out or "", ())],
+        read=lambda: shards,
     )
 
 

@@ -1,5 +1,6 @@
 """Small prepared datasets of our own making, and a cache that is nobody's."""
 
+import importlib
 import io
 import os
 import shutil
@@ -63,7 +64,8 @@ def prepare():
     """`prepare(folder, rows, ...)` writes a dataset, as TFDS does without TensorFlow.
 
     `rows` are lists of rows by split; `features` default to an image `[6, 4, 3]`, a
-    label of three classes and a text; rows stay in their order.
+    label of three classes and a text; rows stay in their order. The name may be that of
+    a dataset with a configuration, `name/config`.
     """
     tfds = pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("array_record")
@@ -87,11 +89,15 @@ def prepare():
         def generators(self, _):
             return {split: generate(self, split) for split in rows}
 
+        dataset, _, config = name.partition("/")
+        configs = [tfds.core.BuilderConfig(name=config)] if config else []
         with tfds.core.registered.skip_registration():
             builder = type(
-                name.capitalize(),
+                dataset.capitalize(),
                 (tfds.core.GeneratorBasedBuilder,),
                 {
+                    "name": dataset,
+                    "BUILDER_CONFIGS": configs,
                     "VERSION": tfds.core.Version(version),
                     "_info": info,
                     "_split_generators": generators,
@@ -101,6 +107,56 @@ def prepare():
         config = tfds.download.DownloadConfig(num_shards=shards)
         builder.download_and_prepare(download_config=config)
         return folder / name / version
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def stock():
+    """`stock(name)`: the builder of that name that comes with TFDS; nothing is read."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    # Without TensorFlow these two are not registered by themselves.
+    for module in ("c4", "wikipedia"):
+        importlib.import_module(f"tensorflow_datasets.text.{module}")
+    return lambda name: tfds.builder(name, data_dir="/nowhere")
+
+
+@pytest.fixture(scope="session")
+def mock_rows(stock):
+    """`mock_rows(name, num)`: different rows that TFDS makes up."""
+    import tensorflow_datasets as tfds
+
+    def rows(name, num):
+        policy = tfds.testing.MockPolicy.USE_CODE
+        with tfds.testing.mock_data(num_examples=num, policy=policy):
+            source = stock(name).as_data_source("train")
+            return [source[row] for row in range(num)]
+
+    return rows
+
+
+@pytest.fixture(scope="session")
+def prepare_stock(stock, mock_rows, prepare, encode):
+    """`prepare_stock(folder, name, splits)` writes mocked rows under a stock name.
+
+    `splits` are numbers of rows. All that is declared is as the stock builder declares
+    it. The rows come back by split, images as their pixels.
+    """
+
+    def write(folder, name, splits, **options):
+        rows = iter(mock_rows(name, sum(splits.values())))
+        given = {split: [next(rows) for _ in range(n)] for split, n in splits.items()}
+        stored = {
+            split: [
+                {key: encode(v) if key == "image" else v for key, v in row.items()}
+                for row in part
+            ]
+            for split, part in given.items()
+        }
+        builder = stock(name)
+        features, version = dict(builder.info.features), str(builder.version)
+        prepare(folder, stored, name, features, version, **options)
+        return given
 
     return write
 

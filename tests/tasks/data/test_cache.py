@@ -209,6 +209,28 @@ def test_a_source_at_another_time_is_compared_once(source, folder, monkeypatch):
     assert make.calls == 1 and hashed and source not in hashed
 
 
+def test_of_sources_that_may_be_left_out_only_those_read_count(
+    source, tmp_path, monkeypatch
+):
+    other = tmp_path / "other"
+    other.write_bytes(b"never read")
+    hashed, digest = [], cache._digest
+    monkeypatch.setattr(cache, "_digest", lambda p: hashed.append(p) or digest(p))
+
+    def get_part(make):
+        return cached("things", {}, make, [source, other], read=lambda: [source])
+
+    make = Maker()
+    same(get_part(make))
+    other.write_bytes(b"another content")
+    same(get_part(make))
+    assert make.calls == 1 and source in hashed and other not in hashed
+    source.write_bytes(b"another content")
+    with pytest.warns(UserWarning, match=f"{source} has changed"):
+        same(get_part(make))
+    assert make.calls == 2
+
+
 @pytest.mark.parametrize("content", [b"CONTENT", b"more content"])
 def test_a_source_with_another_content_is_read_again(content, source):
     make = Maker()
@@ -225,11 +247,18 @@ def test_a_source_that_changes_while_it_is_read_is_noticed(source):
         source.write_bytes(b"newer content")
         return ARRAYS
 
-    get(replaced, sources=[source])
-    make = Maker()
-    with pytest.warns(UserWarning, match="has changed since it was cached"):
-        get(make, sources=[source])
-    assert make.calls == 1
+    def removed():
+        source.unlink()
+        return ARRAYS
+
+    for change in (replaced, removed):
+        get(change, key=change.__name__, sources=[source])
+        if not source.exists():
+            source.write_bytes(b"newer content")
+        make = Maker()
+        with pytest.warns(UserWarning, match="has changed since it was cached"):
+            get(make, key=change.__name__, sources=[source])
+        assert make.calls == 1
 
 
 def test_arrays_survive_a_source_that_cannot_be_read_any_more(source, folder):

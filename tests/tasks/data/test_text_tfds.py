@@ -10,7 +10,8 @@ pytest.importorskip("array_record")
 
 from tasks.base import SPLITS
 from tasks.data import cache, prepared, tfds_text
-from tasks.data.tfds_text import TFDSText, cut
+from tasks.data.cutting import cut
+from tasks.data.tfds_text import TFDSText
 from tasks.data.tokenizers import BytePairs
 
 
@@ -120,7 +121,7 @@ def declare(monkeypatch, **splits):
         features={"text": prepared.Feature("text")},
         splits={name: len(rows) for name, rows in splits.items()},
         shards={name: () for name in splits},
-        shard_lengths={},
+        shard_lengths={name: (len(rows),) for name, rows in splits.items()},
         fingerprint={"name": "letters"},
     )
 
@@ -136,7 +137,7 @@ LINES = b"".join(b"line %03d\n" % i for i in range(100))
 
 def test_validation_stands_in_for_a_missing_test_split(monkeypatch):
     dataset = declare(monkeypatch, train=[LINES], validation=[b"held", "öut"])
-    parts = tfds_text.read_splits(dataset)
+    parts = tfds_text.read_splits(dataset).texts
     assert list(parts) == list(SPLITS)
     assert [len(parts[split]) for split in SPLITS[:3]] == [720, 90, 90]
     assert parts["train"] + parts["inner_valid"] + parts["outer_valid"] == LINES
@@ -147,14 +148,14 @@ def test_a_test_split_is_test_and_validation_is_then_unused(monkeypatch):
     dataset = declare(
         monkeypatch, train=[LINES[:450], LINES[450:-1]], test=[b"t"], validation=[b"v"]
     )
-    parts = tfds_text.read_splits(dataset)
+    parts = tfds_text.read_splits(dataset).texts
     assert parts["test"] == b"t"
     joined = parts["train"] + parts["inner_valid"] + parts["outer_valid"]
     assert joined == LINES[:450] + b"\n" + LINES[450:-1]
 
 
 def test_with_train_alone_all_four_splits_are_parts_of_it(monkeypatch):
-    parts = tfds_text.read_splits(declare(monkeypatch, train=[LINES]))
+    parts = tfds_text.read_splits(declare(monkeypatch, train=[LINES])).texts
     assert b"".join(parts[split] for split in SPLITS) == LINES
     assert [len(parts[split]) for split in SPLITS] == [630, 90, 90, 90]
 

@@ -1,5 +1,6 @@
 """TFDS images: four splits of real data, and what is refused at the start."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -317,6 +318,9 @@ def test_real_data_has_its_rows_per_label(name, data_dir, monkeypatch):
     sizes = [len(dataset.split(s).labels) for s in SPLITS[:3]]
     assert sizes == [num * 8 // 10, num // 10, num // 10]
     assert dataset.train.images.shape[1:] == source.image_shape
+    # By their bytes too: neither has an image twice, in one split or in two.
+    images = together(dataset, "images")
+    assert len({hashlib.sha256(image).digest() for image in images}) == len(images)
     if name == "mnist":
         # Of all 60,000 images it is 33.3184 and 78.5675.
         assert abs(float(dataset.mean[0]) - 33.32) < 0.2
