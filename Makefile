@@ -43,6 +43,7 @@ bench: $(VENV)/.runtime  ## speed of meta-training, of every family, and of the 
 	$(BIN)/python -m benchmarks.families
 	$(BIN)/python -m benchmarks.image_data
 	$(BIN)/python -m benchmarks.text_data
+	$(BIN)/python -m benchmarks.distributions
 
 clean:  ## remove .venv, caches and build output; keeps runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

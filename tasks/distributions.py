@@ -33,7 +33,7 @@ FACTORS: dict[Level, tuple[float, float]] = {
     "tensor": (1e-2, 1e2),
     "parameter": (1e-1, 1e1),
 }
-"""VeLO's ranges of the reparametrization (arXiv:2211.09760), wide where it is shared."""
+"""VeLO's ranges of reparametrization (arXiv:2211.09760), wide where it is shared."""
 
 
 @dataclasses.dataclass(frozen=True)
