@@ -1,10 +1,10 @@
 """What groups, variations and streaming cost: `python -m benchmarks.distributions`.
 
-Three tables. *Variation*: the time of an outer step with everything varied over that of
-the plain task, and the time to sample a variation as a share of a window. *Groups*:
-seconds and programs compiled when one more group is added. *Streaming*: outer steps with
-the training rows on the host over the same with the rows on the device, on MNIST where
-`METATRAIN_DATA_DIR` has it. Compared things are measured in turn, in one process.
+Three tables. *Variation*: the time of an outer step with everything varied over that
+of the plain task, and the time to sample a variation as a share of a window. *Groups*:
+seconds and programs compiled when one more group is added. *Streaming*: outer steps
+with the training rows on the host over the same with the rows on the device, on MNIST
+where `METATRAIN_DATA_DIR` has it. Compared things are measured in turn, in one process.
 """
 
 from __future__ import annotations
@@ -146,10 +146,10 @@ def groups() -> list[dict[str, Any]]:
     """A row for each number of groups: what the last one costs to compile."""
     counted: list[float] = []
 
-    def listen(event: str, duration: float, **about: Any) -> None:
+    def listen(event: str, duration_secs: float, **about: Any) -> None:
         del about
         if event == "/jax/core/compile/backend_compile_duration":
-            counted.append(duration)
+            counted.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     tasks: list[Task] = [DIGITS.at_width(width) for width in (8, 16, 24, 40)]
