@@ -1,0 +1,92 @@
+"""The percentile bootstrap whose unit is a cluster: a patient, a task, a seed.
+
+Whole clusters are drawn with replacement, and all rows of a drawn cluster come along,
+so rows of one cluster may depend on one another as they like. With strata, as many
+clusters are drawn of each stratum as there are, so a resample has both classes in the
+proportions of the sample.
+
+Reference: Davison and Hinkley, Bootstrap Methods and their Application (1997), sections
+3.2 (strata), 3.8 (clusters: whole ones are drawn, rows within them are not) and 5.3.1.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import UndefinedMetricWarning
+
+from evaluation.auc import Estimate
+
+
+def cluster_bootstrap(
+    statistic: Callable[[np.ndarray], float],
+    clusters: Any,
+    strata: Any = None,
+    num: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate:
+    """A statistic of rows, its standard error and percentile interval.
+
+    Args:
+        statistic: of the indices of rows `[k]`, which may repeat.
+        clusters: which cluster each row belongs to, `[n]`.
+        strata: which stratum, `[n]`, the same for all rows of a cluster.
+        num: resamples.
+        seed: of the resampling.
+        level: coverage.
+
+    Returns:
+        NaN for error and ends, with one warning, if a resample's statistic is NaN.
+
+    Raises:
+        ValueError: if a cluster lies in two strata or shapes differ.
+    """
+    clusters = np.asarray(clusters)
+    strata = np.zeros(len(clusters), int) if strata is None else np.asarray(strata)
+    if clusters.ndim != 1 or clusters.shape != strata.shape or not len(clusters):
+        raise ValueError(
+            f"clusters {clusters.shape} and strata {strata.shape} must both be [n]"
+        )
+    members, groups = _groups(clusters, strata)
+    value = float(statistic(np.arange(len(clusters))))
+    rng = np.random.RandomState(seed)
+    values = np.empty(num)
+    with warnings.catch_warnings():  # one word about all resamples, below
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        for i in range(num):
+            drawn = [g[rng.randint(len(g), size=len(g))] for g in groups]
+            rows = [members[cluster] for cluster in np.concatenate(drawn)]
+            values[i] = statistic(np.concatenate(rows))
+    if np.isnan(values).any():
+        warnings.warn(
+            f"{np.isnan(values).sum()} of {num} resamples have no value: there is no "
+            "interval; use strata, or more clusters",
+            UndefinedMetricWarning,
+            stacklevel=2,
+        )
+        return Estimate(value, math.nan, math.nan, math.nan)
+    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    return Estimate(value, float(values.std(ddof=1)), float(low), float(high))
+
+
+def _groups(
+    clusters: np.ndarray, strata: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Rows of each cluster, and the clusters of each stratum."""
+    names, cluster = np.unique(clusters, return_inverse=True)
+    order = np.argsort(cluster, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(cluster))[:-1])
+    for rows in members:
+        if len(np.unique(strata[rows])) > 1:
+            raise ValueError(
+                f"cluster {clusters[rows[0]]!r} has rows in several strata "
+                f"{np.unique(strata[rows]).tolist()}: a cluster is drawn as a whole"
+            )
+    of_cluster = strata[[rows[0] for rows in members]]
+    indices = np.arange(len(names))
+    return members, [indices[of_cluster == s] for s in np.unique(of_cluster)]
