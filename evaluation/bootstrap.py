@@ -52,7 +52,7 @@ def cluster_bootstrap(
         raise ValueError(
             f"clusters {clusters.shape} and strata {strata.shape} must both be [n]"
         )
-    members, groups = _groups(clusters, strata)
+    order, starts, sizes, groups = _groups(clusters, strata)
     value = float(statistic(np.arange(len(clusters))))
     rng = np.random.RandomState(seed)
     values = np.empty(num)
@@ -60,8 +60,8 @@ def cluster_bootstrap(
         warnings.simplefilter("ignore", UndefinedMetricWarning)
         for i in range(num):
             drawn = [g[rng.randint(len(g), size=len(g))] for g in groups]
-            rows = [members[cluster] for cluster in np.concatenate(drawn)]
-            values[i] = statistic(np.concatenate(rows))
+            rows = _runs(starts, sizes, np.concatenate(drawn))
+            values[i] = statistic(order[rows])
     if np.isnan(values).any():
         warnings.warn(
             f"{np.isnan(values).sum()} of {num} resamples have no value: there is no "
@@ -76,17 +76,25 @@ def cluster_bootstrap(
 
 def _groups(
     clusters: np.ndarray, strata: np.ndarray
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Rows of each cluster, and the clusters of each stratum."""
-    names, cluster = np.unique(clusters, return_inverse=True)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Rows sorted by cluster, where each begins, its size; clusters by stratum."""
+    _, cluster, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
     order = np.argsort(cluster, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(cluster))[:-1])
-    for rows in members:
-        if len(np.unique(strata[rows])) > 1:
-            raise ValueError(
-                f"cluster {clusters[rows[0]]!r} has rows in several strata "
-                f"{np.unique(strata[rows]).tolist()}: a cluster is drawn as a whole"
-            )
-    of_cluster = strata[[rows[0] for rows in members]]
-    indices = np.arange(len(names))
-    return members, [indices[of_cluster == s] for s in np.unique(of_cluster)]
+    starts = np.cumsum(sizes) - sizes
+    of_cluster = strata[order[starts]]
+    strange = np.flatnonzero(of_cluster[cluster] != strata)
+    if len(strange):
+        raise ValueError(
+            f"cluster {clusters[strange[0]]} has rows in several strata: a cluster is "
+            "drawn as a whole"
+        )
+    indices = np.arange(len(sizes))
+    groups = [indices[of_cluster == stratum] for stratum in np.unique(of_cluster)]
+    return order, starts, sizes, groups
+
+
+def _runs(starts: np.ndarray, sizes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The places `starts[c] … starts[c] + sizes[c] - 1` of all chosen clusters."""
+    lengths = sizes[chosen]
+    ends = np.cumsum(lengths)
+    return np.repeat(starts[chosen] - ends + lengths, lengths) + np.arange(ends[-1])

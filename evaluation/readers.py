@@ -67,11 +67,11 @@ class Reader:
 
 PANEL = (
     Reader(1.0, 0.25, 0.20, (0.20, 0.70, 0.95)),
-    Reader(1.0, 0.25, 0.25, (0.05, 0.90, 1.00)),  # sees S1 early and S2 late
+    Reader(1.0, 0.30, 0.25, (0.00, 0.95, 1.00)),  # sees S1 early and S2 late
     Reader(1.0, 0.20, 0.20, (0.35, 0.40, 0.95)),  # has hardly a place for S1
-    Reader(1.0, 0.30, 0.25, (0.10, 0.90, 1.00)),
-    Reader(1.0, 0.25, 0.25, (0.35, 0.45, 0.95)),
-    Reader(0.4, 0.80, 0.30, (0.10, 0.50, 0.85)),  # little better than chance
+    Reader(1.0, 0.25, 0.25, (0.05, 0.95, 1.00)),
+    Reader(1.0, 0.25, 0.25, (0.35, 0.40, 0.95)),
+    Reader(0.5, 0.70, 0.30, (0.15, 0.50, 0.85)),  # little better than chance
 )
 """Six readers, as many and as different as the study's."""
 
