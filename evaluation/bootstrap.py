@@ -55,13 +55,14 @@ def cluster_bootstrap(
     order, starts, sizes, groups = _groups(clusters, strata)
     value = float(statistic(np.arange(len(clusters))))
     rng = np.random.RandomState(seed)
-    values = np.empty(num)
+
+    def resample() -> float:
+        drawn = [g[rng.randint(len(g), size=len(g))] for g in groups]
+        return statistic(order[_runs(starts, sizes, np.concatenate(drawn))])
+
     with warnings.catch_warnings():  # one word about all resamples, below
         warnings.simplefilter("ignore", UndefinedMetricWarning)
-        for i in range(num):
-            drawn = [g[rng.randint(len(g), size=len(g))] for g in groups]
-            rows = _runs(starts, sizes, np.concatenate(drawn))
-            values[i] = statistic(order[rows])
+        values = np.array([resample() for _ in range(num)])
     if np.isnan(values).any():
         warnings.warn(
             f"{np.isnan(values).sum()} of {num} resamples have no value: there is no "

@@ -59,6 +59,10 @@ class Study(NamedTuple):
         np.add.at(sums, self.patient_of_rows, self.image_logits)
         return sums / np.bincount(self.patient_of_rows)[:, None]
 
+    def patient_scores(self) -> np.ndarray:
+        """Log-odds of each dichotomy `[n, K - 1]`, which never rise along a row."""
+        return np.asarray(grading.scores(jnp.asarray(self.patient_logits())))
+
 
 @dataclasses.dataclass(frozen=True)
 class Dichotomy:
@@ -194,7 +198,7 @@ def _dichotomy(study: Study, k: int, num_resamples: int, seed: int) -> Dichotomy
     """Results of "is the grade above k?"."""
     above = study.grade > k
     sessions, readers, n = study.readings.shape
-    scores = np.asarray(grading.scores(jnp.asarray(study.patient_logits())))[:, k]
+    scores = study.patient_scores()[:, k]
     # In this order: the model, the ceiling, and all readers of each session.
     aucs = delong(
         above, np.stack([scores, study.ceiling, *study.readings.reshape(-1, n)])

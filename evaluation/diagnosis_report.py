@@ -14,7 +14,6 @@ from sklearn.metrics import roc_curve
 from evaluation.auc import Comparison, Estimate
 from evaluation.diagnosis import Diagnosis, Dichotomy, Study
 from evaluation.plots import STYLE
-from tasks import diagnosis as grading
 
 _MODEL, _READERS, _CEILING = "#D55E00", "#0072B2", "#888888"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -136,8 +135,7 @@ def plot_study(study: Study, result: Diagnosis, images: Sequence[np.ndarray]) ->
         _draw_images(figure.add_subplot(top[0, g]), pictures, f"S{g}")
     parts = result.dichotomies
     bottom = rows[1].subgridspec(1, len(parts), wspace=0.16)
-    logits = study.patient_logits()
-    scores = np.asarray(grading.scores(logits))
+    scores = study.patient_scores()
     for k, part in enumerate(parts):
         axes = figure.add_subplot(bottom[0, k])
         _draw_roc(axes, study, scores[:, k], k, part)

@@ -145,6 +145,8 @@ class Speckle(Images):
 
     def patients(self, split: Split) -> Patients:
         """The patients of a split; patient `i` has the rows from `i · views` on."""
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
         return _draw_patients(self)[SPLITS.index(split)]
 
     def patient_of_rows(self, split: Split) -> np.ndarray:

@@ -15,6 +15,8 @@ from evaluation.diagnosis_report import format_comparison, plot_study, text_repo
 from evaluation.plots import png
 from evaluation.readers import PANEL, read_panel
 from experiments import diagnose as command
+from lopt import Artifact, SmallFC
+from parametrization import STANDARD
 
 N, VIEWS, NUM = 90, 3, 200
 
@@ -177,6 +179,20 @@ def test_the_command_writes_and_prints(monkeypatch, capsys, tmp_path):
     # All patients have one score: an AUC of ½, with an error that is known.
     assert first["model"]["value"] == 0.5 and first["model"]["standard_error"] == 0
     assert 0.5 < first["readers_mean"]["value"] < first["ceiling"]["value"]
+
+
+def test_a_learned_optimizer_brings_its_parametrization(tmp_path):
+    lopt = SmallFC(hidden_size=4, rules=STANDARD)
+    shapes = jax.eval_shape(lopt.init, jax.random.key(0))
+    theta = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), shapes)
+    Artifact(lopt, theta, {"width": 8}).save(tmp_path / "artifact")
+    config = command.DiagnoseConfig(artifact=tmp_path / "artifact")
+    loaded, weights, rules = command.optimizer(config)
+    assert loaded == lopt and rules is STANDARD is not config.model.rules
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, weights, theta)))
+    adam, rate, rules = command.optimizer(command.DiagnoseConfig(learning_rate=0.25))
+    assert adam.rules is rules is config.model.rules and adam.schedule == "cosine"
+    assert float(rate["learning_rate"]) == 0.25
 
 
 @pytest.mark.slow

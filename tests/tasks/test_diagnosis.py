@@ -57,7 +57,7 @@ def network(params, x, mult):
 @pytest.mark.parametrize(("rules", "mult"), [(ADAM_LIKE, 0.5), (STANDARD, 1.0)])
 def test_the_loss_is_the_mean_cross_entropy_of_the_dichotomies(data, rules, mult):
     task = TASK.at_width(12).with_rules(rules)
-    batch = sample(task, data, KEY)
+    batch = compiled(lambda data: sample(task, data, KEY))(data)
     params = families.randomized(task.model, (8, 8, 1), 3)
     labels = np.asarray(data.images.train.labels)
     above = np.array([(labels > k).mean() for k in range(3)])
@@ -88,7 +88,8 @@ def test_the_unit_is_the_loss_of_the_best_constant(data):
 
 def test_a_run_starts_at_chance(data):
     params = compiled(TASK.init)(KEY)
-    loss, aux = compiled(TASK.loss)(params, KEY, TASK.whole(data, "train"))
+    whole = compiled(lambda data: TASK.whole(data, "train"))(data)
+    loss, aux = compiled(TASK.loss)(params, KEY, whole)
     assert float(loss) == pytest.approx(TASK.loss_at_chance, rel=1e-6)
     # 60 % are above S0, 30 % above S1: the best constant grade is S1.
     labels = np.asarray(data.images.train.labels)
@@ -97,7 +98,7 @@ def test_a_run_starts_at_chance(data):
 
 
 def test_a_batch_is_graded_images_that_can_be_cut(data):
-    batch = sample(TASK, data, KEY, "test")
+    batch = compiled(lambda data: sample(TASK, data, KEY, "test"))(data)
     assert {len(leaf) for leaf in jax.tree.leaves(batch)} == {32}
     labels = np.asarray(batch.labels)
     pixels = np.asarray(data.images.test.images, np.float32)

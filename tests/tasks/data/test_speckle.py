@@ -84,6 +84,8 @@ def test_no_patient_is_in_two_splits(data):
     for split in SPLITS:
         assert len(np.unique(rows[split])) == PATIENTS[split]
         assert len(rows[split]) == len(data.split(split).labels)
+    with pytest.raises(ValueError, match="unknown split 'valid'; there are train"):
+        source.patients("valid")
     # And no image is in two splits either.
     images = np.concatenate([np.asarray(data.split(s).images) for s in SPLITS])
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == 2400
