@@ -19,10 +19,12 @@ from tasks.autoencoding import Autoencoding
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
 from tasks.data.signals import Signals
+from tasks.data.speckle import Speckle
 from tasks.data.standard_library import StandardLibrary
 from tasks.data.tfds_images import TFDSImages
 from tasks.data.tfds_text import TFDSText
 from tasks.data.tokenizers import BytePairs, Bytes
+from tasks.diagnosis import GradedDiagnosis
 from tasks.groups import TaskDistribution
 from tasks.language_modelling import LanguageModelling
 from tasks.models.autoencoder import VAE, AutoEncoder
@@ -46,6 +48,7 @@ COMPONENTS: dict[str, type] = {
         *(MLP, ConvNet, ResNet, ViT, Transformer, Recurrent, AutoEncoder, VAE),
         *(Digits, Signals, TFDSImages, StandardLibrary, TFDSText, Bytes, BytePairs),
         TaskDistribution,
+        *(GradedDiagnosis, Speckle),
     )
 }
 """Dataclasses that a field of an abstract type may hold, by the `kind` in the JSON."""

@@ -6,10 +6,12 @@ from tasks.classification import ImageClassification
 from tasks.data.augmentation import Augmentation
 from tasks.data.embedded import Digits
 from tasks.data.signals import Signals
+from tasks.data.speckle import Speckle
 from tasks.data.standard_library import StandardLibrary
 from tasks.data.tfds_images import TFDSImages
 from tasks.data.tfds_text import TFDSText
 from tasks.data.tokenizers import BytePairs, Bytes
+from tasks.diagnosis import GradedDiagnosis
 from tasks.language_modelling import LanguageModelling
 from tasks.models.autoencoder import VAE, AutoEncoder
 from tasks.models.convolutional import ConvNet
@@ -32,6 +34,7 @@ __all__ = [
     "Bytes",
     "ConvNet",
     "Digits",
+    "GradedDiagnosis",
     "ImageClassification",
     "LanguageModelling",
     "NoisyQuadratic",
@@ -40,6 +43,7 @@ __all__ = [
     "Recurrent",
     "ResNet",
     "Signals",
+    "Speckle",
     "StandardLibrary",
     "TFDSImages",
     "TFDSText",

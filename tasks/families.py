@@ -12,9 +12,11 @@ from collections.abc import Callable
 from tasks.autoencoding import Autoencoding
 from tasks.classification import ImageClassification
 from tasks.data.signals import Signals
+from tasks.data.speckle import Speckle
 from tasks.data.standard_library import StandardLibrary
 from tasks.data.tfds_images import TFDSImages
 from tasks.data.tfds_text import TFDSText
+from tasks.diagnosis import GradedDiagnosis
 from tasks.language_modelling import LanguageModelling
 from tasks.models.autoencoder import VAE, AutoEncoder
 from tasks.models.base import Model
@@ -36,6 +38,7 @@ AnyTask = (
     | Quadratic
     | NoisyQuadratic
     | Valley
+    | GradedDiagnosis
 )
 """Every task of this package."""
 
@@ -132,6 +135,14 @@ FAMILIES: dict[str, Family] = {
     "quadratic": Family("a quadratic with a chosen spectrum", Quadratic),
     "noisy_quadratic": Family("a quadratic whose minimum is noisy", NoisyQuadratic),
     "valley": Family("a curved valley", Valley),
+    "diagnosis": Family(
+        "strided convolutions that grade speckle images like ultrasound",
+        lambda: GradedDiagnosis(
+            ConvNet(width=32, multipliers=(1, 1), strides=(2, 2)),
+            Speckle(size=16, num_train=100, num_test=40),
+            batch_size=8,
+        ),
+    ),
 }
 
 PREPARED: dict[str, Family] = {

@@ -1,0 +1,242 @@
+"""Images like B-mode ultrasound of a liver beside a kidney, made by a formula.
+
+What is graded is steatosis: the fat fraction, the share of liver cells that hold fat,
+cut at 5, 33 and 66 % into the grades S0 to S3 (Kleiner et al., Hepatology 2005,
+doi:10.1002/hep.20701). Fat changes three things in the image, and all of them level
+off, so that the first fat shows most: the liver is brighter than the kidney, the sound
+fades faster with depth, and its high frequencies fade first, so speckle grows coarser
+with depth.
+
+Speckle is the interference of echoes of many scatterers in one resolution cell:
+complex white Gaussian noise through a point spread function, whose envelope has
+Rayleigh's distribution (Wagner et al., IEEE Trans. Sonics Ultrason. 1983,
+doi:10.1109/T-SU.1983.31404). A scanner shows the envelope's logarithm.
+
+A patient's looks are not the fat alone: `Patients.appearance` is the effect of the fat
+plus a deviation of the patient's own. Images show the appearance and nothing else of
+the patient, so no reader of images, however good, has a larger area under the ROC curve
+than the appearance itself. Several images of a patient share everything but the view
+and the speckle; rows of a split are therefore not independent, patients are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from tasks.base import SPLITS, Split
+from tasks.data.images import ImageDataset, Images, partition
+
+FAT_EDGES = np.array([0.0, 0.05, 0.33, 0.66, 1.0])
+"""Fat fractions between which each grade lies."""
+HALF_EFFECT = 0.2
+"""The smaller, the sooner the effect of fat levels off."""
+CONTRAST = 10.0
+"""Decibels by which the liver is brighter than the kidney, per unit of appearance."""
+ATTENUATION = 12.0
+"""Decibels lost from the top of the image to its bottom, per unit of appearance."""
+GAIN = 3.0
+"""Deviation of a view's gain, in decibels."""
+LIMITS = (-32.0, 24.0)
+"""Decibels that are stored as 0 and 255; what is beyond counts as the end."""
+AXIAL, LATERAL = 0.025, 0.05
+"""Deviations of the point spread function, as fractions of the image's side."""
+KIDNEY = (0.72, 0.62)
+"""Where the kidney's centre is on average: depth, and place from the left."""
+RADII = (0.17, 0.25)
+"""Half axes of the kidney, in the same order."""
+WANDER = (0.05, 0.03)
+"""Deviations of its centre between patients, and between views of one patient."""
+
+_AT_ONCE = 256
+
+
+class Patients(NamedTuple):
+    """Patients of one split, in the order of their images; numpy arrays."""
+
+    identity: np.ndarray  # [n] int, a number no other patient of any split has
+    grade: np.ndarray  # [n] int, 0 … 3
+    fat: np.ndarray  # [n] the fat fraction, 0 … 1
+    appearance: np.ndarray  # [n] effect of the fat, plus the patient's own deviation
+    kidney: np.ndarray  # [n, 2] centre of the kidney: depth, and place from the left
+
+
+@dataclasses.dataclass(frozen=True)
+class Speckle(Images):
+    """Procedurally made speckle images of four grades, with splits by patient.
+
+    The patients of `num_train` are cut 80/10/10 into train, inner_valid and
+    outer_valid. Every split has the grades in the proportions of `prevalences`, as
+    nearly as whole patients allow, in random order; the images of a patient are
+    consecutive rows.
+    """
+
+    size: int = 32
+    """Height and width of an image, in pixels."""
+    num_train: int = 400
+    """Patients of train, inner_valid and outer_valid together."""
+    num_test: int = 200
+    """Patients of test."""
+    images_per_patient: int = 4
+    """Views of each patient."""
+    prevalences: tuple[float, float, float, float] = (0.4, 0.3, 0.2, 0.1)
+    """Shares of the grades S0 to S3 among the patients."""
+    deviation: float = 0.4
+    """Deviation of the patients' appearance, in units of the effect of pure fat."""
+    seed: int = 0
+    """Of everything random."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 8), ("images_per_patient", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} = {value!r} must be at least {least}")
+        shares = self.prevalences
+        if len(shares) != 4 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
+            raise ValueError(
+                f"prevalences = {shares} must be 4 positive shares with sum 1"
+            )
+        self._check_numbers()
+        if not 0.0 <= self.deviation < math.inf:
+            raise ValueError(f"deviation = {self.deviation} must not be negative")
+        seed = self.seed
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed = {seed!r} must be a whole number in [0, 2³²)")
+
+    def _check_numbers(self) -> None:
+        """Raises ValueError if a split would lack a grade."""
+        for name, least in (("num_train", 40), ("num_test", 4)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} = {value!r} must be at least {least}")
+        for split, (begin, end) in zip(SPLITS, self.bounds, strict=True):
+            if 0 in allot(self.prevalences, end - begin):
+                name = "num_test" if split == "test" else "num_train"
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} is too small for prevalences = "
+                    f"{self.prevalences}: {split} would lack a grade"
+                )
+
+    @property
+    def bounds(self) -> tuple[tuple[int, int], ...]:
+        """Identities of the first patient of each split, and of the one after it."""
+        train = self.num_train
+        edges = (0, train * 8 // 10, train * 9 // 10, train, train + self.num_test)
+        return tuple(itertools.pairwise(edges))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and the one channel of an image."""
+        return (self.size, self.size, 1)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of grades."""
+        return 4
+
+    def load(self) -> ImageDataset:
+        """The dataset as device arrays (made once per process)."""
+        return _make(self)
+
+    def patients(self, split: Split) -> Patients:
+        """The patients of a split; patient `i` has the rows from `i · views` on."""
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+        return _draw_patients(self)[SPLITS.index(split)]
+
+    def patient_of_rows(self, split: Split) -> np.ndarray:
+        """Identity of the patient of each image of a split, `[rows]` int."""
+        return np.repeat(self.patients(split).identity, self.images_per_patient)
+
+
+def effect(fat: np.ndarray) -> np.ndarray:
+    """What fat does to the image: 0 without, 1 for fat alone, half of it at 14 %."""
+    return fat * (1.0 + HALF_EFFECT) / (fat + HALF_EFFECT)
+
+
+def allot(shares: tuple[float, ...], num: int) -> np.ndarray:
+    """Whole numbers with sum `num` in the given proportions, by largest remainders."""
+    exact = np.asarray(shares, np.float64) * num
+    counts = np.floor(exact + 1e-9).astype(int)
+    remainders = np.argsort(counts - exact, kind="stable")
+    counts[remainders[: num - counts.sum()]] += 1
+    return counts
+
+
+def envelope(noise: np.ndarray, appearance: np.ndarray) -> np.ndarray:
+    """Rayleigh amplitudes `[n, size, size]` with mean square 1.
+
+    Args:
+        noise: complex white Gaussian scatterers `[n, size, size]`, of mean square 1.
+        appearance: `[n]`; the axial deviation doubles by the bottom at appearance 1.
+    """
+    size = noise.shape[-1]
+    pixel = (np.arange(size) + 0.5) / size
+    distance = pixel[:, None] - pixel[None]
+    spread = AXIAL * 2.0 ** (appearance[:, None] * pixel[None])
+    axial = np.exp(-0.5 * (distance[None] / spread[..., None]) ** 2)
+    axial /= np.sqrt((axial**2).sum(-1, keepdims=True))
+    lateral = np.exp(-0.5 * (distance / LATERAL) ** 2)
+    lateral /= np.sqrt((lateral**2).sum(0, keepdims=True))
+    return np.abs(axial @ noise @ lateral)
+
+
+def decibels(appearance: np.ndarray, kidney: np.ndarray, size: int) -> np.ndarray:
+    """Mean echo levels `[n, size, size]` over that of the kidney at the surface.
+
+    Args:
+        appearance: `[n]`.
+        kidney: `[n, 2]`, its centre.
+        size: of the image.
+    """
+    pixel = (np.arange(size) + 0.5) / size
+    down = (pixel[None] - kidney[:, :1]) / RADII[0]
+    across = (pixel[None] - kidney[:, 1:]) / RADII[1]
+    liver = down[:, :, None] ** 2 + across[:, None] ** 2 > 1.0
+    level = CONTRAST * liver - ATTENUATION * pixel[None, :, None]
+    return appearance[:, None, None] * level
+
+
+@functools.cache
+def _draw_patients(speckle: Speckle) -> tuple[Patients, ...]:
+    """The patients of the four splits."""
+    rng = np.random.RandomState(speckle.seed)
+    splits = []
+    for begin, end in speckle.bounds:
+        counts = allot(speckle.prevalences, end - begin)
+        grade = rng.permutation(np.repeat(np.arange(4), counts))
+        low, high = FAT_EDGES[grade], FAT_EDGES[grade + 1]
+        fat = low + rng.uniform(size=len(grade)) * (high - low)
+        looks = effect(fat) + speckle.deviation * rng.normal(size=len(grade))
+        kidney = np.array(KIDNEY) + WANDER[0] * rng.normal(size=(len(grade), 2))
+        splits.append(Patients(np.arange(begin, end), grade, fat, looks, kidney))
+    return tuple(splits)
+
+
+@functools.cache
+def _make(speckle: Speckle) -> ImageDataset:
+    splits = _draw_patients(speckle)
+    views, size = speckle.images_per_patient, speckle.size
+    appearance, kidney, labels = (
+        np.concatenate([np.repeat(getattr(s, name), views, axis=0) for s in splits])
+        for name in ("appearance", "kidney", "grade")
+    )
+    rng = np.random.RandomState([speckle.seed, 1])
+    kidney = kidney + WANDER[1] * rng.normal(size=kidney.shape)
+    gain = GAIN * rng.normal(size=(len(labels), 1, 1))
+    images = np.empty((len(labels), size, size, 1), np.uint8)
+    for begin in range(0, len(labels), _AT_ONCE):
+        part = slice(begin, begin + _AT_ONCE)
+        parts = rng.normal(size=(2, len(labels[part]), size, size)) / math.sqrt(2.0)
+        amplitude = envelope(parts[0] + 1j * parts[1], appearance[part])
+        level = decibels(appearance[part], kidney[part], size) + gain[part]
+        level += 20.0 * np.log10(np.maximum(amplitude, 1e-6))
+        grey = np.clip((level - LIMITS[0]) / (LIMITS[1] - LIMITS[0]), 0.0, 1.0)
+        images[part, ..., 0] = np.round(255.0 * grey)
+    first, second, third = (views * end for _, end in speckle.bounds[:3])
+    return partition(images, labels, (first, second, third))

@@ -1,0 +1,178 @@
+"""Graded diagnosis: classification whose classes have an order.
+
+K grades make K − 1 dichotomies, "is the grade above k?", and the network has one logit
+for each: independent cumulative links on shared features, as in Niu et al., Ordinal
+Regression with Multiple Output CNN (CVPR 2016), after Frank and Hall, A Simple Approach
+to Ordinal Classification (ECML 2001). A dichotomy may so use features of its own; what
+one score with ordered thresholds (CORAL, arXiv:1901.07884) guarantees, that "above 2"
+is never likelier than "above 1", is made good afterwards by a running minimum.
+
+The outputs of the network are added to the log-odds of the dichotomies in the training
+split, the best constant. So a model whose readout is zero starts at the loss at chance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tasks.base import Batch, Params, Split
+from tasks.data import images
+from tasks.data.speckle import Speckle
+from tasks.modelled import ModelTask, check_kind
+from tasks.models.base import Model, check_positive
+from tasks.models.convolutional import ConvNet
+
+
+class Graded(NamedTuple):
+    """Graded images, and what of the training split the model starts from."""
+
+    images: images.ImageDataset
+    prior: jax.Array  # [K - 1] float32, log-odds of each dichotomy
+
+
+class GradedBatch(NamedTuple):
+    """A batch; the prior is there once an image, so that a batch can be cut."""
+
+    images: jax.Array  # [B, height, width, channels] normalized
+    labels: jax.Array  # [B] int32, the grade
+    prior: jax.Array  # [B, K - 1] the log-odds to which outputs are added
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class GradedDiagnosis(ModelTask):
+    """Mean binary cross-entropy over images and dichotomies of the grade."""
+
+    model: Model = ConvNet(width=16, base_width=16, strides=(2, 2, 1))
+    """The model that is trained."""
+    data: images.Images = Speckle()
+    """The images; their labels are the grades, in order."""
+    batch_size: int = 64
+    """Images per batch, drawn with replacement."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "batch_size")
+        check_kind("data", self.data, images.Images)
+        if not self.data.on_disk:  # else when the specs are first asked for
+            self.check_roles()
+
+    @property
+    def loss_at_chance(self) -> float:
+        """The loss on the training split of the best constant, in nats a dichotomy.
+
+        It is the mean entropy of the dichotomies. The data is read at the first use,
+        once per process.
+        """
+        return _load(self.data)[1]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input of the model (see `ModelTask.input_shape`)."""
+        return self.data.image_shape
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the model: dichotomies, one fewer than grades."""
+        return self.data.num_classes - 1
+
+    def inputs(self, batch: Batch) -> jax.Array:
+        """What the model is given of a batch (see `ModelTask.inputs`)."""
+        return batch.images
+
+    def load_data(self) -> Graded:
+        """The images and their prior (read once per process)."""
+        return _load(self.data)[0]
+
+    def draw(
+        self, dataset: Graded, key: jax.Array, split: Split, num: int
+    ) -> jax.Array:
+        """Rows of `num` batches, `[num, B]` int32."""
+        return images.draw_indices(dataset.images, key, split, num, self.batch_size)
+
+    def batch(
+        self, dataset: Graded, draw: jax.Array | slice, split: Split
+    ) -> GradedBatch:
+        """The images of some rows and their grades."""
+        pixels, labels = images.gather(dataset.images, draw, split)
+        shape = (len(labels), self.num_outputs)
+        return GradedBatch(pixels, labels, jnp.broadcast_to(dataset.prior, shape))
+
+    def whole(self, dataset: Graded, split: Split) -> GradedBatch:
+        """All images of a split."""
+        return self.batch(dataset, slice(None), split)
+
+    def logits(self, params: Params, batch: GradedBatch) -> jax.Array:
+        """Log-odds of each dichotomy `[B, K - 1]`, as they are trained."""
+        return self.model.apply(params, batch.images, self.num_outputs) + batch.prior
+
+    def loss(
+        self, params: Params, key: jax.Array, batch: GradedBatch
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Mean cross-entropy `[]` in nats a dichotomy.
+
+        Beside it, the accuracy of the grade and its mean absolute error in grades.
+        """
+        del key
+        logits = self.logits(params, batch)
+        targets = exceeds(batch.labels, self.num_outputs + 1)
+        losses = optax.sigmoid_binary_cross_entropy(logits, targets)
+        error = jnp.abs(grade(logits) - batch.labels)
+        aux = {
+            "accuracy": jnp.mean(error == 0),
+            "grade_error": jnp.mean(error.astype(jnp.float32)),
+        }
+        return jnp.mean(losses), aux
+
+
+def exceeds(labels: jax.Array, num_grades: int) -> jax.Array:
+    """Whether a grade is above 0, above 1, ...: `[...]` to `[..., K - 1]` bool."""
+    return labels[..., None] > jnp.arange(num_grades - 1).reshape(
+        (1,) * labels.ndim + (-1,)
+    )
+
+
+def scores(logits: jax.Array) -> jax.Array:
+    """Log-odds that never rise from one dichotomy to the next, `[..., K - 1]`.
+
+    A grade above 2 is above 1 too: what is claimed of the higher is at most what is
+    claimed of the lower.
+    """
+    return jax.lax.cummin(logits, axis=logits.ndim - 1)
+
+
+def grade(logits: jax.Array) -> jax.Array:
+    """The grade `[...]` int32: how many dichotomies are more likely than not.
+
+    They are counted up to the first that is not, so raising any logit never lowers
+    the grade.
+    """
+    return jnp.sum(scores(logits) > 0, axis=-1, dtype=jnp.int32)
+
+
+@functools.cache
+def _load(data: images.Images) -> tuple[Graded, float]:
+    """The dataset of the task, and the loss at chance."""
+    # Concrete even where a caller is being traced, for the result is kept.
+    with jax.ensure_compile_time_eval():
+        dataset = data.load()
+        labels = np.asarray(dataset.train.labels)
+        counts = np.bincount(labels, minlength=data.num_classes)
+        above = 1.0 - np.cumsum(counts)[:-1] / len(labels)
+        if counts[0] == 0 or counts[-1] == 0:
+            missing = 0 if counts[0] == 0 else data.num_classes - 1
+            raise ValueError(
+                f"data = {data}: no training image has grade {missing}, so a dichotomy "
+                "has one class only"
+            )
+        log_odds = np.log(above) - np.log1p(-above)
+        entropy = -above * np.log(above) - (1.0 - above) * np.log1p(-above)
+        return Graded(dataset, jnp.asarray(log_odds, jnp.float32)), float(
+            entropy.mean()
+        )
