@@ -3,6 +3,8 @@
 from tasks.autoencoding import Autoencoding
 from tasks.base import Task
 from tasks.classification import ImageClassification
+from tasks.custom import FunctionTask
+from tasks.data.arrays import Splits
 from tasks.data.augmentation import Augmentation
 from tasks.data.embedded import Digits
 from tasks.data.signals import Signals
@@ -32,6 +34,7 @@ __all__ = [
     "Bytes",
     "ConvNet",
     "Digits",
+    "FunctionTask",
     "ImageClassification",
     "LanguageModelling",
     "NoisyQuadratic",
@@ -40,6 +43,7 @@ __all__ = [
     "Recurrent",
     "ResNet",
     "Signals",
+    "Splits",
     "StandardLibrary",
     "TFDSImages",
     "TFDSText",
