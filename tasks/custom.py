@@ -193,4 +193,4 @@ class FunctionTask(OpaqueTask):
 
 
 def _shapes(init: Callable[[jax.Array], Params]) -> Any:
-    return jax.eval_shape(init, jax.random.key(0))
+    return jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))

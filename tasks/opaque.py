@@ -19,9 +19,6 @@ from parametrization.rules import STANDARD, Rules
 from tasks.base import Batch, Dataset, Params, Task, sample
 from tasks.landscape import initial_loss
 
-_GUARD = 2
-"""Folded into the key of an initialization for `never_constant`."""
-
 Loss = tuple[jax.Array, dict[str, jax.Array]]
 
 
@@ -60,7 +57,8 @@ class OpaqueTask(abc.ABC):
             return task.loss(task.init(key), key, sample(task, dataset, key))
 
         task = cast(Task, self)
-        jax.eval_shape(compute, task.load_data(), jax.random.key(0))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        jax.eval_shape(compute, task.load_data(), key)
 
     @property
     def loss_at_chance(self) -> float:
@@ -168,13 +166,15 @@ def never_constant(params: Params, key: jax.Array) -> Params:
     (128 rows and more, 32 columns and more; `optimization_barrier` does not help). That
     is what the loss of a zero readout is, in one program with its initialization.
     """
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.fold_in(key, _GUARD), max(len(leaves), 1))
+    word = jax.random.key_data(key).ravel()[-1]
 
-    def guarded(leaf: jax.Array, key: jax.Array) -> jax.Array:
+    def guarded(leaf: jax.Array) -> jax.Array:
         if leaf.ndim < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        # Always true, which the compiler does not know; −0 stays what it is too.
-        return jnp.where(jax.random.uniform(key, leaf.shape) < 2.0, leaf, leaf + 1)
+        # Always true, which the compiler does not know: numbers in [1, 2), another for
+        # each element, made of the key's bits. Every bit of the leaf stays, also of −0.
+        bits = (jax.lax.iota(jnp.uint32, leaf.size) ^ word) >> 9 | 0x3F800000
+        below = jax.lax.bitcast_convert_type(bits, jnp.float32) < 3.0
+        return jnp.where(below.reshape(leaf.shape), leaf, leaf + 1)
 
-    return structure.unflatten(map(guarded, leaves, keys))
+    return jax.tree.map(guarded, params)
