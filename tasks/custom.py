@@ -19,8 +19,22 @@
     runs = evaluate(task, adam, adam.init(jax.random.key(0)), 300, seeds=[0, 1, 2])
     print(task.loss_at_chance, runs.final_loss, runs.test_loss)
 
-It is a task like any other: it can be meta-trained on, evaluated, and with annotated
-parameters and a width it scales by μP.
+It is a task like any other. To meta-train on it:
+
+    from lopt import SmallFC
+    from metatrain import EvolutionStrategy, MetaTraining, Objective, OuterOptimizer
+    from metatrain.outer import InnerTraining
+
+    lopt = SmallFC(step_mult=0.01)
+    es = EvolutionStrategy(num_pairs=4, truncation=20)
+    problem = InnerTraining(task, lopt, Objective())
+    training = MetaTraining(problem, lopt, es, OuterOptimizer(), num_steps=3)
+    state, data = training.init(), task.load_data()
+    for _ in range(training.num_steps):
+        state, metrics = training.step(state, data)
+    theta = state.average  # for evaluate(task, lopt, theta, ...)
+
+With annotated parameters and a width it scales by μP: see `FunctionTask.width`.
 
 Functions compare by identity, and so do the data. What is compiled for a task serves
 every task with the same functions, data and numbers; a lambda that is written anew, or
@@ -66,7 +80,9 @@ class FunctionTask(OpaqueTask):
     batch_size: int = 128
     """Examples per batch, drawn with replacement; a function decides for itself."""
     width: int | None = None
-    """Handed to `init_fn`; None if the task has no width to grow."""
+    """Handed to `init_fn`; None if the task has no width to grow. For μP, annotate each
+    parameter with its axes, as `initializer("width -> outputs")(key, shape)` does, and
+    let the loss multiply the readout's product by base width over width."""
     base_width: int | None = None
     """The width at which every multiplier of μP is 1; `width` if None."""
     chance: float | None = None

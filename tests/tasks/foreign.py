@@ -106,9 +106,8 @@ class Scales:
     name = "scales"
 
     def sample(self, key):
-        of_scale, of_centre = jax.random.split(key)
-        log_scale = jax.random.uniform(of_scale, minval=-1.0, maxval=1.0)
-        return {"log_scale": log_scale, "centre": jax.random.normal(of_centre, (3,))}
+        scale, *centre = jax.random.uniform(key, (4,))
+        return {"log_scale": 2.0 * scale - 1.0, "centre": jnp.stack(centre)}
 
     def task_fn(self, cfg):
         class Task(Base):

@@ -33,7 +33,11 @@ A, B = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
         ),
         ("inner_valid", [A, B.astype(np.float16)], "and dtype float16; in the first"),
         ("outer_valid", [{"x": A}, {"y": B}], "^datasets.outer_valid, batch 1 has the"),
-        ("train", [{"x": "ab"}], r"^datasets.train, batch 0\['x'\] is a str of dtype <U"),
+        (
+            "train",
+            [{"x": "ab"}],
+            r"^datasets.train, batch 0\['x'\] is a str of dtype <U",
+        ),
         ("train", [types.MappingProxyType({"x": A})], "is a mappingproxy of dtype obj"),
         ("train", [{}], "^datasets.train, batch 0 holds no array$"),
     ],
@@ -64,7 +68,9 @@ def test_any_tree_of_numbers_from_anything_with_next():
     stored = store(sources, 3, 1)
     count, arrays = stored.train
     np.testing.assert_array_equal(count, [1, 2, 3])
-    np.testing.assert_array_equal(arrays["x"], np.repeat([[1.0], [2.0], [3.0]], 3, axis=1))
+    np.testing.assert_array_equal(
+        arrays["x"], np.repeat([[1.0], [2.0], [3.0]], 3, axis=1)
+    )
     assert arrays["x"].dtype == np.float32 and isinstance(count, jax.Array)
     # No more is taken than was asked for.
     assert [sources.train.count, sources.test.count] == [3, 1]
