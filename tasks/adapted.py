@@ -257,7 +257,8 @@ def _check_state(task: AdaptedTask, params: Params) -> None:
     def compute(state: Any, params: Params, data: Dataset, key: jax.Array) -> Any:
         batch = task.batch(data, jnp.zeros([], jnp.int32), "train")
         raw = jax.random.key_data(key)
-        # The gradient too: a backward pass of its own may use what the loss does not.
+        # The gradient too: a backward pass of its own may use what the loss does not,
+        # and lies open only where it is differentiated.
         return jax.value_and_grad(
             lambda p: foreign.loss_in_state(original, p, state, raw, batch),
             has_aux=True,
