@@ -7,12 +7,15 @@
 
     x = np.random.default_rng(0).normal(size=(2000, 8))
 
+
     def init(key):
         return {"w1": jax.random.normal(key, (8, 64)) / 8**0.5, "w2": jnp.zeros(64)}
+
 
     def loss(params, key, batch):
         outputs = jnp.tanh(batch["x"] @ params["w1"]) @ params["w2"]
         return jnp.mean((outputs - batch["y"]) ** 2)
+
 
     task = FunctionTask(init, loss, data={"x": x, "y": np.sin(x).sum(axis=1)})
     adam = Adam(learning_rate=1e-2)
