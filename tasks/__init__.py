@@ -3,6 +3,8 @@
 from tasks.autoencoding import Autoencoding
 from tasks.base import Task
 from tasks.classification import ImageClassification
+from tasks.custom import FunctionTask
+from tasks.data.arrays import Splits
 from tasks.data.augmentation import Augmentation
 from tasks.data.embedded import Digits
 from tasks.data.signals import Signals
@@ -34,6 +36,7 @@ __all__ = [
     "Bytes",
     "ConvNet",
     "Digits",
+    "FunctionTask",
     "GradedDiagnosis",
     "ImageClassification",
     "LanguageModelling",
@@ -44,6 +47,7 @@ __all__ = [
     "ResNet",
     "Signals",
     "Speckle",
+    "Splits",
     "StandardLibrary",
     "TFDSImages",
     "TFDSText",

@@ -1,0 +1,117 @@
+"""Examples that are arrays already: cut into four splits, kept on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tasks.base import SPLITS, Batch, Split
+
+
+class Splits(NamedTuple):
+    """Examples of the four splits: trees of arrays, a row of each array an example."""
+
+    train: Any
+    inner_valid: Any
+    outer_valid: Any
+    test: Any
+
+    def rows(self, name: Split) -> Batch:
+        """All examples of the split of that name."""
+        if name not in SPLITS:
+            raise ValueError(f"unknown split {name!r}; there are {', '.join(SPLITS)}")
+        return getattr(self, name)
+
+    def draw(self, key: jax.Array, name: Split, num: int, batch_size: int) -> jax.Array:
+        """Rows of `num` batches, `[num, B]` int32, uniform with replacement."""
+        size = _num_rows(self.rows(name))
+        return jax.random.randint(key, (num, batch_size), 0, size)
+
+    def batch(self, rows: jax.Array, name: Split) -> Batch:
+        """The examples of those rows."""
+        return jax.tree.map(lambda x: x[rows], self.rows(name))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldSplits:
+    """Splits on the device, compared by identity, so that a task can hold them."""
+
+    splits: Splits
+
+
+def hold(data: Any) -> HeldSplits:
+    """Puts examples on the device, in four splits.
+
+    Args:
+        data: `Splits`, taken as they are; or one tree of arrays with n rows each, which
+            a fixed permutation deals out: ⌈n/5⌉ to test, ⌈n/10⌉ each to inner_valid and
+            outer_valid, the others to train. Rows that belong together (frames of one
+            film) should come as `Splits`: else those held out are not new.
+
+    Raises:
+        ValueError: if something is no array of numbers, arrays differ in their number
+            of rows, there are too few, or the splits do not fit together.
+    """
+    parts = data if isinstance(data, Splits) else _deal(_as_arrays(data, "data"))
+    trees = [_as_arrays(part, name) for name, part in zip(SPLITS, parts, strict=True)]
+    for name, tree in zip(SPLITS, trees, strict=True):
+        if _num_rows(tree) < 1:
+            raise ValueError(f"split {name} has no row")
+        if _of_one_row(tree) != _of_one_row(trees[0]):
+            raise ValueError(
+                f"rows of {name} are {_of_one_row(tree)[0]}, those of train "
+                f"{_of_one_row(trees[0])[0]}: they must be alike"
+            )
+    # Concrete even where a caller is being traced, for the task keeps them.
+    with jax.ensure_compile_time_eval():
+        # jnp.array copies: what the caller writes later must not be seen.
+        return HeldSplits(Splits(*(jax.tree.map(jnp.array, tree) for tree in trees)))
+
+
+def _as_arrays(tree: Any, name: str) -> Any:
+    """The tree with NumPy arrays that have as many rows."""
+
+    def convert(path: Any, leaf: Any) -> np.ndarray:
+        array = np.asarray(leaf)
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        numbers = any(jnp.issubdtype(array.dtype, x) for x in (jnp.number, jnp.bool_))
+        if not numbers or not array.ndim:
+            raise ValueError(
+                f"{where} has dtype {array.dtype} and shape {array.shape}; it must be "
+                "an array of numbers with a row for each example"
+            )
+        return array
+
+    arrays = jax.tree_util.tree_map_with_path(convert, tree)
+    sizes = {len(array) for array in jax.tree.leaves(arrays)}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"the arrays of {name} have {sorted(sizes) or 'no'} rows; all must have as "
+            "many"
+        )
+    return arrays
+
+
+def _deal(arrays: Any) -> Splits:
+    num = _num_rows(arrays)
+    test, valid = math.ceil(num / 5), math.ceil(num / 10)
+    if num < 4:
+        raise ValueError(f"data has {num} rows: four splits need 4 or more")
+    order = np.random.RandomState(0).permutation(num)
+    edges = (num - test - 2 * valid, num - test - valid, num - test)
+    parts = np.split(order, edges)
+    return Splits(*(jax.tree.map(lambda x, i=i: x[i], arrays) for i in parts))
+
+
+def _num_rows(tree: Any) -> int:
+    return len(jax.tree.leaves(tree)[0])
+
+
+def _of_one_row(tree: Any) -> tuple[list[str], Any]:
+    leaves, structure = jax.tree.flatten(tree)
+    return [f"{x.dtype}{list(x.shape[1:])}" for x in leaves], structure

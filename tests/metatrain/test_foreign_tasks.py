@@ -1,0 +1,70 @@
+"""Foreign tasks in the outer and the inner loop: trained on, evaluated, diverged."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evaluation.run import evaluate
+from lopt.baselines import SGD, Adam
+from lopt.small_fc import SmallFC
+from metatrain.estimators.es import EvolutionStrategy
+from metatrain.objective import Objective
+from metatrain.outer import InnerTraining, MetaTraining, OuterOptimizer
+from metatrain.truncation import EpisodeLengths
+from tasks.adapted import adapt
+from tests.tasks.foreign import Averaging, Classifier, Returning
+
+KEY = jax.random.key(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile():
+    """Every program here runs a few times: compiling it is what takes time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_three_outer_steps_on_an_adapted_task():
+    task = adapt(Averaging(), num_batches=5, num_held_out=2, loss_at_chance=np.log(3.0))
+    lopt = SmallFC(hidden_size=3, step_mult=0.01)
+    es = EvolutionStrategy(
+        num_pairs=2, chunk=2, truncation=4, lengths=EpisodeLengths(8, 8)
+    )
+    problem = InnerTraining(task, lopt, Objective())
+    training = MetaTraining(problem, lopt, es, OuterOptimizer(), num_steps=3)
+    state, losses = training.init(), []
+    before = jax.device_get(state.theta)
+    for _ in range(3):
+        state, metrics = training.step(state, task.load_data())
+        losses.append(float(metrics["meta_loss"]))
+        assert float(metrics["grad_norm"]) > 0 and float(metrics["skipped"]) == 0
+    assert int(state.step) == 3 and all(0.1 < loss < 1.5 for loss in losses)
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, state.theta)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_an_adapted_task_is_evaluated_on_its_held_out_batches():
+    original = Classifier()
+    task = adapt(original, num_batches=5, num_held_out=2, loss_at_chance=np.log(3.0))
+    lopt = SGD(1e-9)  # so small that the parameters stay
+    runs = evaluate(task, lopt, lopt.init(KEY), num_steps=30, seeds=[4])
+    assert len(set(np.round(runs.curve[0], 6))) == 5
+    # Batches recur, so every loss of the run is one of the five.
+    assert runs.mean_loss[0] == pytest.approx(
+        np.mean(np.minimum(runs.curve, 1.5 * np.log(3)))
+    )
+    assert 0 < runs.test_accuracy[0] * 8 <= 8
+    assert runs.test_accuracy[0] * 8 == pytest.approx(round(runs.test_accuracy[0] * 8))
+
+
+def test_a_loss_that_is_nan_counts_as_the_cap():
+    task = adapt(Returning(lambda x: jnp.nan * jnp.sum(x)), loss_at_chance=2.0)
+    adam = Adam()
+    problem = InnerTraining(task, adam, Objective(cap=1.25))
+    theta = adam.init(KEY)
+    episode = problem.start(theta, KEY, jnp.int32(4))
+    _, losses, diverged = problem.unroll(theta, episode, (), KEY, 4)
+    np.testing.assert_array_equal(losses, np.full(4, 1.25, np.float32))
+    assert bool(diverged)
