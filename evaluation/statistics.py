@@ -1,4 +1,4 @@
-"""Statistics of runs that are paired by seed.
+"""Statistics of runs that are paired by seed, and of many cells together.
 
 Two optimizers that share a seed share initial parameters and batches, so much of the
 variation between seeds cancels in the difference. With five seeds an interval rests on
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import stdtrit
+from scipy.stats import bootstrap, trim_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,3 +86,57 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Paire
         if denominator
         else math.nan,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class InterquartileMean:
+    """The mean of the middle half of all figures, and how sure it is."""
+
+    mean: float
+    low: float
+    """Lower end of the 95 % bootstrap interval over cells; NaN with fewer than two."""
+    high: float
+    """Upper end."""
+    num_cells: int
+    num_figures: int
+
+
+def interquartile_mean(
+    figures: Sequence[Sequence[float]], level: float = 0.95
+) -> InterquartileMean:
+    """The interquartile mean over cells and seeds, with a bootstrap interval.
+
+    The lowest and the highest quarter of the figures of all cells together are left
+    out (`scipy.stats.trim_mean`). Seeds of one cell are not independent evidence about
+    other cells, so the bootstrap (percentiles of 2,000 resamples, always the same)
+    draws whole cells. Agarwal et al., arXiv:2108.13264.
+
+    Args:
+        figures: of each cell, one a seed.
+        level: coverage of the interval.
+
+    Raises:
+        ValueError: if there is no cell, or one without figures or with NaN.
+    """
+    cells = [np.asarray(cell, np.float64) for cell in figures]
+    if not cells or not all(map(len, cells)) or any(np.isnan(x).any() for x in cells):
+        raise ValueError("an interquartile mean needs cells, each with figures")
+
+    def middle(chosen: np.ndarray) -> float:
+        return float(trim_mean(np.concatenate([cells[i] for i in chosen]), 0.25))
+
+    every = np.arange(len(cells))
+    low = high = math.nan
+    if len(cells) > 1:
+        interval = bootstrap(
+            (every,),
+            middle,
+            vectorized=False,
+            n_resamples=2000,
+            confidence_level=level,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    num = sum(map(len, cells))
+    return InterquartileMean(middle(every), low, high, len(cells), num)

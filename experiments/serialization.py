@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from tasks.autoencoding import Autoencoding
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
+from tasks.data.resized import Resized
 from tasks.data.signals import Signals
 from tasks.data.standard_library import StandardLibrary
 from tasks.data.tfds_images import TFDSImages
@@ -44,6 +45,7 @@ COMPONENTS: dict[str, type] = {
         *(Quadratic, NoisyQuadratic, Valley),
         *(MLP, ConvNet, ResNet, ViT, Transformer, Recurrent, AutoEncoder, VAE),
         *(Digits, Signals, TFDSImages, StandardLibrary, TFDSText, Bytes, BytePairs),
+        Resized,
     )
 }
 """Dataclasses that a field of an abstract type may hold, by the `kind` in the JSON."""

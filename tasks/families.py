@@ -165,3 +165,6 @@ PREPARED: dict[str, Family] = {
     ),
 }
 """The same on data that must first be prepared on this machine."""
+
+NAMED: dict[str, Family] = FAMILIES | PREPARED
+"""All of them."""

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from evaluation import plots
+from evaluation.plan import ADAM, LEARNED, MU_ADAM, CellTuning
 from evaluation.report import write_report
-from evaluation.suite import ADAM, LEARNED, MU_ADAM, CellTuning
 from evaluation.summary import compare, headline, scaling_lines, summarize
 from evaluation.tables import html_seeds, text_summary
 from evaluation.tune import Point, Tuning
