@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from evaluation.plan import ADAM, ADAM_LONG, LEARNED, Skipped
 from evaluation.results import EvalRow
 from evaluation.speed_up import REFERENCE_HORIZONS, speed_up
 from evaluation.statistics import InterquartileMean, interquartile_mean
+
+Figures: TypeAlias = dict[str, dict[int, float]]
+"""By cell and seed."""
 
 
 def wants_aggregates(rows: Sequence[EvalRow]) -> bool:
@@ -21,12 +25,10 @@ def wants_aggregates(rows: Sequence[EvalRow]) -> bool:
     return any(row.optimizer == ADAM_LONG for row in rows)
 
 
-def speed_ups(
-    rows: Sequence[EvalRow], optimizer: str = LEARNED
-) -> dict[str, list[float]]:
-    """Speed-ups over tuned Adam by cell, one a seed; infinite where it exceeds 4."""
+def speed_ups(rows: Sequence[EvalRow], optimizer: str = LEARNED) -> Figures:
+    """Speed-ups over tuned Adam; infinite where they exceed 4."""
     by_run = {(row.cell, row.optimizer, row.seed): row for row in rows}
-    found: dict[str, list[float]] = {}
+    found: Figures = {}
     for (cell, name, seed), row in by_run.items():
         long = by_run.get((cell, ADAM_LONG, seed))
         short = by_run.get((cell, ADAM, seed))
@@ -34,20 +36,18 @@ def speed_ups(
             continue
         curves = [short.curve, long.curve]
         value = speed_up(row.curve, curves, diverged=row.diverged)
-        found.setdefault(cell, []).append(value)
+        found.setdefault(cell, {})[seed] = value
     return found
 
 
-def final_ratios(
-    rows: Sequence[EvalRow], optimizer: str = LEARNED
-) -> dict[str, list[float]]:
-    """Tuned Adam's final loss over the optimizer's by cell, one a seed."""
+def final_ratios(rows: Sequence[EvalRow], optimizer: str = LEARNED) -> Figures:
+    """Tuned Adam's final loss over the optimizer's."""
     adam = {(r.cell, r.seed): r.final_loss for r in rows if r.optimizer == ADAM}
-    found: dict[str, list[float]] = {}
+    found: Figures = {}
     for row in rows:
         if row.optimizer == optimizer and (row.cell, row.seed) in adam:
             ratio = _ratio(adam[row.cell, row.seed], row.final_loss)
-            found.setdefault(row.cell, []).append(ratio)
+            found.setdefault(row.cell, {})[row.seed] = ratio
     return found
 
 
@@ -60,20 +60,23 @@ def _ratio(a: float, b: float) -> float:
 def interquartile_means(rows: Sequence[EvalRow]) -> dict[str, InterquartileMean]:
     """The two figures of a suite for the learned optimizer, by name.
 
-    A speed-up of which only is known that it exceeds 4 counts as 4.
+    Over the seeds that all cells have. A speed-up of which only is known that it
+    exceeds 4 counts as 4.
     """
     figures = {
         "final loss (tuned Adam's over its own)": final_ratios(rows),
         "speed-up over tuned Adam": {
-            cell: [min(value, REFERENCE_HORIZONS) for value in values]
+            cell: {s: min(x, REFERENCE_HORIZONS) for s, x in values.items()}
             for cell, values in speed_ups(rows).items()
         },
     }
-    return {
-        name: interquartile_mean(list(cells.values()))
-        for name, cells in figures.items()
-        if cells
-    }
+    means = {}
+    for name, cells in figures.items():
+        shared = set[int].intersection(*map(set, cells.values())) if cells else set()
+        if shared:
+            chosen = [[cell[s] for s in sorted(shared)] for cell in cells.values()]
+            means[name] = interquartile_mean(chosen)
+    return means
 
 
 def aggregate_lines(

@@ -1,7 +1,7 @@
 """What a task costs: FLOP of a step, bytes on a device, and the role of its parameters.
 
-Nothing is allocated and no data is read: parameters, states and batches are shapes. A
-network of some billion parameters is described in seconds.
+Parameters, states and batches are shapes: nothing of them is allocated, and no prepared
+data is read. A network of some billion parameters is described in seconds.
 
 FLOP are those of the loss and its gradient on one batch, as XLA counts them in the
 program before it is optimized. XLA counts the body of a loop once, so a network whose
@@ -18,7 +18,7 @@ import re
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 
 from lopt.baselines import Adam
 from lopt.small_fc import SmallFC
@@ -228,9 +228,16 @@ def _has_loop(program: Jaxpr) -> bool:
 
 
 def _matrix_flop(program: Jaxpr) -> int:
-    """Twice the multiplications of all matrix products, loops by their lengths."""
+    """Twice the multiplications of all matrix products, loops by their lengths.
+
+    Of what the outputs need: what a layer only records for others is not computed.
+    """
     total = 0
-    for equation in program.eqns:
+    needed = {x for x in program.outvars if isinstance(x, Var)}
+    for equation in reversed(program.eqns):
+        if not needed.intersection(equation.outvars):
+            continue
+        needed.update(x for x in equation.invars if isinstance(x, Var))
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape  # pyright: ignore

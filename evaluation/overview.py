@@ -6,7 +6,7 @@ losses in different units, this stands before it: mean losses over those at chan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -67,5 +67,5 @@ def _mark(summaries: Sequence[Summary | None]) -> str:
     return {"lower": "▼", "higher": "▲", "tie": "≈"}[first.versus_adam.verdict]
 
 
-def _speed(values: list[float] | None) -> str:
-    return format_speed_up(float(np.median(values))) if values else "–"
+def _speed(values: Mapping[int, float] | None) -> str:
+    return format_speed_up(float(np.median([*values.values()]))) if values else "–"

@@ -112,18 +112,28 @@ def interquartile_mean(
     draws whole cells. Agarwal et al., arXiv:2108.13264.
 
     Args:
-        figures: of each cell, one a seed.
+        figures: of each cell, one a seed, as many of each.
         level: coverage of the interval.
 
     Raises:
-        ValueError: if there is no cell, or one without figures or with NaN.
+        ValueError: if there is no cell, or cells have different numbers of figures,
+            none, or NaN.
     """
-    cells = [np.asarray(cell, np.float64) for cell in figures]
-    if not cells or not all(map(len, cells)) or any(np.isnan(x).any() for x in cells):
-        raise ValueError("an interquartile mean needs cells, each with figures")
+    lengths = {len(cell) for cell in figures}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"an interquartile mean needs cells with as many figures each, not "
+            f"{[len(cell) for cell in figures]}"
+        )
+    cells = np.asarray(figures, np.float64)
+    if np.isnan(cells).any():
+        raise ValueError("an interquartile mean needs figures that are no NaN")
 
-    def middle(chosen: np.ndarray) -> float:
-        return float(trim_mean(np.concatenate([cells[i] for i in chosen]), 0.25))
+    def middle(chosen: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Of rows `[..., cells]`, which are resamples."""
+        del axis
+        drawn = cells[chosen].reshape(*chosen.shape[:-1], -1)
+        return trim_mean(drawn, 0.25, axis=-1)
 
     every = np.arange(len(cells))
     low = high = math.nan
@@ -131,12 +141,11 @@ def interquartile_mean(
         interval = bootstrap(
             (every,),
             middle,
-            vectorized=False,
+            vectorized=True,
             n_resamples=2000,
             confidence_level=level,
             method="percentile",
             rng=np.random.default_rng(0),
         ).confidence_interval
         low, high = float(interval.low), float(interval.high)
-    num = sum(map(len, cells))
-    return InterquartileMean(middle(every), low, high, len(cells), num)
+    return InterquartileMean(float(middle(every)), low, high, len(cells), cells.size)

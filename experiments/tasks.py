@@ -2,8 +2,8 @@
 
 `list` prints all families, distributions and suites, a line each; `show` prints each
 task of one of them: parameters, FLOP of a step, memory, and the role of every parameter
-in μP. Nothing is allocated and no data is read, so the largest networks show in
-seconds. `--json` prints the same as JSON.
+in μP. No parameter is allocated and no prepared data is read, so the largest networks
+show in seconds. `--json` prints the same as JSON.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Show:
     """Prints JSON."""
 
 
-Command = (
+COMMAND: Any = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Show, tyro.conf.subcommand("show")]
 )
@@ -239,7 +239,7 @@ def _show(found: Iterable[Entry]) -> None:
 
 def main() -> None:
     """Command line."""
-    given = command_line.parse(Command, PROGRAM, sys.argv[1:])
+    given = command_line.parse(COMMAND, PROGRAM, sys.argv[1:])
     match given:
         case List(json=False):
             _print_list(inventory())
