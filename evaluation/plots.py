@@ -21,13 +21,25 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from evaluation.plan import (
+    ADAM,
+    ADAM_LONG,
+    ADAMW,
+    LEARNED,
+    MU_ADAM,
+    MU_ADAM_TUNED,
+    OPTIMIZERS,
+    SGDM,
+    CellTuning,
+)
 from evaluation.results import EvalRow
-from evaluation.suite import ADAM, ADAMW, LEARNED, MU_ADAM, OPTIMIZERS, SGDM, CellTuning
+from evaluation.summary import summarize
 
 _STYLES: dict[str, tuple[str, str, Any]] = {  # colour, marker, line
     LEARNED: ("#D55E00", "o", "-"),
     ADAM: ("#0072B2", "s", "-"),
     MU_ADAM: ("#56B4E9", "D", "--"),
+    MU_ADAM_TUNED: ("#56B4E9", "D", "-"),
     ADAMW: ("#009E73", "^", "-."),
     SGDM: ("#CC79A7", "v", ":"),
 }
@@ -47,6 +59,10 @@ STYLE: dict[Any, Any] = {  # matplotlib's settings, the same for all figures
     "svg.fonttype": "none",
     "svg.hashsalt": "evaluation",
 }
+
+
+_COLUMNS = 3
+"""Panels side by side, at most."""
 
 
 def svg(figure: Figure) -> str:
@@ -71,8 +87,10 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
 @matplotlib.rc_context(STYLE)
 def plot_curves(rows: Sequence[EvalRow]) -> Figure:
     """Training loss over steps, one panel a cell; band: all seeds, line: their mean."""
+    rows = [row for row in rows if row.optimizer != ADAM_LONG]
     cells = list(dict.fromkeys(row.cell for row in rows))
     figure, panels = _panels(len(cells))
+    units = {row.unit for row in rows}
     for axes, cell in zip(panels, cells, strict=True):
         here = [row for row in rows if row.cell == cell]
         for name in _names(here):
@@ -83,14 +101,17 @@ def plot_curves(rows: Sequence[EvalRow]) -> Figure:
         axes.set_xlabel("inner step")
         axes.set_xlim(0, here[0].steps)
         _limit_losses(axes, here)
-    _label_left(panels, "training loss (nats)")
+        if len(units) > 1:
+            axes.set_ylabel(here[0].unit)
+    if len(units) == 1:
+        _label_left(panels, f"training loss ({units.pop()})")
     return _with_legend(figure, _names(rows))
 
 
 @matplotlib.rc_context(STYLE)
 def plot_widths(rows: Sequence[EvalRow]) -> Figure:
     """Mean loss against width; each dot a seed, the line through their means."""
-    wide = [row for row in rows if row.axis in ("trained", "width")]
+    wide = over_width(rows)
     figure, (axes,) = _panels(1, width=6.2, height=3.4)
     names = _names([row for row in wide if row.axis == "width"] or wide)
     widths = sorted({row.widths[0] for row in wide})
@@ -115,8 +136,40 @@ def plot_widths(rows: Sequence[EvalRow]) -> Figure:
     axes.set_xticks(widths, [str(width) for width in widths])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("width")
-    axes.set_ylabel("mean training loss (nats)")
+    axes.set_ylabel(f"mean training loss ({wide[0].unit})")
     axes.set_ylim(bottom=0)
+    return _with_legend(figure, names)
+
+
+def over_width(rows: Sequence[EvalRow]) -> list[EvalRow]:
+    """The rows of the trained cell and of those that differ in width; none if none."""
+    wide = [r for r in rows if r.axis in ("trained", "width") and r.widths]
+    return wide if any(row.axis == "width" for row in wide) else []
+
+
+@matplotlib.rc_context(STYLE)
+def plot_overview(rows: Sequence[EvalRow]) -> Figure:
+    """Mean loss over that at chance, a line a cell, a mark an optimizer."""
+    summaries = summarize(rows)
+    cells = list(dict.fromkeys(summary.cell for summary in summaries))
+    figure, (axes,) = _panels(1, width=9.6, height=1.2 + 0.24 * len(cells))
+    names = _names(rows)
+    for summary in summaries:
+        colour, marker, _ = _STYLES.get(summary.optimizer, _OTHER)
+        place = cells.index(summary.cell)
+        axes.plot(
+            [summary.normalized_loss],
+            [place],
+            marker,
+            color=colour,
+            markersize=5,
+            alpha=0.85,
+        )
+    axes.set_yticks(range(len(cells)), cells)
+    axes.set_ylim(len(cells) - 0.5, -0.5)
+    axes.set_xscale("log")
+    axes.axvline(1.0, color="black", linestyle=":", linewidth=1)
+    axes.set_xlabel("mean training loss over the loss at chance")
     return _with_legend(figure, names)
 
 
@@ -152,7 +205,7 @@ def plot_tunings(tunings: Sequence[CellTuning]) -> Figure:
         axes.set_title(f"{name}: {cell}")
         axes.set_xlabel("learning rate")
         axes.legend(fontsize=8)
-    _label_left(panels, "mean loss (nats)")
+    _label_left(panels, "mean loss")
     figure.tight_layout()
     return figure
 
@@ -205,7 +258,7 @@ def _column(metrics: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 
 
 def _names(rows: Sequence[EvalRow]) -> list[str]:
-    present = dict.fromkeys(row.optimizer for row in rows)
+    present = dict.fromkeys(r.optimizer for r in rows if r.optimizer != ADAM_LONG)
     known = [name for name in OPTIMIZERS if name in present]
     return known + [name for name in present if name not in OPTIMIZERS]
 
@@ -254,7 +307,7 @@ def _plain_log_ticks(axes: Axes) -> None:
 def _panels(
     num: int, width: float | None = None, height: float = 2.9
 ) -> tuple[Figure, list[Axes]]:
-    columns = min(3, max(num, 1))
+    columns = min(_COLUMNS, max(num, 1))
     lines = max(1, math.ceil(num / columns))
     figure = Figure(figsize=(width or 3.6 * columns, height * lines))
     grid = figure.subplots(lines, columns, squeeze=False)
@@ -265,7 +318,7 @@ def _panels(
 
 
 def _label_left(panels: Sequence[Axes], label: str) -> None:
-    for axes in panels[::3]:
+    for axes in panels[::_COLUMNS]:
         axes.set_ylabel(label)
 
 

@@ -12,8 +12,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from evaluation import plots, tables
+from evaluation.aggregate import aggregate_lines
+from evaluation.overview import wants_overview
+from evaluation.plan import CellTuning, Skipped
 from evaluation.results import EvalRow
-from evaluation.suite import CellTuning
 from evaluation.summary import headline, scaling_lines
 from lopt.integrity import write_text
 
@@ -62,6 +64,8 @@ def write_report(
     config: Mapping[str, Any],
     environment: Mapping[str, Any],
     missing: Sequence[tuple[str, str, int]] = (),
+    skipped: Sequence[Skipped] = (),
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the report; the file is replaced as a whole.
 
@@ -75,11 +79,14 @@ def write_report(
         config: of meta-training, any JSON.
         environment: what else made the figures: command, machine, versions, seeds.
         missing: expected runs (cell, optimizer, seed) without a row.
+        skipped: cells that could not run, and why.
+        notes: what the names of cells do not say, by cell.
     """
     sections = [
-        _summary_section(rows, missing),
+        _summary_section(rows, missing, skipped),
+        _notes_section(notes or {}),
         _section("Training loss", [_CURVES_NOTE], plots.plot_curves, rows),
-        _section("Width", [_WIDTH_NOTE], plots.plot_widths, rows),
+        _section("Width", [_WIDTH_NOTE], plots.plot_widths, plots.over_width(rows)),
         _section("Meta-training", [_META_NOTE], plots.plot_training, training_metrics),
         _tuning_section(tunings),
         f"<h2>Every run</h2>{_details('All seeds', tables.html_seeds(rows))}",
@@ -120,14 +127,27 @@ _CAP_NOTE = (
 
 
 def _summary_section(
-    rows: Sequence[EvalRow], missing: Sequence[tuple[str, str, int]]
+    rows: Sequence[EvalRow],
+    missing: Sequence[tuple[str, str, int]],
+    skipped: Sequence[Skipped],
 ) -> str:
     parts = [f'<p class="headline">{html.escape(headline(rows))}</p>']
     if missing:
         text = html.escape(tables.describe_missing(missing))
         parts.append(f'<p class="warning"><b>Missing runs.</b> {text}</p>')
+    if skipped:
+        items = "".join(f"<li>{html.escape(f'{c}: {why}')}</li>" for c, why in skipped)
+        parts.append(
+            f'<div class="warning"><b>Skipped cells.</b><ul>{items}</ul></div>'
+        )
+    parts += [f"<p>{html.escape(line)}</p>" for line in aggregate_lines(rows, skipped)]
+    if wants_overview(rows):
+        parts += ["<h2>Overview</h2>", tables.html_overview(rows)]
+        parts += [
+            _figure("overview", plots.plot_overview(rows), tables.overview_notes(rows))
+        ]
     parts += ["<h2>Summary</h2>", tables.html_summary(rows)]
-    parts += [_note(tables.LEGEND), _note(_CAP_NOTE)]
+    parts += [_note(tables.legend(rows)), _note(_CAP_NOTE)]
     if lines := scaling_lines(rows):
         items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
         parts.append(
@@ -145,18 +165,30 @@ def _section(
     """A heading, a figure and what to read from it; nothing if there is no data."""
     if not data:
         return ""
-    caption = "".join(html.escape(note) for note in notes)
-    # Inside HTML the names of XML vocabularies are not needed.
-    drawing = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", plots.svg(plot(data)))
-    # Ids of clip paths repeat between figures and would be looked up across them.
     slug = heading.lower().replace(" ", "-")
+    figure = _figure(slug, plot(data), notes)
+    return f"<h2>{html.escape(heading)}</h2>\n{figure}"
+
+
+def _figure(slug: str, figure: Figure, notes: Iterable[str]) -> str:
+    caption = " ".join(html.escape(note) for note in notes)
+    # Inside HTML the names of XML vocabularies are not needed.
+    drawing = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", plots.svg(figure))
+    # Ids of clip paths repeat between figures and would be looked up across them.
     drawing = drawing.replace('id="', f'id="{slug}-')
     drawing = drawing.replace('href="#', f'href="#{slug}-')
     drawing = drawing.replace("url(#", f"url(#{slug}-")
-    return (
-        f"<h2>{html.escape(heading)}</h2>\n<figure>{drawing}"
-        f"<figcaption>{caption}</figcaption></figure>"
+    return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
+
+
+def _notes_section(notes: Mapping[str, str]) -> str:
+    if not notes:
+        return ""
+    items = "".join(
+        f"<dt>{html.escape(cell)}</dt><dd>{html.escape(note)}</dd>"
+        for cell, note in notes.items()
     )
+    return f"<h2>What the cells are</h2><dl>{items}</dl>"
 
 
 def _tuning_section(tunings: Sequence[CellTuning]) -> str:

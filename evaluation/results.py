@@ -1,6 +1,7 @@
 """The record of one evaluation run, and files of such records.
 
-One row is one optimizer in one cell with one seed. A file has one JSON object per line,
+One row is one optimizer in one cell with one seed; it says of its task what a table
+needs, and nothing that only one kind of task has. A file has one JSON object per line,
 each with its schema version, and is replaced as a whole: a reader never sees a part.
 Reading is strict: an unknown version, a missing field or an unknown one is refused.
 """
@@ -16,25 +17,38 @@ from typing import Any
 
 from lopt.integrity import write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalRow:
-    """One run of one optimizer; losses in nats."""
+    """One run of one optimizer on a task of any kind; losses in its unit."""
 
     optimizer: str
     cell: str
     axis: str
-    """What the cell varies alone: trained, width, depth or horizon."""
+    """What the cell varies alone (see `tasks.suites.Cell`)."""
+    task: str
+    """Kind of the task: ImageClassification, LanguageModelling, ..."""
+    family: str
+    """Kind of the model; of a task without one, the task's."""
     widths: tuple[int, ...]
-    depth: int
-    """Hidden layers."""
-    base_width: int
+    """Of each layer or block; empty where nothing has a width."""
+    depth: int | None
+    """Hidden layers or blocks; None where there are none."""
+    base_width: int | None
     parametrization: str
     """ADAM_LIKE (μP) or STANDARD."""
-    batch_size: int
+    batch_size: int | None
+    """Examples a batch; None where there are no examples."""
     dataset: str
+    """Name of the data."""
+    resolution: str
+    """Size of one input: pixels, tokens, coordinates."""
+    unit: str
+    """Of the losses: nats, nats per token, squared deviations, ..."""
+    loss_at_chance: float
+    """What losses are divided by to be compared between tasks."""
     steps: int
     """Inner steps (`H`)."""
     seed: int
@@ -46,6 +60,7 @@ class EvalRow:
     """Mean of the last 20 losses, capped alike."""
     valid_loss: float
     valid_accuracy: float
+    """NaN where the task has none."""
     test_loss: float
     test_accuracy: float
     diverged: bool
@@ -126,6 +141,7 @@ def _decode(line: str) -> EvalRow:
         "tuple[float, ...]": lambda value: tuple(_number(x) for x in value),
         "float": _number,
         "int": lambda value: _checked(int, value),
+        "int | None": lambda value: None if value is None else _checked(int, value),
         "bool": lambda value: _checked(bool, value),
         "str": lambda value: _checked(str, value),
         "Mapping[str, Any]": lambda value: _checked(dict, value),

@@ -1,4 +1,4 @@
-"""Statistics of runs that are paired by seed.
+"""Statistics of runs that are paired by seed, and of many cells together.
 
 Two optimizers that share a seed share initial parameters and batches, so much of the
 variation between seeds cancels in the difference. With five seeds an interval rests on
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import stdtrit
+from scipy.stats import bootstrap, trim_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,3 +86,66 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Paire
         if denominator
         else math.nan,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class InterquartileMean:
+    """The mean of the middle half of all figures, and how sure it is."""
+
+    mean: float
+    low: float
+    """Lower end of the 95 % bootstrap interval over cells; NaN with fewer than two."""
+    high: float
+    """Upper end."""
+    num_cells: int
+    num_figures: int
+
+
+def interquartile_mean(
+    figures: Sequence[Sequence[float]], level: float = 0.95
+) -> InterquartileMean:
+    """The interquartile mean over cells and seeds, with a bootstrap interval.
+
+    The lowest and the highest quarter of the figures of all cells together are left
+    out (`scipy.stats.trim_mean`). Seeds of one cell are not independent evidence about
+    other cells, so the bootstrap (percentiles of 2,000 resamples, always the same)
+    draws whole cells. Agarwal et al., arXiv:2108.13264.
+
+    Args:
+        figures: of each cell, one a seed, as many of each.
+        level: coverage of the interval.
+
+    Raises:
+        ValueError: if there is no cell, or cells have different numbers of figures,
+            none, or NaN.
+    """
+    lengths = {len(cell) for cell in figures}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"an interquartile mean needs cells with as many figures each, not "
+            f"{[len(cell) for cell in figures]}"
+        )
+    cells = np.asarray(figures, np.float64)
+    if np.isnan(cells).any():
+        raise ValueError("an interquartile mean needs figures that are no NaN")
+
+    def middle(chosen: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Of rows `[..., cells]`, which are resamples."""
+        del axis
+        drawn = cells[chosen].reshape(*chosen.shape[:-1], -1)
+        return trim_mean(drawn, 0.25, axis=-1)
+
+    every = np.arange(len(cells))
+    low = high = math.nan
+    if len(cells) > 1:
+        interval = bootstrap(
+            (every,),
+            middle,
+            vectorized=True,
+            n_resamples=2000,
+            confidence_level=level,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    return InterquartileMean(float(middle(every)), low, high, len(cells), cells.size)

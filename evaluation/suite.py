@@ -1,79 +1,47 @@
 """A learned optimizer and its baselines through all cells of a suite.
 
-The learned optimizer gets no tuning anywhere. Baselines do: Adam, in the standard
-parametrization, anew in every cell; AdamW and SGD with momentum in the trained cell;
-and one baseline that, like the learned optimizer, is carried to new widths, depths and
-horizons untouched: μAdam with the learning rate that was best in the trained cell.
+`evaluation.plan` says who runs where. Nothing of this is specific to a kind of task:
+what a row says of its cell is found by `tasks.description`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from evaluation import run
+from evaluation.plan import (
+    ADAM,
+    ADAM_LONG,
+    BASELINES,
+    LEARNED,
+    MU_ADAM,
+    MU_ADAM_TUNED,
+    SEEDS,
+    CellTuning,
+    for_learned,
+    optimizers,
+    parametrize,
+    source_of_transfer,
+)
 from evaluation.results import EvalRow
+from evaluation.speed_up import REFERENCE_HORIZONS
 from evaluation.tune import Scheduled, Tuning, scheduled_theta, tune
 from lopt.artifact import Artifact
-from lopt.baselines import SGD, Adam, Baseline, Schedule
-from parametrization.rules import ADAM_LIKE, STANDARD, Rules
-from tasks.classification import ImageClassification
+from lopt.baselines import Schedule
+from parametrization.rules import STANDARD
+from tasks import description
+from tasks.base import Task
+from tasks.modelled import ModelTask
 from tasks.suites import Cell, Suite
 
-LEARNED = "learned"
-ADAM = "Adam, tuned"
-ADAMW = "AdamW, tuned"
-SGDM = "SGD, tuned"
-MU_ADAM = "μAdam, transferred"
-OPTIMIZERS = (LEARNED, ADAM, MU_ADAM, ADAMW, SGDM)
-"""Names of rows, in the order of tables."""
-SEEDS = (0, 1, 2, 3, 4)
 WORKERS = 2
 """Jobs at once: one compiles, on one core, while another trains."""
-
-BASELINES: dict[str, Baseline] = {
-    ADAM: Adam(),
-    ADAMW: Adam(weight_decay=1e-2),
-    SGDM: SGD(momentum=0.9),
-}
-
-
-class CellTuning(NamedTuple):
-    """What was tuned where, for the report."""
-
-    cell: str
-    optimizer: str
-    tuning: Tuning
-
-
-def optimizers(cell: Cell) -> tuple[str, ...]:
-    """Names of the optimizers that are run in a cell."""
-    if cell.axis == "trained":
-        return (LEARNED, ADAM, ADAMW, SGDM)
-    return (LEARNED, ADAM, MU_ADAM)
-
-
-def expected_runs(
-    suite: Suite, seeds: Sequence[int] = SEEDS
-) -> Iterator[tuple[str, str, int]]:
-    """Every (cell, optimizer, seed) that a complete evaluation has."""
-    for cell in suite:
-        for name in optimizers(cell):
-            for seed in seeds:
-                yield cell.name, name, seed
-
-
-def parametrize(
-    task: ImageClassification, rules: Rules, base_width: int | None = None
-) -> ImageClassification:
-    """The same task in another parametrization, or with another base width."""
-    model = task.model.with_rules(rules)
-    model = model.with_base_width(base_width) if base_width else model
-    return dataclasses.replace(task, model=model)
 
 
 class _Outcome(NamedTuple):
@@ -97,21 +65,16 @@ def evaluate_suite(
 
     Args:
         artifact: the learned optimizer; its own rules and base width are used.
-        suite: cells, one of which is the trained one.
+        suite: cells that can run here (see `evaluation.plan.runnable`).
         cache_dir: of tunings; None tunes anew.
         seeds: of the reported runs, the same for all optimizers.
         report: called with a line after each optimizer of each cell.
 
     Raises:
-        ValueError: if the suite has not exactly one trained cell.
+        ValueError: if the suite has more than one trained cell.
     """
-    trained = [cell for cell in suite if cell.axis == "trained"]
-    if len(trained) != 1:
-        raise ValueError(f"the suite has {len(trained)} trained cells, must have one")
-    # What is waited for first, then the widest: it takes longest.
-    jobs = [(cell, name) for cell in suite for name in optimizers(cell)]
-    jobs.sort(key=lambda job: -max(job[0].task.model.layer_widths))
-    jobs.sort(key=lambda job: job != (trained[0], ADAM))
+    jobs = _jobs(suite)
+    transferred: Future[_Outcome]
 
     def work(cell: Cell, name: str) -> _Outcome:
         begin = time.perf_counter()
@@ -119,39 +82,67 @@ def evaluate_suite(
         if name == LEARNED:
             rows = _learned_rows(artifact, cell, seeds)
         elif name == MU_ADAM:
-            rows = _transferred_rows(adam.result().tuning, trained[0], cell, seeds)
+            assert suite.trained is not None
+            found = transferred.result().tuning
+            rows = _transferred_rows(found, suite.trained, cell, seeds)
         else:
             rows, tuning = _tuned_rows(name, cell, seeds, cache_dir)
+        if name == ADAM and suite.aggregate:
+            rows += _long_rows(tuning, cell, seeds)
         return _Outcome(cell, name, rows, tuning, time.perf_counter() - begin)
 
     outcomes = []
     pool = ThreadPoolExecutor(WORKERS)
     try:
         # Begun before all others, so no job can wait for one that never begins.
-        adam = pool.submit(work, *jobs[0])
-        pending = [adam, *(pool.submit(work, *job) for job in jobs[1:])]
+        transferred = pool.submit(work, *jobs[0])
+        pending = [transferred, *(pool.submit(work, *job) for job in jobs[1:])]
         for done in as_completed(pending):
             outcomes.append(done.result())
             report(_line(outcomes[-1]))
     finally:
         # After an error or an interruption nobody waits for what is still running.
         pool.shutdown(wait=False, cancel_futures=True)
-    order = [(cell.name, name) for cell in suite for name in optimizers(cell)]
-    outcomes.sort(key=lambda outcome: order.index((outcome.cell.name, outcome.name)))
+    order = [(c.name, name) for c in suite.cells for name in optimizers(suite, c)]
     rows = [row for outcome in outcomes for row in outcome.rows]
+    rows.sort(key=lambda row: order.index((row.cell, row.optimizer)))
     tunings = [
         CellTuning(outcome.cell.name, outcome.name, outcome.tuning)
         for outcome in outcomes
         if outcome.tuning is not None
     ]
+    tunings.sort(key=lambda tuning: order.index(tuning[:2]))
     return rows, tunings
+
+
+def _jobs(suite: Suite) -> list[tuple[Cell, str]]:
+    """What is waited for first, then the largest: it takes longest."""
+    jobs = [
+        (cell, name)
+        for cell in suite.cells
+        for name in optimizers(suite, cell)
+        if name != ADAM_LONG  # a part of tuned Adam's job
+    ]
+    if not jobs:
+        raise ValueError(f"the suite {suite.name!r} has no cell to run")
+    sizes = {cell.name: _size(cell.task) * cell.num_steps for cell in suite.cells}
+    jobs.sort(key=lambda job: -sizes[job[0].name])
+    first = (suite.trained, source_of_transfer(suite))
+    jobs.sort(key=lambda job: job != first)
+    return jobs
+
+
+def _size(task: Task) -> int:
+    """Number of parameters."""
+    params = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _learned_rows(
     artifact: Artifact, cell: Cell, seeds: Sequence[int]
 ) -> list[EvalRow]:
     lopt = artifact.optimizer
-    task = parametrize(cell.task, lopt.rules, artifact.base.get("width"))
+    task = for_learned(cell.task, artifact)
     result = run.evaluate(task, lopt, artifact.theta, cell.num_steps, seeds)
     about = {"class": type(lopt).__name__, "hidden_size": lopt.hidden_size}
     return _rows(LEARNED, cell, task, seeds, result, about)
@@ -161,76 +152,81 @@ def _tuned_rows(
     name: str, cell: Cell, seeds: Sequence[int], cache_dir: str | Path | None
 ) -> tuple[list[EvalRow], Tuning]:
     baseline = BASELINES[name]
-    task = parametrize(cell.task, STANDARD)
+    task = parametrize(cell.task, baseline.rules)
     tuning = tune(task, baseline, cell.num_steps, cache_dir=cache_dir)
     provenance = {
         "tuned_at": cell.name,
         "tuning_runs": tuning.num_runs,
         "tuning_inner_steps": tuning.inner_steps,
     }
-    rows = _baseline_rows(name, baseline, tuning, task, cell, seeds, provenance)
-    return rows, tuning
+    return _baseline_rows(name, name, tuning, cell, seeds, provenance), tuning
 
 
-def _baseline_rows(
-    name: str,
-    baseline: Baseline,
-    tuning: Tuning,
-    task: ImageClassification,
-    cell: Cell,
-    seeds: Sequence[int],
-    provenance: dict[str, Any],
+def _long_rows(
+    tuning: Tuning | None, cell: Cell, seeds: Sequence[int]
 ) -> list[EvalRow]:
-    num = len(seeds)
-    schedules: list[Schedule] = [tuning.schedule] * num
-    theta = scheduled_theta([tuning.learning_rate] * num, schedules)
-    result = run.evaluate_each(task, Scheduled(baseline), theta, cell.num_steps, seeds)
-    chosen = {"learning_rate": tuning.learning_rate, "schedule": tuning.schedule}
-    return _rows(name, cell, task, seeds, result, chosen | provenance)
+    """Tuned Adam with its rate and schedule for four times as long."""
+    assert tuning is not None
+    steps = REFERENCE_HORIZONS * cell.num_steps
+    about = {"tuned_at": cell.name, "tuning_runs": 0, "tuning_inner_steps": 0}
+    return _baseline_rows(ADAM_LONG, ADAM, tuning, cell, seeds, about, steps)
 
 
 def _transferred_rows(
     tuning: Tuning | None, trained: Cell, cell: Cell, seeds: Sequence[int]
 ) -> list[EvalRow]:
     assert tuning is not None
-    # At the base shape the two parametrizations are the same bits, so the learning
-    # rate that is best for Adam in the trained cell is μAdam's as well.
-    model = trained.task.model
-    if set(model.layer_widths) != {model.base_width}:
-        raise ValueError(
-            f"the trained cell's widths {model.layer_widths} are not its base width "
-            f"{model.base_width}: μAdam would need its own tuning"
-        )
-    task = parametrize(cell.task, ADAM_LIKE)
-    lopt = Adam(rules=ADAM_LIKE)
-    provenance = {
-        "tuned_at": trained.name,
-        "tuning_runs": 0,
-        "tuning_inner_steps": 0,
-    }
-    return _baseline_rows(MU_ADAM, lopt, tuning, task, cell, seeds, provenance)
+    about = {"tuned_at": trained.name, "tuning_runs": 0, "tuning_inner_steps": 0}
+    return _baseline_rows(MU_ADAM, MU_ADAM_TUNED, tuning, cell, seeds, about)
+
+
+def _baseline_rows(
+    name: str,
+    baseline: str,
+    tuning: Tuning,
+    cell: Cell,
+    seeds: Sequence[int],
+    provenance: dict[str, Any],
+    num_steps: int | None = None,
+) -> list[EvalRow]:
+    """Runs one of `BASELINES` with the rate and the schedule that were found."""
+    lopt = BASELINES[baseline]
+    task = parametrize(cell.task, lopt.rules)
+    num = len(seeds)
+    schedules: list[Schedule] = [tuning.schedule] * num
+    theta = scheduled_theta([tuning.learning_rate] * num, schedules)
+    steps = num_steps or cell.num_steps
+    result = run.evaluate_each(task, Scheduled(lopt), theta, steps, seeds)
+    chosen = {"learning_rate": tuning.learning_rate, "schedule": tuning.schedule}
+    return _rows(name, cell, task, seeds, result, chosen | provenance)
 
 
 def _rows(
     name: str,
     cell: Cell,
-    task: ImageClassification,
+    task: Task,
     seeds: Sequence[int],
     result: run.RunResult,
     provenance: dict[str, Any],
 ) -> list[EvalRow]:
+    model = task.model if isinstance(task, ModelTask) else None
     return [
         EvalRow(
             optimizer=name,
             cell=cell.name,
             axis=cell.axis,
-            widths=task.model.layer_widths,
-            depth=task.model.depth,
-            base_width=task.model.base_width,
-            parametrization=task.model.rules.name,
-            batch_size=task.batch_size,
-            dataset=type(task.data).__name__,
-            steps=cell.num_steps,
+            task=type(task).__name__,
+            family=description.family(task),
+            widths=model.layer_widths if model else (),
+            depth=task.depth,
+            base_width=model.base_width if model else None,
+            parametrization=(model.rules if model else STANDARD).name,
+            batch_size=getattr(task, "batch_size", None),
+            dataset=description.data(task),
+            resolution=description.resolution(task),
+            unit=description.unit(task),
+            loss_at_chance=task.loss_at_chance,
+            steps=result.curve.shape[1],
             seed=seed,
             curve=tuple(result.curve[i].tolist()),
             mean_loss=float(result.mean_loss[i]),
@@ -249,7 +245,7 @@ def _rows(
 
 
 def _line(outcome: _Outcome) -> str:
-    rows = outcome.rows
+    rows = [row for row in outcome.rows if row.optimizer == outcome.name]
     mean = sum(row.mean_loss for row in rows) / len(rows)
     diverged = sum(row.diverged for row in rows)
     note = f", {diverged} of {len(rows)} diverged" if diverged else ""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+from evaluation.plan import ADAM, ADAM_LONG, LEARNED, OPTIMIZERS
 from evaluation.results import EvalRow
 from evaluation.statistics import Paired, mean_and_error, paired
-from evaluation.suite import ADAM, LEARNED, OPTIMIZERS
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """One optimizer in one cell, over its seeds; losses in nats."""
+    """One optimizer in one cell, over its seeds; losses in the cell's unit."""
 
     cell: str
     optimizer: str
@@ -29,6 +29,9 @@ class Summary:
     valid_loss: tuple[float, float]
     test_loss: tuple[float, float]
     test_accuracy: tuple[float, float]
+    """NaN where the task has none."""
+    normalized_loss: float
+    """Mean loss over the loss at chance, to be compared between cells."""
     diverged: int
     capped_steps: int
     """Steps of all seeds together whose loss counted as the cap."""
@@ -41,7 +44,11 @@ class Summary:
 
 
 def summarize(rows: Sequence[EvalRow]) -> list[Summary]:
-    """Summaries in the order of cells and of `OPTIMIZERS`."""
+    """Summaries in the order of cells and of `OPTIMIZERS`.
+
+    Runs that only serve to measure speed-ups are not among them.
+    """
+    rows = [row for row in rows if row.optimizer != ADAM_LONG]
     cells = list(dict.fromkeys(row.cell for row in rows))
     names = dict.fromkeys(row.optimizer for row in rows)
     order = [name for name in OPTIMIZERS if name in names]
@@ -83,6 +90,7 @@ def _summary(group: Sequence[EvalRow], here: Sequence[EvalRow]) -> Summary:
         valid_loss=over_seeds("valid_loss"),
         test_loss=over_seeds("test_loss"),
         test_accuracy=over_seeds("test_accuracy"),
+        normalized_loss=over_seeds("mean_loss")[0] / first.loss_at_chance,
         diverged=sum(row.diverged for row in group),
         capped_steps=sum(row.capped_steps for row in group),
         seconds=mean_and_error([row.seconds for row in group])[0],
@@ -109,9 +117,11 @@ def headline(rows: Sequence[EvalRow]) -> str:
     A baseline that is lower than the learned optimizer is always named.
     """
     trained = next((row.cell for row in rows if row.axis == "trained"), None)
+    if trained is None:
+        return f"No cell is the setting of meta-training. {_elsewhere(rows)}"
     here = [row for row in rows if row.cell == trained]
     difference = compare(here, LEARNED, ADAM)
-    if trained is None or difference is None:
+    if difference is None:
         return "The learned optimizer and tuned Adam share no run in the trained cell."
     percent = 100.0 * (difference.ratio - 1.0)
     relation = "below" if percent < 0 else "above"
@@ -180,6 +190,7 @@ def scaling_lines(rows: Sequence[EvalRow]) -> list[str]:
     """The learned optimizer's mean loss in each cell relative to its trained cell.
 
     Adam's ratio stands beside: a longer or a wider run has a lower mean by itself.
+    Losses are first divided by those at chance, for cells may differ in their unit.
     """
     trained = next((row.cell for row in rows if row.axis == "trained"), "")
     means = {(s.cell, s.optimizer): s for s in summarize(rows)}
@@ -192,11 +203,11 @@ def scaling_lines(rows: Sequence[EvalRow]) -> list[str]:
             continue
         there = means.get((cell, ADAM))
         beside = (
-            f" (tuned Adam: {there.mean_loss[0] / adam.mean_loss[0]:.2f} ×)"
+            f" (tuned Adam: {there.normalized_loss / adam.normalized_loss:.2f} ×)"
             if there and adam
             else ""
         )
-        ratio = summary.mean_loss[0] / own.mean_loss[0]
+        ratio = summary.normalized_loss / own.normalized_loss
         lines.append(
             f"{cell}: {ratio:.2f} × its own mean loss in “{trained}”{beside}, "
             f"final loss {summary.final_loss[0]:.2g}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from evaluation.aggregate import aggregate_lines, wants_aggregates
+from evaluation.overview import NOTE, SPEED_UP_NOTE, overview, wants_overview
+from evaluation.plan import LEARNED, OPTIMIZERS, CellTuning, Skipped
 from evaluation.results import EvalRow
-from evaluation.suite import LEARNED, OPTIMIZERS, CellTuning
 from evaluation.summary import (
     Summary,
     format_error,
@@ -16,6 +19,7 @@ from evaluation.summary import (
     scaling_lines,
     summarize,
 )
+from evaluation.text_table import text_table
 
 COLUMNS = (
     "cell",
@@ -53,39 +57,61 @@ def summary_cells(summary: Summary) -> tuple[str, ...]:
         f"{summary.final_loss[0]:.2g}",
         f"{summary.valid_loss[0]:.3f}",
         f"{summary.test_loss[0]:.3f}",
-        f"{100 * summary.test_accuracy[0]:.1f} %",
+        _percent(summary.test_accuracy[0]),
         diverged,
         f"{summary.seconds:.1f}",
         summary.settings,
     )
 
 
-LEGEND = (
-    "Losses in nats; mean loss: mean over all steps of the training batch's loss "
-    "before the update, ± standard error over seeds; ▼ lower than tuned Adam, "
-    "▲ higher, ≈ the 95 % interval of the paired difference holds 0."
-)
+def _percent(accuracy: float) -> str:
+    return "–" if math.isnan(accuracy) else f"{100 * accuracy:.1f} %"
+
+
+def legend(rows: Sequence[EvalRow]) -> str:
+    """What the figures of the summary are."""
+    units: dict[str, list[str]] = {}
+    for row in {row.cell: row for row in rows}.values():
+        units.setdefault(row.unit, []).append(row.cell)
+    if len(units) > 1:
+        named = (f"{unit} ({', '.join(cells)})" for unit, cells in units.items())
+        unit = f"the unit of their cell: {'; '.join(named)}"
+    else:
+        unit = next(iter(units), "nats")
+    return (
+        f"Losses in {unit}; mean loss: mean over all steps of the training batch's "
+        "loss before the update, ± standard error over seeds; ▼ lower than tuned Adam, "
+        "▲ higher, ≈ the 95 % interval of the paired difference holds 0."
+    )
 
 
 def text_summary(
     rows: Sequence[EvalRow],
     missing: Sequence[tuple[str, str, int]] = (),
+    skipped: Sequence[Skipped] = (),
 ) -> str:
     """The summary for a terminal, in aligned columns."""
-    lines = [COLUMNS, *(summary_cells(summary) for summary in summarize(rows))]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    text, previous = [], ""
-    for number, line in enumerate(lines):
-        shown = ("" if line[0] == previous else line[0], *line[1:])
-        if number and shown[0]:
-            text.append("  ".join("─" * width for width in widths))
-        previous = line[0]
-        padded = (cell.ljust(w) for cell, w in zip(shown, widths, strict=True))
-        text.append("  ".join(padded).rstrip())
-    text += ["", LEGEND, "", headline(rows), *scaling_lines(rows)]
+    text = text_table([COLUMNS, *map(summary_cells, summarize(rows))])
+    if wants_overview(rows):
+        header, lines = overview(rows)
+        table = text_table([header, *lines], grouped=False)
+        text += ["", *table, "", *overview_notes(rows)]
+    text += ["", legend(rows), "", headline(rows), *scaling_lines(rows)]
+    text += aggregate_lines(rows, skipped)
+    text += [f"SKIPPED: {cell}: {reason}" for cell, reason in skipped]
     if missing:
         text.append(f"MISSING: {describe_missing(missing)}")
     return "\n".join(text)
+
+
+def overview_notes(rows: Sequence[EvalRow]) -> list[str]:
+    """What the figures of the overview are."""
+    return [NOTE, SPEED_UP_NOTE] if wants_aggregates(rows) else [NOTE]
+
+
+def html_overview(rows: Sequence[EvalRow]) -> str:
+    """The overview as an HTML table."""
+    return html_table(*overview(rows))
 
 
 def describe_missing(missing: Sequence[tuple[str, str, int]]) -> str:
@@ -156,9 +182,9 @@ def html_seeds(rows: Sequence[EvalRow]) -> str:
             f"{row.mean_loss:.4f}",
             f"{row.final_loss:.2g}",
             f"{row.valid_loss:.4f}",
-            f"{100 * row.valid_accuracy:.1f} %",
+            _percent(row.valid_accuracy),
             f"{row.test_loss:.4f}",
-            f"{100 * row.test_accuracy:.1f} %",
+            _percent(row.test_accuracy),
             "yes" if row.diverged else "no",
             f"{row.seconds:.2f}",
         )

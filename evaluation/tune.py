@@ -24,6 +24,7 @@ import optax
 from evaluation import run, tuning_cache
 from lopt.base import Specs, Theta
 from lopt.baselines import SGD, Baseline, Schedule, learning_rate_schedule
+from tasks import description
 from tasks.base import Dataset, Task
 
 SCHEMA_VERSION = 1
@@ -168,8 +169,11 @@ def tune(
     grid = grid or grid_for(baseline)
     if cache_dir is None:
         return _tune(task, baseline, num_steps, grid, seeds, schedules, dataset)
+    # Other contents under the same name are other data.
+    contents = description.fingerprint(task)
     about = tuning_cache.canonical(
-        {
+        ({"data": contents} if contents else {})
+        | {
             "schema": SCHEMA_VERSION,
             "jax": jax.__version__,
             "backend": jax.default_backend(),

@@ -2,24 +2,34 @@
 
 Writes `rows.jsonl` (every run), `report.html` (one static file) and `curves.png`, and
 prints the same table. Baselines are tuned anew per cell and cached; an evaluation that
-is already done for this artifact and suite is not repeated.
+is already done for this artifact and suite is not repeated. Cells that cannot run on
+this machine, for want of their data above all, are skipped, and every table says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from evaluation.plan import SEEDS, Skipped, expected_runs, runnable
 from evaluation.plots import plot_curves, png
 from evaluation.report import write_report
-from evaluation.results import EvalRow, missing_runs, read_rows, write_rows
-from evaluation.suite import SEEDS, evaluate_suite, expected_runs
+from evaluation.results import (
+    SCHEMA_VERSION,
+    EvalRow,
+    missing_runs,
+    read_rows,
+    write_rows,
+)
+from evaluation.suite import evaluate_suite
 from evaluation.tables import text_summary
 from experiments import command_line, run_directory
 from experiments.command_line import InputError, reported
@@ -27,6 +37,7 @@ from experiments.environment import describe_machine
 from experiments.serialization import encode
 from lopt.artifact import Artifact
 from lopt.integrity import SUMS, write_text
+from tasks import description
 from tasks.suites import SUITES, Suite
 
 ROWS, REPORT, CURVES = "rows.jsonl", "report.html", "curves.png"
@@ -39,8 +50,8 @@ class Evaluate:
 
     artifact: Path
     """Folder of the released optimizer."""
-    suite: Literal["quickstart"] = "quickstart"
-    """Named suite of cells: which widths, depths and horizons."""
+    suite: str = "quickstart"
+    """Named suite of cells; `python -m experiments.tasks list` lists them."""
     out_dir: Path | None = None
     """Where rows.jsonl and report.html go; by default beside the artifact."""
     cache_dir: Path = Path("runs/cache")
@@ -58,18 +69,23 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
         The report's path.
 
     Raises:
-        InputError: if the artifact is damaged or the folder cannot be written.
+        InputError: if there is no such suite or no cell of it can run, the artifact is
+            damaged or the folder cannot be written.
     """
+    whole = find_suite(arguments.suite)
     with reported():
         artifact = Artifact.load(arguments.artifact)
+        suite, skipped = runnable(whole, artifact)
+        if not suite.cells:
+            cell, reason = skipped[0]
+            raise InputError(f"no cell of {whole.name} can run here: {cell}: {reason}")
+        stamp = _stamp(arguments.artifact, suite)
     out_dir = arguments.out_dir or arguments.artifact.absolute().parent
-    suite = SUITES[arguments.suite]
-    stamp = _stamp(arguments.artifact, arguments.suite)
     report = out_dir / REPORT
     rows = _finished(out_dir, stamp, list(expected_runs(suite)))
     if rows is not None:
         print(f"{report} is up to date")
-        print(text_summary(rows))
+        print(text_summary(rows, skipped=skipped))
         return report
     with reported():
         for folder in (out_dir, arguments.cache_dir):
@@ -79,9 +95,11 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
             raise InputError(f"{report} is a folder; move it away")
     training_rows = _training_rows(arguments.artifact)
     (out_dir / STAMP).unlink(missing_ok=True)
-    warning = _mismatch(artifact, suite)
+    warning = _mismatch(artifact, whole, skipped)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
+    for cell, reason in skipped:
+        print(f"skipped: {cell}: {reason}", file=sys.stderr)
     begin = time.monotonic()
     rows, tunings = evaluate_suite(
         artifact,
@@ -107,20 +125,47 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
             rows,
             tunings,
             training_rows,
-            {"artifact": dict(artifact.provenance), "suite": encode(suite)},
+            {"artifact": dict(artifact.provenance), "cells": encode(suite.cells)},
             environment,
             missing_runs(rows, expected_runs(suite)),
+            skipped,
+            {cell.name: cell.note for cell in suite.cells if cell.note},
         )
         (out_dir / CURVES).write_bytes(png(plot_curves(rows)))
         write_text(out_dir / STAMP, json.dumps(stamp) + "\n")
-    print(text_summary(rows))
+    print(text_summary(rows, skipped=skipped))
     print(f"report: {report}")
     return report
 
 
-def _mismatch(artifact: Artifact, suite: Suite) -> str | None:
-    """Whether the suite's trained cell is where the artifact was meta-trained."""
-    trained = next(cell for cell in suite if cell.axis == "trained")
+def find_suite(name: str) -> Suite:
+    """The suite of that name.
+
+    Raises:
+        InputError: in one line, with what is known.
+    """
+    if name in SUITES:
+        return SUITES[name]
+    close = difflib.get_close_matches(name, SUITES, n=1)
+    hint = f"; perhaps you meant {close[0]!r}" if close else ""
+    raise InputError(f"--suite {name!r} must be one of {', '.join(SUITES)}{hint}")
+
+
+def _mismatch(
+    artifact: Artifact, suite: Suite, skipped: Sequence[Skipped] = ()
+) -> str | None:
+    """Whether the suite's trained cell is where the artifact was meta-trained.
+
+    A suite that has none makes no such claim.
+    """
+    trained = suite.trained
+    if trained is None:
+        return None
+    if trained.name in {cell for cell, _ in skipped}:
+        return (
+            f"the trained cell {trained.name!r} of this suite cannot run here: no "
+            "learning rate is transferred, and no cell is compared with it"
+        )
     config = artifact.provenance.get("config")
     task = config.get("task") if isinstance(config, dict) else None
     if task == encode(trained.task):
@@ -132,12 +177,22 @@ def _mismatch(artifact: Artifact, suite: Suite) -> str | None:
     )
 
 
-def _stamp(artifact: Path, suite: str) -> dict[str, Any]:
-    """What an evaluation is of; equal stamps mean that it need not be repeated."""
-    cells = json.dumps(encode(SUITES[suite]), sort_keys=True)
+def _stamp(artifact: Path, suite: Suite) -> dict[str, Any]:
+    """What an evaluation is of; equal stamps mean that it need not be repeated.
+
+    Of the cells only those that can run, so that data which appears later is used, and
+    with the contents of their data.
+    """
+    about = {
+        "cells": encode(suite.cells),
+        "data": [description.fingerprint(cell.task) for cell in suite.cells],
+        "aggregate": suite.aggregate,
+    }
+    text = json.dumps(about, sort_keys=True)
     return {
+        "schema_version": SCHEMA_VERSION,
         "artifact": hashlib.sha256((artifact / SUMS).read_bytes()).hexdigest(),
-        "suite": hashlib.sha256(cells.encode()).hexdigest(),
+        "suite": hashlib.sha256(text.encode()).hexdigest(),
         "seeds": list(SEEDS),
     }
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from tasks.autoencoding import Autoencoding
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
+from tasks.data.resized import Resized
 from tasks.data.signals import Signals
 from tasks.data.speckle import Speckle
 from tasks.data.standard_library import StandardLibrary
@@ -49,6 +50,7 @@ COMPONENTS: dict[str, type] = {
         *(Digits, Signals, TFDSImages, StandardLibrary, TFDSText, Bytes, BytePairs),
         TaskDistribution,
         *(GradedDiagnosis, Speckle),
+        Resized,
     )
 }
 """Dataclasses that a field of an abstract type may hold, by the `kind` in the JSON."""

@@ -177,5 +177,5 @@ PREPARED: dict[str, Family] = {
 }
 """The same on data that must first be prepared on this machine."""
 
-NAMED = FAMILIES | PREPARED
-"""Every name that a command line knows."""
+NAMED: dict[str, Family] = FAMILIES | PREPARED
+"""Every name of a family that a command line knows."""

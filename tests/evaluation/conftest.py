@@ -1,6 +1,7 @@
 """Tasks whose runs are known in closed form, and rows without any run."""
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import jax
@@ -72,12 +73,17 @@ def make_row():
             "optimizer": optimizer,
             "cell": cell,
             "axis": "trained" if cell == "trained" else cell.split()[0],
+            "task": "ImageClassification",
+            "family": "MLP",
             "widths": (32, 32),
             "depth": 2,
             "base_width": 32,
             "parametrization": "ADAM_LIKE",
             "batch_size": 128,
             "dataset": "Digits",
+            "resolution": "8×8×1",
+            "unit": "nats",
+            "loss_at_chance": math.log(10),
             "steps": 5,
             "seed": seed,
             "curve": (2.3, 1.0, 0.5, 0.1, 0.05),

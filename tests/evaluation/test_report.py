@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 import pytest
 
 from evaluation import plots
+from evaluation.overview import overview, wants_overview
+from evaluation.plan import ADAM, ADAM_LONG, LEARNED, MU_ADAM, CellTuning, Skipped
 from evaluation.report import write_report
-from evaluation.suite import ADAM, LEARNED, MU_ADAM, CellTuning
 from evaluation.summary import compare, headline, scaling_lines, summarize
 from evaluation.tables import html_seeds, text_summary
 from evaluation.tune import Point, Tuning
@@ -124,6 +125,151 @@ def test_diverged_runs_are_counted_in_every_table(rows, make_row):
     assert "1/6 (4 steps capped)" in text_summary(rows)
     assert "<td>yes</td>" in html_seeds(rows)
     assert plots.svg(plots.plot_curves(rows)).startswith("<svg")
+
+
+def test_the_table_of_the_quickstart_looks_as_it_did(rows):
+    text = text_summary(rows)
+    lines = text.splitlines()
+    assert lines[0].split("  ")[0] == "cell"
+    assert lines[0].rstrip().endswith("learning rate")
+    assert lines[1] and set(lines[1]) == {"─", " "}
+    # A rule before each cell and none inside it.
+    assert [set(line) == {"─", " "} for line in lines[:7]] == [
+        *(False, True, False, False),
+        *(True, False, False),
+    ]
+    assert lines[7] == "" and lines[8] == (
+        "Losses in nats; mean loss: mean over all steps of the training batch's loss "
+        "before the update, ± standard error over seeds; ▼ lower than tuned Adam, "
+        "▲ higher, ≈ the 95 % interval of the paired difference holds 0."
+    )
+    assert "varies" not in text and "SKIPPED" not in text
+
+
+TEXT = {
+    "axis": "held_out",
+    "task": "LanguageModelling",
+    "family": "Transformer",
+    "dataset": "lm1b",
+    "resolution": "64 of 256 tokens",
+    "unit": "nats per token",
+    "loss_at_chance": 4.0,
+    "depth": 3,
+    "widths": (8, 8, 8),
+}
+BOWL = {
+    "axis": "held_out",
+    "task": "Quadratic",
+    "family": "Quadratic",
+    "unit": "units of the height",
+    "loss_at_chance": 2.0,
+    "widths": (),
+    "depth": None,
+    "base_width": None,
+    "batch_size": None,
+    "valid_accuracy": math.nan,
+    "test_accuracy": math.nan,
+}
+
+
+@pytest.fixture
+def mixed(make_row):
+    """A suite of seven cells in three units, one of them without any width."""
+    result = []
+    for seed in range(3):
+        noise = 0.001 * seed
+        for k in range(5):
+            cell = f"width {16 * 2**k}"
+            wide = {"widths": (16 * 2**k,), "cell": cell, "seed": seed}
+            result += [
+                make_row(LEARNED, loss=0.1 + noise, **wide),
+                make_row(ADAM, loss=0.2 + noise, provenance=RATE, **wide),
+            ]
+        result += [
+            make_row(LEARNED, "text", seed, 2.0 + noise, **TEXT),
+            make_row(ADAM, "text", seed, 1.0 + 1.1 * noise, provenance=RATE, **TEXT),
+            make_row(LEARNED, "bowl", seed, 0.5 + noise, **BOWL),
+            make_row(ADAM, "bowl", seed, 0.5 + 2.0 * noise, provenance=RATE, **BOWL),
+        ]
+    result.sort(key=lambda row: (row.cell, row.optimizer != LEARNED))
+    return result
+
+
+def test_cells_of_different_tasks_share_an_overview(mixed):
+    header, lines = overview(mixed)
+    assert header == (
+        *("cell", "varies", "family", "data", "input", "unit"),
+        *(LEARNED, ADAM, ""),
+    )
+    found = {line[0]: line for line in lines}
+    assert len(found) == len(lines) == 7
+    # (2 + .001)/4 and (1 + .0011)/4; (.5 + .001)/2
+    assert found["text"][5:] == ("nats per token", "0.5", "0.25", "▲")
+    assert found["bowl"][2:] == (
+        *("Quadratic", "Digits", "8×8×1", "units of the height"),
+        *("0.251", "0.251", "≈"),
+    )
+    assert found["width 16"][-1] == "▼"
+    assert [line[0] for line in lines][:2] == ["bowl", "text"]
+
+
+def test_many_cells_without_accuracy_or_trained_cell(mixed):
+    assert wants_overview(mixed)
+    assert not wants_overview([r for r in mixed if r.unit == "nats"])
+    text = text_summary(mixed, skipped=[Skipped("far", "its data is not here")])
+    assert "SKIPPED: far: its data is not here" in text
+    assert "nats (width 128, width 16, width 256, width 32, width 64)" in text
+    assert "nats per token (text); " in text
+    assert headline(mixed).startswith("No cell is the setting of meta-training. Its")
+    assert f"{ADAM} (text)" in headline(mixed)
+    assert scaling_lines(mixed) == []
+    bowl = next(line for line in text.splitlines() if line.startswith("bowl"))
+    assert "  –  " in bowl and "nan" not in text
+    assert "94.0 %" in text
+
+
+def test_ratios_to_the_trained_cell_are_of_normalized_losses(make_row):
+    rows = [
+        make_row(LEARNED, loss=0.5, loss_at_chance=2.0),
+        make_row(LEARNED, "family other", loss=0.5, loss_at_chance=4.0),
+    ]
+    assert "family other: 0.50 × its own mean loss" in scaling_lines(rows)[0]
+
+
+def test_a_report_of_many_cells(tmp_path, mixed, make_row, tunings):
+    long = [
+        make_row(ADAM_LONG, cell, seed, 0.1, **about, curve=(2.3, 1.0, 0.9, 0.8) * 5)
+        for seed in range(3)
+        for cell, about in (("text", TEXT), ("bowl", BOWL))
+    ]
+    path = tmp_path / "report.html"
+    skipped = [Skipped("far", "its data <is> not here")]
+    notes = {"text": "a decoder, not the paper's"}
+    write_report(
+        path, "t", mixed + long, tunings, [], {}, {}, skipped=skipped, notes=notes
+    )
+    checker = _Checker()
+    checker.feed(path.read_text())
+    assert checker.stack == [] and len(checker.ids) == len(set(checker.ids))
+    text = " ".join(checker.text)
+    for part in (
+        "Overview",
+        "speed-up over tuned Adam",
+        "interquartile mean over 2 cells and 6 runs",
+        "1 of 8 cells were skipped",
+        "far: its data <is> not here",
+        "What the cells are",
+        "a decoder, not the paper's",
+        "units of the height",
+    ):
+        assert part in text
+    figure = plots.plot_curves(mixed)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == sorted({r.cell for r in mixed})
+    assert len({axes.get_position().x0 for axes in shown}) == 3
+    labels = {axes.get_title(): axes.get_ylabel() for axes in shown}
+    assert labels["bowl"] == "units of the height" and labels["width 16"] == "nats"
+    assert plots.over_width(mixed[:12]) == []
 
 
 class _Checker(HTMLParser):

@@ -16,6 +16,16 @@ def test_rows_come_back_as_they_were(tmp_path, make_row):
     assert [p.name for p in path.parent.iterdir()] == ["rows.jsonl"]
 
 
+def test_a_task_without_width_depth_and_accuracy_has_rows_too(tmp_path, make_row):
+    path = tmp_path / "rows.jsonl"
+    fields = {"widths": (), "depth": None, "base_width": None, "batch_size": None}
+    nothing = {"valid_accuracy": math.nan, "test_accuracy": math.nan}
+    write_rows(path, [make_row(**fields, **nothing, unit="units of the height")])
+    (row,) = read_rows(path)
+    assert {name: getattr(row, name) for name in fields} == fields
+    assert math.isnan(row.valid_accuracy) and math.isnan(row.test_accuracy)
+
+
 def test_what_is_not_finite_comes_back_and_the_file_is_strict_json(tmp_path, make_row):
     path = tmp_path / "rows.jsonl"
     write_rows(path, [make_row(curve=(2.3, math.inf, math.nan), diverged=True)])
@@ -32,10 +42,14 @@ def test_what_is_not_finite_comes_back_and_the_file_is_strict_json(tmp_path, mak
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("schema_version", 2, "schema_version = 2; this version reads 1"),
+        ("schema_version", 1, "schema_version = 1; this version reads 2"),
         ("schema_version", None, "schema_version"),
         ("surprise", 1, "unknown fields: surprise"),
         ("seed", "0", "seed = '0'"),
+        ("depth", 2.0, "depth = 2.0"),
+        ("depth", True, "depth = True"),
+        ("widths", None, "widths = None"),
+        ("unit", None, "unit = None"),
         ("diverged", 1, "diverged = 1"),
         ("curve", [1.0, None], "curve ="),
         ("mean_loss", True, "mean_loss = True"),

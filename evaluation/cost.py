@@ -1,0 +1,248 @@
+"""What a task costs: FLOP of a step, bytes on a device, and the role of its parameters.
+
+Parameters, states and batches are shapes: nothing of them is allocated, and no prepared
+data is read. A network of some billion parameters is described in seconds.
+
+FLOP are those of the loss and its gradient on one batch, as XLA counts them in the
+program before it is optimized. XLA counts the body of a loop once, so a network whose
+blocks are scanned is counted with the blocks unrolled; where a loop remains (the steps
+of a recurrent network), what is given is the FLOP of the matrix products, each times
+the length of the loops around it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var
+
+from lopt.baselines import Adam
+from lopt.small_fc import SmallFC
+from parametrization.rules import STANDARD, Rules
+from parametrization.spec import ParamSpec
+from tasks import description
+from tasks.base import Task
+from tasks.data import prepared
+from tasks.data.standard_library import StandardLibrary
+from tasks.data.text import Text
+from tasks.data.tfds_images import TFDSImages
+from tasks.data.tfds_text import TFDSText
+from tasks.data.tokenizers import Bytes
+from tasks.modelled import ModelTask
+from tasks.regression import RandomTeacher
+
+_LOOPS = ("scan", "while")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one training run of a task needs; bytes of one particle."""
+
+    parameters: int
+    tensors: int
+    flop_per_step: float
+    """Forward and backward of one batch, without the optimizer."""
+    flop_source: str
+    """XLA, or matrix products (see the module)."""
+    parameter_bytes: int
+    gradient_bytes: int
+    adam_bytes: int
+    """State of Adam."""
+    small_fc_bytes: int
+    """State of small_fc, whose accumulators have several decays."""
+    activation_bytes: int
+    """Outputs of all layers that record theirs, for one batch: an estimate of what the
+    backward pass keeps; 0 where there are no layers."""
+    batch_bytes: int
+    dataset_bytes: int | None
+    """Of the data on the device; None where that is not known here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """What is known of a parameter, or of several alike that differ by a number."""
+
+    path: str
+    """`*` stands for the numbers of those alike."""
+    count: int
+    axes: str
+    kind: str
+    shape: tuple[int, ...]
+    base_shape: tuple[int, ...]
+    fan_in_ratio: float
+    step_scale: float
+    forward_scale: float | None
+    """Factor on the product of a readout; None for what is no readout."""
+
+
+def cost(task: Task) -> Cost:
+    """The cost of a task.
+
+    Raises:
+        ValueError: in one line, if only a disk knows the task's shapes.
+    """
+    params = param_shapes(task)
+    key, batch = _key(), description.batch_shapes(task)
+    size = _bytes(params)
+    flop, source = flop_per_step(task)
+    specs = task.specs()
+    states = [_state_bytes(lopt, specs, params) for lopt in (Adam(), SmallFC())]
+    return Cost(
+        parameters=sum(x.size for x in jax.tree.leaves(params)),
+        tensors=len(jax.tree.leaves(params)),
+        flop_per_step=flop,
+        flop_source=source,
+        parameter_bytes=size,
+        gradient_bytes=size,
+        adam_bytes=states[0],
+        small_fc_bytes=states[1],
+        activation_bytes=_bytes(jax.eval_shape(task.activations, params, key, batch)),
+        batch_bytes=_bytes(batch),
+        dataset_bytes=dataset_bytes(task),
+    )
+
+
+def param_shapes(task: Task) -> Any:
+    """Shapes of the parameters."""
+    return jax.eval_shape(task.init, _key())
+
+
+def flop_per_step(task: Task) -> tuple[float, str]:
+    """FLOP of the loss and its gradient on a batch, and what counted them."""
+    task = _unrolled(task)
+
+    def loss(params: Any, key: jax.Array, batch: Any) -> jax.Array:
+        return task.loss(params, key, batch)[0]
+
+    arguments = (param_shapes(task), _key(), description.batch_shapes(task))
+    traced = jax.jit(jax.value_and_grad(loss)).trace(*arguments)
+    if not _has_loop(traced.jaxpr.jaxpr):
+        counted = (traced.lower().cost_analysis() or {}).get("flops", 0.0)
+        if counted > 0:
+            return float(counted), "XLA"
+    return float(_matrix_flop(traced.jaxpr.jaxpr)), "matrix products"
+
+
+def dataset_bytes(task: Task) -> int | None:
+    """Bytes of the data on the device, as far as they are known without reading it."""
+    source = getattr(task, "data", None)
+    if isinstance(task, RandomTeacher):  # not made: making it costs seconds
+        network = (task.num_inputs,), task.num_targets
+        return 8 * task.num_targets + _bytes(
+            jax.eval_shape(lambda key: task.teacher.init(key, *network), _key())
+        )
+    try:
+        match source:
+            case TFDSImages(name=name):
+                splits = prepared.open_dataset(name).splits
+                test = next((s for s in ("test", "validation") if s in splits), "train")
+                rows = sum(splits[split] for split in {"train", test})
+                return rows * (math.prod(source.image_shape) + 4)
+            case TFDSText():
+                return None  # the number of tokens shows when the text is cut
+            case StandardLibrary(tokenizer=tokenizer) if not isinstance(
+                tokenizer, Bytes
+            ):
+                return None
+            case Text() | None:
+                return _bytes(task.load_data())
+        return _bytes(source.load())
+    except ValueError:
+        return None
+
+
+def roles(task: Task) -> list[Role]:
+    """The role of every parameter; those alike in all but a number make one line."""
+    rules = task.model.rules if isinstance(task, ModelTask) else STANDARD
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for path, spec in jax.tree_util.tree_leaves_with_path(task.specs()):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        found.setdefault((re.sub(r"\d+", "*", name), spec), []).append(name)
+    return [
+        _role(names[0] if len(names) == 1 else pattern, len(names), spec, rules)
+        for (pattern, spec), names in found.items()
+    ]
+
+
+def _role(path: str, count: int, spec: ParamSpec, rules: Rules) -> Role:
+    forward = None
+    if spec.kind == "output":
+        base = round(spec.fan_in / spec.fan_in_mult)
+        forward = rules.forward_scale(spec.fan_in, base)
+    return Role(
+        path=path,
+        count=count,
+        axes=" ".join(str(spec.axes).split()),
+        kind=spec.kind,
+        shape=spec.shape,
+        base_shape=spec.base_shape,
+        fan_in_ratio=spec.fan_in_mult,
+        step_scale=rules.step_scale(spec),
+        forward_scale=forward,
+    )
+
+
+def _key() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _state_bytes(lopt: Adam | SmallFC, specs: Any, params: Any) -> int:
+    def state(key: jax.Array, params: Any) -> Any:
+        return lopt.as_optax(lopt.init(key), specs, 1000).init(params)
+
+    return _bytes(jax.eval_shape(state, _key(), params))
+
+
+def _unrolled(task: Task) -> Task:
+    """The same function with the blocks one after another."""
+    if not isinstance(task, ModelTask) or not getattr(task.model, "scan", False):
+        return task
+    model: Any = task.model
+    changed: Any = task
+    return dataclasses.replace(changed, model=dataclasses.replace(model, scan=False))
+
+
+def _inner(equation: Any) -> list[Jaxpr]:
+    """The programs inside an operation."""
+    values = jax.tree.leaves(
+        list(equation.params.values()),
+        is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr),
+    )
+    programs = [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in values]
+    return [x for x in programs if isinstance(x, Jaxpr)]
+
+
+def _has_loop(program: Jaxpr) -> bool:
+    return any(
+        equation.primitive.name in _LOOPS or any(map(_has_loop, _inner(equation)))
+        for equation in program.eqns
+    )
+
+
+def _matrix_flop(program: Jaxpr) -> int:
+    """Twice the multiplications of all matrix products, loops by their lengths.
+
+    Of what the outputs need: what a layer only records for others is not computed.
+    """
+    total = 0
+    needed = {x for x in program.outvars if isinstance(x, Var)}
+    for equation in reversed(program.eqns):
+        if not needed.intersection(equation.outvars):
+            continue
+        needed.update(x for x in equation.invars if isinstance(x, Var))
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape  # pyright: ignore
+            terms = math.prod(shape[axis] for axis in contracted)
+            total += 2 * terms * math.prod(equation.outvars[0].aval.shape)  # pyright: ignore
+        times = equation.params.get("length", 1)
+        total += times * sum(map(_matrix_flop, _inner(equation)))
+    return total

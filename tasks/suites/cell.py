@@ -1,0 +1,96 @@
+"""What an evaluation suite is made of.
+
+A suite is a name, a description and cells. A cell is a task and a horizon. In a ladder
+one cell is the setting of meta-training and each of the others varies one thing alone,
+so that what a figure says about generalization can be attributed to it. Suites that
+others have published vary what they vary; most have no trained cell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from tasks.families import AnyTask
+
+Axis = Literal[
+    "trained",
+    "width",
+    "depth",
+    "horizon",
+    "resolution",
+    "dataset",
+    "family",
+    "held_out",
+]
+AXES: tuple[Axis, ...] = get_args(Axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One setting in which optimizers are compared."""
+
+    name: str
+    """Unique in its suite; a heading of the report."""
+    axis: Axis
+    """What alone differs from the trained cell: the width, the depth, the horizon, the
+    resolution of the data, the data, the family (the model and what it is trained to
+    do; data, batch and horizon stay). "trained" is that cell itself, "held_out" one
+    that differs in several things, or that stands in a suite without a trained one."""
+    task: AnyTask
+    """The task, in μP; baselines may run it in the standard parametrization."""
+    num_steps: int
+    """Inner steps (`H`)."""
+    note: str = ""
+    """What its name does not say, such as how it differs from the published task."""
+
+    def __post_init__(self) -> None:
+        if self.axis not in AXES:
+            raise ValueError(f"axis = {self.axis!r} is not one of {', '.join(AXES)}")
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps = {self.num_steps} must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A named set of cells, made when they are asked for."""
+
+    name: str
+    """As a command line names it."""
+    description: str
+    """One line for a list."""
+    make: Callable[[], tuple[Cell, ...]]
+    """Makes the cells."""
+    aggregate: bool = False
+    """Whether figures over all cells are wanted: interquartile means of the final loss
+    against tuned Adam's and of the speed-up over it, for which Adam is also run to four
+    times the horizon."""
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The cells (made once per process).
+
+        Raises:
+            ValueError: if two have one name, or two are the trained cell.
+        """
+        return _cells(self.make)
+
+    @property
+    def trained(self) -> Cell | None:
+        """The setting of meta-training, if the suite has one."""
+        return next((cell for cell in self.cells if cell.axis == "trained"), None)
+
+
+@functools.cache
+def _cells(make: Callable[[], tuple[Cell, ...]]) -> tuple[Cell, ...]:
+    cells = make()
+    names = [cell.name for cell in cells]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"the suite has two cells of the name {twice[0]!r}")
+    num = sum(cell.axis == "trained" for cell in cells)
+    if num > 1:
+        raise ValueError(f"the suite has {num} trained cells, must have at most one")
+    return cells

@@ -1,0 +1,156 @@
+"""Any suite from the command line: what runs, what is skipped, what is done already."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from evaluation import plan, run, suite, tune
+from evaluation.results import read_rows
+from experiments import evaluate
+from experiments.command_line import InputError
+from experiments.evaluate import Evaluate
+from experiments.serialization import encode
+from lopt import Artifact, SmallFC
+from parametrization import ADAM_LIKE
+from tasks import MLP, Autoencoding, ImageClassification, Quadratic, TFDSImages
+from tasks.suites import LADDER_CPU, SUITES, Cell, Suite
+
+TASK = ImageClassification(MLP((4,), base_width=4), batch_size=8)
+ABSENT = dataclasses.replace(TASK, data=TFDSImages("no_such_images"))
+CELLS = (
+    Cell("trained", "trained", TASK, 3),
+    Cell("bowl", "held_out", Quadratic(dimension=3), 2, "stands for a network"),
+    Cell("absent", "dataset", ABSENT, 3),
+)
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    lopt = SmallFC(hidden_size=3, rules=ADAM_LIKE)
+    folder = tmp_path / "artifact"
+    provenance = {"config": {"task": encode(TASK)}}
+    made = Artifact(lopt, lopt.init(jax.random.key(0)), {"width": 4}, provenance)
+    made.save(folder)
+    return folder
+
+
+@pytest.fixture
+def few_runs(monkeypatch):
+    """Two seeds, and three learning rates of one schedule."""
+    monkeypatch.setattr(suite, "SEEDS", (0, 1))
+    for module in (plan, evaluate):
+        monkeypatch.setattr(module, "SEEDS", (0, 1))
+    grid = tune.Grid(-12, -10, max_widenings=0)
+    monkeypatch.setattr(tune, "grid_for", lambda baseline: grid)
+    for function in (suite.evaluate_suite, plan.expected_runs):
+        seeds = tuple(
+            (0, 1) if value == (0, 1, 2, 3, 4) else value
+            for value in function.__defaults__
+        )
+        monkeypatch.setattr(function, "__defaults__", seeds)
+
+
+@pytest.fixture
+def stubbed(monkeypatch, few_runs):
+    """Runs without training: the loss is the seed's, and falls."""
+
+    def evaluate_each(task, lopt, theta, num_steps, seeds, dataset=None):
+        losses = 0.1 + 0.01 * np.asarray(seeds, float)
+        figures = ("mean_loss", "final_loss", "valid_loss", "test_loss", "seconds")
+        return run.RunResult(
+            curve=losses[:, None] * np.linspace(2.0, 1.0, num_steps)[None],
+            **dict.fromkeys(figures, losses),
+            **dict.fromkeys(("valid_accuracy", "test_accuracy"), losses * np.nan),
+            diverged=losses < 0,
+            capped_steps=np.zeros(len(losses), int),
+        )
+
+    monkeypatch.setattr(run, "evaluate", evaluate_each)
+    monkeypatch.setattr(run, "evaluate_each", evaluate_each)
+
+
+def arguments(artifact, name, tmp_path):
+    return Evaluate(artifact, name, cache_dir=tmp_path / "cache")
+
+
+def test_a_suite_of_different_tasks_with_a_cell_that_cannot_run(
+    monkeypatch, capsys, tmp_path, artifact, stubbed
+):
+    mine = Suite("mine", "for tests", lambda: CELLS, aggregate=True)
+    monkeypatch.setitem(SUITES, "mine", mine)
+    report = evaluate.evaluate(arguments(artifact, "mine", tmp_path), "a command")
+    out, error = capsys.readouterr()
+    assert "skipped: absent: " in error and "warning" not in error
+    assert "SKIPPED: absent: " in out and "nats (trained)" in out
+    assert "1 of 3 cells were skipped and are not in these means" in out
+    page = report.read_text()
+    for part in (
+        "Skipped cells.",
+        "no_such_images",
+        "stands for a network",
+        "Overview",
+    ):
+        assert part in page
+    rows = read_rows(tmp_path / "rows.jsonl")
+    runs = {(row.cell, row.optimizer, row.steps) for row in rows}
+    assert runs == {
+        *(("trained", name, 3) for name in (plan.LEARNED, plan.ADAM)),
+        *(("trained", name, 3) for name in (plan.ADAMW, plan.SGDM)),
+        *(("bowl", name, 2) for name in (plan.LEARNED, plan.ADAM, plan.MU_ADAM)),
+        *(("trained", plan.ADAM_LONG, 12), ("bowl", plan.ADAM_LONG, 8)),
+    }
+    # Done work is not repeated, and still says what it lacks.
+    evaluate.evaluate(arguments(artifact, "mine", tmp_path), "a command")
+    again, _ = capsys.readouterr()
+    assert "is up to date" in again and "SKIPPED: absent: " in again
+    # Another set of cells that can run is another evaluation.
+    whole, _ = plan.runnable(mine, Artifact.load(artifact))
+    fewer = Suite("mine", "", lambda: CELLS[:1], aggregate=True)
+    plain = dataclasses.replace(whole, aggregate=False)
+    stamps = [evaluate._stamp(artifact, x)["suite"] for x in (whole, fewer, plain)]
+    assert len(set(stamps)) == 3
+
+
+def test_where_nothing_can_run_or_the_name_is_wrong(monkeypatch, tmp_path, artifact):
+    monkeypatch.setitem(SUITES, "far", Suite("far", "", lambda: CELLS[2:]))
+    with pytest.raises(
+        InputError, match=r"no cell of far can run here: absent: .*no_s"
+    ):
+        evaluate.evaluate(arguments(artifact, "far", tmp_path), "")
+    assert not (tmp_path / "rows.jsonl").exists()
+    with pytest.raises(
+        InputError, match=r"'mulopaper'.*perhaps you meant 'mulo_paper'"
+    ):
+        evaluate.evaluate(arguments(artifact, "mulopaper", tmp_path), "")
+
+
+def test_an_artifact_from_elsewhere_is_told_from_the_trained_cell(artifact):
+    made = Artifact.load(artifact)
+    given = Suite("x", "", lambda: CELLS)
+    assert evaluate._mismatch(made, given) is None
+    wide = (dataclasses.replace(CELLS[0], task=TASK.at_width(8)),)
+    assert "read 'trained' as 'reference'" in evaluate._mismatch(
+        made, Suite("x", "", lambda: wide)
+    )
+    lost = evaluate._mismatch(made, given, [plan.Skipped("trained", "no data")])
+    assert "no learning rate is transferred" in lost
+    assert evaluate._mismatch(made, Suite("x", "", lambda: CELLS[1:])) is None
+
+
+@pytest.mark.slow
+def test_the_cpu_ladder_runs_from_end_to_end(monkeypatch, tmp_path, artifact, few_runs):
+    cells = tuple(
+        dataclasses.replace(cell, num_steps=min(cell.num_steps // 50, 20))
+        for cell in LADDER_CPU.cells
+    )
+    short = Suite("short", "", lambda: cells)
+    monkeypatch.setitem(SUITES, "short", short)
+    evaluate.evaluate(arguments(artifact, "short", tmp_path), "")
+    rows = read_rows(tmp_path / "rows.jsonl")
+    left, _ = plan.runnable(short, Artifact.load(artifact))
+    assert {row.cell for row in rows} == {cell.name for cell in left.cells}
+    assert len(left.cells) >= 18 and not any(row.diverged for row in rows)
+    assert {r.unit for r in rows} == {"nats", "nats per token", "squared deviations"}
+    assert isinstance(left.cells[-3].task, Autoencoding)
