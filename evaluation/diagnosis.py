@@ -33,6 +33,7 @@ from metatrain.keys import stream
 from metatrain.unroll import unroll
 from tasks import diagnosis as grading
 from tasks.base import Split
+from tasks.data.images import ImageDraws
 from tasks.diagnosis import Graded, GradedDiagnosis
 
 _PIECE = 100
@@ -154,7 +155,7 @@ def image_logits(
 def _logits_of_row(
     task: GradedDiagnosis, params: Any, dataset: Graded, split: Split, row: jax.Array
 ) -> jax.Array:
-    return task.logits(params, task.batch(dataset, row[None], split))[0]
+    return task.logits(params, task.batch(dataset, ImageDraws(row[None]), split))[0]
 
 
 def diagnose(study: Study, num_resamples: int = 1000, seed: int = 0) -> Diagnosis:

@@ -15,12 +15,7 @@ from typing import Literal
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.objective import Objective
-from metatrain.outer import (
-    InnerTraining,
-    MetaTraining,
-    OuterOptimizer,
-    ProblemGroup,
-)
+from metatrain.outer import MetaTraining, OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification
@@ -129,22 +124,14 @@ class TrainConfig:
 
     def build(self) -> MetaTraining:
         """The meta-training that this configuration describes."""
-        groups = tuple(
-            ProblemGroup(
-                group.name,
-                InnerTraining(group.task, self.lopt, self.objective, group.variation),
-                group.weight,
-            )
-            for group in self.distribution.groups
-        )
-        return MetaTraining(
-            groups,
+        return MetaTraining.on(
+            self.distribution,
             self.lopt,
             self.estimator,
             self.outer,
             self.num_steps,
-            self.seed,
-            self.distribution.each_step,
+            objective=self.objective,
+            seed=self.seed,
         )
 
 

@@ -23,13 +23,9 @@ from experiments import command_line
 from experiments.command_line import InputError
 from tasks import description
 from tasks.base import Task
+from tasks.distributions import DISTRIBUTIONS
 from tasks.families import NAMED, PREPARED, Family
 from tasks.suites import SUITES, Suite
-
-try:
-    from tasks.distributions import DISTRIBUTIONS  # pyright: ignore
-except ModuleNotFoundError:
-    DISTRIBUTIONS: Mapping[str, Any] = {}
 
 PROGRAM = "python -m experiments.tasks"
 NO_DATA = "its data is not here"
@@ -115,7 +111,7 @@ def entries(name: str) -> list[Entry]:
     if name in NAMED:
         found.append(Entry(name, NAMED[name].task(), NAMED[name].description))
     if name in DISTRIBUTIONS:
-        groups = DISTRIBUTIONS[name].task().groups
+        groups = DISTRIBUTIONS[name].make().groups
         found += [
             Entry(group.name, group.task, f"weight {group.weight}, {group.variation}")
             for group in groups

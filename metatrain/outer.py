@@ -17,7 +17,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,8 @@ from metatrain.inner import InnerState
 from metatrain.keys import stream
 from metatrain.objective import Objective
 from metatrain.unroll import unroll
-from tasks.base import Dataset, Task
-from tasks.groups import EachStep
+from tasks.base import Dataset, Parametric, Task
+from tasks.groups import EachStep, TaskDistribution
 from tasks.variation import Variant, Variation
 
 
@@ -83,8 +83,14 @@ class InnerTraining:
             variant,
             window,
         )
-        losses = self.objective.normalize(losses, self.task.loss_at_chance)
+        losses = self.objective.normalize(losses, self._loss_at_chance)
         return episode, losses, self.objective.diverged(losses[-1])
+
+    @property
+    def _loss_at_chance(self) -> float:
+        if isinstance(self.task, Parametric):
+            return self.task.loss_at_chance_over_configs()
+        return self.task.loss_at_chance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +165,9 @@ class OuterState(NamedTuple):
     step: jax.Array  # [] int32, outer steps taken
 
 
+_DEFAULT_OBJECTIVE = Objective()
+
+
 @dataclasses.dataclass(frozen=True)
 class ProblemGroup:
     """What meta-training optimizes on tasks of one static shape."""
@@ -187,6 +196,41 @@ class MetaTraining:
             raise ValueError("groups = (): there must be one at least")
         if self.each_step not in get_args(EachStep):
             raise ValueError(f"each_step = {self.each_step!r} must be 'all' or 'one'")
+
+    @classmethod
+    def on(
+        cls,
+        tasks: Task | TaskDistribution,
+        lopt: LearnedOptimizer,
+        estimator: EvolutionStrategy,
+        outer: OuterOptimizer,
+        num_steps: int,
+        *,
+        objective: Objective = _DEFAULT_OBJECTIVE,
+        seed: int = 0,
+    ) -> Self:
+        """Meta-training of an optimizer on a task, or on the groups of a distribution.
+
+        Args:
+            tasks: one task as it is, or a distribution.
+            lopt: the learned optimizer.
+            estimator: of the meta-gradient.
+            outer: moves θ.
+            num_steps: outer steps.
+            objective: what counts as meta-loss.
+            seed: of everything random.
+        """
+        if not isinstance(tasks, TaskDistribution):
+            tasks = TaskDistribution.single(tasks)
+        groups = tuple(
+            ProblemGroup(
+                group.name,
+                InnerTraining(group.task, lopt, objective, group.variation),
+                group.weight,
+            )
+            for group in tasks.groups
+        )
+        return cls(groups, lopt, estimator, outer, num_steps, seed, tasks.each_step)
 
     @property
     def inner_steps_per_step(self) -> int:

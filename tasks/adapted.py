@@ -18,7 +18,7 @@ differs between the two is settled here.
   applied: ours divides by the loss at chance and counts everything above 1.5 of that,
   and NaN, as 1.5, which is what most of theirs do. A loss below zero counts as zero.
 * **Families.** A family samples a configuration and makes a task of it. An adapted
-  family is the task of one configuration, that of its seed; with `sample_variation`,
+  family is the task of one configuration, that of its seed; with `sample_config`,
   `init_with` and `loss_with` every episode can have its own. `eval_task_fn` (which
   raises in that library) and `eval_datasets` are not used.
 * **Roles.** The parameters carry no annotation, and there is no base model: the task is
@@ -66,7 +66,7 @@ class AdaptedTask(OpaqueTask):
     """What messages call it."""
     data: StoredBatches | None = dataclasses.field(repr=False)
     """The batches that were taken; None if it has no data."""
-    variation: Any = dataclasses.field(repr=False)
+    config: Any = dataclasses.field(repr=False)
     """The configuration of a family; None of a single task."""
     state: Any = dataclasses.field(repr=False)
     """Shapes of the model state that is left out; None if there is none."""
@@ -85,7 +85,7 @@ class AdaptedTask(OpaqueTask):
         """None: none is known (see `Task.width`)."""
         return None
 
-    def sample_variation(self, key: jax.Array) -> Any:
+    def sample_config(self, key: jax.Array) -> Any:
         """A configuration of the family: a tree of arrays; None of a single task.
 
         Args:
@@ -96,29 +96,29 @@ class AdaptedTask(OpaqueTask):
         sampled = self.original.sample(jax.random.key_data(key))
         return jax.tree.map(jnp.asarray, sampled)
 
-    def init_with(self, variation: Any, key: jax.Array) -> Params:
+    def init_with(self, config: Any, key: jax.Array) -> Params:
         """Initial parameters of the task of a configuration.
 
         Args:
-            variation: what `sample_variation` returned; may be traced.
+            config: what `sample_config` returned; may be traced.
             key: consumed.
         """
-        return self._at(variation).init(key)
+        return self._at(config).init(key)
 
     def loss_with(
-        self, variation: Any, params: Params, key: jax.Array, batch: Batch
+        self, config: Any, params: Params, key: jax.Array, batch: Batch
     ) -> Loss:
         """The loss `[]` and auxiliary scalars of a batch in a configuration.
 
         Args:
-            variation: that of the episode; may be traced.
-            params: parameters; `init_with` made the first ones of the same variation.
+            config: that of the episode; may be traced.
+            params: parameters; `init_with` made the first ones of this configuration.
             key: consumed.
             batch: one batch, or `EveryBatch`.
         """
-        return self._at(variation).loss(params, key, batch)
+        return self._at(config).loss(params, key, batch)
 
-    def loss_at_chance_over_variations(self) -> float:
+    def loss_at_chance_over_configs(self) -> float:
         """Mean loss at initialization over 64 keys, each of a new configuration.
 
         The unit for episodes that vary; `loss_at_chance` is that of one configuration.
@@ -126,12 +126,12 @@ class AdaptedTask(OpaqueTask):
         varied: Any = _Varied(self)
         return checked_chance(self.name, initial_loss(varied))
 
-    def _at(self, variation: Any) -> AdaptedTask:
-        return dataclasses.replace(self, variation=variation)
+    def _at(self, config: Any) -> AdaptedTask:
+        return dataclasses.replace(self, config=config)
 
     def init(self, key: jax.Array) -> Params:
         """Initial parameters (see `Task.init`)."""
-        task = foreign.task_of(self.original, self.variation)
+        task = foreign.task_of(self.original, self.config)
         return never_constant(foreign.start(task, key, self.name)[0], key)
 
     def specs(self) -> Any:
@@ -158,7 +158,7 @@ class AdaptedTask(OpaqueTask):
 
     def loss_of_batch(self, params: Params, key: jax.Array, batch: Batch) -> Loss:
         """The original's loss (see `Task.loss`)."""
-        task = foreign.task_of(self.original, self.variation)
+        task = foreign.task_of(self.original, self.config)
         loss = foreign.loss_without_state(task, params, self.state, key, batch)
         return checked_loss(self.name, *loss)
 
@@ -170,9 +170,9 @@ class _Varied:
     task: AdaptedTask
 
     def init(self, key: jax.Array) -> Any:
-        of_variation, of_params = jax.random.split(key)
-        variation = self.task.sample_variation(of_variation)
-        return variation, self.task.init_with(variation, of_params)
+        of_config, of_params = jax.random.split(key)
+        config = self.task.sample_config(of_config)
+        return config, self.task.init_with(config, of_params)
 
     def load_data(self) -> Dataset:
         return self.task.load_data()
@@ -184,8 +184,8 @@ class _Varied:
         return self.task.batch(dataset, draw, split)
 
     def loss(self, params: Any, key: jax.Array, batch: Batch) -> Loss:
-        variation, params = params
-        return self.task.loss_with(variation, params, key, batch)
+        config, params = params
+        return self.task.loss_with(config, params, key, batch)
 
 
 def adapt(
@@ -230,18 +230,16 @@ def adapt(
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     key = jax.random.key(seed)
-    variation = None
+    config = None
     if foreign.is_family(original):
         with jax.ensure_compile_time_eval():  # concrete wherever it is made
-            variation = jax.jit(lambda key: original.sample(key))(
-                jax.random.key_data(key)
-            )
+            config = jax.jit(lambda key: original.sample(key))(jax.random.key_data(key))
     params, state = jax.eval_shape(
-        lambda key: foreign.start(foreign.task_of(original, variation), key, name), key
+        lambda key: foreign.start(foreign.task_of(original, config), key, name), key
     )
     specs = infer_specs(params, params, kinds)
     task = AdaptedTask(
-        original, name, data, variation, state, specs, chance=loss_at_chance
+        original, name, data, config, state, specs, chance=loss_at_chance
     )
     task.check()
     _check_state(task, params)
@@ -252,7 +250,7 @@ def _check_state(task: AdaptedTask, params: Params) -> None:
     """Raises ValueError unless the model state can be left out."""
     if not jax.tree.leaves(task.state):
         return
-    original = foreign.task_of(task.original, task.variation)
+    original = foreign.task_of(task.original, task.config)
 
     def compute(state: Any, params: Params, data: Dataset, key: jax.Array) -> Any:
         batch = task.batch(data, jnp.zeros([], jnp.int32), "train")

@@ -24,15 +24,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, Literal, NamedTuple, final, get_args
+from typing import Literal, NamedTuple, final, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.base import Batch, Params, Split, repeat_rows
+from tasks.base import Batch, Params, Split
 from tasks.data import images
 from tasks.data.embedded import Digits
+from tasks.image_rows import ImageRows
 from tasks.modelled import ModelTask, check_kind
 from tasks.models.autoencoder import AutoEncoder, Inference
 from tasks.models.base import Model, check_choice, check_positive
@@ -61,7 +62,7 @@ class Pairs(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Autoencoding(ModelTask):
+class Autoencoding(ImageRows, ModelTask):
     """Mean reconstruction loss per pixel, or the negative ELBO per pixel of a `VAE`."""
 
     model: Model = AutoEncoder()
@@ -108,13 +109,6 @@ class Autoencoding(ModelTask):
         """The images and their best constant (read once per process)."""
         return _load(self.data, self.reconstruction)[0]
 
-    def draw(
-        self, dataset: Pictures, key: jax.Array, split: Split, num: int
-    ) -> images.ImageDraws:
-        """Rows of `num` batches, `[num, B]` int32."""
-        rows = images.draw_indices(dataset.images, key, split, num, self.batch_size)
-        return images.ImageDraws(rows)
-
     def batch(self, dataset: Pictures, draw: images.ImageDraws, split: Split) -> Pairs:
         """The images of some rows and their targets."""
         return self._pairs(dataset, draw.at, split)
@@ -131,24 +125,6 @@ class Autoencoding(ModelTask):
     def whole(self, dataset: Pictures, split: Split) -> Pairs:
         """All images of a split."""
         return self._pairs(dataset, slice(None), split)
-
-    def thin(self, draws: images.ImageDraws, rows: jax.Array) -> images.ImageDraws:
-        """Fewer different images in each batch (see `RowBatches.thin`)."""
-        return repeat_rows(draws, self.batch_size, rows)
-
-    def resident(self, dataset: Pictures) -> Pictures:
-        """All but the training images (see `Streamable.resident`)."""
-        return dataset._replace(images=images.without_train(dataset.images))
-
-    def fetch(
-        self, dataset: Pictures, draws: images.ImageDraws
-    ) -> tuple[Any, images.ImageDraws]:
-        """The training images of some draws (see `Streamable.fetch`)."""
-        return images.fetch(dataset.images, draws)
-
-    def with_rows(self, resident: Pictures, rows: Any) -> Pictures:
-        """A dataset of fetched images (see `Streamable.with_rows`)."""
-        return resident._replace(images=resident.images._replace(train=rows))
 
     def loss(
         self, params: Params, key: jax.Array, batch: Pairs

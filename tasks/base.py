@@ -160,7 +160,11 @@ class Parametric(Protocol):
     """A task that draws traced numbers of its own, once for a whole run."""
 
     def sample_config(self, key: jax.Array) -> Any:
-        """A pytree of arrays."""
+        """A pytree of arrays; None of a task that draws nothing after all."""
+        ...
+
+    def loss_at_chance_over_configs(self) -> float:
+        """`Task.loss_at_chance` where each run has numbers of its own."""
         ...
 
     def init_with(self, config: Any, key: jax.Array) -> Params:

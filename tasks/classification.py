@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from tasks.base import Batch, Params, Split, repeat_rows
+from tasks.base import Batch, Params, Split
 from tasks.data import images
 from tasks.data.augmentation import Augmentation
 from tasks.data.embedded import Digits
 from tasks.data.images import ImageDataset, ImageDraws
 from tasks.data.label_noise import corrupt
+from tasks.image_rows import ImageRows
 from tasks.modelled import ModelTask, check_kind
 from tasks.models.base import Model, check_positive
 from tasks.models.mlp import MLP
@@ -25,7 +25,7 @@ _AUGMENTATION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageClassification(ModelTask):
+class ImageClassification(ImageRows, ModelTask):
     """Mean softmax cross-entropy of a model over batches of labelled images."""
 
     model: Model = MLP()
@@ -70,12 +70,12 @@ class ImageClassification(ModelTask):
         self, dataset: ImageDataset, key: jax.Array, split: Split, num: int
     ) -> ImageDraws:
         """Rows of `num` batches `[num, B]` int32, and how each image is changed."""
-        rows = images.draw_indices(dataset, key, split, num, self.batch_size)
+        draws = super().draw(dataset, key, split, num)
         if split != "train" or not self.augmentation.active:
-            return ImageDraws(rows)
+            return draws
         changes = jax.random.fold_in(key, _AUGMENTATION)
         changes = self.augmentation.draw(changes, num, self.batch_size)
-        return ImageDraws(rows, changes=changes)
+        return draws._replace(changes=changes)
 
     def batch(self, dataset: ImageDataset, draw: ImageDraws, split: Split) -> Batch:
         """Normalized images `[B, height, width, channels]` and labels `[B]`."""
@@ -89,28 +89,12 @@ class ImageClassification(ModelTask):
         """All examples of a split."""
         return images.gather(dataset, slice(None), split)
 
-    def thin(self, draws: ImageDraws, rows: jax.Array) -> ImageDraws:
-        """Fewer different images in each batch (see `RowBatches.thin`)."""
-        return repeat_rows(draws, self.batch_size, rows)
-
     def relabel(
         self, batch: Batch, draw: ImageDraws, share: jax.Array, seed: jax.Array
     ) -> Batch:
         """A share of the labels is another class (see `Labelled.relabel`)."""
         labels = corrupt(batch.labels, draw.rows, self.data.num_classes, share, seed)
         return batch._replace(labels=labels)
-
-    def resident(self, dataset: ImageDataset) -> ImageDataset:
-        """All but the training images (see `Streamable.resident`)."""
-        return images.without_train(dataset)
-
-    def fetch(self, dataset: ImageDataset, draws: ImageDraws) -> tuple[Any, ImageDraws]:
-        """The training images of some draws (see `Streamable.fetch`)."""
-        return images.fetch(dataset, draws)
-
-    def with_rows(self, resident: ImageDataset, rows: Any) -> ImageDataset:
-        """A dataset of fetched images (see `Streamable.with_rows`)."""
-        return resident._replace(train=rows)
 
     def loss(
         self, params: Params, key: jax.Array, batch: Batch

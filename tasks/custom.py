@@ -25,16 +25,14 @@
 It is a task like any other. To meta-train on it:
 
     from lopt import SmallFC
-    from metatrain import EvolutionStrategy, MetaTraining, Objective, OuterOptimizer
-    from metatrain.outer import InnerTraining
+    from metatrain import EvolutionStrategy, MetaTraining, OuterOptimizer
 
     lopt = SmallFC(step_mult=0.01)
     es = EvolutionStrategy(num_pairs=4, truncation=20)
-    problem = InnerTraining(task, lopt, Objective())
-    training = MetaTraining(problem, lopt, es, OuterOptimizer(), num_steps=3)
+    training = MetaTraining.on(task, lopt, es, OuterOptimizer(), num_steps=3)
     state, data = training.init(), task.load_data()
     for _ in range(training.num_steps):
-        state, metrics = training.step(state, data)
+        state, metrics = training.step(state, {0: data})
     theta = state.average  # for evaluate(task, lopt, theta, ...)
 
 With annotated parameters and a width it scales by μP: see `FunctionTask.width`.

@@ -24,7 +24,9 @@ import optax
 
 from tasks.base import Batch, Params, Split
 from tasks.data import images
+from tasks.data.label_noise import corrupt
 from tasks.data.speckle import Speckle
+from tasks.image_rows import ImageRows
 from tasks.modelled import ModelTask, check_kind
 from tasks.models.base import Model, check_positive
 from tasks.models.convolutional import ConvNet
@@ -47,7 +49,7 @@ class GradedBatch(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class GradedDiagnosis(ModelTask):
+class GradedDiagnosis(ImageRows, ModelTask):
     """Mean binary cross-entropy over images and dichotomies of the grade."""
 
     model: Model = ConvNet(width=16, base_width=16, strides=(2, 2, 1))
@@ -90,23 +92,34 @@ class GradedDiagnosis(ModelTask):
         """The images and their prior (read once per process)."""
         return _load(self.data)[0]
 
-    def draw(
-        self, dataset: Graded, key: jax.Array, split: Split, num: int
-    ) -> jax.Array:
-        """Rows of `num` batches, `[num, B]` int32."""
-        return images.draw_indices(dataset.images, key, split, num, self.batch_size)
-
     def batch(
-        self, dataset: Graded, draw: jax.Array | slice, split: Split
+        self, dataset: Graded, draw: images.ImageDraws, split: Split
     ) -> GradedBatch:
         """The images of some rows and their grades."""
-        pixels, labels = images.gather(dataset.images, draw, split)
+        return self._graded(dataset, draw.at, split)
+
+    def _graded(
+        self, dataset: Graded, rows: jax.Array | slice, split: Split
+    ) -> GradedBatch:
+        pixels, labels = images.gather(dataset.images, rows, split)
         shape = (len(labels), self.num_outputs)
         return GradedBatch(pixels, labels, jnp.broadcast_to(dataset.prior, shape))
 
     def whole(self, dataset: Graded, split: Split) -> GradedBatch:
         """All images of a split."""
-        return self.batch(dataset, slice(None), split)
+        return self._graded(dataset, slice(None), split)
+
+    def relabel(
+        self,
+        batch: GradedBatch,
+        draw: images.ImageDraws,
+        share: jax.Array,
+        seed: jax.Array,
+    ) -> GradedBatch:
+        """A share of the grades is another one (see `Labelled.relabel`)."""
+        grades = self.data.num_classes
+        labels = corrupt(batch.labels, draw.rows, grades, share, seed)
+        return batch._replace(labels=labels)
 
     def logits(self, params: Params, batch: GradedBatch) -> jax.Array:
         """Log-odds of each dichotomy `[B, K - 1]`, as they are trained."""

@@ -46,9 +46,9 @@ def check_methods(original: Any, name: str) -> None:
         )
 
 
-def task_of(original: Any, variation: Any) -> Any:
+def task_of(original: Any, config: Any) -> Any:
     """The task itself, or the family's task of a configuration."""
-    return original.task_fn(variation) if is_family(original) else original
+    return original.task_fn(config) if is_family(original) else original
 
 
 def start(task: Any, key: jax.Array, name: str) -> tuple[Params, Any]:

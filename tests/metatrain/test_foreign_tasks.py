@@ -13,7 +13,7 @@ from metatrain.objective import Objective
 from metatrain.outer import InnerTraining, MetaTraining, OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from tasks.adapted import adapt
-from tests.tasks.foreign import Averaging, Classifier, Returning
+from tests.tasks.foreign import Averaging, Classifier, Returning, Scales
 
 KEY = jax.random.key(1)
 
@@ -32,12 +32,11 @@ def test_three_outer_steps_on_an_adapted_task():
     es = EvolutionStrategy(
         num_pairs=2, chunk=2, truncation=4, lengths=EpisodeLengths(8, 8)
     )
-    problem = InnerTraining(task, lopt, Objective())
-    training = MetaTraining(problem, lopt, es, OuterOptimizer(), num_steps=3)
+    training = MetaTraining.on(task, lopt, es, OuterOptimizer(), num_steps=3)
     state, losses = training.init(), []
     before = jax.device_get(state.theta)
     for _ in range(3):
-        state, metrics = training.step(state, task.load_data())
+        state, metrics = training.step(state, {0: task.load_data()})
         losses.append(float(metrics["meta_loss"]))
         assert float(metrics["grad_norm"]) > 0 and float(metrics["skipped"]) == 0
     assert int(state.step) == 3 and all(0.1 < loss < 1.5 for loss in losses)
@@ -64,7 +63,25 @@ def test_a_loss_that_is_nan_counts_as_the_cap():
     adam = Adam()
     problem = InnerTraining(task, adam, Objective(cap=1.25))
     theta = adam.init(KEY)
-    episode = problem.start(theta, KEY, jnp.int32(4))
-    _, losses, diverged = problem.unroll(theta, episode, (), KEY, 4)
+    variant = problem.sample(KEY)
+    episode = problem.start(theta, variant, KEY, jnp.int32(4))
+    _, losses, diverged = problem.unroll(theta, episode, variant, (), KEY, 4)
     np.testing.assert_array_equal(losses, np.full(4, 1.25, np.float32))
     assert bool(diverged)
+
+
+def test_every_pair_trains_on_a_configuration_of_its_own():
+    family = adapt(Scales())
+    problem = InnerTraining(family, SGD(1e-3), Objective())
+    key = jax.random.key(5)
+    variants = [problem.sample(k) for k in jax.random.split(key, 3)]
+    scales = [float(variant.config["log_scale"]) for variant in variants]
+    assert len(set(scales)) == 3
+    for variant in variants:
+        episode = problem.start(SGD(1e-3).init(KEY), variant, KEY, jnp.int32(4))
+        want = family.init_with(variant.config, KEY)
+        np.testing.assert_array_equal(episode.params["x"], want["x"])
+        _, losses, _ = problem.unroll(SGD(1e-3).init(KEY), episode, variant, (), KEY, 1)
+        loss, _ = family.loss_with(variant.config, want, KEY, ())
+        unit = family.loss_at_chance_over_configs()
+        assert float(losses[0]) == pytest.approx(min(float(loss) / unit, 1.5), rel=1e-5)

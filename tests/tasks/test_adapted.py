@@ -177,7 +177,7 @@ def test_state_that_loss_or_gradient_may_use_is_refused(kind):
 def test_a_family_at_a_seed_is_one_task():
     task = few(Scales(), seed=3)
     cfg = jax.jit(Scales().sample)(jax.random.PRNGKey(3))
-    assert equal_bits(task.variation, cfg) and task.is_family
+    assert equal_bits(task.config, cfg) and task.is_family
     single = task.original.task_fn(cfg)
     assert equal_bits(jax.jit(task.init)(KEY), jax.jit(single.init)(RAW))
     params = {"x": jnp.arange(3.0)}
@@ -190,7 +190,7 @@ def test_every_episode_can_have_a_configuration_of_its_own():
     task = few(Scales())
 
     def episode(key):
-        variation = task.sample_variation(key)
+        variation = task.sample_config(key)
         params = task.init_with(variation, key)
         return variation, params, task.loss_with(variation, params, key, ())[0]
 
@@ -204,11 +204,11 @@ def test_every_episode_can_have_a_configuration_of_its_own():
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert len(set(scale)) == 5
     # The task itself stays at the configuration of its seed.
-    assert equal_bits(task.variation, jax.jit(Scales().sample)(jax.random.PRNGKey(0)))
+    assert equal_bits(task.config, jax.jit(Scales().sample)(jax.random.PRNGKey(0)))
 
 
 def test_a_single_task_has_nothing_to_vary(classifier, params):
-    assert classifier.sample_variation(KEY) is None and not classifier.is_family
+    assert classifier.sample_config(KEY) is None and not classifier.is_family
     init = jax.jit(lambda key: classifier.init_with(None, key))
     assert equal_bits(init(KEY), params)
     batch = given("test", 1)[0]
@@ -218,10 +218,10 @@ def test_a_single_task_has_nothing_to_vary(classifier, params):
 
 def test_loss_at_chance_is_of_one_configuration_or_of_all():
     task = few(foreign.Level())
-    assert task.loss_at_chance == pytest.approx(float(task.variation), rel=1e-6)
+    assert task.loss_at_chance == pytest.approx(float(task.config), rel=1e-6)
     # Uniform in [1, 3]: 4.5 standard errors of a mean of 64.
     error = 4.5 * (2 / math.sqrt(12)) / math.sqrt(64)
-    assert task.loss_at_chance_over_variations() == pytest.approx(2.0, abs=error)
+    assert task.loss_at_chance_over_configs() == pytest.approx(2.0, abs=error)
     assert few(foreign.Level(), loss_at_chance=7.5).loss_at_chance == 7.5
 
 

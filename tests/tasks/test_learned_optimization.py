@@ -23,8 +23,7 @@ from learned_optimization.tasks.parametric import image_mlp as parametric_mlp
 
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
-from metatrain.objective import Objective
-from metatrain.outer import InnerTraining, MetaTraining, OuterOptimizer
+from metatrain.outer import MetaTraining, OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from tasks.adapted import adapt
 
@@ -164,9 +163,9 @@ def test_a_task_is_the_same_bits(name):
 def test_a_family_is_the_same_bits_in_every_configuration(name):
     original = FAMILIES[name]()
     ours = adapt(original, num_batches=3, num_held_out=1, seed=3)
-    variation = jax.jit(ours.sample_variation)(jax.random.key(8))
+    variation = jax.jit(ours.sample_config)(jax.random.key(8))
     assert_equal_bits(variation, jax.jit(original.sample)(jax.random.PRNGKey(8)))
-    assert_equal_bits(ours.variation, jax.jit(original.sample)(RAW))
+    assert_equal_bits(ours.config, jax.jit(original.sample)(RAW))
     compare(ours, original.task_fn(variation), variation)
 
 
@@ -182,10 +181,9 @@ def test_meta_training_on_one_of_their_tasks():
     es = EvolutionStrategy(
         num_pairs=2, chunk=2, truncation=4, lengths=EpisodeLengths(8, 8)
     )
-    problem = InnerTraining(task, lopt, Objective())
-    training = MetaTraining(problem, lopt, es, OuterOptimizer(), num_steps=3)
+    training = MetaTraining.on(task, lopt, es, OuterOptimizer(), num_steps=3)
     state = training.init()
     for _ in range(3):
-        state, metrics = training.step(state, task.load_data())
+        state, metrics = training.step(state, {0: task.load_data()})
         assert 0.1 < float(metrics["meta_loss"]) < 1.5
         assert float(metrics["grad_norm"]) > 0
