@@ -123,6 +123,8 @@ class AdaptedTask(OpaqueTask):
 
         The unit for episodes that vary; `loss_at_chance` is that of one configuration.
         """
+        if not self.is_family:
+            return self.loss_at_chance
         varied: Any = _Varied(self)
         return checked_chance(self.name, initial_loss(varied))
 
