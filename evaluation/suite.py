@@ -34,14 +34,17 @@ from evaluation.speed_up import REFERENCE_HORIZONS
 from evaluation.tune import Scheduled, Tuning, scheduled_theta, tune
 from lopt.artifact import Artifact
 from lopt.baselines import Schedule
+from metatrain.streaming import HostDataset, load
 from parametrization.rules import STANDARD
 from tasks import description
-from tasks.base import Task
+from tasks.base import Dataset, Task
 from tasks.modelled import ModelTask
 from tasks.suites import Cell, Suite
 
 WORKERS = 2
 """Jobs at once: one compiles, on one core, while another trains."""
+
+Data = Dataset | HostDataset
 
 
 class _Outcome(NamedTuple):
@@ -60,6 +63,8 @@ def evaluate_suite(
     cache_dir: str | Path | None,
     seeds: Sequence[int] = SEEDS,
     report: Callable[[str], None] = lambda line: None,
+    *,
+    stream: bool = False,
 ) -> tuple[list[EvalRow], list[CellTuning]]:
     """Runs everything; every row is on the seeds given, none of them a tuning seed.
 
@@ -69,6 +74,7 @@ def evaluate_suite(
         cache_dir: of tunings; None tunes anew.
         seeds: of the reported runs, the same for all optimizers.
         report: called with a line after each optimizer of each cell.
+        stream: whether training rows stay on the host (see `metatrain.streaming`).
 
     Raises:
         ValueError: if the suite has more than one trained cell.
@@ -79,16 +85,17 @@ def evaluate_suite(
     def work(cell: Cell, name: str) -> _Outcome:
         begin = time.perf_counter()
         tuning = None
+        data = load(cell.task, stream=stream)
         if name == LEARNED:
-            rows = _learned_rows(artifact, cell, seeds)
+            rows = _learned_rows(artifact, cell, seeds, data)
         elif name == MU_ADAM:
             assert suite.trained is not None
             found = transferred.result().tuning
-            rows = _transferred_rows(found, suite.trained, cell, seeds)
+            rows = _transferred_rows(found, suite.trained, cell, seeds, data)
         else:
-            rows, tuning = _tuned_rows(name, cell, seeds, cache_dir)
+            rows, tuning = _tuned_rows(name, cell, seeds, data, cache_dir)
         if name == ADAM and suite.aggregate:
-            rows += _long_rows(tuning, cell, seeds)
+            rows += _long_rows(tuning, cell, seeds, data)
         return _Outcome(cell, name, rows, tuning, time.perf_counter() - begin)
 
     outcomes = []
@@ -139,45 +146,53 @@ def _size(task: Task) -> int:
 
 
 def _learned_rows(
-    artifact: Artifact, cell: Cell, seeds: Sequence[int]
+    artifact: Artifact, cell: Cell, seeds: Sequence[int], data: Data
 ) -> list[EvalRow]:
     lopt = artifact.optimizer
     task = for_learned(cell.task, artifact)
-    result = run.evaluate(task, lopt, artifact.theta, cell.num_steps, seeds)
+    result = run.evaluate(task, lopt, artifact.theta, cell.num_steps, seeds, data)
     about = {"class": type(lopt).__name__, "hidden_size": lopt.hidden_size}
     return _rows(LEARNED, cell, task, seeds, result, about)
 
 
 def _tuned_rows(
-    name: str, cell: Cell, seeds: Sequence[int], cache_dir: str | Path | None
+    name: str,
+    cell: Cell,
+    seeds: Sequence[int],
+    data: Data,
+    cache_dir: str | Path | None,
 ) -> tuple[list[EvalRow], Tuning]:
     baseline = BASELINES[name]
     task = parametrize(cell.task, baseline.rules)
-    tuning = tune(task, baseline, cell.num_steps, cache_dir=cache_dir)
+    tuning = tune(task, baseline, cell.num_steps, dataset=data, cache_dir=cache_dir)
     provenance = {
         "tuned_at": cell.name,
         "tuning_runs": tuning.num_runs,
         "tuning_inner_steps": tuning.inner_steps,
     }
-    return _baseline_rows(name, name, tuning, cell, seeds, provenance), tuning
+    return _baseline_rows(name, name, tuning, cell, seeds, data, provenance), tuning
 
 
 def _long_rows(
-    tuning: Tuning | None, cell: Cell, seeds: Sequence[int]
+    tuning: Tuning | None, cell: Cell, seeds: Sequence[int], data: Data
 ) -> list[EvalRow]:
     """Tuned Adam with its rate and schedule for four times as long."""
     assert tuning is not None
     steps = REFERENCE_HORIZONS * cell.num_steps
     about = {"tuned_at": cell.name, "tuning_runs": 0, "tuning_inner_steps": 0}
-    return _baseline_rows(ADAM_LONG, ADAM, tuning, cell, seeds, about, steps)
+    return _baseline_rows(ADAM_LONG, ADAM, tuning, cell, seeds, data, about, steps)
 
 
 def _transferred_rows(
-    tuning: Tuning | None, trained: Cell, cell: Cell, seeds: Sequence[int]
+    tuning: Tuning | None,
+    trained: Cell,
+    cell: Cell,
+    seeds: Sequence[int],
+    data: Data,
 ) -> list[EvalRow]:
     assert tuning is not None
     about = {"tuned_at": trained.name, "tuning_runs": 0, "tuning_inner_steps": 0}
-    return _baseline_rows(MU_ADAM, MU_ADAM_TUNED, tuning, cell, seeds, about)
+    return _baseline_rows(MU_ADAM, MU_ADAM_TUNED, tuning, cell, seeds, data, about)
 
 
 def _baseline_rows(
@@ -186,6 +201,7 @@ def _baseline_rows(
     tuning: Tuning,
     cell: Cell,
     seeds: Sequence[int],
+    data: Data,
     provenance: dict[str, Any],
     num_steps: int | None = None,
 ) -> list[EvalRow]:
@@ -196,7 +212,7 @@ def _baseline_rows(
     schedules: list[Schedule] = [tuning.schedule] * num
     theta = scheduled_theta([tuning.learning_rate] * num, schedules)
     steps = num_steps or cell.num_steps
-    result = run.evaluate_each(task, Scheduled(lopt), theta, steps, seeds)
+    result = run.evaluate_each(task, Scheduled(lopt), theta, steps, seeds, data)
     chosen = {"learning_rate": tuning.learning_rate, "schedule": tuning.schedule}
     return _rows(name, cell, task, seeds, result, chosen | provenance)
 

@@ -24,6 +24,7 @@ import optax
 from evaluation import run, tuning_cache
 from lopt.base import Specs, Theta
 from lopt.baselines import SGD, Baseline, Schedule, learning_rate_schedule
+from metatrain.streaming import HostDataset
 from tasks import description
 from tasks.base import Dataset, Task
 
@@ -151,7 +152,7 @@ def tune(
     grid: Grid | None = None,
     seeds: Sequence[int] = TUNING_SEEDS,
     schedules: Sequence[Schedule] = SCHEDULES,
-    dataset: Dataset | None = None,
+    dataset: Dataset | HostDataset | None = None,
     cache_dir: str | Path | None = None,
 ) -> Tuning:
     """Chooses learning rate and schedule of a baseline for one task and horizon.
@@ -201,7 +202,7 @@ def _tune(
     grid: Grid,
     seeds: Sequence[int],
     schedules: Sequence[Schedule],
-    dataset: Dataset | None,
+    dataset: Dataset | HostDataset | None,
 ) -> Tuning:
     begin = time.perf_counter()
     dataset = task.load_data() if dataset is None else dataset
@@ -235,7 +236,7 @@ def _search(
     num_steps: int,
     grid: Grid,
     seeds: Sequence[int],
-    dataset: Dataset,
+    dataset: Dataset | HostDataset,
 ) -> tuple[list[Point], int, bool]:
     """One schedule's points, how often it widened, whether its best is at the edge."""
     scores: dict[int, Point] = {}
@@ -258,7 +259,7 @@ def _score(
     num_steps: int,
     exponents: Sequence[int],
     seeds: Sequence[int],
-    dataset: Dataset,
+    dataset: Dataset | HostDataset,
 ) -> dict[int, Point]:
     rates = [2.0 ** (k / 2) for k in exponents]
     runs = [(rate, seed) for rate in rates for seed in seeds]

@@ -56,6 +56,8 @@ class Evaluate:
     """Where rows.jsonl and report.html go; by default beside the artifact."""
     cache_dir: Path = Path("runs/cache")
     """Where tuned baselines are kept."""
+    stream: bool = False
+    """Keep the training rows on the host, for data that does not fit on the device."""
 
 
 def evaluate(arguments: Evaluate, command: str) -> Path:
@@ -106,6 +108,7 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
         suite,
         arguments.cache_dir,
         report=lambda line: print(line, flush=True),
+        stream=arguments.stream,
     )
     environment = (
         {"command": command}
