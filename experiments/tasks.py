@@ -113,7 +113,11 @@ def entries(name: str) -> list[Entry]:
     if name in DISTRIBUTIONS:
         groups = DISTRIBUTIONS[name].make().groups
         found += [
-            Entry(group.name, group.task, f"weight {group.weight}, {group.variation}")
+            Entry(
+                group.name,
+                group.task,
+                f"weight {group.weight:g}, {group.variation.summary}",
+            )
             for group in groups
         ]
     if name in SUITES:

@@ -14,6 +14,7 @@ from tasks.data.tfds_images import TFDSImages
 from tasks.data.tfds_text import TFDSText
 from tasks.data.tokenizers import BytePairs, Bytes
 from tasks.diagnosis import GradedDiagnosis
+from tasks.groups import Group, TaskDistribution, over_widths
 from tasks.language_modelling import LanguageModelling
 from tasks.models.autoencoder import VAE, AutoEncoder
 from tasks.models.convolutional import ConvNet
@@ -25,6 +26,7 @@ from tasks.models.vit import ViT
 from tasks.regression import RandomTeacher
 from tasks.synthetic import NoisyQuadratic, Quadratic
 from tasks.valley import Valley
+from tasks.variation import Variation
 
 __all__ = [
     "MLP",
@@ -38,6 +40,7 @@ __all__ = [
     "Digits",
     "FunctionTask",
     "GradedDiagnosis",
+    "Group",
     "ImageClassification",
     "LanguageModelling",
     "NoisyQuadratic",
@@ -52,7 +55,10 @@ __all__ = [
     "TFDSImages",
     "TFDSText",
     "Task",
+    "TaskDistribution",
     "Transformer",
     "Valley",
+    "Variation",
     "ViT",
+    "over_widths",
 ]

@@ -57,6 +57,11 @@ UNVARIED = Variant()
 """The task as it is."""
 
 
+def _span(bounds: Range) -> str:
+    """A range for people."""
+    return f"{bounds[0]:g}…{bounds[1]:g}"
+
+
 def _log_uniform(key: jax.Array, bounds: Range) -> jax.Array | None:
     """A number `[]`, or None if it can only be 1."""
     if bounds == _UNSCALED:
@@ -111,6 +116,19 @@ class Variation:
     def active(self) -> bool:
         """Whether anything varies."""
         return self != dataclasses.replace(Variation(), factors=self.factors)
+
+    @property
+    def summary(self) -> str:
+        """What varies, in a line for a list."""
+        plain = Variation(factors=self.factors)
+        parts = [
+            f"{field.name} {value if isinstance(value, str | float) else _span(value)}"
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != getattr(plain, field.name)
+        ]
+        if self.reparametrization != "none":
+            parts.insert(1, f"factors {_span(self.factors)}")
+        return ", ".join(parts) or "nothing varies"
 
     def check(self, task: Task) -> None:
         """Raises ValueError if the task has nothing that could vary in this way."""

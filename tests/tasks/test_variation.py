@@ -237,6 +237,15 @@ def test_what_does_not_vary_is_not_in_the_program(data):
     assert variation.thin(TASK, UNVARIED, draws) is draws
 
 
+def test_a_variation_says_what_varies():
+    assert UNVARYING.summary == "nothing varies"
+    varied = Variation("task", (1e-3, 1e3), label_noise=(0.0, 0.2), batch_share=0.25)
+    assert varied.summary == (
+        "reparametrization task, factors 0.001…1000, label_noise 0…0.2, "
+        "batch_share 0.25"
+    )
+
+
 class Stretched:
     """A quadratic that draws its own curvature, once for a run."""
 
