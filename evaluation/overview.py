@@ -14,10 +14,7 @@ from evaluation.aggregate import speed_ups
 from evaluation.plan import ADAM_LONG, OPTIMIZERS
 from evaluation.results import EvalRow
 from evaluation.speed_up import format_speed_up
-from evaluation.summary import Summary, summarize
-
-MANY_CELLS = 5
-"""With more cells than this a suite has an overview."""
+from evaluation.summary import MANY_CELLS, Summary, summarize
 
 NOTE = (
     "Mean loss over the loss at chance: 1 is no better than a guess that knows "

@@ -14,6 +14,10 @@ from evaluation.plan import ADAM, ADAM_LONG, LEARNED, OPTIMIZERS
 from evaluation.results import EvalRow
 from evaluation.statistics import Paired, mean_and_error, paired
 
+MANY_CELLS = 5
+"""With more cells than this they are counted rather than named, and a suite has an
+overview."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
@@ -163,24 +167,36 @@ def _held_out(rows: Sequence[EvalRow]) -> str:
 
 def _elsewhere(rows: Sequence[EvalRow]) -> str:
     cells = list(dict.fromkeys(row.cell for row in rows))
-    won, lost, tied = [], [], []
+    won, tied = [], []
+    lost: dict[str, list[str]] = {}
     for cell in cells:
         here = [row for row in rows if row.cell == cell]
         for name in OPTIMIZERS[1:]:
             difference = compare(here, LEARNED, name)
             if difference and difference.verdict == "higher":
-                lost.append(f"{name} ({cell})")
+                lost.setdefault(name, []).append(cell)
             if difference and difference.verdict == "lower" and name == ADAM:
                 won.append(cell)
             if difference and difference.verdict == "tie" and name == ADAM:
                 tied.append(cell)
     parts = []
+    many = len(cells) > MANY_CELLS
     if won:
-        parts.append(f"Its mean loss is lower than tuned Adam's in: {', '.join(won)}.")
+        shown = f"{len(won)} of {len(cells)} cells" if many else ", ".join(won)
+        parts.append(f"Its mean loss is lower than tuned Adam's in: {shown}.")
     if tied:
-        parts.append(f"Not distinguishable from tuned Adam: {', '.join(tied)}.")
+        shown = f"{len(tied)} of {len(cells)} cells" if many else ", ".join(tied)
+        parts.append(f"Not distinguishable from tuned Adam: {shown}.")
+    if many:
+        shown = ", ".join(
+            f"{name} (in {len(there)} of {len(cells)} cells)"
+            for name, there in lost.items()
+        )
+    else:
+        pairs = ((cell, name) for cell in cells for name in lost if cell in lost[name])
+        shown = ", ".join(f"{name} ({cell})" for cell, name in pairs)
     if lost:
-        parts.append(f"Baselines with a lower mean loss: {', '.join(lost)}.")
+        parts.append(f"Baselines with a lower mean loss: {shown}.")
     else:
         parts.append("No baseline has a lower mean loss in any cell.")
     return " ".join(parts)

@@ -69,15 +69,13 @@ def _percent(accuracy: float) -> str:
 
 
 def legend(rows: Sequence[EvalRow]) -> str:
-    """What the figures of the summary are."""
+    """What the figures of the summary are; cells of the commonest unit go unnamed."""
     units: dict[str, list[str]] = {}
     for row in {row.cell: row for row in rows}.values():
         units.setdefault(row.unit, []).append(row.cell)
-    if len(units) > 1:
-        named = (f"{unit} ({', '.join(cells)})" for unit, cells in units.items())
-        unit = f"the unit of their cell: {'; '.join(named)}"
-    else:
-        unit = next(iter(units), "nats")
+    first, *others = sorted(units, key=lambda unit: -len(units[unit])) or ["nats"]
+    named = (f", in {other} ({', '.join(units[other])})" for other in others)
+    unit = first + "".join(named)
     return (
         f"Losses in {unit}; mean loss: mean over all steps of the training batch's "
         "loss before the update, ± standard error over seeds; ▼ lower than tuned Adam, "

@@ -163,7 +163,8 @@ def as_text(described: Described) -> str:
     data = "not known" if found.dataset_bytes is None else _size(found.dataset_bytes)
     lines += [
         f"  input {description.resolution(task)}{per_batch}",
-        f"  {found.parameters:,} parameters in {found.tensors} tensors, "
+        f"  {found.parameters:,} parameters in {found.tensors} "
+        f"tensor{'s' * (found.tensors != 1)}, "
         f"{_count(found.flop_per_step)}FLOP per step ({found.flop_source})",
         f"  memory: parameters {_size(found.parameter_bytes)}, gradients "
         f"{_size(found.gradient_bytes)}, state of Adam {_size(found.adam_bytes)}, of "

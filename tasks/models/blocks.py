@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from typing import Any, Self
 
 import flax.linen as nn
@@ -71,6 +72,15 @@ class BlockModel(Model, abc.ABC):
     def at_depth(self, depth: int) -> Self:
         """The same network with another number of blocks."""
         return dataclasses.replace(self, depth=depth)
+
+    def with_base_width(self, base_width: int) -> Self:
+        """The same network beside a base model of another width.
+
+        Where base_head_dim does not divide it, the base model's heads become smaller.
+        At base width 1 they are of size 1, and attention is scaled by 1/head_dim.
+        """
+        head_dim = math.gcd(base_width, self.base_head_dim)
+        return dataclasses.replace(self, base_width=base_width, base_head_dim=head_dim)
 
     def base(self) -> Self:
         """The model of the same depth whose shapes are the base shapes."""

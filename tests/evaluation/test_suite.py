@@ -10,7 +10,7 @@ from evaluation import plan, run, suite
 from evaluation.results import missing_runs
 from lopt import Artifact, SmallFC
 from parametrization import ADAM_LIKE, STANDARD
-from tasks import MLP, Autoencoding, ImageClassification, Quadratic, TFDSImages
+from tasks import MLP, Autoencoding, ImageClassification, Quadratic, TFDSImages, ViT
 from tasks.suites import Cell, Suite
 
 
@@ -225,3 +225,13 @@ def test_another_parametrization_leaves_a_landscape_as_it_is():
     changed = plan.parametrize(mlp(16), STANDARD, 4)
     assert changed.model == MLP((16,), base_width=4, rules=STANDARD)
     assert plan.parametrize(mlp(16), STANDARD).model.base_width == 8
+
+
+def test_an_optimizer_of_base_width_1_takes_a_transformer_along():
+    # μLO's rule: a hidden step × 1/fan-in, attention × 1/size of a head.
+    task = ImageClassification(ViT(width=32, head_dim=8, base_head_dim=8, patch=4))
+    model = plan.parametrize(task, ADAM_LIKE, 1).model
+    assert (model.base_width, model.base_head_dim, model.head_dim) == (1, 1, 8)
+    assert ADAM_LIKE.attention_scale(model.head_dim, model.base_head_dim) == 1 / 8
+    assert plan.parametrize(task, ADAM_LIKE, 12).model.base_head_dim == 4
+    assert plan.parametrize(task, ADAM_LIKE, 64).model == task.model

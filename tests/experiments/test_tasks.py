@@ -97,7 +97,7 @@ def test_json_says_the_same(monkeypatch, capsys, small):
 def test_a_distribution_shows_its_groups(monkeypatch, capsys, small):
     text = run(monkeypatch, capsys, "show", "mixture")
     assert text.startswith("bowls  (weight 0.25, loss scale)\n  Quadratic, Quadratic")
-    assert "32 parameters in 1 tensors" in text and "loss in units" in text
+    assert "32 parameters in 1 tensor, " in text and "loss in units" in text
 
 
 def test_what_has_no_such_name_gets_one_line_and_a_suggestion(monkeypatch, capsys):
