@@ -229,9 +229,9 @@ def test_another_parametrization_leaves_a_landscape_as_it_is():
 
 def test_an_optimizer_of_base_width_1_takes_a_transformer_along():
     # μLO's rule: a hidden step × 1/fan-in, attention × 1/size of a head.
-    task = ImageClassification(ViT(width=32, head_dim=8, base_head_dim=8, patch=4))
-    model = plan.parametrize(task, ADAM_LIKE, 1).model
+    vit = ViT(width=32, head_dim=8, base_head_dim=8)
+    model = vit.with_base_width(1)
     assert (model.base_width, model.base_head_dim, model.head_dim) == (1, 1, 8)
     assert ADAM_LIKE.attention_scale(model.head_dim, model.base_head_dim) == 1 / 8
-    assert plan.parametrize(task, ADAM_LIKE, 12).model.base_head_dim == 4
-    assert plan.parametrize(task, ADAM_LIKE, 64).model == task.model
+    assert vit.with_base_width(12).base_head_dim == 4
+    assert vit.with_base_width(64) == vit
