@@ -1,15 +1,17 @@
 """`list` and `show`: everything has a line, nothing is trained, errors are one line."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
 from experiments import command_line, tasks
 from experiments.command_line import BAD_INPUT, InputError
 from tasks import MLP, ImageClassification, Quadratic, TFDSImages
+from tasks.distributions import NamedDistribution
 from tasks.families import FAMILIES, NAMED
+from tasks.groups import Group, TaskDistribution
 from tasks.suites import SUITES, Cell, Suite
+from tasks.variation import Variation
 
 ABSENT = ImageClassification(MLP((64,), base_width=32), TFDSImages("no_such_images"))
 
@@ -23,11 +25,9 @@ def small(monkeypatch):
     )
     suites = {"small": Suite("small", "two cells", lambda: cells)}
     monkeypatch.setattr(tasks, "SUITES", suites)
-    group = SimpleNamespace(
-        name="bowls", task=Quadratic(), weight=0.25, variation="loss scale"
-    )
-    mixture = SimpleNamespace(groups=(group,))
-    named = SimpleNamespace(description="a mixture", task=lambda: mixture)
+    group = Group("bowls", Quadratic(), 0.25, Variation(loss_scale=(0.5, 2.0)))
+    mixture = TaskDistribution((group,))
+    named = NamedDistribution("a mixture", lambda: mixture)
     monkeypatch.setattr(tasks, "DISTRIBUTIONS", {"mixture": named})
     monkeypatch.setenv(command_line.DATA_DIR, "/nowhere")
 
@@ -96,7 +96,9 @@ def test_json_says_the_same(monkeypatch, capsys, small):
 
 def test_a_distribution_shows_its_groups(monkeypatch, capsys, small):
     text = run(monkeypatch, capsys, "show", "mixture")
-    assert text.startswith("bowls  (weight 0.25, loss scale)\n  Quadratic, Quadratic")
+    assert text.startswith(
+        "bowls  (weight 0.25, loss_scale 0.5…2)\n  Quadratic, Quadratic"
+    )
     assert "32 parameters in 1 tensor, " in text and "loss in units" in text
 
 
