@@ -18,19 +18,26 @@ from typing import Any, TypeVar
 from tasks.autoencoding import Autoencoding
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
+from tasks.data.shapes import Shapes
 from tasks.data.signals import Signals
 from tasks.data.standard_library import StandardLibrary
 from tasks.data.tfds_images import TFDSImages
 from tasks.data.tfds_text import TFDSText
 from tasks.data.tokenizers import BytePairs, Bytes
+from tasks.generation.latent_diffusion import LatentDiffusion
+from tasks.generation.prior import SemanticPrior
+from tasks.generation.vector_quantization import VectorQuantization
 from tasks.language_modelling import LanguageModelling
 from tasks.models.autoencoder import VAE, AutoEncoder
+from tasks.models.code_prior import CodePrior
 from tasks.models.convolutional import ConvNet
+from tasks.models.latent_denoiser import LatentDenoiser
 from tasks.models.mlp import MLP
 from tasks.models.recurrent import Recurrent
 from tasks.models.resnet import ResNet
 from tasks.models.transformer import Transformer
 from tasks.models.vit import ViT
+from tasks.models.vq_autoencoder import VQAutoEncoder
 from tasks.regression import RandomTeacher
 from tasks.synthetic import NoisyQuadratic, Quadratic
 from tasks.valley import Valley
@@ -44,6 +51,8 @@ COMPONENTS: dict[str, type] = {
         *(Quadratic, NoisyQuadratic, Valley),
         *(MLP, ConvNet, ResNet, ViT, Transformer, Recurrent, AutoEncoder, VAE),
         *(Digits, Signals, TFDSImages, StandardLibrary, TFDSText, Bytes, BytePairs),
+        *(VectorQuantization, LatentDiffusion, SemanticPrior),
+        *(VQAutoEncoder, LatentDenoiser, CodePrior, Shapes),
     )
 }
 """Dataclasses that a field of an abstract type may hold, by the `kind` in the JSON."""
