@@ -43,7 +43,7 @@ class GenerateConfig:
     task: SemanticPrior = SemanticPrior()
     """Stage C, which holds stage B, which holds stage A and the data; how earlier
     stages are pretrained does not matter here."""
-    num_steps: tuple[int, int, int] = (2000, 2000, 4000)
+    num_steps: tuple[int, int, int] = (2000, 3000, 4000)
     """Training steps of stages A, B and C."""
     learning_rates: tuple[float, float, float] = (2e-3, 2e-3, 2e-3)
     """Adam's first learning rate in stages A, B and C; it falls to 0 along a cosine."""

@@ -64,7 +64,7 @@ class LatentDiffusion(ModelTask):
     """What made the latents; it also has the data."""
     pretraining: Pretraining = Pretraining()
     """How stage A was trained."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Pictures per batch, drawn with replacement."""
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@ class SemanticPrior(ModelTask):
     """What made the codes; it also has stage A and the data."""
     pretraining: Pretraining = Pretraining()
     """How stage B was trained."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Codes per batch, drawn with replacement."""
 
     def __post_init__(self) -> None:

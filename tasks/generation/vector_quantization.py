@@ -44,7 +44,7 @@ class VectorQuantization(ModelTask):
     """The model that is trained."""
     data: Images = Shapes()
     """The images; 4 divides their height and their width."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Images per batch, drawn with replacement."""
     commitment: float = 0.25
     """Weight of the distance between latents and entries in the latents' loss."""

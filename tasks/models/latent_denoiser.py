@@ -36,7 +36,7 @@ from tasks.models.convnext import (
 )
 from tasks.models.convolutional import check_images
 from tasks.models.layers import Conv, Dense, Norm, readout
-from tasks.models.vq_autoencoder import COMPRESSION, FOLD
+from tasks.models.vq_autoencoder import COMPRESSION
 
 FLOOR = 1e-3
 """Least b, and what is left between its largest value and 1."""
@@ -57,6 +57,10 @@ class LatentInputs(NamedTuple):
 class LatentDenoiser(ConvNeXtModel):
     """Compressor and denoiser of stage B."""
 
+    depth: int = 3
+    """Residual blocks of the denoiser."""
+    base_depth: int = 3
+    """Number of blocks at which CompleteP's multipliers are 1."""
     code_channels: int = 8
     """Numbers of the code at each of its places, the same at every width."""
     code_stride: int = 16
@@ -111,10 +115,10 @@ class _Compressor(nn.Module):
         model = self.model
         check_images(images)
         active = base.activation(model.activation)
-        patches = space_to_depth(images, FOLD)
+        patches = space_to_depth(images, COMPRESSION)
         fold = Dense(model.width, "patch patch image_channels", "channels", name="fold")
         x = fold(patches)
-        for i in range(model.code_stride.bit_length() - 2):
+        for i in range((model.code_stride // COMPRESSION).bit_length() - 1):
             x = active(Norm("channels", name=f"norm_{i}")(x))
             x = Conv(model.width, stride=2, name=f"down_{i}")(x)
         x = active(Norm("channels", name="norm")(x))
