@@ -19,6 +19,7 @@ from tasks.autoencoding import Autoencoding
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
 from tasks.data.resized import Resized
+from tasks.data.shapes import Shapes
 from tasks.data.signals import Signals
 from tasks.data.speckle import Speckle
 from tasks.data.standard_library import StandardLibrary
@@ -26,15 +27,21 @@ from tasks.data.tfds_images import TFDSImages
 from tasks.data.tfds_text import TFDSText
 from tasks.data.tokenizers import BytePairs, Bytes
 from tasks.diagnosis import GradedDiagnosis
+from tasks.generation.latent_diffusion import LatentDiffusion
+from tasks.generation.prior import SemanticPrior
+from tasks.generation.vector_quantization import VectorQuantization
 from tasks.groups import TaskDistribution
 from tasks.language_modelling import LanguageModelling
 from tasks.models.autoencoder import VAE, AutoEncoder
+from tasks.models.code_prior import CodePrior
 from tasks.models.convolutional import ConvNet
+from tasks.models.latent_denoiser import LatentDenoiser
 from tasks.models.mlp import MLP
 from tasks.models.recurrent import Recurrent
 from tasks.models.resnet import ResNet
 from tasks.models.transformer import Transformer
 from tasks.models.vit import ViT
+from tasks.models.vq_autoencoder import VQAutoEncoder
 from tasks.regression import RandomTeacher
 from tasks.synthetic import NoisyQuadratic, Quadratic
 from tasks.valley import Valley
@@ -51,6 +58,8 @@ COMPONENTS: dict[str, type] = {
         TaskDistribution,
         *(GradedDiagnosis, Speckle),
         Resized,
+        *(VectorQuantization, LatentDiffusion, SemanticPrior),
+        *(VQAutoEncoder, LatentDenoiser, CodePrior, Shapes),
     )
 }
 """Dataclasses that a field of an abstract type may hold, by the `kind` in the JSON."""

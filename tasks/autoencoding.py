@@ -89,7 +89,7 @@ class Autoencoding(ImageRows, ModelTask):
         fresh `VAE` is 0 whatever the key, it is the negative ELBO at the start too. The
         data is read at the first use, once per process.
         """
-        return _load(self.data, self.reconstruction)[1]
+        return load_pictures(self.data, self.reconstruction)[1]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -107,7 +107,7 @@ class Autoencoding(ImageRows, ModelTask):
 
     def load_data(self) -> Pictures:
         """The images and their best constant (read once per process)."""
-        return _load(self.data, self.reconstruction)[0]
+        return load_pictures(self.data, self.reconstruction)[0]
 
     def batch(self, dataset: Pictures, draw: images.ImageDraws, split: Split) -> Pairs:
         """The images of some rows and their targets."""
@@ -164,7 +164,7 @@ def reconstruction_loss(
 
 
 @functools.cache
-def _load(data: images.Images, kind: Reconstruction) -> tuple[Pictures, float]:
+def load_pictures(data: images.Images, kind: Reconstruction) -> tuple[Pictures, float]:
     """The dataset of the task, and the loss at chance."""
     # Concrete even where a caller is being traced, for the result is kept.
     with jax.ensure_compile_time_eval():

@@ -19,10 +19,15 @@ from tasks.data.standard_library import StandardLibrary
 from tasks.data.text import TextBatch
 from tasks.data.tfds_images import TFDSImages
 from tasks.data.tfds_text import TFDSText
+from tasks.diagnosis import GradedBatch, GradedDiagnosis
+from tasks.generation.latent_diffusion import LatentBatch, LatentDiffusion
+from tasks.generation.prior import SemanticPrior
+from tasks.generation.vector_quantization import Reconstructions, VectorQuantization
 from tasks.landscape import Landscape
 from tasks.language_modelling import LanguageModelling
 from tasks.modelled import ModelTask
 from tasks.models.autoencoder import VAE
+from tasks.models.vq_autoencoder import COMPRESSION
 from tasks.regression import Examples, RandomTeacher
 
 NATS = "nats"
@@ -45,8 +50,12 @@ def unit(task: Task) -> str:
             return "nats per token"
         case Autoencoding(model=VAE()) | Autoencoding(reconstruction="bernoulli"):
             return "nats per pixel"
-        case Autoencoding() | RandomTeacher():
+        case Autoencoding() | RandomTeacher() | VectorQuantization():
             return "squared deviations"
+        case LatentDiffusion() | SemanticPrior():
+            return "squared deviations of the noise, weighted"
+        case GradedDiagnosis():
+            return "nats per dichotomy"
         case Landscape():
             return "units of the height"
     return NATS
@@ -71,8 +80,10 @@ def resolution(task: Task) -> str:
         ValueError: in one line, if only a disk knows it and has not got the data.
     """
     match task:
-        case ImageClassification() | Autoencoding():
+        case ImageClassification() | Autoencoding() | GradedDiagnosis():
             return "×".join(map(str, task.data.image_shape))
+        case VectorQuantization() | LatentDiffusion() | SemanticPrior():
+            return "×".join(map(str, task.input_shape))
         case LanguageModelling():
             return f"{task.length} of {task.num_outputs:,} tokens"
         case RandomTeacher():
@@ -137,6 +148,22 @@ def batch_shapes(task: Task) -> Batch:
         case ImageClassification():
             images = shaped(task.batch_size, *task.input_shape)
             return ImageSplit(images, shaped(task.batch_size, dtype=jnp.int32))
+        case GradedDiagnosis():
+            images = shaped(task.batch_size, *task.input_shape)
+            labels = shaped(task.batch_size, dtype=jnp.int32)
+            prior = shaped(task.batch_size, task.num_outputs)
+            return GradedBatch(images, labels, prior)
+        case VectorQuantization():
+            images = shaped(task.batch_size, *task.input_shape)
+            return Reconstructions(images, images)
+        case LatentDiffusion():
+            height, width, _ = task.input_shape
+            latents = (height // COMPRESSION, width // COMPRESSION, task.num_outputs)
+            images = shaped(task.batch_size, *task.input_shape)
+            return LatentBatch(images, shaped(task.batch_size, *latents))
+        case SemanticPrior():
+            codes = shaped(task.batch_size, *task.input_shape)
+            return ImageSplit(codes, shaped(task.batch_size, dtype=jnp.int32))
         case Autoencoding():
             inputs = shaped(task.batch_size, *task.input_shape)
             targets = shaped(task.batch_size, task.num_outputs)

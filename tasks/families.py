@@ -11,21 +11,29 @@ from collections.abc import Callable
 
 from tasks.autoencoding import Autoencoding
 from tasks.classification import ImageClassification
+from tasks.data.shapes import Shapes
 from tasks.data.signals import Signals
 from tasks.data.speckle import Speckle
 from tasks.data.standard_library import StandardLibrary
 from tasks.data.tfds_images import TFDSImages
 from tasks.data.tfds_text import TFDSText
 from tasks.diagnosis import GradedDiagnosis
+from tasks.generation.latent_diffusion import LatentDiffusion
+from tasks.generation.pretraining import Pretraining
+from tasks.generation.prior import SemanticPrior
+from tasks.generation.vector_quantization import VectorQuantization
 from tasks.language_modelling import LanguageModelling
 from tasks.models.autoencoder import VAE, AutoEncoder
 from tasks.models.base import Model
+from tasks.models.code_prior import CodePrior
 from tasks.models.convolutional import ConvNet
+from tasks.models.latent_denoiser import LatentDenoiser
 from tasks.models.mlp import MLP
 from tasks.models.recurrent import Recurrent
 from tasks.models.resnet import ResNet
 from tasks.models.transformer import Transformer
 from tasks.models.vit import ViT
+from tasks.models.vq_autoencoder import VQAutoEncoder
 from tasks.regression import RandomTeacher
 from tasks.synthetic import NoisyQuadratic, Quadratic
 from tasks.valley import Valley
@@ -39,6 +47,9 @@ AnyTask = (
     | NoisyQuadratic
     | Valley
     | GradedDiagnosis
+    | VectorQuantization
+    | LatentDiffusion
+    | SemanticPrior
 )
 """Every task of this package."""
 
@@ -67,6 +78,22 @@ def _text(model: Model) -> LanguageModelling:
 
 def _codes(model: Model) -> Autoencoding:
     return Autoencoding(model, batch_size=64, reconstruction="bernoulli")
+
+
+def _stage_a() -> VectorQuantization:
+    # So dense a codebook that what the decoder sees is nearly continuous.
+    model = VQAutoEncoder(32, 1, latent_channels=2, base_width=32, base_depth=1)
+    return VectorQuantization(model, Shapes(num_train=1000, num_test=200), 4)
+
+
+def _stage_b() -> LatentDiffusion:
+    model = LatentDenoiser(width=32, base_width=32, depth=1, base_depth=1)
+    return LatentDiffusion(model, _stage_a(), Pretraining(200), batch_size=4)
+
+
+def _stage_c() -> SemanticPrior:
+    model = CodePrior(width=32, base_width=32, depth=2, base_depth=2)
+    return SemanticPrior(model, _stage_b(), Pretraining(200), batch_size=16)
 
 
 FAMILIES: dict[str, Family] = {
@@ -142,6 +169,21 @@ FAMILIES: dict[str, Family] = {
             Speckle(size=16, num_train=100, num_test=40),
             batch_size=8,
         ),
+    ),
+    "vq": Family(
+        "stage A of text-to-image: autoencoder of 32×32 shapes with a codebook",
+        _stage_a,
+        residual=True,
+    ),
+    "latent_diffusion": Family(
+        "stage B: noise in the latents of a hardly trained stage A, given a code",
+        _stage_b,
+        residual=True,
+    ),
+    "prior": Family(
+        "stage C: noise in the codes of a hardly trained stage B, given the class",
+        _stage_c,
+        residual=True,
     ),
 }
 

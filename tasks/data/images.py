@@ -169,6 +169,15 @@ def gather(dataset: ImageDataset, rows: jax.Array | slice, split: Split) -> Imag
     return ImageSplit(pixels, labels[rows])
 
 
+def unnormalize(dataset: ImageDataset, normal: jax.Array) -> jax.Array:
+    """Raw values of normalized images `[B, height, width, channels]`, in float32."""
+    mean, std = (
+        jnp.broadcast_to(jnp.stack(x), normal.shape)
+        for x in (dataset.mean, dataset.std)
+    )
+    return normal * std + mean
+
+
 def _flat(
     channels: tuple[jax.Array, ...], shape: tuple[int, ...], ndim: int
 ) -> jax.Array:

@@ -64,6 +64,14 @@ class Model(abc.ABC):
     def module(self, num_outputs: int) -> nn.Module:
         """The linen module, a map of `[B, *input_shape]` to `[B, ..., num_outputs]`."""
 
+    def example(self, input_shape: tuple[int, ...], num_outputs: int) -> Any:
+        """One input of zeros, with which the network is initialized.
+
+        A model of more than one array takes another pytree here and in `apply`.
+        """
+        del num_outputs
+        return jnp.zeros((1, *input_shape), self.input_dtype)
+
     def base(self) -> Self:
         """The model of the same depth whose shapes are the base shapes."""
         return self.at_width(self.base_width)
@@ -98,7 +106,7 @@ class Model(abc.ABC):
     def apply(
         self,
         params: Any,
-        x: jax.Array,
+        x: Any,
         num_outputs: int,
         key: jax.Array | None = None,
     ) -> Any:
@@ -109,7 +117,7 @@ class Model(abc.ABC):
     def activations(
         self,
         params: Any,
-        x: jax.Array,
+        x: Any,
         num_outputs: int,
         key: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
@@ -129,7 +137,7 @@ class Model(abc.ABC):
     def _boxed_init(
         self, key: jax.Array, input_shape: tuple[int, ...], num_outputs: int
     ) -> Any:
-        inputs = jnp.zeros((1, *input_shape), self.input_dtype)
+        inputs = self.example(input_shape, num_outputs)
         keys = {"params": key, **_rngs(key)}
         return self.module(num_outputs).init(keys, inputs)["params"]
 

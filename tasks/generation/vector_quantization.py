@@ -1,0 +1,128 @@
+"""Stage A as a task: reconstruction through a codebook.
+
+The loss is a sum of three means: the squared error of normalized pixels, the squared
+distance of the chosen entries from the latents (which moves entries alone), and
+`commitment` times the same distance (which moves latents alone). As in
+`tasks.autoencoding` outputs are added to the best constant image, whose loss is the
+loss at chance: the first term starts there. The other two start at the squared distance
+of the nearest entry from 0 and are of the order of a hundredth of it.
+
+Reference: van den Oord et al., VQ-VAE, arXiv:1711.00937, Equation 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+
+from tasks.autoencoding import Pictures, load_pictures
+from tasks.base import Params, Split
+from tasks.data import images
+from tasks.data.images import Images
+from tasks.data.shapes import Shapes
+from tasks.image_rows import ImageRows
+from tasks.modelled import ModelTask, check_kind
+from tasks.models.base import check_positive
+from tasks.models.vq_autoencoder import VQAutoEncoder, perplexity
+
+
+class Reconstructions(NamedTuple):
+    """A batch: what the encoder sees, and what the decoder should add to the best."""
+
+    inputs: jax.Array  # [B, height, width, channels] normalized
+    targets: jax.Array  # the same, less the best constant image
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class VectorQuantization(ImageRows, ModelTask):
+    """Stage A: squared error per pixel, and what keeps latents and entries together."""
+
+    model: VQAutoEncoder = VQAutoEncoder()
+    """The model that is trained."""
+    data: Images = Shapes()
+    """The images; 4 divides their height and their width."""
+    batch_size: int = 32
+    """Images per batch, drawn with replacement."""
+    commitment: float = 0.25
+    """Weight of the distance between latents and entries in the latents' loss."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "batch_size")
+        if not 0.0 < self.commitment <= 100.0:
+            raise ValueError(f"commitment = {self.commitment} must lie in (0, 100]")
+        check_kind("model", self.model, VQAutoEncoder)
+        check_kind("data", self.data, Images)
+        if not self.data.on_disk:  # else when the specs are first asked for
+            self.check_roles()
+
+    @property
+    def loss_at_chance(self) -> float:
+        """The squared error of the best constant image on the training split."""
+        return load_pictures(self.data, "mse")[1]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input of the model (see `ModelTask.input_shape`)."""
+        return self.data.image_shape
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of an image."""
+        return self.data.image_shape[-1]
+
+    def inputs(self, batch: Reconstructions) -> jax.Array:
+        """What the model is given of a batch (see `ModelTask.inputs`)."""
+        return batch.inputs
+
+    def load_data(self) -> Pictures:
+        """The images and their best constant (read once per process)."""
+        return load_pictures(self.data, "mse")[0]
+
+    def batch(
+        self, dataset: Pictures, draw: images.ImageDraws, split: Split
+    ) -> Reconstructions:
+        """The images of some rows and their targets."""
+        return self._reconstructions(dataset, draw.at, split)
+
+    def _reconstructions(
+        self, dataset: Pictures, rows: jax.Array | slice, split: Split
+    ) -> Reconstructions:
+        inputs = images.gather(dataset.images, rows, split).images
+        best = dataset.best.reshape(1, *inputs.shape[1:])
+        return Reconstructions(inputs, inputs - jnp.broadcast_to(best, inputs.shape))
+
+    def whole(self, dataset: Pictures, split: Split) -> Reconstructions:
+        """All images of a split."""
+        return self._reconstructions(dataset, slice(None), split)
+
+    def loss(
+        self, params: Params, key: jax.Array, batch: Reconstructions
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The sum of the three means `[]`; its parts, and how many entries are used."""
+        del key
+        made = self.model.apply(params, batch.inputs, self.num_outputs)
+        error = jnp.mean((made.outputs - batch.targets) ** 2)
+        latents, entries = map(jax.lax.stop_gradient, (made.latents, made.entries))
+        moves_entries = jnp.mean((made.entries - latents) ** 2)
+        moves_latents = jnp.mean((made.latents - entries) ** 2)
+        parts = {
+            "reconstruction_loss": error,
+            "codebook_loss": moves_entries,
+            "perplexity": perplexity(made.indices, self.model.num_codes),
+        }
+        return error + moves_entries + self.commitment * moves_latents, parts
+
+    def encode(self, params: Params, pixels: jax.Array) -> jax.Array:
+        """Latents of normalized images, before quantization (see `VQAutoEncoder`)."""
+        return self.model.encode(params, pixels)
+
+    def decode(self, params: Params, dataset: Pictures, latents: jax.Array) -> Any:
+        """Raw pixels `[B, height, width, channels]` in 0 … 255 of latents."""
+        outputs = self.model.decode(params, latents, self.num_outputs)
+        best = dataset.best.reshape(1, *outputs.shape[1:])
+        normal = outputs + jnp.broadcast_to(best, outputs.shape)
+        return jnp.clip(images.unnormalize(dataset.images, normal), 0.0, 255.0)
