@@ -42,8 +42,8 @@ class ModelTask(abc.ABC):
         """Outputs of the model: classes, tokens, pixels."""
 
     @abc.abstractmethod
-    def inputs(self, batch: Batch) -> jax.Array:
-        """What the model is given of a batch, `[B, *input_shape]`."""
+    def inputs(self, batch: Batch) -> Any:
+        """What the model is given of a batch: `[B, *input_shape]`, or a tree of arrays."""
 
     def check_roles(self) -> None:
         """Raises ValueError naming the first parameter that was given no role."""

@@ -19,8 +19,7 @@ from tasks.data.images import ImageDataset, unnormalize
 from tasks.generation import diffusion
 from tasks.generation.latent_diffusion import LatentDataset
 from tasks.generation.prior import SemanticPrior
-from tasks.models.base import check_positive
-from tasks.models.blocks import check_choice
+from tasks.models.base import check_choice, check_positive
 
 
 class Stages(NamedTuple):

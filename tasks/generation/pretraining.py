@@ -21,10 +21,9 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from tasks.base import Dataset, Params, sample
+from tasks.base import Dataset, Params, Task, sample
 from tasks.data.cache import Arrays, cached
 from tasks.landscape import check_seed
-from tasks.modelled import ModelTask
 from tasks.models.base import check_positive
 
 _RECIPE = 1
@@ -48,7 +47,7 @@ class Pretraining:
             raise ValueError(f"learning_rate = {self.learning_rate} must be positive")
         check_seed(self.seed)
 
-    def train(self, task: ModelTask) -> Params:
+    def train(self, task: Task) -> Params:
         """Parameters of the trained task, from the cache if they are there.
 
         Raises:
@@ -58,7 +57,7 @@ class Pretraining:
 
 
 @functools.cache
-def _train(recipe: Pretraining, task: ModelTask) -> Params:
+def _train(recipe: Pretraining, task: Task) -> Params:
     # Concrete even where a caller is being traced, for the result is kept.
     with jax.ensure_compile_time_eval():
         dataset = task.load_data()
@@ -84,7 +83,7 @@ def digest(dataset: Dataset) -> str:
     return found.hexdigest()
 
 
-def _run(recipe: Pretraining, task: ModelTask, dataset: Dataset) -> Arrays:
+def _run(recipe: Pretraining, task: Task, dataset: Dataset) -> Arrays:
     """Trains; the parameters by their paths."""
     rate = optax.cosine_decay_schedule(recipe.learning_rate, recipe.num_steps)
     optimizer = optax.adam(rate)

@@ -66,7 +66,7 @@ class ConvNeXtModel(Model, abc.ABC):
     def __post_init__(self) -> None:
         base.check_positive(self, "width", "depth", "mlp_ratio")
         base.check_positive(self, "base_width", "base_depth")
-        base.check_activation(self.activation)
+        base.check_activation(self)
         base.check_rules(self.rules)
 
     def at_width(self, width: int) -> Self:
@@ -128,10 +128,10 @@ class ResponseNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, mlp]` to the same shape."""
         init = initializer("-> mlp", self.depth_mult)
-        gain, shift = (
-            jnp.broadcast_to(self.param(name, init, x.shape[-1:]), x.shape)
-            for name in ("gain", "shift")
-        )
+        params: list[Any] = [
+            self.param(name, init, x.shape[-1:]) for name in ("gain", "shift")
+        ]
+        gain, shift = (jnp.broadcast_to(p, x.shape) for p in params)
         # A channel that is 0 everywhere has a gradient too.
         norms = jnp.sqrt(jnp.sum(x**2, (1, 2), keepdims=True) + self.epsilon)
         relative = norms / jnp.mean(norms, -1, keepdims=True)

@@ -1,6 +1,7 @@
 """Noise levels, weights and samplers against float64 and closed forms."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +107,7 @@ def moments(num_steps, sampler):
     """Mean and variance after every step in float64: each is affine in x."""
     mean, variance = np.zeros(2), np.ones(2)
     shares = alpha_bar(np.linspace(1, 0, num_steps + 1))
-    for index, (now, then) in enumerate(zip(shares[:-1], shares[1:], strict=True)):
+    for index, (now, then) in enumerate(itertools.pairwise(shares)):
         total = now * STD**2 + 1 - now
         # ε̂ = e (x − √ᾱ MEAN) and x̂_0 = c x + d.
         e = np.sqrt(1 - now) / total
