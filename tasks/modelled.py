@@ -43,7 +43,7 @@ class ModelTask(abc.ABC):
 
     @abc.abstractmethod
     def inputs(self, batch: Batch) -> Any:
-        """What the model is given of a batch: `[B, *input_shape]`, or a tree of arrays."""
+        """What the model is given of a batch: `[B, *input_shape]`, or a tree."""
 
     def check_roles(self) -> None:
         """Raises ValueError naming the first parameter that was given no role."""

@@ -17,6 +17,8 @@ import hypothesis
 import jax
 import pytest
 
+from tasks.data import cache
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A result must never come from an executable that an earlier checkout compiled.
 jax.config.update("jax_enable_compilation_cache", False)
@@ -58,3 +60,17 @@ def golden() -> Callable[[str], Path]:
 def data_dir() -> Callable[[str], Path]:
     """``data_dir(name)``: folder of a prepared TFDS dataset, or a skipped test."""
     return lambda name: _find(name, [], "METATRAIN_DATA_DIR")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test reads or fills the user's cache; the workers of a run share one."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    before = os.environ.get(cache.VARIABLE)
+    os.environ[cache.VARIABLE] = str(folder / "cache")
+    yield
+    os.environ.pop(cache.VARIABLE)
+    if before is not None:
+        os.environ[cache.VARIABLE] = before

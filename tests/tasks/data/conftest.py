@@ -2,27 +2,12 @@
 
 import importlib
 import io
-import os
 import shutil
 
 import numpy as np
 import pytest
 
-from tasks.data import cache, prepared
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    """No test reads or fills the user's cache; the workers of a run share one."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    before = os.environ.get(cache.VARIABLE)
-    os.environ[cache.VARIABLE] = str(folder / "cache")
-    yield
-    os.environ.pop(cache.VARIABLE)
-    if before is not None:
-        os.environ[cache.VARIABLE] = before
+from tasks.data import prepared
 
 
 @pytest.fixture(scope="session")
