@@ -113,7 +113,7 @@ def run(config: GenerateConfig) -> None:
             config.task, stages, config.sampling, config.num_samples, config.seed
         )
         report("pictures drawn")
-        figure = png(plot_pictures(pictures, names), dpi=110)
+        figure = png(plot_pictures(pictures, names), dpi=90)
         (config.out_dir / "samples.png").write_bytes(figure)
         record = {
             "config": encode(config),

@@ -87,7 +87,9 @@ def _stage_a() -> VectorQuantization:
 
 
 def _stage_b() -> LatentDiffusion:
-    model = LatentDenoiser(width=32, base_width=32, depth=1, base_depth=1)
+    # A code starts at 0. What it is first told to change is of order 1/√width, beside a
+    # step's effect; with two channels the former is larger at all widths of the checks.
+    model = LatentDenoiser(32, 1, code_channels=2, base_width=32, base_depth=1)
     return LatentDiffusion(model, _stage_a(), Pretraining(200), batch_size=4)
 
 

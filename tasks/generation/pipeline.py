@@ -43,7 +43,7 @@ class Sampling:
     """Guesses of stage B."""
     code_guidance: float = 2.0
     """How much farther than the class alone says stage C goes; 1 is not farther."""
-    latent_guidance: float = 1.0
+    latent_guidance: float = 2.0
     """The same of stage B and the code."""
     sampler: diffusion.Sampler = "ddpm"
     """ddpm draws noise at every step, ddim only at the start."""
@@ -70,7 +70,8 @@ class Sampling:
                 for pair in ((noisy, noisy), (times, times), (none, labels))
             )
             guess = task.model.denoise(params, noisy, times, classes)
-            return diffusion.guide(*jnp.split(guess, 2), self.code_guidance)
+            without, given = jnp.split(guess, 2)
+            return diffusion.guide(without, given, self.code_guidance)
 
         noise = jax.random.normal(start, (len(labels), *task.input_shape))
         return diffusion.sample(predict, noise, rest, self.code_steps, self.sampler)
@@ -86,7 +87,7 @@ class Sampling:
         def predict(noisy: jax.Array, times: jax.Array) -> jax.Array:
             if self.latent_guidance == 1.0:
                 return stage_b.model.denoise(params, noisy, times, codes)
-            noisy, times, given = (
+            noisy, times, conditions = (
                 jnp.concatenate(pair)
                 for pair in (
                     (noisy, noisy),
@@ -94,8 +95,9 @@ class Sampling:
                     (jnp.zeros_like(codes), codes),
                 )
             )
-            guess = stage_b.model.denoise(params, noisy, times, given)
-            return diffusion.guide(*jnp.split(guess, 2), self.latent_guidance)
+            guess = stage_b.model.denoise(params, noisy, times, conditions)
+            without, given = jnp.split(guess, 2)
+            return diffusion.guide(without, given, self.latent_guidance)
 
         noise = jax.random.normal(start, (len(codes), *example.noisy.shape[1:]))
         return diffusion.sample(predict, noise, rest, self.latent_steps, self.sampler)

@@ -73,8 +73,19 @@ def test_families_without_a_width_are_those_without_a_model():
     assert without == {"quadratic", "noisy_quadratic", "valley"}
 
 
+# Each takes longer than all others of the default suite.
+LONG = {"vq", "latent_diffusion", "prior"}
+
+
 # signals is the MLP on other data: in the default suite one of the two will do.
-@pytest.mark.parametrize("name", [name for name in WITH_WIDTH if name != "signals"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+        for name in WITH_WIDTH
+        if name != "signals"
+    ],
+)
 def test_adam(name):
     assert_flat(check(at_widths(name, NARROW, ADAM_LIKE), Adam(RATE, rules=ADAM_LIKE)))
     # Two widths are enough to fail.

@@ -1,193 +1,296 @@
-"""The three tasks: what is dropped, what is frozen, what the losses are."""
+"""The three tasks: what a batch is, its loss, and what that does not depend on."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from parametrization import STANDARD
+from tasks.base import SPLITS, sample
 from tasks.data.images import gather
 from tasks.data.shapes import Shapes
-from tasks.generation import latent_diffusion, pretraining, prior
-from tasks.generation.latent_diffusion import LatentDiffusion, draw_code_noise
-from tasks.generation.pretraining import Pretraining
+from tasks.generation import encoding
+from tasks.generation.latent_diffusion import (
+    LatentDiffusion,
+    draw_code_noise,
+    encode_latents,
+)
 from tasks.generation.prior import SemanticPrior, drop_labels, encode_codes
 from tasks.generation.vector_quantization import VectorQuantization
 from tasks.models.code_prior import CodePrior
 from tasks.models.latent_denoiser import LatentDenoiser
 from tasks.models.vq_autoencoder import VQAutoEncoder
-from tests.tasks.families import QUICK_TO_COMPILE
+from tests.tasks import families
+from tests.tasks.families import KEY, QUICK_TO_COMPILE
+from tests.tasks.generation.test_diffusion import alpha_bar
 
-KEY = jax.random.key(4)
-TINY = {"width": 8, "base_width": 8, "depth": 1, "base_depth": 1}
-DATA = Shapes(num_train=48, num_test=12)
-RECIPE = Pretraining(num_steps=2)
-STAGE_A = VectorQuantization(VQAutoEncoder(num_codes=16, **TINY), DATA, 4)
-STAGE_B = LatentDiffusion(LatentDenoiser(**TINY), STAGE_A, RECIPE, 4)
-STAGE_C = SemanticPrior(CodePrior(**TINY), STAGE_B, RECIPE, 6)
+compiled = functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
+SIZES = {"width": 4, "base_width": 4, "depth": 1, "base_depth": 1}
+DATA = Shapes(size=8, num_train=60, num_test=24)
+A = VectorQuantization(
+    VQAutoEncoder(**SIZES, latent_channels=3, num_codes=9), DATA, batch_size=5
+)
+B = LatentDiffusion(
+    LatentDenoiser(**SIZES, code_channels=2, code_stride=4), A, batch_size=5
+)
+C = SemanticPrior(CodePrior(**SIZES), B, batch_size=7)
 
 
-def jit(function):
-    return jax.jit(function, compiler_options=QUICK_TO_COMPILE)
+@dataclasses.dataclass
+class Trained:
+    """Stages A and B with random parameters, and what they make of all pictures."""
+
+    params_a: object
+    params_b: object
+    latents: object
+    codes: object
 
 
 @pytest.fixture(scope="module")
-def compressor():
-    """Parameters of stage B, at their start."""
-    return jit(STAGE_B.init)(KEY)
-
-
-@pytest.fixture(scope="module")
-def codes(compressor):
-    return encode_codes(STAGE_B, compressor)
-
-
-def within(share, expected, num):
-    """Whether a share of `num` draws is within 4 standard errors."""
-    return abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / num)
-
-
-def test_codes_are_dropped_and_noised_as_often_as_in_the_paper():
-    num = 40000
-    scale, spread = map(np.asarray, draw_code_noise(KEY, num))
-    dropped = scale == 0
-    assert within(dropped.mean(), 0.05, num)
-    assert not spread[dropped].any()
-    noised = (spread > 0)[~dropped]
-    assert within(noised.mean(), 0.3, len(noised))
-    np.testing.assert_allclose((scale**2 + spread**2)[~dropped], 1.0, rtol=1e-5)
-    np.testing.assert_array_equal(scale[~dropped][~noised], 1.0)
-    # Times up to one half: the signal's share is at least that of t = .5.
-    assert 0.48 < (scale[~dropped][noised] ** 2).min() < 0.51
-
-
-def test_labels_are_left_out_as_often_as_in_the_paper():
-    num = 40000
-    labels = jnp.arange(num) % 12
-    got = np.asarray(drop_labels(KEY, labels, 12))
-    out = got == 12
-    assert within(out.mean(), 0.05, num)
-    np.testing.assert_array_equal(got[~out], np.asarray(labels)[~out])
-
-
-def test_codes_know_nothing_of_the_latents(compressor, codes, monkeypatch):
-    # Stage C sees the compressor's codes alone: whatever the latents of the frozen
-    # stage B are, its data and so its loss are the same bits.
-    def no_latents(*args):
-        raise AssertionError("the latents were asked for")
-
-    monkeypatch.setattr(latent_diffusion, "_load", no_latents)
-    again = encode_codes(STAGE_B, compressor)
-    params = jit(STAGE_C.init)(KEY)
-    loss = jit(
-        lambda data: STAGE_C.loss(
-            params, KEY, STAGE_C.batch(data, jnp.arange(6), "train")
-        )[0]
+def trained():
+    before, encoding.ROWS_AT_ONCE = encoding.ROWS_AT_ONCE, 11  # divides no split
+    params_a = families.randomized(A.model, A.input_shape, A.num_outputs)
+    params_b = families.randomized(B.model, B.input_shape, B.num_outputs)
+    made = Trained(
+        *(params_a, params_b), encode_latents(A, params_a), encode_codes(B, params_b)
     )
-    assert float(loss(codes)) == float(loss(again))
-    moved = again._replace(train=again.train._replace(images=again.train.images + 1.0))
-    assert float(loss(moved)) != float(loss(codes))
+    encoding.ROWS_AT_ONCE = before
+    return made
 
 
-def test_the_prior_starts_at_the_noisy_code_itself(codes):
-    batch = gather(codes, jnp.arange(6), "train")
-    inputs, noise = STAGE_C.corrupt(KEY, batch)
-    params = jit(STAGE_C.init)(KEY)
-    guess = jit(lambda p, x: STAGE_C.model.apply(p, x, STAGE_C.num_outputs))(
-        params, inputs
+def test_all_pictures_are_encoded_in_their_order_and_normalized(trained):
+    pictures = A.load_data().images
+    encode = compiled(
+        lambda x: (A.encode(trained.params_a, x), B.model.compress(trained.params_b, x))
     )
-    np.testing.assert_allclose(guess, inputs.noisy / (1 + 1e-5), rtol=1e-6)
-    exact = np.asarray(inputs.noisy, np.float64) / (1 + 1e-5) - np.asarray(noise)
-    angle = (np.asarray(inputs.times, np.float64) + 0.008) / 1.008 * np.pi / 2
-    share = np.cos(angle) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
-    weight = 1 - np.clip(share, 1e-4, 0.9999)
-    want = (weight * (exact**2).mean((1, 2, 3))).mean()
-    loss, aux = jit(STAGE_C.loss)(params, KEY, batch)
-    assert float(loss) == pytest.approx(want, rel=1e-4)
-    assert float(aux["unweighted_loss"]) == pytest.approx((exact**2).mean(), rel=1e-4)
+    for split in SPLITS:
+        images, labels = gather(pictures, slice(None), split)
+        wants = encode(images)
+        for found, want in zip(
+            (trained.latents.latents, trained.codes), wants, strict=True
+        ):
+            np.testing.assert_allclose(found.split(split).images, want, atol=1e-5)
+            assert np.array_equal(found.split(split).labels, labels)
+    for found, channels in ((trained.latents.latents, 3), (trained.codes, 2)):
+        assert found.train.images.shape == (48, 2, 2, channels)
+        raw = np.float64(found.train.images)
+        np.testing.assert_allclose(found.mean, raw.mean((0, 1, 2)), rtol=1e-5)
+        np.testing.assert_allclose(found.std, raw.std((0, 1, 2)), rtol=1e-5)
+        normal = np.float64(gather(found, slice(None), "train").images)
+        np.testing.assert_allclose(normal.mean((0, 1, 2)), 0, atol=1e-5)
+        np.testing.assert_allclose(normal.std((0, 1, 2)), 1, atol=1e-5)
+    assert trained.latents.images is pictures
 
 
-@pytest.mark.slow
-def test_the_loss_of_stage_a_has_three_parts():
-    data = STAGE_A.load_data()
-    draw = jax.tree.map(lambda x: x[0], STAGE_A.draw(data, KEY, "train", 1))
-    batch = STAGE_A.batch(data, draw, "train")
-    params = jit(STAGE_A.init)(KEY)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32), params
+def test_stage_a_starts_at_chance_and_its_loss_is_its_definition(trained):
+    data = A.load_data()
+    batch = A.whole(data, "train")
+    pixels = np.float64(data.images.train.images)
+    unit = np.float64(np.asarray(data.images.std))
+    best = pixels.mean(0)
+    assert A.loss_at_chance == pytest.approx(
+        (((pixels - best) / unit) ** 2).mean(), rel=1e-6
     )
-    made = jit(lambda p: STAGE_A.model.apply(p, batch.inputs, 3))(params)
-    outputs, latents, entries, targets = (
-        np.asarray(x, np.float64)
-        for x in (made.outputs, made.latents, made.entries, batch.targets)
+    np.testing.assert_allclose(batch.targets, (pixels - best) / unit, atol=1e-5)
+
+    def compute(key, params):
+        start = A.loss(A.init(key), key, batch)
+        made = A.model.apply(params, batch.inputs, 3)
+        return start, A.loss(params, key, batch), made
+
+    (start, at_start), (loss, parts), made = jax.tree.map(
+        np.asarray, compiled(compute)(KEY, trained.params_a)
     )
-    error, distance = (
-        np.mean((outputs - targets) ** 2),
-        np.mean((latents - entries) ** 2),
+    assert float(at_start["reconstruction_loss"]) == pytest.approx(
+        A.loss_at_chance, rel=1e-5
     )
-    loss, aux = jit(STAGE_A.loss)(params, KEY, batch)
+    assert float(at_start["perplexity"]) == pytest.approx(1)
+    assert A.loss_at_chance < float(start) < 1.2 * A.loss_at_chance
+    error = ((np.float64(made.outputs) - np.float64(batch.targets)) ** 2).mean()
+    distance = ((np.float64(made.latents) - np.float64(made.entries)) ** 2).mean()
     assert float(loss) == pytest.approx(error + 1.25 * distance, rel=1e-5)
-    assert float(aux["codebook_loss"]) == pytest.approx(distance, rel=1e-5)
-    # Entries are moved by the second part alone, latents by a quarter of it and the
-    # first.
-    doubled = dataclasses.replace(STAGE_A, commitment=0.5)
-    grads, more = (
-        jit(jax.grad(lambda p, t=t: t.loss(p, KEY, batch)[0]))(params)
-        for t in (STAGE_A, doubled)
+    assert float(parts["codebook_loss"]) == pytest.approx(distance, rel=1e-5)
+    used = np.unique(made.indices).size
+    assert 1 < float(parts["perplexity"]) <= used + 1e-4
+
+
+def test_the_entries_come_to_the_latents_and_the_latents_are_held_back(trained):
+    batch = A.whole(A.load_data(), "test")
+
+    def compute(params, commitment):
+        task = dataclasses.replace(A, commitment=commitment)
+        return jax.grad(lambda p: task.loss(p, KEY, batch)[0])(params)
+
+    grads = compiled(lambda p: (compute(p, 0.25), compute(p, 0.75)))(trained.params_a)
+    small, large = grads
+    # The commitment does not reach the codebook or the decoder.
+    for name in ("codebook", "decoder"):
+        for one, other in zip(
+            jax.tree.leaves(small[name]), jax.tree.leaves(large[name]), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    moved = np.abs(
+        small["encoder"]["fold"]["kernel"] - large["encoder"]["fold"]["kernel"]
     )
-    np.testing.assert_array_equal(grads["codebook"], more["codebook"])
-    assert any(
-        not np.array_equal(a, b)
-        for a, b in zip(
-            *map(jax.tree.leaves, (grads["encoder"], more["encoder"])), strict=True
-        )
+    assert moved.max() > 1e-4
+    # Entry by entry, the gradient is that of the mean squared distance.
+    made = compiled(lambda p: A.model.apply(p, batch.inputs, 3))(trained.params_a)
+    difference = np.float64(made.entries) - np.float64(made.latents)
+    want = np.zeros((9, 3))
+    np.add.at(want, np.asarray(made.indices).ravel(), difference.reshape(-1, 3))
+    want *= 2 / difference.size
+    np.testing.assert_allclose(small["codebook"], want, atol=1e-5)
+
+
+def frequencies(name, hits, share):
+    """4.5 standard errors of a frequency over all draws."""
+    error = 4.5 * np.sqrt(share * (1 - share) / hits.size)
+    assert hits.mean() == pytest.approx(share, abs=error), name
+
+
+def test_codes_are_dropped_and_noised_as_often_as_said():
+    draw = compiled(draw_code_noise, static_argnums=1)
+    scale, spread = (np.float64(x) for x in draw(KEY, 100_000))
+    dropped = scale == 0
+    frequencies("dropped", dropped, 0.05)
+    assert not spread[dropped].any()
+    kept = spread[~dropped]
+    frequencies("noised", kept > 0, 0.3)
+    assert (scale[~dropped][kept == 0] == 1).all()
+    # Signal and noise are those of a time uniform in [0, ½].
+    np.testing.assert_allclose(
+        scale[~dropped] ** 2 + kept**2, np.ones(kept.size), atol=1e-6
+    )
+    levels = np.sort(kept[kept > 0])
+    want = np.sqrt(1 - alpha_bar((np.arange(levels.size) + 0.5) / levels.size / 2))
+    # Kolmogorov and Smirnov's bound, in deviations rather than in ranks.
+    rank = np.searchsorted(want, levels) / levels.size
+    assert np.abs(rank - np.arange(levels.size) / levels.size).max() < 2 / np.sqrt(
+        levels.size
     )
 
 
-@pytest.mark.slow
-def test_a_frozen_stage_is_trained_once_and_kept(monkeypatch):
-    first = jax.device_get(RECIPE.train(STAGE_A))
-    pretraining._train.cache_clear()  # as if the process were new
+def test_classes_are_left_out_as_often_as_said():
+    labels = np.arange(120_000) % 12
+    found = np.asarray(compiled(drop_labels, static_argnums=2)(KEY, labels, 12))
+    frequencies("dropped", found == 12, 0.05)
+    assert np.array_equal(found[found < 12], labels[found < 12])
+    for label in range(12):  # whatever the class
+        frequencies(label, found[labels == label] == 12, 0.05)
 
-    def again(*args):
-        raise AssertionError("it was trained again")
 
-    monkeypatch.setattr(pretraining, "_run", again)
-    second = jax.device_get(RECIPE.train(STAGE_A))
-    same = jax.tree.map(np.array_equal, first, second)
+def test_losses_of_diffusion_at_the_start_are_their_definition(trained):
+    batches = B.whole(trained.latents, "train"), C.whole(trained.codes, "train")
+
+    wide = C.at_width(8)
+
+    def compute(key):
+        results = []
+        for task, batch in zip((B, C), batches, strict=True):
+            loss, parts = task.loss(task.init(key), key, batch)
+            results.append((loss, parts, *task.corrupt(key, batch)))
+        return results, wide.loss(wide.init(key), key, batches[1])[0]
+
+    results, wider = jax.tree.map(np.asarray, compiled(compute)(KEY))
+    clean = batches[0].latents, batches[1].images
+    for index, (loss, parts, inputs, noise) in enumerate(results):
+        share = alpha_bar(inputs.times).reshape(-1, 1, 1, 1)
+        want = np.sqrt(share) * np.float64(clean[index]) + np.sqrt(1 - share) * noise
+        np.testing.assert_allclose(inputs.noisy, want, atol=1e-5)
+        guess = np.float64(inputs.noisy) * (2.0, 1 / (1 + 1e-5))[index]
+        errors = ((guess - noise) ** 2).mean((1, 2, 3))
+        assert float(parts["unweighted_loss"]) == pytest.approx(errors.mean(), rel=1e-5)
+        want = ((1 - share.ravel()) * errors).mean()
+        assert float(loss) == pytest.approx(want, rel=1e-4)
+    # The head is zero at every width: one loss at chance is that of all.
+    assert float(wider) == pytest.approx(float(results[1][0]), rel=1e-6)
+
+
+def test_the_loss_of_stage_c_knows_nothing_of_latents(trained):
+    # Another stage A and another denoiser: the codes are the same bits.
+    other = {
+        "compressor": trained.params_b["compressor"],
+        "denoiser": jax.tree.map(lambda x: x + 1.0, trained.params_b["denoiser"]),
+    }
+    codes = encode_codes(B, other)
+    same = jax.tree.map(np.array_equal, codes, encode_codes(B, trained.params_b))
     assert all(jax.tree.leaves(same))
-    for other in (Pretraining(num_steps=3), Pretraining(num_steps=2, seed=1)):
-        with pytest.raises(AssertionError, match="trained again"):
-            other.train(STAGE_A)
+    shapes = {leaf.shape[1:] for leaf in jax.tree.leaves(codes)}
+    assert shapes == {(), (2, 2, 2)}  # codes, labels and scalars: no latents of 3
+    params = families.randomized(C.model, C.input_shape, C.num_outputs)
+    loss = compiled(lambda data: C.loss(params, KEY, C.whole(data, "test"))[0])
+    assert float(loss(codes)) == float(loss(encode_codes(B, trained.params_b)))
+    changed = jax.tree.map(lambda x: x + 1.0, trained.params_b["compressor"])
+    elsewhere = encode_codes(B, {"compressor": changed})
+    assert float(loss(elsewhere)) != float(loss(codes))
 
 
-@pytest.mark.slow
-def test_a_training_that_diverges_is_refused():
-    with pytest.raises(ValueError, match="ended in numbers that are not finite"):
-        Pretraining(num_steps=8, learning_rate=1e30).train(STAGE_A)
+def test_batches_are_rows_of_the_splits(trained):
+    for task, data, num in ((B, trained.latents, 5), (C, trained.codes, 7)):
+        run = compiled(
+            lambda key, data, task=task: (
+                task.draw(data, key, "test", 3),
+                sample(task, data, key, "test"),
+                task.whole(data, "test"),
+            )
+        )
+        draws, batch, whole = run(KEY, data)
+        assert draws.shape == (3, num) and int(draws.max()) < 24
+        rows = np.asarray(task.draw(data, KEY, "test", 1))[0]
+        for found, want in zip(batch, whole, strict=True):
+            assert len(found) == num and len(want) == 24
+            np.testing.assert_allclose(found, np.asarray(want)[rows], rtol=1e-6)
+
+
+def test_models_are_reached_through_the_tasks():
+    for task in (A, B, C):
+        assert (task.width, task.depth) == (4, 1)
+        assert task.at_width(8).model == dataclasses.replace(task.model, width=8)
+        assert task.at_depth(3).model == dataclasses.replace(task.model, depth=3)
+        assert task.with_rules(STANDARD).model.rules is STANDARD
+    # The frozen stages stay what they are.
+    assert C.at_width(8).stage_b == B and B.with_rules(STANDARD).stage_a == A
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("task", "fields", "message"),
     [
-        (lambda: Pretraining(num_steps=0), "num_steps = 0"),
-        (lambda: Pretraining(learning_rate=float("nan")), "learning_rate = nan"),
-        (lambda: dataclasses.replace(STAGE_A, commitment=-1.0), "commitment = -1.0"),
-        (lambda: dataclasses.replace(STAGE_B, stage_a=STAGE_C), "stage_a"),
+        (A, {"batch_size": 0}, "batch_size = 0 must be a positive whole number"),
+        (A, {"commitment": 0.0}, "commitment = 0.0 must lie in (0, 100]"),
+        (A, {"model": CodePrior()}, "model = CodePrior is no VQAutoEncoder"),
+        (A, {"data": Shapes(size=10)}, "images of 10 x 10 pixels must have a height"),
+        (B, {"stage_a": B}, "stage_a = LatentDiffusion is no VectorQuantization"),
+        (B, {"pretraining": 100}, "pretraining = int is no Pretraining"),
         (
-            lambda: dataclasses.replace(
-                STAGE_C, model=CodePrior(num_classes=3, **TINY)
-            ),
-            "num_classes = 3",
+            C,
+            {"model": CodePrior(num_classes=10)},
+            "num_classes = 10 of the model must be that of the data, 12",
         ),
     ],
+    ids=str,
 )
-def test_nonsense_is_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+def test_impossible_fields_are_refused(task, fields, message):
+    with pytest.raises(ValueError) as info:
+        dataclasses.replace(task, **fields)
+    assert str(info.value).startswith(message) and "\n" not in str(info.value)
 
 
-def test_the_share_that_is_dropped_is_that_of_both_stages():
-    assert latent_diffusion.DROPPED == prior.DROPPED == 0.05
+def test_activations_are_those_of_the_loss(trained):
+    params = families.randomized(C.model, C.input_shape, C.num_outputs)
+    batch = C.whole(trained.codes, "test")
+
+    @compiled
+    def compute(key):
+        found = C.activations(params, key, batch)
+        inputs, noise = C.corrupt(key, batch)
+        a, b = jnp.split(found["readout/out"], 2, axis=-1)
+        guess = (inputs.noisy - a) / (jnp.abs(1 - b) + 1e-5)
+        share = jnp.mean((guess - noise) ** 2)
+        return found["stream"], share, C.loss(params, key, batch)[1]
+
+    stream, error, parts = compute(KEY)
+    assert stream.shape == (24, 2, 2, 4)
+    assert float(error) == pytest.approx(float(parts["unweighted_loss"]), rel=1e-5)
