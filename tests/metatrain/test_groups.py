@@ -42,6 +42,14 @@ VARIED = Variation(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile():
+    """Every program here runs a few times: compiling it is what takes time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def problem(task, variation=UNVARYING):
     return InnerTraining(task, LOPT, Objective(), variation)
 
@@ -83,13 +91,11 @@ def compilations():
 def test_the_gradient_is_the_mean_by_weight_and_so_are_the_metrics(mixed, datasets):
     state = mixed.init()
     estimates = [
-        ES.estimate(
-            group.problem,
-            state.theta,
-            state.estimator_states[i],
-            datasets[i],
-            mixed.group_key(i, 0),
-        )[0]
+        jax.jit(
+            lambda theta, pairs, data, key, group=group: ES.estimate(
+                group.problem, theta, pairs, data, key
+            )[0]
+        )(state.theta, state.estimator_states[i], datasets[i], mixed.group_key(i, 0))
         for i, group in enumerate(mixed.groups)
     ]
     _, metrics = mixed.step(state, datasets)
@@ -130,6 +136,7 @@ def test_nothing_is_compiled_for_another_sample(mixed, datasets):
     assert np.isfinite(float(metrics["grad_norm"]))
 
 
+@pytest.mark.slow
 def test_another_group_costs_one_compilation(mixed, datasets):
     one = dataclasses.replace(mixed, each_step="one")
     # Which group is drawn does not matter here: each is run once, alone.
@@ -161,6 +168,7 @@ def test_one_group_is_drawn_in_proportion_to_its_weight():
     assert drawing.inner_steps_per_step * 2 == training(*groups).inner_steps_per_step
 
 
+@pytest.mark.slow
 def test_a_group_that_is_not_drawn_stays_where_it_is(mixed, datasets):
     one = dataclasses.replace(mixed, each_step="one")
     state = one.init()

@@ -56,6 +56,14 @@ ES = EvolutionStrategy(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile():
+    """Every program here runs a few times: compiling it is what takes time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def leaves_equal(left, right):
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
@@ -103,7 +111,7 @@ def advance(meta, task, dataset, state=None, steps=range(4)):
     ("name", "variation", "split"),
     [
         ("images", Variation(label_noise=(0.3, 0.3), batch_share=0.25), "train"),
-        ("text", UNVARYING, "inner_valid"),
+        pytest.param("text", UNVARYING, "inner_valid", marks=pytest.mark.slow),
     ],
 )
 def test_meta_training_is_the_same_bits(name, variation, split):
@@ -119,6 +127,7 @@ def test_meta_training_is_the_same_bits(name, variation, split):
     assert leaves_equal(state, streamed)
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_same(monkeypatch):
     lopt = Adam(0.05)
     theta = lopt.init(jax.random.key(0))
