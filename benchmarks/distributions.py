@@ -42,11 +42,10 @@ from tasks.data.tfds_images import TFDSImages
 from tasks.models.mlp import MLP
 from tasks.variation import UNVARYING, Level, Variation
 
-REPEATS = 7
 DIGITS = ImageClassification(MLP((32,), base_width=32))
 LOPTS: dict[str, LearnedOptimizer] = {
-    "small_fc 32": SmallFC(hidden_size=32, rules=ADAM_LIKE),
     "Adam": Adam(),
+    "small_fc 32": SmallFC(hidden_size=32, rules=ADAM_LIKE),
 }
 
 
@@ -84,16 +83,16 @@ class Runner:
         return statistics.median(self.seconds[2:])
 
 
-def in_turn(*runners: Runner) -> None:
+def in_turn(repeats: int, *runners: Runner) -> None:
     """Advances all, one after the other, again and again."""
-    for _ in range(2 + REPEATS):
+    for _ in range(2 + repeats):
         for runner in runners:
             runner.step()
     for runner in runners:
         runner.feed.__exit__()
 
 
-def variations() -> list[dict[str, Any]]:
+def variations(repeats: int) -> list[dict[str, Any]]:
     """A row for each level of reparametrization, everything else varied too."""
     rows = []
     levels: tuple[Level, ...] = ("none", "task", "tensor", "parameter")
@@ -112,7 +111,7 @@ def variations() -> list[dict[str, Any]]:
             varied = Runner(
                 training(lopt, ("varied", DIGITS, variation)), [DIGITS], stream=False
             )
-            in_turn(plain, varied)
+            in_turn(repeats, plain, varied)
             sampling = _time_sampling(variation, plain.meta.estimator.num_pairs)
             rows.append(
                 {
@@ -142,8 +141,9 @@ def _time_sampling(variation: Variation, num_pairs: int) -> float:
     return statistics.median(seconds[5:])
 
 
-def groups() -> list[dict[str, Any]]:
+def groups(repeats: int) -> list[dict[str, Any]]:
     """A row for each number of groups: what the last one costs to compile."""
+    del repeats  # each group is compiled once
     counted: list[float] = []
 
     def listen(event: str, duration_secs: float, **about: Any) -> None:
@@ -179,7 +179,7 @@ def groups() -> list[dict[str, Any]]:
     return rows
 
 
-def streaming() -> list[dict[str, Any]]:
+def streaming(repeats: int) -> list[dict[str, Any]]:
     """A row for each optimizer: MNIST on the host over MNIST on the device."""
     task = ImageClassification(MLP((128, 128), base_width=32), TFDSImages("mnist"))
     rows = []
@@ -187,7 +187,7 @@ def streaming() -> list[dict[str, Any]]:
         meta = training(lopt, ("mnist", task, UNVARYING))
         resident = Runner(meta, [task], stream=False)
         streamed = Runner(meta, [task], stream=True)
-        in_turn(resident, streamed)
+        in_turn(repeats, resident, streamed)
         rows.append(
             {
                 "table": "streaming",
@@ -211,13 +211,18 @@ def main() -> None:
     parser.add_argument(
         "tables", nargs="*", help="variation, groups, streaming; all by default"
     )
+    parser.add_argument("--repeats", type=int, default=7, help="steps of each row")
     parser.add_argument("--out", type=Path, help="append JSON lines to this file")
     arguments = parser.parse_args()
     known = {"variation": variations, "groups": groups, "streaming": streaming}
     unknown = sorted(set(arguments.tables) - set(known))
     if unknown:
         parser.error(f"unknown table {unknown[0]!r}; known: {', '.join(known)}")
-    rows = [row for name in arguments.tables or known for row in known[name]()]
+    rows = [
+        row
+        for name in arguments.tables or known
+        for row in known[name](arguments.repeats)
+    ]
     about = {"product_gflops": round(product(), 1), **describe_machine()}
     print(json.dumps(about))
     if arguments.out:
