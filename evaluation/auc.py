@@ -35,6 +35,10 @@ from sklearn.metrics import roc_auc_score
 Method = Literal["logit", "plain"]
 
 
+_ROUNDING = 1e-12
+"""Differences of AUCs, and their errors, that can only be of rounding."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """A figure with its uncertainty; NaN where that is not defined."""
@@ -111,6 +115,10 @@ class AUCs:
         weights = self._weights(a) - self._weights(b)
         difference = float(weights @ self.values)
         error = math.sqrt(max(float(weights @ self.covariance @ weights), 0.0))
+        # Of scorers that agree nothing but rounding is left, and that is no evidence.
+        difference, error = (
+            0.0 if abs(x) < _ROUNDING else x for x in (difference, error)
+        )
         half = float(ndtri(0.5 + level / 2)) * error
         if error > 0.0:
             p_value = float(2.0 * ndtr(-abs(difference) / error))
@@ -124,7 +132,8 @@ class AUCs:
         if isinstance(which, int):
             return np.eye(len(self.values))[which]
         weights = np.asarray(which, np.float64)
-        if weights.shape != self.values.shape or abs(weights.sum() - 1.0) > 1e-9:
+        one = abs(weights.sum() - 1.0) <= 1e-9  # not so of NaN
+        if weights.shape != self.values.shape or not one:
             raise ValueError(
                 f"weights {which} must be {len(self.values)} numbers with sum 1"
             )

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lopt.base import LearnedOptimizer, Theta
@@ -194,6 +195,15 @@ class MetaTraining:
             raise ValueError(f"num_steps = {self.num_steps} must lie in [1, 10⁸)")
         if not self.groups:
             raise ValueError("groups = (): there must be one at least")
+        names = [group.name for group in self.groups]
+        if len(set(names)) < len(names):
+            raise ValueError(f"groups: names {names} must differ")
+        for group in self.groups:
+            if not 0.0 < group.weight < float("inf"):
+                raise ValueError(
+                    f"groups: weight = {group.weight} of {group.name!r} must be "
+                    "positive and finite"
+                )
         if self.each_step not in get_args(EachStep):
             raise ValueError(f"each_step = {self.each_step!r} must be 'all' or 'one'")
 
@@ -278,19 +288,20 @@ class MetaTraining:
             The next state, and scalar metrics `[]` of this step: means over its groups
             by weight, and where there are several, `NAME/GROUP` of each.
         """
+        chosen = self._chosen(datasets)
         states = list(state.estimator_states)
         estimates: list[Estimate] = []
-        chosen = sorted(datasets)
         for index in chosen:
             estimate, states[index] = self._estimate(
                 index, state.theta, states[index], state.step, datasets[index]
             )
             estimates.append(estimate)
-        weights = jnp.asarray([self.groups[i].weight for i in chosen], jnp.float32)
+        weights = np.asarray([self.groups[i].weight for i in chosen], np.float64)
+        weights /= weights.max()  # so that no sum leaves the range of a float
         core, metrics = self._move(
             (state.theta, state.average, state.outer_opt_state, state.step),
             [(estimate.grad, estimate.metrics) for estimate in estimates],
-            weights / weights.sum(),
+            jnp.asarray(weights / weights.sum(), jnp.float32),
         )
         if len(self.groups) > 1:
             for index, estimate in zip(chosen, estimates, strict=True):
@@ -299,6 +310,21 @@ class MetaTraining:
         theta, average, outer_opt_state, step = core
         new = OuterState(theta, average, outer_opt_state, tuple(states), step)
         return new, metrics
+
+    def _chosen(self, datasets: Mapping[int, Any]) -> list[int]:
+        """Places of the groups whose data is given, ascending."""
+        places = range(len(self.groups))
+        everyone = self.each_step == "all"
+        known = isinstance(datasets, Mapping) and all(
+            isinstance(place, int) and place in places for place in datasets
+        )
+        if not known or not datasets or (everyone and len(datasets) < len(places)):
+            given = list(datasets) if isinstance(datasets, Mapping) else type(datasets)
+            raise ValueError(
+                f"datasets of the groups {given}: must be a mapping from "
+                f"{'all' if everyone else 'some'} of the places {list(places)} to data"
+            )
+        return sorted(datasets)
 
     def group_key(self, index: int, step: int | jax.Array) -> jax.Array:
         """The key of one group's estimate in the outer step after `step` others."""

@@ -31,6 +31,8 @@ def corrupt(
     Returns:
         `[...]` int32.
     """
+    if num_labels < 2:
+        raise ValueError(f"num_labels = {num_labels}: there is no other label")
     first = _mixed(rows.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + seed)
     second = _mixed(first + jnp.uint32(0x7F4A7C15))
     # 24 bits are exact in float32.

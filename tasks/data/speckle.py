@@ -97,7 +97,8 @@ class Speckle(Images):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} = {value!r} must be at least {least}")
         shares = self.prevalences
-        if len(shares) != 4 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
+        positive = len(shares) == 4 and all(share > 0 for share in shares)
+        if not positive or not abs(sum(shares) - 1) <= 1e-9:
             raise ValueError(
                 f"prevalences = {shares} must be 4 positive shares with sum 1"
             )

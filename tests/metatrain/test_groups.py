@@ -217,6 +217,16 @@ def test_a_random_width_is_a_group_for_each():
             "batches of a RandomTeacher are not rows",
         ),
         (lambda: training(), "groups"),
+        (
+            lambda: training(*(ProblemGroup("a", problem(TASK)),) * 2),
+            "names .* must differ",
+        ),
+        (lambda: training(ProblemGroup("a", None, -1.0)), "weight = -1.0 of 'a'"),
+        (
+            lambda: training(ProblemGroup("a", None)).step(None, {-1: ()}),
+            r"groups \[-1\]: must be a mapping from all of the places \[0\]",
+        ),
+        (lambda: training(ProblemGroup("a", None)).step(None, {}), "all of the places"),
         (lambda: training(ProblemGroup("a", None), each_step="x"), "each_step = 'x'"),
     ],
 )
