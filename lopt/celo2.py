@@ -75,7 +75,7 @@ class Celo2:
     """Adam's epsilon."""
     bias_corrected: bool = False
     """Whether Adam clips its gradients, corrects its averages' bias and adds epsilon to
-    the root, as in PyLO; the original does neither, and adds it to the second moment."""
+    the root, as PyLO's does; the original's adds it to the second moment."""
     hidden_size: int = 8
     """Units of each hidden layer of the network."""
     hidden_layers: int = 2
