@@ -98,7 +98,7 @@ def icc(ratings: Any) -> float:
         ratings: numbers `[raters, n]`, at least two of each.
 
     Returns:
-        NaN, with one warning, if all ratings are the same number or the variances cancel.
+        NaN, with one warning, if all ratings are one number or the variances cancel.
     """
     ratings = np.asarray(ratings, np.float64)
     if ratings.ndim != 2 or min(ratings.shape) < 2:
