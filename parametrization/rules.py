@@ -101,6 +101,15 @@ class Rules(enum.Enum):
         scale = spec.fan_in_mult**fan_in * spec.fan_out_mult**fan_out
         return scale * spec.depth_mult**self.value.block_step
 
+    def spectral_scale(self, spec: ParamSpec) -> float:
+        """Factor on the spectral norm of a hidden parameter's step: √(n_out/n_in).
+
+        For rules that fix the norm whatever the gradient, as Muon does (the spectral
+        condition, Yang et al., arXiv:2310.17813, Condition 1). It says the same as the
+        factor 1/n_in on elements that are aligned with their input, as Adam's are.
+        """
+        return (spec.fan_out_mult / spec.fan_in_mult) ** (0.5 * self.value.forward)
+
     def forward_scale(self, fan_in: int, base_fan_in: int) -> float:
         """Factor on the product of a readout with its input (the bias is outside)."""
         return (fan_in / base_fan_in) ** self.value.forward
