@@ -270,6 +270,8 @@ def _level(
 
 def _shape(phase: Phase, x: jax.Array) -> jax.Array:
     """The value at a fraction x of a phase; exactly its start at 0, its end at 1."""
+    if phase.start == phase.end:  # a weighted mean of the two may miss them by a bit
+        return jnp.full_like(x, phase.start)
     if phase.shape == "exponential":
         inner = phase.start * (phase.end / phase.start) ** x
         inner = jnp.where(x <= 0.0, phase.start, inner)
