@@ -108,7 +108,7 @@ class Rules(enum.Enum):
         condition, Yang et al., arXiv:2310.17813, Condition 1). It says the same as the
         factor 1/n_in on elements that are aligned with their input, as Adam's are.
         """
-        return (spec.fan_out_mult / spec.fan_in_mult) ** (0.5 * self.value.forward)
+        return (spec.fan_in_mult / spec.fan_out_mult) ** (0.5 * self.value.forward)
 
     def forward_scale(self, fan_in: int, base_fan_in: int) -> float:
         """Factor on the product of a readout with its input (the bias is outside)."""
