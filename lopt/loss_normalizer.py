@@ -7,6 +7,7 @@ that the feature can say: one bad value does not deafen the rule for good.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ class LossAverages(NamedTuple):
 
     mean: jax.Array
     variance: jax.Array
-    count: jax.Array  # int32, losses averaged
+    losses: jax.Array  # int32, how many were averaged
 
 
 def init(dtype: jnp.dtype) -> LossAverages:
@@ -38,7 +39,7 @@ def update(
     loss = jnp.asarray(loss, averages.mean.dtype)
     mean = decay * averages.mean + (1.0 - decay) * loss
     spread = decay * averages.variance + (1.0 - decay) * jnp.square(mean - loss)
-    new = LossAverages(mean, spread, averages.count + 1)
+    new = LossAverages(mean, spread, averages.losses + 1)
     finite = jnp.isfinite(loss)
     return jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, averages)
 
@@ -59,5 +60,6 @@ def feature(
 
 
 def _correction(averages: LossAverages, decay: float) -> jax.Array:
-    count = averages.count.astype(averages.mean.dtype)
-    return 1.0 / (1.0 - decay**count + 1e-8)
+    count = averages.losses.astype(averages.mean.dtype)
+    # 1 − decay^count; written so, the compiler cannot lose the floor to rounding.
+    return 1.0 / (1e-8 - jnp.expm1(count * math.log(decay)))

@@ -32,7 +32,7 @@ from lopt.base import Specs, Theta
 from lopt.epsilons import PAPER, Epsilons
 from lopt.loss_normalizer import LossAverages
 from lopt.lstm import LSTMState
-from lopt.tensor_stack import Tensors, TensorStack, spread, wide
+from lopt.tensor_stack import Tensors, TensorStack, wide
 from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)
@@ -265,7 +265,9 @@ class RNNMLP:
             moments=stack.replace(state.moments, moments),
             lstm=memory,
             from_network=jnp.concatenate(reports).astype(state.from_network.dtype),
-            from_tensors=dense.apply(theta["to_tensors"], outputs).mean(0),
+            from_tensors=dense.apply(theta["to_tensors"], outputs)
+            .mean(0)
+            .astype(state.from_tensors.dtype),
             train_loss=train_loss,
             valid_loss=state.valid_loss,
             clip=clip,
@@ -275,7 +277,7 @@ class RNNMLP:
     def _element_features(
         self, param: jax.Array, grad: jax.Array, moments: Moments
     ) -> jax.Array:
-        """Inputs of the network that differ within a tensor, normalized, `[n, P, 23]`."""
+        """Normalized inputs of the network, one set an element, `[n, P, 23]`."""
         n = param.shape[0]
         m, v = (x.reshape(n, len(self.decays), -1) for x in moments)
         grad, param = (x.reshape(n, 1, -1) for x in (grad, param))
@@ -326,7 +328,7 @@ def _loss_features(
 
 
 def _clipped(clip: Clip, grads: list[jax.Array]) -> tuple[Clip, list[jax.Array]]:
-    """Gradients within ten times their usual size, and the new idea of what is usual."""
+    """Gradients within ten times their usual size, and the average that says so."""
     dtype = clip.average.dtype
     bound = CLIP_MULT * clip.average / (1.0 - CLIP_DECAY**clip.step)
     grads = [sanitizer.bounded(g, bound.astype(g.dtype)) for g in grads]
