@@ -22,8 +22,9 @@ import optax
 from safetensors.numpy import save_file
 
 from lopt import encoding, pylo_form, registry, weights
-from lopt.base import LearnedOptimizer, Specs, Theta
+from lopt.base import Specs, Theta
 from lopt.integrity import SUMS, publish, verify_sums
+from lopt.registry import AnyLearned
 from lopt.small_fc import SmallFC
 
 PYLO_SCHEMA, SCHEMA_VERSION = 1, 2
@@ -38,7 +39,7 @@ _NOT_UNDERSTOOD = (KeyError, TypeError, ValueError, AttributeError, OverflowErro
 class Artifact:
     """A trained optimizer: the rule, all of θ, and where it comes from."""
 
-    optimizer: LearnedOptimizer
+    optimizer: AnyLearned
     theta: Theta
     base: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Base width and depth of meta-training, where μP multipliers are 1."""
@@ -131,7 +132,7 @@ class Artifact:
     def _from_config(cls, config: dict[str, Any], path: Path) -> Artifact:
         if config["schema_version"] == PYLO_SCHEMA:
             stored = config["optimizer"]
-            optimizer: LearnedOptimizer = pylo_form.from_config(config)
+            optimizer: AnyLearned = pylo_form.from_config(config)
             theta = pylo_form.from_files(optimizer, stored, path)
             base = stored["base"]
         else:
@@ -145,7 +146,7 @@ class Artifact:
         return cls(optimizer, theta, base, config["provenance"])
 
 
-def _decode_optimizer(config: dict[str, Any]) -> LearnedOptimizer:
+def _decode_optimizer(config: dict[str, Any]) -> AnyLearned:
     optimizer = encoding.decode_kind(config["optimizer"], "optimizer", registry.KINDS)
     if not isinstance(optimizer, registry.LEARNED):
         raise ValueError(
