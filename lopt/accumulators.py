@@ -25,17 +25,23 @@ class TensorState(NamedTuple):
     """Accumulators of one tensor of shape `S`, decay axis first."""
 
     momentum: jax.Array  # [K, *S]
-    second_moment: jax.Array  # [1, *S]
-    row: jax.Array  # [K, *S without d0]; the whole moment [K, *S] for rank < 2
+    second_moment: jax.Array | None  # [1, *S]; None where it is not averaged
+    row: jax.Array | None  # [K, *S without d0]; the whole moment [K, *S] for rank < 2
     column: jax.Array | None  # [K, *S without d1]; None for rank < 2
 
 
+def present(value: jax.Array | None, name: str) -> jax.Array:
+    """The accumulator, which a feature needs."""
+    assert value is not None, f"a feature needs the {name}, which is not averaged"
+    return value
+
+
 class Complements(NamedTuple):
-    """1 − decay of each accumulator, `[K]` each."""
+    """1 − decay of each accumulator, `[K]` each; None where there is none."""
 
     momentum: jax.Array
-    second_moment: jax.Array
-    factored: jax.Array
+    second_moment: jax.Array | None = None
+    factored: jax.Array | None = None
 
 
 def complement(initial_decays: Sequence[float], offsets: jax.Array) -> jax.Array:
@@ -56,19 +62,42 @@ def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
     return int(order[-2]), int(order[-1])
 
 
-def init(shape: tuple[int, ...], num_decays: int, dtype: jnp.dtype) -> TensorState:
-    """Empty accumulators of a tensor of shape `S`."""
+def fixed(decays: Sequence[float], dtype: jnp.dtype) -> jax.Array:
+    """1 − decay `[K]` of decays that are not learned."""
+    return jnp.asarray([1.0 - decay for decay in decays], dtype)
+
+
+def init(
+    shape: tuple[int, ...],
+    num_decays: int,
+    dtype: jnp.dtype,
+    num_second: int = 1,
+    num_factored: int | None = None,
+) -> TensorState:
+    """Empty accumulators of a tensor of shape `S`.
+
+    Args:
+        shape: `S`.
+        num_decays: of the momentum.
+        dtype: of all of them.
+        num_second: of the second moment; 0 for none.
+        num_factored: of the factored moments; as many as momenta by default.
+    """
+    num_factored = num_decays if num_factored is None else num_factored
     axes = factored_axes(shape)
     row, column = shape, None
     if axes is not None:
         d1, d0 = axes
-        row = _without(shape, d0)
-        column = jnp.zeros((num_decays, *_without(shape, d1)), dtype)
+        row, column = _without(shape, d0), _without(shape, d1)
+
+    def zeros(number: int, shape: tuple[int, ...] | None) -> jax.Array | None:
+        return jnp.zeros((number, *shape), dtype) if number and shape else None
+
     return TensorState(
         momentum=jnp.zeros((num_decays, *shape), dtype),
-        second_moment=jnp.zeros((1, *shape), dtype),
-        row=jnp.zeros((num_decays, *row), dtype),
-        column=column,
+        second_moment=zeros(num_second, shape),
+        row=zeros(num_factored, row),
+        column=zeros(num_factored, column),
     )
 
 
@@ -79,18 +108,15 @@ def update(
     square = grad * grad
     floored = square + epsilons.gradient_square
     axes = factored_axes(grad.shape)
-    if axes is None or state.column is None:
-        row = _average(state.row, floored, complements.factored)
-        column = None
-    else:
+    by_row = by_column = floored
+    if axes is not None:
         d1, d0 = axes
-        row = _average(state.row, floored.mean(d0), complements.factored)
-        column = _average(state.column, floored.mean(d1), complements.factored)
+        by_row, by_column = floored.mean(d0), floored.mean(d1)
     return TensorState(
         momentum=_average(state.momentum, grad, complements.momentum),
-        second_moment=_average(state.second_moment, square, complements.second_moment),
-        row=row,
-        column=column,
+        second_moment=_maybe(state.second_moment, square, complements.second_moment),
+        row=_maybe(state.row, by_row, complements.factored),
+        column=_maybe(state.column, by_column, complements.factored),
     )
 
 
@@ -102,20 +128,28 @@ def factors(
     Returns:
         `[K, *S without d0]` and `[K, *S without d1]`.
     """
-    assert state.column is not None, "a factored tensor has a column moment"
+    row, column = (present(x, "factored moment") for x in (state.row, state.column))
     d1, d0 = axes
     row_axis = 1 + (d1 if d1 < d0 else d1 - 1)
-    row_mean = state.row.mean(row_axis, keepdims=True)
-    relative = state.row / (row_mean + epsilons.factored)
+    row_mean = row.mean(row_axis, keepdims=True)
+    relative = row / (row_mean + epsilons.factored)
     return (
         jax.lax.rsqrt(jnp.maximum(relative, epsilons.factored)),
-        jax.lax.rsqrt(jnp.maximum(state.column, epsilons.factored)),
+        jax.lax.rsqrt(jnp.maximum(column, epsilons.factored)),
     )
 
 
 def _average(old: jax.Array, new: jax.Array, complements: jax.Array) -> jax.Array:
     weight = complements.reshape((-1,) + (1,) * new.ndim)
     return (1.0 - weight) * old + weight * new[None]
+
+
+def _maybe(
+    old: jax.Array | None, new: jax.Array, complements: jax.Array | None
+) -> jax.Array | None:
+    return (
+        None if old is None or complements is None else _average(old, new, complements)
+    )
 
 
 def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:

@@ -19,12 +19,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import accumulators, features, per_parameter_mlp
+from lopt import accumulators, features, per_parameter_mlp, tensors
 from lopt.accumulators import Complements, TensorState
-from lopt.base import Specs, Theta, is_masked
+from lopt.base import Specs, Theta
 from lopt.epsilons import PAPER, Epsilons
+from lopt.features import Counts, Quantities
+from lopt.tensors import Arrangement
 from parametrization.rules import ADAM_LIKE, STANDARD, Rules
-from parametrization.spec import ParamSpec
 
 
 class SmallFCState(NamedTuple):
@@ -96,7 +97,8 @@ class SmallFC:
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the network's inputs, in order."""
-        return features.feature_names(len(self.momentum_decays))
+        num_decays = len(self.momentum_decays)
+        return features.SMALL_FC.names(Counts(num_decays, 1, num_decays))
 
     def init(self, key: jax.Array) -> Theta:
         """Network weights as in haiku's truncated normal, and offsets of the decays, 0.
@@ -130,10 +132,8 @@ class SmallFC:
         layers = self._layers(theta)
 
         def init(params: optax.Params) -> SmallFCState:
-            return SmallFCState(
-                step=jnp.zeros([], jnp.int32),
-                tensors=jax.tree.map(self._init_tensor, params),
-            )
+            states = tensors.init_states(params, specs, self._init_tensor)
+            return SmallFCState(jnp.zeros([], jnp.int32), states)
 
         def update(
             updates: optax.Updates,
@@ -146,26 +146,30 @@ class SmallFC:
                 raise ValueError(
                     "small_fc_lopt needs params: update(grads, state, params)"
                 )
-            grads, structure = jax.tree.flatten(updates, is_leaf=is_masked)
-            leaves = zip(
-                grads,
-                structure.flatten_up_to(params),
-                structure.flatten_up_to(state.tensors),
-                structure.flatten_up_to(specs),
-                strict=True,
+
+            def move(
+                grad: jax.Array, param: jax.Array, tensor: TensorState, scale: jax.Array
+            ) -> tuple[jax.Array, TensorState]:
+                tensor = accumulators.update(tensor, grad, complements, self.epsilons)
+                q = Quantities(grad, param, tensor, state.step, self.epsilons)
+                return self._step(layers, q, scale), tensor
+
+            arrangement = Arrangement(updates, params, specs)
+            moved = [
+                tensors.over(move, *stacks)
+                for stacks in zip(
+                    arrangement.stack(updates),
+                    arrangement.stack(params),
+                    arrangement.stack_states(state.tensors),
+                    arrangement.each(self.rules.step_scale),
+                    strict=True,
+                )
+            ]
+            steps = arrangement.unstack([step for step, _ in moved])
+            states = arrangement.unstack_states(
+                [new for _, new in moved], state.tensors
             )
-            steps, tensors = [], []
-            for grad, param, tensor, spec in leaves:
-                if is_masked(grad):
-                    steps.append(grad)
-                    tensors.append(tensor)
-                    continue
-                _check_shape(param, spec)
-                tensor = self._accumulate(tensor, grad, complements)
-                steps.append(self._step(layers, grad, param, tensor, state.step, spec))
-                tensors.append(tensor)
-            new_state = SmallFCState(state.step + 1, structure.unflatten(tensors))
-            return structure.unflatten(steps), new_state
+            return steps, SmallFCState(state.step + 1, states)
 
         return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
@@ -181,14 +185,17 @@ class SmallFC:
     ) -> Any:
         """Inputs of the network in the next update, `[*S, F]` for each tensor.
 
-        In the order of `feature_names`; scalars are lifted to `[1, F]`.
+        In the order of `feature_names`; scalars are lifted to `[1, F]`. A parameter
+        stacked by `nn.scan` is beyond it.
         """
         complements = self._complements(theta)
 
         def one(grad: jax.Array, param: jax.Array, tensor: TensorState) -> jax.Array:
-            tensor = self._accumulate(tensor, grad, complements)
-            inputs = self._inputs(grad, param, tensor)
-            return features.all_features(inputs, state.step, self.epsilons)
+            dtype = tensor.momentum.dtype
+            grad, param = (jnp.atleast_1d(x).astype(dtype) for x in (grad, param))
+            tensor = accumulators.update(tensor, grad, complements, self.epsilons)
+            q = Quantities(grad, param, tensor, state.step, self.epsilons)
+            return features.all_features(features.SMALL_FC, q)
 
         return jax.tree.map(one, grads, params, state.tensors)
 
@@ -205,51 +212,12 @@ class SmallFC:
         names = [f"layer_{i}" for i in range(self.hidden_layers + 1)]
         return {name: theta[name] for name in names}
 
-    def _init_tensor(self, param: jax.Array) -> TensorState:
-        shape = jnp.shape(param) or (1,)
-        return accumulators.init(shape, len(self.momentum_decays), _dtype(param))
-
-    def _accumulate(
-        self, state: TensorState, grad: jax.Array, complements: Complements
-    ) -> TensorState:
-        lifted = jnp.atleast_1d(grad).astype(state.momentum.dtype)
-        if lifted.size == 0:
-            return state
-        return accumulators.update(state, lifted, complements, self.epsilons)
-
-    def _inputs(
-        self, grad: jax.Array, param: jax.Array, state: TensorState
-    ) -> features.Inputs:
-        dtype = state.momentum.dtype
-        grad, param = (jnp.atleast_1d(x).astype(dtype) for x in (grad, param))
-        return features.tensor_inputs(grad, param, state, self.epsilons)
+    def _init_tensor(self, shape: tuple[int, ...], dtype: Any) -> TensorState:
+        return accumulators.init(shape, len(self.momentum_decays), dtype)
 
     def _step(
-        self,
-        layers: dict[str, dict[str, jax.Array]],
-        grad: jax.Array,
-        param: jax.Array,
-        state: TensorState,
-        step: jax.Array,
-        spec: ParamSpec,
+        self, layers: per_parameter_mlp.Layers, q: Quantities, scale: jax.Array
     ) -> jax.Array:
-        if param.size == 0:
-            return jnp.zeros_like(param)
-        inputs = self._inputs(grad, param, state)
-        out = per_parameter_mlp.apply(layers, inputs, step, self.epsilons)
-        scale = self.step_mult * self.rules.step_scale(spec)
-        step = -scale * out[..., 0] * jnp.exp(self.exp_mult * out[..., 1])
-        return step.reshape(param.shape).astype(param.dtype)
-
-
-def _check_shape(param: jax.Array, spec: ParamSpec) -> None:
-    if jnp.shape(param) != tuple(spec.shape):
-        raise ValueError(
-            f"a parameter of shape {jnp.shape(param)} has the spec of one of shape "
-            f"{spec.shape}: specs must be those of this model, not of its base"
-        )
-
-
-def _dtype(param: jax.Array) -> jnp.dtype:
-    """Accumulators are at least float32, whatever the parameters are."""
-    return jnp.promote_types(jnp.result_type(param), jnp.float32)
+        out = per_parameter_mlp.apply(layers, features.SMALL_FC, q)
+        step = out[..., 0] * jnp.exp(self.exp_mult * out[..., 1])
+        return -(self.step_mult * scale) * step

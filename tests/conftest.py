@@ -62,6 +62,20 @@ def data_dir() -> Callable[[str], Path]:
     return lambda name: _find(name, [], "METATRAIN_DATA_DIR")
 
 
+# The kernel gives a process 65,530 memory maps, every compiled program holds a few, and
+# at the limit the compiler ends the process with a segmentation fault.
+MAPS = Path("/proc/self/maps")
+MANY_MAPS = 20_000
+
+
+@pytest.fixture(autouse=True)
+def few_programs():
+    """Forgets compiled programs before they are too many for the kernel."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """No test reads or fills the user's cache; the workers of a run share one."""

@@ -148,7 +148,15 @@ TENSORS = (
 def test_every_step_is_the_definition_s(trajectories, name, tensor):
     theta, params, grads, path = trajectories(name)
     optimizer, scale = OPTIMIZERS[name], SCALES.get(tensor, 1.0)
-    want = literal(optimizer, theta, scale, params[tensor], grads[tensor])
+    param, grad = params[tensor], grads[tensor]
+    if tensor == "three":  # stacked: every layer is a tensor of its own
+        layers = [
+            literal(optimizer, theta, scale, param[i], grad[:, i])
+            for i in range(len(param))
+        ]
+        want = np.stack(layers, axis=1)
+    else:
+        want = literal(optimizer, theta, scale, param, grad)
     got = path[tensor]
     assert got.dtype == np.float64 and got.shape == want.shape
     moved = np.abs(want - params[tensor]).max()

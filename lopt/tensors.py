@@ -1,0 +1,226 @@
+"""From a rule for one tensor to a transformation of a whole tree of them.
+
+A rule is written for one tensor `[*S]`. Here it is applied to every tensor of a tree,
+and tensors of one shape and dtype go through it together, stacked and vmapped: a
+transformer of 77 tensors has ten shapes, so ten programs are compiled and not 77.
+
+A parameter that `nn.scan` has stacked over layers counts as that many tensors, so a
+scanned model trains as the same model without scan does. Scalars are lifted to `[1]`.
+What optax masks and what has no elements is left alone.
+
+State lies parallel to the parameters; it is stacked only while an update is computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lopt.base import Specs, is_masked
+from parametrization.spec import ParamSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Alike:
+    """Tensors of one shape and dtype: `n` of them in all."""
+
+    shape: tuple[int, ...]
+    """Of one tensor, `S`."""
+    dtype: Any
+    """In which they are computed: at least float32."""
+    leaves: tuple[int, ...]
+    """Leaves of the tree that they come from."""
+    counts: tuple[int, ...]
+    """How many tensors each of these leaves stacks."""
+
+    @property
+    def size(self) -> int:
+        """Number of tensors, `n`."""
+        return sum(self.counts)
+
+
+class Arrangement:
+    """Which tensors of a tree are alike; static, made anew at every trace.
+
+    Tensors are numbered group by group. The order of the tree decides only that
+    numbering.
+    """
+
+    def __init__(self, tree: Any, params: Any, specs: Specs) -> None:
+        """Arranges the leaves of `params` that `tree` (gradients) does not mask.
+
+        Raises:
+            ValueError: if a spec is not that of the parameter beside it.
+        """
+        self._leaves, self._structure = jax.tree.flatten(tree, is_leaf=is_masked)
+        values = self._structure.flatten_up_to(params)
+        found = self._structure.flatten_up_to(specs)
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for i, (leaf, param, spec) in enumerate(
+            zip(self._leaves, values, found, strict=True)
+        ):
+            if is_masked(leaf):
+                continue
+            _check_shape(param, spec)
+            if math.prod(spec.shape):
+                key = (tensor_shape(spec), accumulator_dtype(param))
+                alike.setdefault(key, []).append(i)
+        self._specs = found
+        self._dtypes = [None if is_masked(p) else jnp.result_type(p) for p in values]
+        self.groups = tuple(
+            Alike(shape, dtype, tuple(leaves), tuple(_count(found[i]) for i in leaves))
+            for (shape, dtype), leaves in alike.items()
+        )
+
+    @property
+    def num_tensors(self) -> int:
+        """All tensors of all groups."""
+        return sum(group.size for group in self.groups)
+
+    def stack(self, tree: Any) -> list[jax.Array]:
+        """Gradients or parameters, `[n, *S]` for each group, in its dtype."""
+        leaves = self._structure.flatten_up_to(tree)
+        return [
+            _concatenate(
+                [
+                    jnp.asarray(leaves[i]).reshape(count, *group.shape)
+                    for i, count in zip(group.leaves, group.counts, strict=True)
+                ]
+            ).astype(group.dtype)
+            for group in self.groups
+        ]
+
+    def stack_states(self, tree: Any) -> list[Any]:
+        """States that lie parallel to the parameters, `[n, ...]` for each group."""
+        leaves = self._structure.flatten_up_to(tree)
+        stacks = []
+        for group in self.groups:
+            parts = [
+                jax.tree.map(lambda x, i=i: self._without_stack(i, x), leaves[i])
+                for i in group.leaves
+            ]
+            stacks.append(jax.tree.map(lambda *xs: _concatenate(list(xs)), *parts))
+        return stacks
+
+    def unstack(self, stacks: list[jax.Array]) -> Any:
+        """Steps `[n, *S]` of each group as a tree: shapes and dtypes of parameters."""
+        leaves = [
+            leaf
+            if is_masked(leaf)
+            else jnp.zeros(self._specs[i].shape, self._dtypes[i])
+            for i, leaf in enumerate(self._leaves)
+        ]
+        for group, stack in zip(self.groups, stacks, strict=True):
+            for i, part in self._parts(group, stack):
+                leaves[i] = part.reshape(self._specs[i].shape).astype(self._dtypes[i])
+        return self._structure.unflatten(leaves)
+
+    def unstack_states(self, stacks: list[Any], old: Any) -> Any:
+        """States as `stack_states` took them; `old` where nothing was done."""
+        leaves = self._structure.flatten_up_to(old)
+        for group, stack in zip(self.groups, stacks, strict=True):
+            flat, structure = jax.tree.flatten(stack)
+            parts = [dict(self._parts(group, x)) for x in flat]
+            for i in group.leaves:
+                leaves[i] = structure.unflatten(
+                    [self._with_stack(i, part[i]) for part in parts]
+                )
+        return self._structure.unflatten(leaves)
+
+    def each(self, function: Callable[[ParamSpec], float]) -> list[Any]:
+        """A number of each spec, `[n]` for each group."""
+        values = []
+        for group in self.groups:
+            numbers = [function(self._specs[i]) for i in group.leaves]
+            repeated = np.repeat(np.asarray(numbers), np.asarray(group.counts))
+            values.append(jnp.asarray(repeated, group.dtype))
+        return values
+
+    def split(self, tree: Any) -> list[Any]:
+        """Arrays `[num_tensors, ...]` in parts `[n, ...]`, one for each group."""
+        ends = np.cumsum([group.size for group in self.groups])
+        return [
+            jax.tree.map(lambda x, a=end - group.size, b=end: x[a:b], tree)
+            for group, end in zip(self.groups, ends, strict=True)
+        ]
+
+    def _parts(self, group: Alike, stack: jax.Array) -> list[tuple[int, jax.Array]]:
+        ends = np.cumsum(group.counts)
+        return [
+            (i, stack[end - count : end])
+            for i, count, end in zip(group.leaves, group.counts, ends, strict=True)
+        ]
+
+    def _without_stack(self, leaf: int, x: jax.Array) -> jax.Array:
+        rank = len(self._specs[leaf].axes.stacked)
+        return x.reshape(-1, *x.shape[rank:]) if rank else x[None]
+
+    def _with_stack(self, leaf: int, x: jax.Array) -> jax.Array:
+        spec = self._specs[leaf]
+        return x.reshape(*spec.shape[: len(spec.axes.stacked)], *x.shape[1:])
+
+
+def init_states(
+    params: Any, specs: Specs, init: Callable[[tuple[int, ...], Any], Any]
+) -> Any:
+    """A state for each tensor, parallel to the parameters.
+
+    Args:
+        params: the parameters.
+        specs: their specs.
+        init: (shape `S`, dtype) -> state of one tensor, a pytree of arrays.
+    """
+
+    def one(param: Any, spec: ParamSpec) -> Any:
+        if is_masked(param):
+            return param
+        _check_shape(param, spec)
+        state = init(tensor_shape(spec), accumulator_dtype(param))
+        lead = tuple(spec.shape[: len(spec.axes.stacked)])
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, lead + x.shape), state)
+
+    return jax.tree.map(one, params, specs, is_leaf=is_masked)
+
+
+def over(function: Callable[..., Any], *stacks: Any) -> Any:
+    """Applies what is written for one tensor to `[n, ...]` of them.
+
+    A single tensor is not vmapped: its program is that of the function itself.
+    """
+    n = jax.tree.leaves(stacks)[0].shape[0]
+    if n > 1:
+        return jax.vmap(function)(*stacks)
+    single = jax.tree.map(lambda x: x.reshape(x.shape[1:]), stacks)
+    return jax.tree.map(lambda x: x[None], function(*single))
+
+
+def tensor_shape(spec: ParamSpec) -> tuple[int, ...]:
+    """Shape of one tensor: without stacked axes, and never empty."""
+    return tuple(spec.shape[len(spec.axes.stacked) :]) or (1,)
+
+
+def accumulator_dtype(param: jax.Array) -> jnp.dtype:
+    """Accumulators are at least float32, whatever the parameters are."""
+    return jnp.promote_types(jnp.result_type(param), jnp.float32)
+
+
+def _count(spec: ParamSpec) -> int:
+    return math.prod(spec.shape[: len(spec.axes.stacked)])
+
+
+def _concatenate(parts: list[jax.Array]) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+
+def _check_shape(param: jax.Array, spec: ParamSpec) -> None:
+    if jnp.shape(param) != tuple(spec.shape):
+        raise ValueError(
+            f"a parameter of shape {jnp.shape(param)} has the spec of one of shape "
+            f"{spec.shape}: specs must be those of this model, not of its base"
+        )
