@@ -144,7 +144,6 @@ class PeerOptimizer:
         """
         del key
         rule = self._rule(opt_state.params, opt_state.num_steps)
-        grad = jax.tree.map(lambda g, p: g.astype(p.dtype), grad, opt_state.params)
         extra = kwargs if loss is None else {"loss": loss, **kwargs}
         steps, state = rule.update(grad, opt_state.rule, opt_state.params, **extra)
         return PeerState(

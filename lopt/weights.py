@@ -83,7 +83,7 @@ def check_theta(optimizer: LearnedOptimizer, theta: Theta) -> Tensors:
         )
     tensors = {}
     for name in wanted:
-        tensors[name] = np.ascontiguousarray(leaves[name], np.float32)
+        tensors[name] = np.array(leaves[name], np.float32, order="C")
         if not np.all(np.isfinite(tensors[name])):
             raise ValueError(f"theta is not finite in {name}; nothing was written")
     return tensors

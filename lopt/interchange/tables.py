@@ -57,7 +57,7 @@ class Source:
         if self.transposed:
             parts = [part.swapaxes(-1, -2) for part in parts]
         parts = [part[None] if self.leading_one else part for part in parts]
-        return [np.ascontiguousarray(part) for part in parts]
+        return [np.array(part, order="C") for part in parts]
 
 
 Table = Mapping[str, Source]
