@@ -101,6 +101,22 @@ class Rules(enum.Enum):
         scale = spec.fan_in_mult**fan_in * spec.fan_out_mult**fan_out
         return scale * spec.depth_mult**self.value.block_step
 
+    def orthogonal_step_scale(self, spec: ParamSpec) -> float:
+        """Factor on a matrix's step that is orthogonalized and brought to RMS 1.
+
+        All singular values of such a step are √max(n_in, n_out), whatever the data; in
+        μP the change of a matrix should have the spectral norm √(n_out/n_in), and n_in
+        times that of a readout, which its multiplier divides again (Yang et al.,
+        arXiv:2310.17813, Condition 1).
+        """
+        if self is Rules.STANDARD or spec.kind not in ("hidden", "input", "output"):
+            return self.step_scale(spec)
+        n_in, n_out = spec.fan_in_mult, spec.fan_out_mult
+        base = max(spec.fan_in / n_in, spec.fan_out / n_out)
+        grown = max(spec.fan_in, spec.fan_out) / base if base else 1.0
+        wanted = math.sqrt(n_out / n_in) * (n_in if spec.kind == "output" else 1.0)
+        return wanted / math.sqrt(grown)
+
     def forward_scale(self, fan_in: int, base_fan_in: int) -> float:
         """Factor on the product of a readout with its input (the bias is outside)."""
         return (fan_in / base_fan_in) ** self.value.forward
