@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import TypeAlias, get_args
 
 from lopt import encoding
+from lopt.celo2 import Celo2
+from lopt.mlp_lopt import MLPLOpt
 from lopt.small_fc import SmallFC
 
-AnyLearned: TypeAlias = SmallFC
+AnyLearned: TypeAlias = SmallFC | MLPLOpt | Celo2
 """Every learned optimizer, as a type for fields that hold one."""
 
-LEARNED: tuple[type, ...] = get_args(AnyLearned) or (AnyLearned,)
+LEARNED: tuple[type, ...] = get_args(AnyLearned)
 """The same as classes."""
 
 COMPONENTS: tuple[type, ...] = ()

@@ -108,9 +108,9 @@ def check(tensors: Mapping[str, np.ndarray], shapes: Shapes, where: object) -> N
     Raises:
         ValueError: naming `where` (a file) and the first tensor that is wrong.
     """
+    if missing := [name for name in shapes if name not in tensors]:
+        raise ValueError(f"{where} lacks the tensor {missing[0]}")
     for name, shape in shapes.items():
-        if name not in tensors:
-            raise ValueError(f"{where} lacks the tensor {name}")
         value = tensors[name]
         if value.shape != shape or value.dtype != np.float32:
             raise ValueError(

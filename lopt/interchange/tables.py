@@ -15,6 +15,7 @@ import numpy as np
 
 from lopt import weights
 from lopt.base import Theta
+from lopt.features import VELO, Counts
 from lopt.weights import Shapes, Tensors
 
 
@@ -77,6 +78,38 @@ def layer(
         f"{ours}/kernel": same(kernel, transposed=transposed),
         f"{ours}/bias": same(bias),
     }
+
+
+def linear_layers(ours: str, theirs: str, number: int) -> dict[str, Source]:
+    """The layers of one of haiku's networks, `theirs_i/w` and `theirs_i/b`."""
+    table: dict[str, Source] = {}
+    for i in range(number):
+        table |= layer(f"{ours}layer_{i}", f"{theirs}_{i}/w", f"{theirs}_{i}/b")
+    return table
+
+
+def velo_rows(num_decays: int) -> tuple[int, ...]:
+    """Inputs of each group of VeLO's features."""
+    counts = Counts(num_decays, 1, num_decays)
+    return tuple(len(feature.names(counts)) for feature in VELO.features)
+
+
+def split_network(
+    ours: str, theirs: str, number: int, num_decays: int
+) -> dict[str, Source]:
+    """A network of VeLO's features, whose first kernel is split by feature there.
+
+    `theirs` is the place of `w0__0`, ..., `b0`, `w1`, `b1` and so on.
+    """
+    rows = velo_rows(num_decays)
+    names = tuple(f"{theirs}/w0__{i}" for i in range(len(rows)))
+    table = {
+        f"{ours}layer_0/kernel": Source(names, rows),
+        f"{ours}layer_0/bias": same(f"{theirs}/b0"),
+    }
+    for i in range(1, number):
+        table |= layer(f"{ours}layer_{i}", f"{theirs}/w{i}", f"{theirs}/b{i}")
+    return table
 
 
 def foreign_shapes(
