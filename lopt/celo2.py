@@ -65,6 +65,8 @@ class Celo2:
     weight_decay: float = 0.0
     """Decoupled weight decay: parameters shrink by rate × this, at the rate of their
     role. Not multiplied by μP's step scale."""
+    clip_norm: float | None = None
+    """Bound of the norm of all gradients together; None does not clip."""
     orthogonalize: bool = True
     """Whether directions pass through Newton–Schulz."""
     adam_mult: float = 20.0
@@ -75,7 +77,7 @@ class Celo2:
     """Adam's epsilon."""
     bias_corrected: bool = False
     """Whether Adam clips its gradients, corrects its averages' bias and adds epsilon to
-    the root, as in PyLO; the original does neither, and adds it to the second moment."""
+    the root, as PyLO's does; the original's adds it to the second moment."""
     hidden_size: int = 8
     """Units of each hidden layer of the network."""
     hidden_layers: int = 2
@@ -98,6 +100,8 @@ class Celo2:
     def __post_init__(self) -> None:
         checks.positive(self, "learning_rate", "adam_mult", "adam_eps")
         checks.positive_integer(self, "hidden_size", "hidden_layers")
+        if self.clip_norm is not None:
+            checks.positive(self, "clip_norm")
         checks.within(self, "weight_decay", 0.0, 1e3)
         checks.within(self, "exp_mult", -1e3, 1e3)
         checks.within(self, "output_scale", -1e3, 1e3)
@@ -150,7 +154,12 @@ class Celo2:
         )
         decay = self._decay(specs) if self.weight_decay else optax.identity()
         steps = optax.scale_by_learning_rate(schedule)
-        return optax.chain(by_role, decay, steps)
+        clip = (
+            optax.identity()
+            if self.clip_norm is None
+            else optax.clip_by_global_norm(self.clip_norm)
+        )
+        return optax.chain(clip, by_role, decay, steps)
 
     def features(
         self, theta: Theta, state: tensors.RuleState, grads: Any, params: Any
