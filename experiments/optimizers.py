@@ -1,0 +1,65 @@
+"""The learned optimizers that a command line can name, in μP.
+
+`--lopt NAME` puts one into a preset; `--lopt.FIELD VALUE` then changes its fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from experiments.command_line import InputError
+from lopt.registry import AnyLearned
+from lopt.small_fc import SmallFC
+from parametrization.rules import ADAM_LIKE
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedOptimizer:
+    """A learned optimizer, made when it is asked for."""
+
+    description: str
+    """One line for a list."""
+    make: Callable[[], AnyLearned]
+    """Makes it."""
+
+
+OPTIMIZERS: dict[str, NamedOptimizer] = {
+    "small_fc": NamedOptimizer(
+        "a small network on Adafactor-style features; in μP it is μLO",
+        lambda: SmallFC(hidden_size=32, step_mult=0.01, rules=ADAM_LIKE),
+    ),
+}
+
+
+def named(name: str) -> AnyLearned:
+    """A learned optimizer by its name.
+
+    Raises:
+        InputError: listing the names that are known.
+    """
+    if name not in OPTIMIZERS:
+        known = ", ".join(OPTIMIZERS)
+        raise InputError(f"unknown optimizer --lopt {name!r}: known are {known}")
+    return OPTIMIZERS[name].make()
+
+
+def take_optimizer(arguments: Sequence[str]) -> tuple[AnyLearned | None, list[str]]:
+    """Takes `--lopt NAME` out of a command line: the optimizer, and what is left.
+
+    Raises:
+        InputError: if the name is missing or unknown.
+    """
+    chosen, kept, rest = None, [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag != "--lopt":
+            kept.append(word)
+            continue
+        if not equals:
+            if not rest:
+                raise InputError(f"--lopt needs a name: {', '.join(OPTIMIZERS)}")
+            value = rest.pop(0)
+        chosen = named(value)
+    return chosen, kept
