@@ -15,12 +15,23 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from lopt import SGD, Adam, SmallFC
+from lopt import SGD, Adafactor, Adam, Lion, Muon, Prodigy, ScheduleFreeAdamW, SmallFC
 from lopt.celo2 import Celo2
 from lopt.elo import ELO
+from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
 from lopt.mlp_lopt import MLPLOpt
+from lopt.nn_adam import NNAdam
 from lopt.nominal import Nominal
-from parametrization import ADAM_LIKE, SGD_LIKE, STANDARD, Axes, ParamSpec
+from lopt.rnn_mlp import RNNMLP
+from lopt.wrappers import (
+    AccumulatedGradients,
+    ClippedGradients,
+    RoleFallback,
+    ScheduledSteps,
+    StochasticBfloat16,
+    WeightDecay,
+)
+from parametrization import ADAM_LIKE, SGD_LIKE, Axes, ParamSpec
 
 SMALL = {"hidden_size": 4, "hidden_layers": 1}
 
@@ -30,7 +41,8 @@ class Case:
     """An optimizer, and what distinguishes it."""
 
     optimizer: object
-    coupled: bool = False  # one tensor's gradient may move another
+    coupled: bool = False  # one tensor's gradient may move another, and stays finite
+    global_norm: bool = False  # an infinite norm is nobody's to mend
     loss: bool = False  # update needs the loss
     mup: object = ADAM_LIKE
 
@@ -44,8 +56,24 @@ CASES = {
     ),
     "elo": Case(ELO(**SMALL, weight_decay=0.1)),
     "nominal": Case(Nominal(SmallFC(**SMALL), precondition=True, max_ratio=2.0)),
-    "sgd": Case(SGD(momentum=0.9), mup=SGD_LIKE),
+    "nn_adam": Case(NNAdam(hidden_size=4)),
+    "rnn_mlp": Case(RNNMLP(**SMALL, lstm_size=4), coupled=True, loss=True),
+    "learnable_sgd": Case(LearnableSGD(), mup=SGD_LIKE),
+    "learnable_sgdm": Case(LearnableSGDM(), mup=SGD_LIKE),
+    "learnable_adam": Case(LearnableAdam()),
+    "sgd": Case(SGD(momentum=0.9, nesterov=True), mup=SGD_LIKE),
     "adam": Case(Adam(weight_decay=0.1, schedule="cosine")),
+    "nadamw": Case(Adam(weight_decay=0.1, nesterov=True)),
+    "lion": Case(Lion()),
+    "muon": Case(Muon()),
+    "adafactor": Case(Adafactor()),
+    "schedule_free": Case(ScheduleFreeAdamW()),
+    "prodigy": Case(Prodigy(), global_norm=True),
+    "weight_decay": Case(WeightDecay(ScheduledSteps(SmallFC(**SMALL)))),
+    "clipped": Case(ClippedGradients(SmallFC(**SMALL)), global_norm=True),
+    "accumulated": Case(AccumulatedGradients(SmallFC(**SMALL))),
+    "fallback": Case(RoleFallback(SmallFC(**SMALL))),
+    "bfloat16": Case(StochasticBfloat16(SmallFC(**SMALL))),
 }
 
 AXES = {
@@ -126,6 +154,18 @@ def name(request):
     return request.param
 
 
+def with_rules(optimizer, rules):
+    """The optimizer, and what it wraps, in another parametrization."""
+    changed = {}
+    for field in dataclasses.fields(optimizer):
+        value = getattr(optimizer, field.name)
+        if field.name == "rules":
+            changed["rules"] = rules
+        elif dataclasses.is_dataclass(value) and hasattr(value, "as_optax"):
+            changed[field.name] = with_rules(value, rules)
+    return dataclasses.replace(optimizer, **changed)
+
+
 class Subject:
     """A case, its θ, and its compiled run, made when first asked for."""
 
@@ -145,12 +185,6 @@ class Subject:
     @functools.cached_property
     def result(self):
         return self.run()
-
-    def with_rules(self, rules):
-        changed = {"rules": rules}
-        if isinstance(self.optimizer, Nominal):
-            changed["rule"] = dataclasses.replace(self.optimizer.rule, rules=rules)
-        return dataclasses.replace(self.optimizer, **changed)
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +214,8 @@ def test_an_infinite_gradient_stays_in_its_tensor(subject):
     for tensor, value in path.items():
         if tensor == "kernel":
             continue
-        if subject.case.coupled and not subject.case.loss:
-            continue  # a global norm: see the test of the wrapper
+        if subject.case.global_norm:
+            continue
         if subject.case.coupled:
             assert np.isfinite(value).all(), tensor
         else:
@@ -253,9 +287,8 @@ def test_bfloat16_parameters_stay_and_accumulators_are_float32(subject):
 
 
 def test_at_the_base_width_mup_is_the_standard_parametrization(subject):
-    theirs = subject.with_rules(
-        subject.case.mup if subject.optimizer.rules is STANDARD else STANDARD
-    )
+    theirs = with_rules(subject.optimizer, subject.case.mup)
+    assert theirs != subject.optimizer
     run = jit(training(subject.case, optimizer=theirs))
     path, _ = run(subject.theta, PARAMS, GRADS, LOSSES)
     for tensor, want in subject.result[0].items():
