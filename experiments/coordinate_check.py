@@ -33,6 +33,8 @@ from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import SGD, Adam
 from lopt.epsilons import PAPER, WIDTH_SAFE, Epsilons
 from lopt.integrity import write_text
+from lopt.mlp_lopt import MLPLOpt
+from lopt.small_fc import SmallFC
 from parametrization.coordinate_check import CoordinateCheck, coordinate_check
 from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
 from tasks.base import Batch, sample
@@ -133,7 +135,8 @@ def _columns(lopt: Any, rules: Rules) -> Rules:
 
 
 def _shows_features(lopt: Any) -> bool:
-    return isinstance(lopt, HasFeatures) and hasattr(lopt, "epsilons")
+    """Whether its one network is applied to every tensor, so that all have inputs."""
+    return isinstance(lopt, SmallFC | MLPLOpt)
 
 
 def _with_floors(lopt: Any, floors: Epsilons) -> Any:

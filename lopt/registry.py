@@ -11,10 +11,12 @@ from typing import TypeAlias, get_args
 
 from lopt import encoding
 from lopt.celo2 import Celo2
+from lopt.elo import ELO
 from lopt.mlp_lopt import MLPLOpt
+from lopt.nominal import Nominal
 from lopt.small_fc import SmallFC
 
-AnyLearned: TypeAlias = SmallFC | MLPLOpt | Celo2
+AnyLearned: TypeAlias = SmallFC | MLPLOpt | Celo2 | ELO | Nominal
 """Every learned optimizer, as a type for fields that hold one."""
 
 LEARNED: tuple[type, ...] = get_args(AnyLearned)
