@@ -145,6 +145,8 @@ def _decode_union(
     for candidate in inner:
         if candidate in (bool, int, float, str) and type(data) is candidate:
             return data
+        if typing.get_origin(candidate) is typing.Literal and isinstance(data, str):
+            return _decode(candidate, data, where, kinds)
     return decode_kind(data, where, kinds)
 
 

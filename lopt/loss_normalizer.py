@@ -1,0 +1,65 @@
+"""How a loss compares with the losses before it, on a scale of its own.
+
+Running mean and spread of the loss; the feature is the distance from the mean in
+standard deviations. A loss that is not finite is not averaged, and looks like the worst
+that the feature can say: one bad value does not deafen the rule for good.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+LIMIT = 5.0
+"""The feature lies in [−5, 5]."""
+
+
+class LossAverages(NamedTuple):
+    """Averages, not yet bias-corrected, `[]` each."""
+
+    mean: jax.Array
+    variance: jax.Array
+    losses: jax.Array  # int32, how many were averaged
+
+
+def init(dtype: jnp.dtype) -> LossAverages:
+    """Averages of no loss."""
+    return LossAverages(
+        jnp.zeros([], dtype), jnp.zeros([], dtype), jnp.zeros([], jnp.int32)
+    )
+
+
+def update(
+    averages: LossAverages, loss: jax.typing.ArrayLike, decay: float
+) -> LossAverages:
+    """Averages with one more loss `[]`; the same if it is not finite."""
+    loss = jnp.asarray(loss, averages.mean.dtype)
+    mean = decay * averages.mean + (1.0 - decay) * loss
+    spread = decay * averages.variance + (1.0 - decay) * jnp.square(mean - loss)
+    new = LossAverages(mean, spread, averages.losses + 1)
+    finite = jnp.isfinite(loss)
+    return jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, averages)
+
+
+def mean(averages: LossAverages, decay: float) -> jax.Array:
+    """The mean, corrected for its start at 0; 0 before the first loss."""
+    return averages.mean * _correction(averages, decay)
+
+
+def feature(
+    averages: LossAverages, loss: jax.typing.ArrayLike, decay: float
+) -> jax.Array:
+    """Distance of a loss `[]` from the mean in standard deviations, in [−5, 5]."""
+    loss = jnp.asarray(loss, averages.mean.dtype)
+    variance = averages.variance * _correction(averages, decay)
+    distance = (loss - mean(averages, decay)) * jax.lax.rsqrt(variance + 1e-8)
+    return jnp.where(jnp.isfinite(loss), jnp.clip(distance, -LIMIT, LIMIT), LIMIT)
+
+
+def _correction(averages: LossAverages, decay: float) -> jax.Array:
+    count = averages.losses.astype(averages.mean.dtype)
+    # 1 − decay^count; written so, the compiler cannot lose the floor to rounding.
+    return 1.0 / (1e-8 - jnp.expm1(count * math.log(decay)))

@@ -1,0 +1,88 @@
+"""A golden file of a rule that takes the loss, and our run on its inputs."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import optax
+
+from parametrization import Axes, ParamSpec
+
+# A third of the compile time of these small programs; the numbers are the same.
+FAST_COMPILATION = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+}
+LEAVES = ["bias_7", "conv_3x3x4x6", "mat_12x7", "scalar", "sq_8x8", "vec_1x9"]
+
+
+def fixed_specs(params):
+    """Specs under which nothing scales and nothing is stacked."""
+    return jax.tree.map(
+        lambda p: ParamSpec(Axes((), ("fixed",) * p.ndim), p.shape, p.shape), params
+    )
+
+
+class Trajectory:
+    """The arrays of one file; `run` feeds its gradients and losses to an optimizer."""
+
+    def __init__(self, path):
+        with np.load(path, allow_pickle=False) as file:
+            self.arrays = {key: file[key] for key in file.files}
+        self.config = json.loads(str(self.arrays["config"]))
+        self.arguments = self.config["constructor_args"]
+        self.num_steps = self.config["num_steps"]
+        assert self.config["leaf_order"] == LEAVES
+
+    def group(self, prefix):
+        """Arrays under a prefix by the rest of their path."""
+        found = {
+            key.removeprefix(prefix + "/"): value
+            for key, value in self.arrays.items()
+            if key.startswith(prefix + "/")
+        }
+        assert found, prefix
+        return found
+
+    def run(self, optimizer, theta, dtype, inputs=None):
+        """`(path, states)`: parameters and states after each update, as numpy.
+
+        `inputs`: `{"grads": ..., keyword: [T]}` instead of the file's own.
+        """
+        inputs = inputs or {"grads": self.group("grads"), "loss": self.arrays["loss"]}
+        params = {name: value[0] for name, value in self.group("params").items()}
+        specs = fixed_specs(params)
+
+        @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+        def whole(theta, params, inputs, num_steps):
+            lopt = optimizer.as_optax(theta, specs, num_steps)
+
+            def step(carry, given):
+                params, state = carry
+                keywords = {k: v for k, v in given.items() if k != "grads"}
+                updates, state = lopt.update(given["grads"], state, params, **keywords)
+                params = optax.apply_updates(params, updates)
+                return (params, state), (params, state)
+
+            return jax.lax.scan(step, (params, lopt.init(params)), inputs)[1]
+
+        with jax.enable_x64(dtype == np.float64):
+            given = jax.tree.map(dtype, (theta, params, inputs))
+            return jax.tree.map(np.asarray, whole(*given, self.num_steps))
+
+
+def dense(arrays, path):
+    """A haiku linear layer in our names."""
+    return {"kernel": arrays[f"{path}/w"], "bias": arrays[f"{path}/b"]}
+
+
+def lstm(arrays, path="rnn_params/rnn/linear"):
+    """A haiku LSTM and its first state in our names."""
+    state = {name: arrays[f"lstm_init_state/{name}"][0] for name in ("hidden", "cell")}
+    return {**dense(arrays, path), **state}
+
+
+def assert_close(got, want, rtol, atol):
+    assert got.shape == want.shape, (got.shape, want.shape)
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=atol)
