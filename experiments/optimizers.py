@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from experiments.command_line import InputError
 from lopt.celo2 import Celo2
 from lopt.elo import ELO
+from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
 from lopt.mlp_lopt import MLPLOpt
+from lopt.nn_adam import NNAdam
 from lopt.nominal import Nominal
 from lopt.registry import AnyLearned
+from lopt.rnn_mlp import RNNMLP
 from lopt.small_fc import SmallFC
-from parametrization.rules import ADAM_LIKE
+from parametrization.rules import ADAM_LIKE, SGD_LIKE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,26 @@ OPTIMIZERS: dict[str, NamedOptimizer] = {
     "mlp_lopt": NamedOptimizer(
         "a small network on gradient, parameter and six momenta",
         lambda: MLPLOpt(step_mult=0.01, rules=ADAM_LIKE),
+    ),
+    "learnable_sgd": NamedOptimizer(
+        "gradient descent with a learned rate",
+        lambda: LearnableSGD(rules=SGD_LIKE),
+    ),
+    "learnable_sgdm": NamedOptimizer(
+        "momentum with a learned rate and decay",
+        lambda: LearnableSGDM(rules=SGD_LIKE),
+    ),
+    "learnable_adam": NamedOptimizer(
+        "Adam with four learned scalars",
+        lambda: LearnableAdam(rules=ADAM_LIKE),
+    ),
+    "nn_adam": NamedOptimizer(
+        "Adam with hyperparameters moved by an LSTM of each tensor",
+        lambda: NNAdam(rules=ADAM_LIKE),
+    ),
+    "rnn_mlp": NamedOptimizer(
+        "a small network for each parameter, guided by an LSTM of each tensor",
+        lambda: RNNMLP(rules=ADAM_LIKE),
     ),
     "celo2": NamedOptimizer(
         "CELO2: a learned, orthogonalized direction for matrices",
