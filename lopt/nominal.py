@@ -17,7 +17,6 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -55,8 +54,8 @@ class Nominal:
     or one of the latter two over the root of the second moment."""
     precondition: bool = False
     """Whether the rule's step is divided by the root of the second moment too."""
-    max_ratio: float = math.inf
-    """Bound of the rule's step per element, in nominal step sizes."""
+    max_ratio: float | None = None
+    """Bound of the rule's step per element, in nominal step sizes; None: no bound."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the parameters, in nominal step sizes."""
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
@@ -76,8 +75,8 @@ class Nominal:
         if self.estimator not in get_args(Estimator):
             known = get_args(Estimator)
             raise ValueError(f"estimator = {self.estimator!r} must be one of {known}")
-        if not self.max_ratio > 0:
-            raise ValueError(f"max_ratio = {self.max_ratio} must be positive")
+        if self.max_ratio is not None:
+            checks.positive(self, "max_ratio")
         theirs = getattr(self.rule, "rules", self.rules)
         if theirs is not self.rules:
             raise ValueError(
@@ -164,7 +163,7 @@ class Nominal:
         learned = step.astype(root.dtype) * jnp.exp(theta["log_rule"])
         if self.precondition:
             learned = learned * root
-        if self.max_ratio < math.inf:
+        if self.max_ratio is not None:
             bound = self.max_ratio * unit
             learned = jnp.clip(learned, -bound, bound)
         decayed = self.step_size * self.weight_decay * param
