@@ -98,7 +98,7 @@ def icc(ratings: Any) -> float:
         ratings: numbers `[raters, n]`, at least two of each.
 
     Returns:
-        NaN, with one warning, if all ratings are the same number.
+        NaN, with one warning, if all ratings are one number or the variances cancel.
     """
     ratings = np.asarray(ratings, np.float64)
     if ratings.ndim != 2 or min(ratings.shape) < 2:
@@ -115,6 +115,9 @@ def icc(ratings: Any) -> float:
     total = between_cases + (raters - 1) * error + raters * (between_raters - error) / n
     if (ratings == ratings[0, 0]).all():
         _warn("all ratings are the same number")
+        return math.nan
+    if total == 0.0:
+        _warn("the variances between cases, raters and the rest cancel")
         return math.nan
     return float((between_cases - error) / total)
 

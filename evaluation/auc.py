@@ -24,7 +24,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy.special import expit, logit, ndtr, ndtri
@@ -92,6 +92,10 @@ class AUCs:
                 says nothing: then the ends are NaN.
             level: coverage.
         """
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"level = {level} must lie in (0, 1)")
+        if method not in get_args(Method):
+            raise ValueError(f"method = {method!r} must be one of {get_args(Method)}")
         weights = self._weights(which)
         value = float(weights @ self.values)
         error = math.sqrt(max(float(weights @ self.covariance @ weights), 0.0))

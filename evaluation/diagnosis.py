@@ -28,6 +28,7 @@ from evaluation.agreement import cohen_kappa, fleiss_kappa, mean_pairwise_kappa
 from evaluation.auc import AUCs, Comparison, Estimate, delong, placements
 from evaluation.bootstrap import cluster_bootstrap
 from lopt.base import LearnedOptimizer, Theta
+from lopt.baselines import evaluation_params
 from metatrain.inner import start
 from metatrain.keys import stream
 from metatrain.unroll import unroll
@@ -131,7 +132,7 @@ def train(
         state, losses, _ = unroll(
             task, lopt, theta, state, dataset, stream(key, "unroll"), num_steps
         )
-        return state.params, losses
+        return evaluation_params(state.opt_state, state.params), losses
 
     key = stream(jax.random.key(seed), "diagnosis")
     params, losses = run(key, dataset, num_steps)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopt.base import LearnedOptimizer, Theta
+from lopt.baselines import evaluation_params
 from metatrain.inner import start
 from metatrain.keys import stream
 from metatrain.unroll import unroll
@@ -53,7 +54,7 @@ def train_stage(
         state, losses, _ = unroll(
             task, lopt, theta, state, dataset, stream(key, "unroll"), num_steps
         )
-        return state.params, losses
+        return evaluation_params(state.opt_state, state.params), losses
 
     params, losses = run(theta, dataset)
     return params, np.asarray(losses)

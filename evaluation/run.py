@@ -20,6 +20,7 @@ import numpy as np
 
 from evaluation.training import Trained, train, train_streamed
 from lopt.base import LearnedOptimizer, Theta
+from lopt.baselines import evaluation_params
 from metatrain.keys import stream
 from metatrain.objective import Objective
 from metatrain.streaming import HostDataset
@@ -213,7 +214,8 @@ def _outcome(task: Task, dataset: Dataset, run: Trained) -> dict[str, jax.Array]
     losses = cap(curve, task)
     at_cap = _OBJECTIVE.diverged(_OBJECTIVE.normalize(curve, task.loss_at_chance))
     finite = jnp.all(jnp.isfinite(curve))
-    for leaf in jax.tree.leaves(state.params):
+    params = evaluation_params(state.opt_state, state.params)
+    for leaf in jax.tree.leaves(params):
         finite &= jnp.all(jnp.isfinite(leaf))
     fields = {
         "curve": curve,
@@ -225,7 +227,7 @@ def _outcome(task: Task, dataset: Dataset, run: Trained) -> dict[str, jax.Array]
     splits: dict[str, Split] = {"valid": "outer_valid", "test": "test"}
     for name, split in splits.items():
         batch = task.whole(dataset, split)
-        loss, aux = _loss_of_whole(task, state.params, stream(key, split), batch)
+        loss, aux = _loss_of_whole(task, params, stream(key, split), batch)
         fields[f"{name}_loss"] = cap(loss, task)
         fields[f"{name}_accuracy"] = jnp.asarray(aux.get("accuracy", jnp.nan))
     return fields

@@ -23,7 +23,15 @@ import optax
 
 from evaluation import run, tuning_cache
 from lopt.base import Specs, Theta
-from lopt.baselines import SGD, Baseline, Schedule, learning_rate_schedule
+from lopt.baselines import (
+    SGD,
+    Baseline,
+    Lion,
+    Muon,
+    Prodigy,
+    Schedule,
+    learning_rate_schedule,
+)
 from metatrain.streaming import HostDataset
 from tasks import description
 from tasks.base import Dataset, Task
@@ -61,6 +69,13 @@ ADAM_GRID = Grid(-20, -6)
 """2⁻¹⁰ … 2⁻³: 15 points."""
 SGD_GRID = Grid(-12, 2)
 """2⁻⁶ … 2: 15 points."""
+GRIDS: dict[type, Grid] = {
+    SGD: SGD_GRID,
+    Lion: Grid(-26, -12),  # 3 to 10 times below Adam's
+    Muon: Grid(-16, -2),
+    Prodigy: Grid(-7, 7),  # around 1
+}
+"""The first grids of baselines that do not begin with Adam's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,18 +119,26 @@ class Scheduled:
     baseline: Baseline
     """Its learning rate and schedule are replaced by those of θ."""
 
+    def __post_init__(self) -> None:
+        if self.baseline.schedule not in SCHEDULES:
+            raise ValueError(
+                f"baseline.schedule = {self.baseline.schedule!r} must be one of "
+                f"{SCHEDULES}: tuning tries these"
+            )
+
     def init(self, key: jax.Array) -> Theta:
         """θ of the baseline itself."""
         del key
-        theta = scheduled_theta([self.baseline.learning_rate], [self.baseline.schedule])
+        cosine = self.baseline.schedule == "cosine"
+        theta = scheduled_theta(
+            [self.baseline.learning_rate], ["cosine" if cosine else "constant"]
+        )
         return jax.tree.map(lambda x: x[0], theta)
 
     def as_optax(
         self, theta: Theta, specs: Specs, num_steps: int | jax.Array
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer: every baseline's update is linear in its learning rate."""
-        unit = _unit(self.baseline)
-        transformation = unit.as_optax(unit.init(jax.random.key(0)), specs, num_steps)
+        """The optimizer, with the learning rate and the schedule of θ."""
         constant, cosine = (
             learning_rate_schedule(theta["learning_rate"], schedule, num_steps)
             for schedule in SCHEDULES
@@ -124,7 +147,7 @@ class Scheduled:
         def rate(count: Any) -> jax.Array:
             return jnp.where(theta["cosine"], cosine(count), constant(count))
 
-        return optax.chain(transformation, optax.scale_by_schedule(rate))
+        return self.baseline.with_rate(rate, specs)
 
 
 def scheduled_theta(rates: Sequence[float], schedules: Sequence[Schedule]) -> Theta:
@@ -140,8 +163,8 @@ def _unit(baseline: Baseline) -> Baseline:
 
 
 def grid_for(baseline: Baseline) -> Grid:
-    """The first grid of a baseline: Adam's and its kin's, or SGD's."""
-    return SGD_GRID if isinstance(baseline, SGD) else ADAM_GRID
+    """The first grid of a baseline."""
+    return GRIDS.get(type(baseline), ADAM_GRID)
 
 
 def tune(
@@ -168,6 +191,7 @@ def tune(
         cache_dir: where results are kept; None computes anew.
     """
     grid = grid or grid_for(baseline)
+    baseline = Scheduled(baseline).baseline  # refuses what cannot be tuned
     if cache_dir is None:
         return _tune(task, baseline, num_steps, grid, seeds, schedules, dataset)
     # Other contents under the same name are other data.

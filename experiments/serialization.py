@@ -15,6 +15,12 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lopt.schedules import (
+    Constant,
+    InfiniteSchedule,
+    WarmupCosine,
+    WarmupStableDecay,
+)
 from tasks.autoencoding import Autoencoding
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
@@ -60,6 +66,7 @@ COMPONENTS: dict[str, type] = {
         Resized,
         *(VectorQuantization, LatentDiffusion, SemanticPrior),
         *(VQAutoEncoder, LatentDenoiser, CodePrior, Shapes),
+        *(Constant, WarmupCosine, WarmupStableDecay, InfiniteSchedule),
     )
 }
 """Dataclasses that a field of an abstract type may hold, by the `kind` in the JSON."""
@@ -117,6 +124,9 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
         if data is None and type(None) in arguments:
             return None
         inner = [a for a in arguments if a is not type(None)]
+        names = [a for a in inner if typing.get_origin(a) is typing.Literal]
+        if names and isinstance(data, str):
+            return _decode(names[0], data, where)
         if len(inner) > 1:
             raise ValueError(f"{where} = {data!r} must be an object with a 'kind'")
         return _decode(inner[0], data, where)

@@ -254,26 +254,17 @@ def broadcast_axis(q: Quantities, per: Per) -> int | None:
     return 1 + (d0 if per == "row" else d1)
 
 
-def normalizers(
-    values: jax.Array, epsilons: Epsilons, last_axes: int | None = None
-) -> jax.Array:
-    """1/root mean square of features `[F, ...]`, `[F, 1, ...]`.
+def normalizers(values: jax.Array, epsilons: Epsilons) -> jax.Array:
+    """1/root mean square `[F]` of features `[F, ...]`.
 
-    Args:
-        values: in front the features; where they do not depend on an axis, its size
-            may be 1: every entry is repeated equally often, so the mean is the same.
-        epsilons: the floor of the mean square.
-        last_axes: only over that many last axes; over all of them by default.
+    Where a feature does not depend on an axis, its size may be 1: every entry is
+    repeated equally often, so the mean is the same.
     """
-    over = values.ndim - 1 if last_axes is None else min(last_axes, values.ndim - 1)
-    axes = tuple(range(values.ndim - over, values.ndim))
-    mean_square = jnp.mean(values**2, axis=axes, keepdims=True)
+    mean_square = jnp.mean(values**2, axis=tuple(range(1, values.ndim)))
     return jax.lax.rsqrt(mean_square + epsilons.normalizer)
 
 
-def all_features(
-    features: FeatureSet, q: Quantities, last_axes: int | None = None
-) -> jax.Array:
+def all_features(features: FeatureSet, q: Quantities) -> jax.Array:
     """Every normalized feature of every element, `[*S, F]`, in order of the names.
 
     The plain form, for inspection and tests; an optimizer never builds it.
@@ -287,6 +278,7 @@ def all_features(
         else:
             axis = broadcast_axis(q, feature.per)
             values = values if axis is None else jnp.expand_dims(values, axis)
-            values = values * normalizers(values, q.epsilons, last_axes)
+            scale = normalizers(values, q.epsilons)
+            values = values * scale.reshape((-1,) + (1,) * len(shape))
         columns.append(jnp.broadcast_to(values, (values.shape[0], *shape)))
     return jnp.moveaxis(jnp.concatenate(columns), 0, -1)

@@ -28,9 +28,16 @@ Layers = dict[str, dict[str, jax.Array]]
 
 
 def init(
-    key: jax.Array, num_inputs: int, hidden_size: int, hidden_layers: int, outputs: int
+    key: jax.Array,
+    num_inputs: int,
+    hidden_size: int,
+    hidden_layers: int,
+    outputs: int,
+    output_scale: float = 1.0,
 ) -> Layers:
     """Weights: truncated normal (cut at 2σ, σ = 1/√fan-in), biases zero.
+
+    `output_scale` multiplies the last layer's.
 
     Returns:
         `{"layer_0": {"kernel": [in, out], "bias": [out]}, ...}`.
@@ -43,6 +50,8 @@ def init(
         )
         kernel = normal / jnp.sqrt(fan_in)
         layers[f"layer_{i}"] = {"kernel": kernel, "bias": jnp.zeros(fan_out)}
+    last = layers[f"layer_{hidden_layers}"]
+    last["kernel"] = output_scale * last["kernel"]
     return layers
 
 
@@ -50,7 +59,6 @@ def apply(
     layers: Layers,
     feature_set: FeatureSet,
     q: Quantities,
-    last_axes: int | None = None,
 ) -> jax.Array:
     """The network's outputs for one tensor of shape `S`, outputs last: `[*S, out]`.
 
@@ -58,9 +66,8 @@ def apply(
         layers: as from `init`; rows of the first kernel in order of the features.
         feature_set: what the inputs are.
         q: what they are computed from.
-        last_axes: features are normalized over that many last axes; None: over all.
     """
-    hidden = _first_layer(layers["layer_0"], feature_set, q, last_axes)
+    hidden = _first_layer(layers["layer_0"], feature_set, q)
     for i in range(1, len(layers)):
         layer = layers[f"layer_{i}"]
         product = jnp.maximum(hidden, 0.0) @ layer["kernel"]
@@ -72,7 +79,6 @@ def _first_layer(
     layer: dict[str, jax.Array],
     feature_set: FeatureSet,
     q: Quantities,
-    last_axes: int | None,
 ) -> jax.Array:
     kernel, bias = jnp.asarray(layer["kernel"]), layer["bias"]
     # Values and rows of the kernel, by the axis along which the values are constant;
@@ -98,7 +104,7 @@ def _first_layer(
         weights = jnp.concatenate([weights for _, weights in terms.values()])
         if axis is not None:
             values = jnp.expand_dims(values, axis)
-        product = _normalized_product(values, weights, q.epsilons, last_axes)
+        product = _normalized_product(values, weights, q.epsilons)
         if axis is not None and bias is not None:  # added where it costs least
             product, bias = product + jnp.broadcast_to(bias, product.shape), None
         total = product if total is None else _sum(total, product)
@@ -112,12 +118,8 @@ def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _normalized_product(
-    values: jax.Array, kernel: jax.Array, epsilons: Epsilons, last_axes: int | None
+    values: jax.Array, kernel: jax.Array, epsilons: Epsilons
 ) -> jax.Array:
     """Normalized features `[F, *S]` times a kernel `[F, H]`: `[*S, H]`."""
-    scale = features.normalizers(values, epsilons, last_axes)
-    if scale.size == scale.shape[0]:
-        kernel = scale.reshape(-1, 1) * kernel
-    else:
-        values = values * scale
-    return jnp.moveaxis(values, 0, -1) @ kernel
+    scaled = features.normalizers(values, epsilons)[:, None] * kernel
+    return jnp.moveaxis(values, 0, -1) @ scaled

@@ -13,26 +13,19 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import accumulators, features, per_parameter_mlp, tensors
+from lopt import accumulators, checks, features, per_parameter_mlp, tensors
 from lopt.accumulators import Complements, TensorState
 from lopt.base import Specs, Theta
 from lopt.epsilons import PAPER, Epsilons
 from lopt.features import Counts, Quantities
-from lopt.tensors import Arrangement
-from parametrization.rules import ADAM_LIKE, STANDARD, Rules
-
-
-class SmallFCState(NamedTuple):
-    """State of the transformation."""
-
-    step: jax.Array  # [] int32, updates done
-    tensors: Any  # tree of TensorState, parallel to the parameters
+from lopt.tensors import RuleState
+from parametrization.rules import STANDARD, Rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,36 +56,10 @@ class SmallFC:
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "hidden_layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} = {value} must be a positive whole number")
-        if not 0.0 < self.step_mult <= 1e3:
-            raise ValueError(f"step_mult = {self.step_mult} must lie in (0, 1000]")
-        for name in ("exp_mult", "output_scale"):
-            if not abs(getattr(self, name)) <= 1e3:
-                value = getattr(self, name)
-                raise ValueError(f"{name} = {value} must lie in [-1000, 1000]")
-        if not self.momentum_decays:
-            raise ValueError("momentum_decays = () must name at least one decay")
-        if len(self.momentum_decays) != len(self.factored_decays):
-            raise ValueError(
-                f"factored_decays = {self.factored_decays} must be as many as "
-                f"momentum_decays = {self.momentum_decays}: each momentum is divided "
-                "by the factored moment of the same index"
-            )
-        for decay in (
-            *self.momentum_decays,
-            self.second_moment_decay,
-            *self.factored_decays,
-        ):
-            if not 0.0 <= decay < 1.0:
-                raise ValueError(f"decay {decay} must lie in [0, 1)")
-        if self.rules not in (STANDARD, ADAM_LIKE):
-            raise ValueError(
-                f"rules = {self.rules!r} must be STANDARD or ADAM_LIKE; in a CompleteP "
-                "model the steps of this optimizer are those of ADAM_LIKE"
-            )
+        checks.network(self)
+        checks.decays(self, "momentum_decays", "second_moment_decay", "factored_decays")
+        checks.as_many(self, "factored_decays", "momentum_decays")
+        checks.step_rules(self.rules)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -109,10 +76,13 @@ class SmallFC:
         """
         num_decays = len(self.momentum_decays)
         layers = per_parameter_mlp.init(
-            key, len(self.feature_names), self.hidden_size, self.hidden_layers, 2
+            key,
+            len(self.feature_names),
+            self.hidden_size,
+            self.hidden_layers,
+            2,
+            self.output_scale,
         )
-        last = layers[f"layer_{self.hidden_layers}"]
-        last["kernel"] = self.output_scale * last["kernel"]
         return {
             **layers,
             "momentum_offsets": jnp.zeros(num_decays),
@@ -131,47 +101,18 @@ class SmallFC:
         complements = self._complements(theta)
         layers = self._layers(theta)
 
-        def init(params: optax.Params) -> SmallFCState:
-            states = tensors.init_states(params, specs, self._init_tensor)
-            return SmallFCState(jnp.zeros([], jnp.int32), states)
+        def move(
+            grad: jax.Array, param: jax.Array, state: TensorState, step: jax.Array
+        ) -> tuple[jax.Array, TensorState]:
+            state = accumulators.update(state, grad, complements, self.epsilons)
+            q = Quantities(grad, param, state, step, self.epsilons)
+            out = per_parameter_mlp.apply(layers, features.SMALL_FC, q)
+            moved = out[..., 0] * jnp.exp(self.exp_mult * out[..., 1])
+            return -self.step_mult * moved, state
 
-        def update(
-            updates: optax.Updates,
-            state: SmallFCState,
-            params: optax.Params | None = None,
-            **extra_args: Any,
-        ) -> tuple[optax.Updates, SmallFCState]:
-            del extra_args
-            if params is None:
-                raise ValueError(
-                    "small_fc_lopt needs params: update(grads, state, params)"
-                )
-
-            def move(
-                grad: jax.Array, param: jax.Array, tensor: TensorState, scale: jax.Array
-            ) -> tuple[jax.Array, TensorState]:
-                tensor = accumulators.update(tensor, grad, complements, self.epsilons)
-                q = Quantities(grad, param, tensor, state.step, self.epsilons)
-                return self._step(layers, q, scale), tensor
-
-            arrangement = Arrangement(updates, params, specs)
-            moved = [
-                tensors.over(move, *stacks)
-                for stacks in zip(
-                    arrangement.stack(updates),
-                    arrangement.stack(params),
-                    arrangement.stack_states(state.tensors),
-                    arrangement.each(self.rules.step_scale),
-                    strict=True,
-                )
-            ]
-            steps = arrangement.unstack([step for step, _ in moved])
-            states = arrangement.unstack_states(
-                [new for _, new in moved], state.tensors
-            )
-            return steps, SmallFCState(state.step + 1, states)
-
-        return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+        return tensors.transformation(
+            self._init_tensor, move, specs, self.rules.step_scale
+        )
 
     def decays(self, theta: Theta) -> dict[str, jax.Array]:
         """The learned decays themselves, `[K]` each, by accumulator."""
@@ -180,9 +121,7 @@ class SmallFC:
             for name, value in self._complements(theta)._asdict().items()
         }
 
-    def features(
-        self, theta: Theta, state: SmallFCState, grads: Any, params: Any
-    ) -> Any:
+    def features(self, theta: Theta, state: RuleState, grads: Any, params: Any) -> Any:
         """Inputs of the network in the next update, `[*S, F]` for each tensor.
 
         In the order of `feature_names`; scalars are lifted to `[1, F]`. A parameter
@@ -214,10 +153,3 @@ class SmallFC:
 
     def _init_tensor(self, shape: tuple[int, ...], dtype: Any) -> TensorState:
         return accumulators.init(shape, len(self.momentum_decays), dtype)
-
-    def _step(
-        self, layers: per_parameter_mlp.Layers, q: Quantities, scale: jax.Array
-    ) -> jax.Array:
-        out = per_parameter_mlp.apply(layers, features.SMALL_FC, q)
-        step = out[..., 0] * jnp.exp(self.exp_mult * out[..., 1])
-        return -(self.step_mult * scale) * step

@@ -16,11 +16,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lopt.base import Specs, is_masked
 from parametrization.spec import ParamSpec
@@ -164,6 +165,75 @@ class Arrangement:
     def _with_stack(self, leaf: int, x: jax.Array) -> jax.Array:
         spec = self._specs[leaf]
         return x.reshape(*spec.shape[: len(spec.axes.stacked)], *x.shape[1:])
+
+
+class RuleState(NamedTuple):
+    """State of a rule that knows one tensor at a time."""
+
+    step: jax.Array  # [] int32, updates done
+    tensors: Any  # a state for each tensor, parallel to the parameters
+
+
+Move = Callable[[jax.Array, jax.Array, Any, jax.Array], tuple[jax.Array, Any]]
+"""(gradient `[*S]`, parameter `[*S]`, state, `[]` updates done before) -> (step `[*S]`,
+to be added to the parameter, and new state)."""
+
+
+def transformation(
+    init: Callable[[tuple[int, ...], Any], Any],
+    move: Move,
+    specs: Specs,
+    scale: Callable[[ParamSpec], float],
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer that moves every tensor by a rule of its own.
+
+    Args:
+        init: (shape `S`, dtype) -> state of one tensor, a pytree of arrays.
+        move: the rule.
+        specs: specs of all parameters.
+        scale: of the steps of each parameter, the parametrization's.
+    """
+
+    def start(params: optax.Params) -> RuleState:
+        return RuleState(jnp.zeros([], jnp.int32), init_states(params, specs, init))
+
+    def update(
+        updates: optax.Updates,
+        state: RuleState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, RuleState]:
+        del extra_args
+        arrangement = Arrangement(updates, need(params), specs)
+
+        def one(grad: Any, param: Any, tensor: Any, scale: Any) -> tuple[Any, Any]:
+            step, tensor = move(grad, param, tensor, state.step)
+            return scale * step, tensor
+
+        moved = [
+            over(one, *stacks)
+            for stacks in zip(
+                arrangement.stack(updates),
+                arrangement.stack(params),
+                arrangement.stack_states(state.tensors),
+                arrangement.each(scale),
+                strict=True,
+            )
+        ]
+        steps = arrangement.unstack([step for step, _ in moved])
+        new = arrangement.unstack_states([new for _, new in moved], state.tensors)
+        return steps, RuleState(state.step + 1, new)
+
+    return optax.GradientTransformationExtraArgs(start, update)  # pyright: ignore
+
+
+def need(params: optax.Params | None) -> optax.Params:
+    """The parameters, which optax lets a caller omit."""
+    if params is None:
+        raise ValueError(
+            "a learned optimizer needs params: update(grads, state, params)"
+        )
+    return params
 
 
 def init_states(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lopt.base import LearnedOptimizer, Theta
+from lopt.baselines import evaluation_params
 from metatrain.inner import InnerState, inner_step
 from metatrain.keys import stream
 from tasks import variation
@@ -103,7 +104,8 @@ def unroll(
             train_loss = loss
             batch = task.batch(dataset, held_draw, split)
             held_key = stream(loss_key, "held out")
-            loss, aux = variation.loss(task, variant, state.params, held_key, batch)
+            params = evaluation_params(state.opt_state, state.params)
+            loss, aux = variation.loss(task, variant, params, held_key, batch)
             aux = aux | {"train_loss": train_loss}
         return state, (loss, aux)
 

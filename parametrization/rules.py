@@ -101,6 +101,31 @@ class Rules(enum.Enum):
         scale = spec.fan_in_mult**fan_in * spec.fan_out_mult**fan_out
         return scale * spec.depth_mult**self.value.block_step
 
+    def spectral_scale(self, spec: ParamSpec) -> float:
+        """Factor on the spectral norm of a matrix's step: √(n_out/n_in).
+
+        For rules that fix the norm whatever the gradient, as Muon does (the spectral
+        condition, Yang et al., arXiv:2310.17813, Condition 1). Of a hidden matrix it
+        says the same as the factor 1/n_in on elements that are aligned with their
+        input, as Adam's are. A readout's is n_in times as large: its multiplier divides
+        by n_in again.
+        """
+        scale = (spec.fan_in_mult / spec.fan_out_mult) ** (0.5 * self.value.forward)
+        readout = spec.fan_in_mult**-self.value.forward
+        return scale * readout if spec.kind == "output" else scale
+
+    def orthogonal_step_scale(self, spec: ParamSpec) -> float:
+        """Factor on a matrix's step that is orthogonalized and brought to RMS 1.
+
+        All singular values of such a step are √max(n_in, n_out), whatever the data,
+        where `spectral_scale` says what they should grow by.
+        """
+        if self is Rules.STANDARD or spec.kind not in ("hidden", "input", "output"):
+            return self.step_scale(spec)
+        base = max(spec.fan_in / spec.fan_in_mult, spec.fan_out / spec.fan_out_mult)
+        grown = max(spec.fan_in, spec.fan_out) / base if base else 1.0
+        return self.spectral_scale(spec) / math.sqrt(grown)
+
     def forward_scale(self, fan_in: int, base_fan_in: int) -> float:
         """Factor on the product of a readout with its input (the bias is outside)."""
         return (fan_in / base_fan_in) ** self.value.forward

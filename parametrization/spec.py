@@ -75,6 +75,11 @@ class ParamSpec:
         )
 
     @property
+    def fan_out(self) -> int:
+        """Number of outputs; 1 where there is no such axis."""
+        return math.prod(self.shape[len(self.axes.stacked) + len(self.axes.fan_in) :])
+
+    @property
     def fan_in_mult(self) -> float:
         """Ratio of the fan-in to its base size; 1 if no axis of it scales."""
         start = len(self.axes.stacked)

@@ -42,7 +42,15 @@ class Group:
             raise ValueError(f"name = {self.name!r} must be a word without a slash")
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"weight = {self.weight} must be positive and finite")
+        lacking = [n for n in _OF_A_TASK if not callable(getattr(self.task, n, None))]
+        if lacking:
+            raise ValueError(
+                f"task = {self.task!r} is no task: it has no {', '.join(lacking)}"
+            )
         self.variation.check(self.task)
+
+
+_OF_A_TASK = ("init", "specs", "load_data", "draw", "batch", "loss")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,6 +85,7 @@ def _as_arrays(tree: Any, name: str) -> Any:
                 f"{where} has dtype {array.dtype} and shape {array.shape}; it must be "
                 "an array of numbers with a row for each example"
             )
+        _check_kept(array, where)
         return array
 
     arrays = jax.tree_util.tree_map_with_path(convert, tree)
@@ -95,6 +96,21 @@ def _as_arrays(tree: Any, name: str) -> Any:
             "many"
         )
     return arrays
+
+
+def _check_kept(array: np.ndarray, where: str) -> None:
+    """The dtype in which JAX keeps the numbers must have room for them."""
+    kept = np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
+    if kept == array.dtype or not array.size or kept.kind not in "iuf":
+        return
+    limits = np.iinfo(kept) if kept.kind in "iu" else np.finfo(kept)
+    values = array[np.isfinite(array)] if kept.kind == "f" else array
+    for value in (values.min(initial=0), values.max(initial=0)):
+        if not limits.min <= value <= limits.max:
+            raise ValueError(
+                f"{where} holds {value}, beyond {kept}, in which JAX keeps "
+                f"{array.dtype}: scale it, or enable jax_enable_x64"
+            )
 
 
 def _deal(arrays: Any) -> Splits:

@@ -165,3 +165,8 @@ def test_bad_input_is_refused(ratings, message):
         assert message in str(info.value)
     with pytest.raises(ValueError, match=r"\(1, 3\) must be \[raters, n\]"):
         icc([[1, 2, 3]])
+
+
+def test_opposite_raters_have_no_intraclass_correlation():
+    with pytest.warns(UndefinedMetricWarning, match="variances .* cancel"):
+        assert math.isnan(icc([[0, 1], [1, 0]]))

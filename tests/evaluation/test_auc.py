@@ -192,6 +192,10 @@ def test_a_true_difference_is_found_and_weights_are_means():
     )
     with pytest.raises(ValueError, match="3 numbers with sum 1"):
         result.estimate([0.5, 0.5, 0.5])
+    with pytest.raises(ValueError, match=r"level = 95 must lie in \(0, 1\)"):
+        result.estimate(0, level=95)
+    with pytest.raises(ValueError, match="method = 'wald' must be one of"):
+        result.estimate(0, "wald")
 
 
 @pytest.mark.parametrize("function", [auc, lambda y, s: delong(y, s).values[0]])

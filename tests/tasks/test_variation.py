@@ -14,6 +14,7 @@ from tasks.base import sample
 from tasks.classification import ImageClassification
 from tasks.data.label_noise import corrupt
 from tasks.data.text import Text, TextDraws, to_device
+from tasks.groups import Group
 from tasks.language_modelling import LanguageModelling
 from tasks.models.mlp import MLP
 from tasks.models.transformer import Transformer
@@ -325,3 +326,8 @@ def test_nonsense_is_refused(fields, message):
 def test_what_a_task_cannot_vary_is_refused(task, fields, message):
     with pytest.raises(ValueError, match=message):
         Variation(**fields).check(task)
+
+
+def test_a_group_is_of_a_task():
+    with pytest.raises(ValueError, match="is no task: it has no init, specs"):
+        Group("digits", "digits")

@@ -1,0 +1,87 @@
+"""What all baselines share: θ is a learning rate, fields are checked alike."""
+
+from __future__ import annotations
+
+import abc
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopt.base import Specs, Theta
+from lopt.schedules import AnySchedule, check_schedule, learning_rate_schedule
+from parametrization.rules import STANDARD, Rules
+
+
+class RateTuned(abc.ABC):
+    """A family of optimizers indexed by the learning rate alone."""
+
+    learning_rate: float
+    schedule: AnySchedule
+    rules: Rules
+
+    def init(self, key: jax.Array) -> Theta:
+        """θ: the learning rate."""
+        del key
+        return {"learning_rate": jnp.float32(self.learning_rate)}
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+        rate = learning_rate_schedule(theta["learning_rate"], self.schedule, num_steps)
+        return self.with_rate(rate, specs)
+
+    @abc.abstractmethod
+    def with_rate(
+        self, rate: optax.Schedule, specs: Specs
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer with any learning rate as a function of the step.
+
+        Args:
+            rate: updates done before this one `[]` -> learning rate `[]`.
+            specs: tree of `ParamSpec`, parallel to the parameters.
+        """
+
+
+def check_common(baseline: RateTuned) -> None:
+    """Checks learning rate and schedule."""
+    check_positive("learning_rate", baseline.learning_rate)
+    check_schedule(baseline.schedule)
+
+
+def check_normalized(rules: Rules, name: str) -> None:
+    """Refuses the columns for steps that are proportional to the gradient."""
+    if rules.sgd_like:
+        raise ValueError(
+            f"rules = {rules.name} scales steps that are proportional to the "
+            f"gradient; {name} are not: use ADAM_LIKE or COMPLETEP"
+        )
+
+
+def check_proportional(rules: Rules, name: str) -> None:
+    """Refuses the columns for steps of Θ(1) per element."""
+    if not rules.sgd_like and rules is not STANDARD:
+        raise ValueError(
+            f"rules = {rules.name} scales steps of Θ(1) per element; those of {name} "
+            "are proportional to the gradient: use SGD_LIKE or COMPLETEP_SGD_LIKE"
+        )
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuses what is not a positive finite number."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} = {value} must be positive")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Refuses what is negative or not finite."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} = {value} must not be negative")
+
+
+def check_decay(name: str, value: float) -> None:
+    """Refuses what is no decay of a running average."""
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} = {value} must lie in [0, 1)")

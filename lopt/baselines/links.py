@@ -1,0 +1,98 @@
+"""Links of optax chains that know the specs or the precision of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopt.base import Specs, is_masked
+from parametrization.rules import Rules
+from parametrization.spec import ParamSpec
+
+
+def map_with_specs(
+    function: Callable[[Any, ParamSpec], Any], tree: Any, specs: Specs
+) -> Any:
+    """Maps over tensors and their specs; what optax hides is left as it is."""
+    return jax.tree.map(
+        lambda leaf, spec: leaf if is_masked(leaf) else function(leaf, spec),
+        tree,
+        specs,
+        is_leaf=is_masked,
+    )
+
+
+def scale_by(
+    specs: Specs, factor: Callable[[ParamSpec], float]
+) -> optax.GradientTransformation:
+    """Multiplies each parameter's update by a factor that its spec determines."""
+
+    def update(updates: optax.Updates, params: optax.Params | None = None) -> Any:
+        del params
+        return map_with_specs(lambda u, spec: u * factor(spec), updates, specs)
+
+    return optax.stateless(update)
+
+
+def scale_by_specs(specs: Specs, rules: Rules) -> optax.GradientTransformation:
+    """Multiplies each parameter's update by its step scale in a parametrization."""
+    return scale_by(specs, rules.step_scale)
+
+
+def unscale_gradients(specs: Specs, rules: Rules) -> optax.GradientTransformation:
+    """Divides each gradient by how much the parametrization makes it shrink.
+
+    What follows sees gradients of the base model's size, so that an absolute floor
+    (Adam's epsilon, those of learned features) means the same at every width. To a rule
+    that does not care about the gradient's scale it makes no difference.
+    """
+
+    def update(updates: optax.Updates, params: optax.Params | None = None) -> Any:
+        del params
+        return map_with_specs(
+            lambda u, spec: u / rules.gradient_scale(spec), updates, specs
+        )
+
+    return optax.stateless(update)
+
+
+def add_decayed_weights(weight_decay: float) -> list[optax.GradientTransformation]:
+    """Decoupled weight decay, or no link at all."""
+    return [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+
+
+def in_float32(
+    transformation: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Shows a transformation gradients and parameters in float32 at least.
+
+    So accumulators of bfloat16 parameters are float32; updates come back in the dtype
+    of the parameters. Nothing changes for float32 and float64.
+    """
+    inner = optax.with_extra_args_support(transformation)
+
+    def widen(x: Any) -> jax.Array:
+        return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+    def init(params: optax.Params) -> optax.OptState:
+        return inner.init(jax.tree.map(widen, params))
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        like = updates if params is None else params
+        wide = None if params is None else jax.tree.map(widen, params)
+        steps, state = inner.update(
+            jax.tree.map(widen, updates), state, wide, **extra_args
+        )
+        steps = jax.tree.map(lambda u, x: u.astype(jnp.result_type(x)), steps, like)
+        return steps, state
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore

@@ -1,0 +1,109 @@
+"""Prodigy: Adam with an estimate of how far the solution is as its learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from lopt.base import Specs
+from lopt.baselines import base
+from lopt.baselines.links import in_float32, map_with_specs
+from lopt.schedules import AnySchedule
+from parametrization.rules import STANDARD, Rules
+
+
+@dataclasses.dataclass(frozen=True)
+class Prodigy(base.RateTuned):
+    """Prodigy (Mishchenko and Defazio, arXiv:2306.06101).
+
+    θ multiplies the estimated learning rate; 1 is the method itself.
+
+    **μP.** The estimate d = Σ g·(p₀ − p) / Σ |s| runs over all tensors, so scaling the
+    steps alone would not do: d itself would depend on the width. Prodigy therefore
+    works on p / c with gradients c·g, c the step scale of μP. There the numerator is
+    the same, each tensor's share of the denominator is Θ(1), and a step of d per
+    element is one of c·d in p. `eps` is compared with d·c·g, which shrinks with the
+    width: with wide networks choose it small.
+
+    A step whose outcome is not finite is left out, state included (`apply_if_finite`
+    of optax): an infinite gradient, or gradients that have all been zero, for which the
+    estimate is 0/0.
+    """
+
+    learning_rate: float = 1.0
+    """Multiplier of the estimated learning rate in `init`'s θ."""
+    schedule: AnySchedule = "constant"
+    """constant, cosine to zero at the end of the run, or phases of `lopt.schedules`."""
+    b1: float = 0.9
+    """Decay of the momentum."""
+    b2: float = 0.999
+    """Decay of the second moment; its root is that of the estimate."""
+    eps: float = 1e-8
+    """Added, times the estimate, to the root of the second moment."""
+    first_estimate: float = 1e-6
+    """Estimate of the learning rate to begin with; it only grows."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, multiplied by the learning rate but not by μP's step
+    scale."""
+    safeguard_warmup: bool = False
+    """Whether the multiplier is left out of the denominator; for long warm-ups."""
+    rules: Rules = STANDARD
+    """Parametrization that scales the steps: STANDARD, ADAM_LIKE or COMPLETEP."""
+
+    def __post_init__(self) -> None:
+        base.check_common(self)
+        base.check_normalized(self.rules, "Prodigy's")
+        base.check_positive("eps", self.eps)
+        base.check_positive("first_estimate", self.first_estimate)
+        base.check_decay("b1", self.b1)
+        base.check_decay("b2", self.b2)
+        base.check_not_negative("weight_decay", self.weight_decay)
+
+    def with_rate(
+        self, rate: optax.Schedule, specs: Specs
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer with any multiplier as a function of the step."""
+        prodigy = contrib.prodigy(
+            rate,
+            (self.b1, self.b2),
+            eps=self.eps,
+            estim_lr0=self.first_estimate,
+            weight_decay=self.weight_decay,
+            safeguard_warmup=self.safeguard_warmup,
+        )
+        never = int(jnp.iinfo(jnp.int32).max)
+        safe = optax.apply_if_finite(prodigy, max_consecutive_errors=never)
+        return in_float32(_reparametrized(safe, specs, self.rules))
+
+
+def _reparametrized(
+    inner: optax.GradientTransformation, specs: Specs, rules: Rules
+) -> optax.GradientTransformationExtraArgs:
+    """Runs an optimizer on p / c, c the step scale of each parameter."""
+
+    def shrink(tree: Any) -> Any:
+        return map_with_specs(lambda p, spec: p / rules.step_scale(spec), tree, specs)
+
+    def grow(tree: Any) -> Any:
+        return map_with_specs(lambda g, spec: g * rules.step_scale(spec), tree, specs)
+
+    def init(params: optax.Params) -> optax.OptState:
+        return inner.init(shrink(params))
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if params is None:
+            raise ValueError("Prodigy needs params: update(grads, state, params)")
+        del extra_args
+        steps, state = inner.update(grow(updates), state, shrink(params))
+        return grow(steps), state
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore

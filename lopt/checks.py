@@ -1,0 +1,71 @@
+"""What the fields of optimizers must be; each error names field, value and range."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from parametrization.rules import ADAM_LIKE, STANDARD, Rules
+
+
+def positive_integer(owner: Any, *names: str) -> None:
+    """Fields that count."""
+    for name in names:
+        value = getattr(owner, name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} = {value} must be a positive whole number")
+
+
+def within(owner: Any, name: str, low: float, high: float) -> None:
+    """A field in a closed interval."""
+    value = getattr(owner, name)
+    if not low <= value <= high:
+        raise ValueError(f"{name} = {value} must lie in [{low:g}, {high:g}]")
+
+
+def positive(owner: Any, *names: str) -> None:
+    """Fields that are finite and above 0."""
+    for name in names:
+        value = getattr(owner, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} = {value} must be positive")
+
+
+def network(owner: Any) -> None:
+    """Sizes and scales of a per-parameter network."""
+    positive_integer(owner, "hidden_size", "hidden_layers")
+    if not 0.0 < owner.step_mult <= 1e3:
+        raise ValueError(f"step_mult = {owner.step_mult} must lie in (0, 1000]")
+    for name in ("exp_mult", "output_scale"):
+        within(owner, name, -1e3, 1e3)
+
+
+def decays(owner: Any, *names: str) -> None:
+    """Fields that hold a decay or several; there must be one."""
+    for name in names:
+        value = getattr(owner, name)
+        several = value if isinstance(value, tuple) else (value,)
+        if not several:
+            raise ValueError(f"{name} = () must name at least one decay")
+        for decay in several:
+            if not 0.0 <= decay < 1.0:
+                raise ValueError(f"{name}: decay {decay} must lie in [0, 1)")
+
+
+def as_many(owner: Any, name: str, other: str) -> None:
+    """Two fields with a decay for each momentum."""
+    value, wanted = getattr(owner, name), getattr(owner, other)
+    if len(value) != len(wanted):
+        raise ValueError(
+            f"{name} = {value} must be as many as {other} = {wanted}: each momentum is "
+            "divided by the factored moment of the same index"
+        )
+
+
+def step_rules(rules: Rules) -> None:
+    """Parametrizations of rules whose steps do not grow with the gradient."""
+    if rules not in (STANDARD, ADAM_LIKE):
+        raise ValueError(
+            f"rules = {rules!r} must be STANDARD or ADAM_LIKE; in a CompleteP "
+            "model the steps of this optimizer are those of ADAM_LIKE"
+        )

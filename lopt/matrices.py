@@ -1,0 +1,89 @@
+"""Every matrix-like parameter as a stack of matrices from inputs to outputs.
+
+What a rule for matrices (Newton–Schulz, CELO2) needs is the matrix that acts: an
+attention kernel `width -> heads head_dim` is one from `width` to all heads, though its
+array has three axes. The positions of a convolution are as many matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import optax
+
+from lopt.base import Specs, is_masked
+from lopt.tensors import need
+from parametrization.axes import LOOKUP_NAMES, Axes
+from parametrization.spec import ParamSpec
+
+POSITION = "kernel"
+"""Name of the axes over which a convolution slides."""
+
+
+def is_matrix(spec: ParamSpec) -> bool:
+    """Whether a parameter maps inputs to outputs: no vector, scalar or lookup table."""
+    axes = spec.axes
+    if not (axes.fan_in and axes.fan_out):
+        return False
+    return not any(name in LOOKUP_NAMES for name in axes.fan_in)
+
+
+def matrix_spec(spec: ParamSpec) -> ParamSpec:
+    """The spec of the same parameter as `[stacked... positions..., in, out]`."""
+    axes = spec.axes
+    positions = 0
+    while positions < len(axes.fan_in) - 1 and axes.fan_in[positions] == POSITION:
+        positions += 1
+    lead = len(axes.stacked) + positions
+    inner = len(axes.stacked) + len(axes.fan_in)
+
+    def shape(sizes: tuple[int, ...]) -> tuple[int, ...]:
+        return (*sizes[:lead], math.prod(sizes[lead:inner]), math.prod(sizes[inner:]))
+
+    grows_in = spec.kind in ("hidden", "output")
+    grows_out = spec.kind in ("hidden", "input")
+    return ParamSpec(
+        Axes(
+            fan_in=("width" if grows_in else "fixed",),
+            fan_out=("width" if grows_out else "fixed",),
+            stacked=axes.names[:lead],
+        ),
+        shape(spec.shape),
+        shape(spec.base_shape),
+        spec.depth_mult,
+    )
+
+
+def on_matrices(
+    transformation: optax.GradientTransformationExtraArgs, specs: Specs
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation of matrices, for parameters of the shapes that they have.
+
+    Args:
+        transformation: what is given, and returns, arrays of `matrix_spec`'s shapes.
+        specs: of all parameters; what is masked is left as it is.
+    """
+
+    def reshaped(tree: Any, to: Any) -> Any:
+        def one(leaf: Any, spec: ParamSpec) -> Any:
+            return leaf if is_masked(leaf) else leaf.reshape(to(spec).shape)
+
+        return jax.tree.map(one, tree, specs, is_leaf=is_masked)
+
+    def init(params: optax.Params) -> optax.OptState:
+        return transformation.init(reshaped(params, matrix_spec))
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        grads = reshaped(updates, matrix_spec)
+        values = reshaped(need(params), matrix_spec)
+        steps, state = transformation.update(grads, state, values, **extra_args)
+        return reshaped(steps, lambda spec: spec), state
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore

@@ -1,0 +1,171 @@
+"""A nominal step beside a learned one, so that an optimizer is stable before it learns.
+
+The wrapped rule's step is added to a hand-designed one, Adam-like by default. Where
+the rule says nothing (at the beginning of meta-training, on tasks far from those it has
+seen) the sum is still a descent; the rule may be preconditioned by the same second
+moment, and no element of it may outweigh the nominal step by more than a bound. How
+large the two are is learned: θ holds the logarithm of a factor on each.
+
+STAR's third part, weight decay on θ itself, is a field of the outer optimizer.
+
+References:
+    Harrison et al., A closer look at learned optimization: stability, robustness, and
+    inductive biases (STAR), arXiv:2209.11208; the estimators are those of
+    `MLPNomLOpt` in google/learned_optimization.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopt import checks
+from lopt.accumulators import fixed
+from lopt.base import LearnedOptimizer, Specs, Theta, is_masked
+from lopt.tensors import accumulator_dtype, need
+from parametrization.rules import STANDARD, Rules
+from parametrization.spec import ParamSpec
+
+Estimator = Literal["gradient", "momentum", "momenta", "adam", "adam_momenta"]
+
+
+class NominalState(NamedTuple):
+    """State of the transformation."""
+
+    rule: optax.OptState
+    momenta: Any  # [K, *S] for each parameter
+    second_moment: Any  # [*S]
+
+
+@dataclasses.dataclass(frozen=True)
+class Nominal:
+    """A learned optimizer with a nominal term; wraps any other."""
+
+    rule: LearnedOptimizer
+    """What is wrapped."""
+    step_size: float = 1e-3
+    """Scale of the nominal step."""
+    estimator: Estimator = "adam_momenta"
+    """Nominal direction: the gradient, the slowest momentum, the mean of all momenta,
+    or one of the latter two over the root of the second moment."""
+    precondition: bool = False
+    """Whether the rule's step is divided by the root of the second moment too."""
+    max_ratio: float = math.inf
+    """Bound of the rule's step per element, in nominal step sizes."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of the parameters, in nominal step sizes."""
+    momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    """Decays of the momenta."""
+    second_moment_decay: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-6
+    """Added to the second moment before its reciprocal root."""
+    rules: Rules = STANDARD
+    """Parametrization that scales the nominal step; the rule has its own."""
+
+    def __post_init__(self) -> None:
+        checks.positive(self, "step_size", "eps")
+        checks.within(self, "weight_decay", 0.0, 1e3)
+        checks.decays(self, "momentum_decays", "second_moment_decay")
+        checks.step_rules(self.rules)
+        if self.estimator not in get_args(Estimator):
+            known = get_args(Estimator)
+            raise ValueError(f"estimator = {self.estimator!r} must be one of {known}")
+        if not self.max_ratio > 0:
+            raise ValueError(f"max_ratio = {self.max_ratio} must be positive")
+        theirs = getattr(self.rule, "rules", self.rules)
+        if theirs is not self.rules:
+            raise ValueError(
+                f"rules = {self.rules!r} must be those of the wrapped rule, {theirs!r}"
+            )
+
+    def init(self, key: jax.Array) -> Theta:
+        """`{"rule": θ of the rule, "log_rule": [], "log_nominal": []}`."""
+        zero = jnp.zeros([])
+        return {"rule": self.rule.init(key), "log_rule": zero, "log_nominal": zero}
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
+        rule = self.rule.as_optax(theta["rule"], specs, num_steps)
+
+        def init(params: optax.Params) -> NominalState:
+            def zeros(param: jax.Array, lead: tuple[int, ...] = ()) -> jax.Array:
+                return jnp.zeros(lead + jnp.shape(param), accumulator_dtype(param))
+
+            lead = (len(self.momentum_decays),)
+            return NominalState(
+                rule.init(params),
+                jax.tree.map(lambda p: zeros(p, lead), params),
+                jax.tree.map(zeros, params),
+            )
+
+        def update(
+            updates: optax.Updates,
+            state: NominalState,
+            params: optax.Params | None = None,
+            **extra_args: Any,
+        ) -> tuple[optax.Updates, NominalState]:
+            params = need(params)
+            steps, inner = rule.update(updates, state.rule, params, **extra_args)
+            momenta = jax.tree.map(self._momenta, updates, state.momenta)
+            second = jax.tree.map(self._second_moment, updates, state.second_moment)
+
+            def one(step: Any, grad: Any, param: Any, *rest: Any) -> Any:
+                if is_masked(grad):
+                    return grad
+                return self._sum(theta, step, grad, param, *rest)
+
+            total = jax.tree.map(
+                one, steps, updates, params, momenta, second, specs, is_leaf=is_masked
+            )
+            return total, NominalState(inner, momenta, second)
+
+        return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+
+    def _momenta(self, grad: jax.Array, old: jax.Array) -> jax.Array:
+        weight = fixed(self.momentum_decays, old.dtype)
+        weight = weight.reshape((-1,) + (1,) * grad.ndim)
+        return (1.0 - weight) * old + weight * grad[None]
+
+    def _second_moment(self, grad: jax.Array, old: jax.Array) -> jax.Array:
+        grad = grad.astype(old.dtype)
+        decay = self.second_moment_decay
+        return decay * old + (1.0 - decay) * grad * grad
+
+    def _sum(
+        self,
+        theta: Theta,
+        step: jax.Array,
+        grad: jax.Array,
+        param: jax.Array,
+        momenta: jax.Array,
+        second_moment: jax.Array,
+        spec: ParamSpec,
+    ) -> jax.Array:
+        """The step of one parameter, in its dtype."""
+        root = jax.lax.rsqrt(second_moment + self.eps)
+        slowest = max(range(len(momenta)), key=self.momentum_decays.__getitem__)
+        direction = {
+            "gradient": lambda: grad.astype(root.dtype),
+            "momentum": lambda: momenta[slowest],
+            "momenta": lambda: momenta.mean(0),
+            "adam": lambda: momenta[slowest] * root,
+            "adam_momenta": lambda: momenta.mean(0) * root,
+        }[self.estimator]()
+        unit = self.step_size * self.rules.step_scale(spec)
+        nominal = unit * jnp.exp(theta["log_nominal"]) * direction
+        learned = step.astype(root.dtype) * jnp.exp(theta["log_rule"])
+        if self.precondition:
+            learned = learned * root
+        if self.max_ratio < math.inf:
+            bound = self.max_ratio * unit
+            learned = jnp.clip(learned, -bound, bound)
+        decayed = self.step_size * self.weight_decay * param
+        return (learned - nominal - decayed).astype(step.dtype)

@@ -1,0 +1,322 @@
+"""Learning-rate schedules, as fractions of the learning rate over a run.
+
+A schedule is a chain of phases, each of which leads from one level to the next:
+
+* `Constant`: warm-up, then constant.
+* `WarmupCosine`: warm-up, then a cosine to the end of the run.
+* `WarmupStableDecay`: warm-up, constant, then a decay over the last steps of the run.
+* `InfiniteSchedule`: warm-up, cooldown to a constant level that may go on for as long
+  as there is data; a final annealing is branched off where a model is wanted.
+
+Levels are fractions of the learning rate, so the learning rate stays one number (a
+baseline's θ). Lengths of phases are fractions of the run, rounded to whole steps, or,
+with `unit="steps"`, steps. A phase's last value is the next one's first, exactly.
+Learning rate, step and length of the run may all be traced.
+
+References:
+    Hägele et al., Scaling laws and compute-optimal training beyond fixed training
+    durations, arXiv:2405.18392 (warm-up-stable-decay); Ibrahim et al., Simple and
+    scalable strategies to continually pre-train large language models,
+    arXiv:2403.08763, Section 7.4, and Singh et al., Beyond cosine decay,
+    arXiv:2503.02844, Equation 1 (infinite).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Schedule = Literal["constant", "cosine"]
+"""Schedules that need no more than a name."""
+Unit = Literal["fraction", "steps"]
+Shape = Literal["linear", "cosine", "sqrt", "inverse_sqrt", "exponential"]
+
+
+class Phase(NamedTuple):
+    """One piece of a schedule."""
+
+    length: float
+    """In the schedule's unit."""
+    start: float
+    end: float
+    shape: Shape = "linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """The learning rate itself, after a warm-up."""
+
+    warmup: float = 0.0
+    """Length of the linear warm-up."""
+    initial: float = 0.0
+    """Level at step 0, where there is a warm-up."""
+    unit: Unit = "fraction"
+    """What lengths are: fractions of the run, or steps."""
+
+    def __post_init__(self) -> None:
+        _check(self, lengths=("warmup",), levels=("initial",))
+
+    def level(
+        self, step: jax.typing.ArrayLike, num_steps: int | jax.Array
+    ) -> jax.Array:
+        """Fraction of the learning rate at a step (see `SchedulePhases.level`)."""
+        phases = [Phase(self.warmup, self.initial, 1.0)]
+        return _level(phases, self.unit, step, num_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupCosine:
+    """A warm-up, then half a cosine that reaches `final` at the end of the run."""
+
+    warmup: float = 0.01
+    """Length of the linear warm-up."""
+    initial: float = 0.0
+    """Level at step 0, where there is a warm-up."""
+    final: float = 0.0
+    """Level at the end of the run and after it."""
+    unit: Unit = "fraction"
+    """What lengths are: fractions of the run, or steps."""
+
+    def __post_init__(self) -> None:
+        _check(self, lengths=("warmup",), levels=("initial", "final"))
+
+    def level(
+        self, step: jax.typing.ArrayLike, num_steps: int | jax.Array
+    ) -> jax.Array:
+        """Fraction of the learning rate at a step."""
+        phases = [
+            Phase(self.warmup, self.initial, 1.0),
+            Phase(math.inf, 1.0, self.final, "cosine"),
+        ]
+        return _level(phases, self.unit, step, num_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupStableDecay:
+    """A warm-up, a constant phase, and a decay over the last steps of the run."""
+
+    warmup: float = 0.01
+    """Length of the linear warm-up."""
+    decay: float = 0.2
+    """Length of the decay, which ends with the run."""
+    initial: float = 0.0
+    """Level at step 0, where there is a warm-up."""
+    final: float = 0.0
+    """Level at the end of the run and after it."""
+    shape: Literal["linear", "cosine", "sqrt"] = "linear"
+    """Of the decay; sqrt is 1 − √x of the way, which falls fast at first."""
+    unit: Unit = "fraction"
+    """What lengths are: fractions of the run, or steps."""
+
+    def __post_init__(self) -> None:
+        _check(self, lengths=("warmup", "decay"), levels=("initial", "final"))
+        _check_shape(self.shape, ("linear", "cosine", "sqrt"))
+
+    def level(
+        self, step: jax.typing.ArrayLike, num_steps: int | jax.Array
+    ) -> jax.Array:
+        """Fraction of the learning rate at a step.
+
+        Where a run is shorter than warm-up and decay (both in steps), the decay begins
+        as soon as the warm-up is over.
+        """
+        stable = 1.0 - self.warmup - self.decay
+        if self.unit == "steps":
+            stable = jnp.maximum(num_steps - self.warmup - self.decay, 0.0)
+        phases = [
+            Phase(self.warmup, self.initial, 1.0),
+            Phase(stable, 1.0, 1.0),  # pyright: ignore[reportArgumentType]
+            Phase(math.inf, 1.0, self.final, self.shape),
+        ]
+        return _level(phases, self.unit, step, num_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class InfiniteSchedule:
+    """Warm-up, cooldown to a constant level, and a final exponential annealing.
+
+    In steps it does not depend on the length of the run. The trunk of a continual run
+    has `annealing=0`: the constant phase then lasts for ever, and a checkpoint of it at
+    step s is finished with `dataclasses.replace(trunk, constant=s − warmup − cooldown,
+    annealing=...)`, which agrees with the trunk up to s.
+    """
+
+    warmup: float = 0.01
+    """Length of the linear warm-up."""
+    cooldown: float = 0.59
+    """Length of the cooldown from 1 to `level_constant`."""
+    constant: float = 0.25
+    """Length of the constant phase, unless there is no annealing after it."""
+    annealing: float = 0.15
+    """Length of the annealing; 0 goes on at the constant level."""
+    level_constant: float = 0.55
+    """Level of the constant phase."""
+    final: float = 0.1
+    """Level at the end of the annealing and after it."""
+    initial: float = 0.0
+    """Level at step 0, where there is a warm-up."""
+    shape: Literal["linear", "cosine", "inverse_sqrt"] = "cosine"
+    """Of the cooldown; inverse_sqrt is 1/√(1 + 10·x), brought to the level."""
+    unit: Unit = "fraction"
+    """What lengths are: fractions of the run, or steps."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            lengths=("warmup", "cooldown", "constant", "annealing"),
+            levels=("initial", "level_constant", "final"),
+        )
+        if not 0.0 < self.final <= self.level_constant:
+            raise ValueError(
+                f"final = {self.final} must be positive and at most level_constant = "
+                f"{self.level_constant}: the annealing is exponential"
+            )
+        _check_shape(self.shape, ("linear", "cosine", "inverse_sqrt"))
+
+    def level(
+        self, step: jax.typing.ArrayLike, num_steps: int | jax.Array
+    ) -> jax.Array:
+        """Fraction of the learning rate at a step."""
+        phases = [
+            Phase(self.warmup, self.initial, 1.0),
+            Phase(self.cooldown, 1.0, self.level_constant, self.shape),
+        ]
+        if self.annealing > 0:
+            phases += [
+                Phase(self.constant, self.level_constant, self.level_constant),
+                Phase(self.annealing, self.level_constant, self.final, "exponential"),
+            ]
+        return _level(phases, self.unit, step, num_steps)
+
+
+SchedulePhases: TypeAlias = (
+    Constant | WarmupCosine | WarmupStableDecay | InfiniteSchedule
+)
+"""Each has `level(step, num_steps) -> []`: `step` are the updates done before this one,
+`num_steps` the updates of the whole run; both may be traced."""
+AnySchedule: TypeAlias = Schedule | SchedulePhases
+"""What a field `schedule` may hold."""
+
+
+def learning_rate_schedule(
+    learning_rate: jax.typing.ArrayLike,
+    schedule: AnySchedule,
+    num_steps: int | jax.Array,
+) -> optax.Schedule:
+    """A schedule as optax wants it; all arguments may be traced.
+
+    Args:
+        learning_rate: `[]`, where the schedule's level is 1.
+        schedule: "constant", "cosine" (to zero at `num_steps`), or phases.
+        num_steps: `[]`, updates of the whole run.
+    """
+    learning_rate = jnp.asarray(learning_rate)
+    if schedule == "constant":
+        return lambda count: learning_rate
+    if not isinstance(schedule, str):
+        return lambda count: learning_rate * schedule.level(count, num_steps)
+
+    def cosine(count: jax.typing.ArrayLike) -> jax.Array:
+        done = jnp.minimum(count / jnp.maximum(num_steps, 1), 1.0)
+        return learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+
+    return cosine
+
+
+def check_schedule(schedule: AnySchedule) -> None:
+    """Raises a ValueError unless this is a name that is known, or phases."""
+    if isinstance(schedule, get_args(SchedulePhases)):
+        return
+    if schedule not in get_args(Schedule):
+        kinds = ", ".join(kind.__name__ for kind in get_args(SchedulePhases))
+        raise ValueError(
+            f"schedule = {schedule!r} must be one of {get_args(Schedule)}, or phases: "
+            f"{kinds}"
+        )
+
+
+def _level(
+    phases: Sequence[Phase],
+    unit: Unit,
+    step: jax.typing.ArrayLike,
+    num_steps: int | jax.Array,
+) -> jax.Array:
+    """The value of a chain of phases; an infinite phase ends with the run."""
+    step = jnp.asarray(step, jnp.float32)
+    end_of_run = jnp.asarray(num_steps, jnp.float32)
+    level = jnp.float32(phases[0].start)
+    total = 0.0
+    begin = jnp.float32(0.0)
+    for phase in phases:
+        # Of the sum, so that rounding errors do not add up and the whole is the run.
+        total = total + phase.length
+        if isinstance(phase.length, float) and math.isinf(phase.length):
+            end = end_of_run
+        else:
+            end = jnp.round(total * end_of_run) if unit == "fraction" else total
+        length = jnp.maximum(end - begin, 0.0)
+        done = jnp.where(length > 0, (step - begin) / jnp.maximum(length, 1e-6), 1.0)
+        value = _shape(phase, jnp.clip(done, 0.0, 1.0))
+        level = jnp.where(step >= begin, value, level)
+        begin = begin + length
+    return level
+
+
+def _shape(phase: Phase, x: jax.Array) -> jax.Array:
+    """The value at a fraction x of a phase; exactly its start at 0, its end at 1."""
+    if phase.start == phase.end:  # a weighted mean of the two may miss them by a bit
+        return jnp.full_like(x, phase.start)
+    if phase.shape == "exponential":
+        inner = phase.start * (phase.end / phase.start) ** x
+        inner = jnp.where(x <= 0.0, phase.start, inner)
+        return jnp.where(x >= 1.0, phase.end, inner)
+    way = {
+        "linear": lambda: x,
+        "cosine": lambda: 0.5 * (1.0 - jnp.cos(jnp.pi * x)),
+        "sqrt": lambda: jnp.sqrt(x),
+        "inverse_sqrt": lambda: _fall(x) / _fall(jnp.float32(1.0)),
+    }[phase.shape]()
+    return (1.0 - way) * phase.start + way * phase.end
+
+
+def _fall(x: jax.Array) -> jax.Array:
+    """1 − 1/√(1 + 10·x)."""
+    return 1.0 - jax.lax.rsqrt(1.0 + 10.0 * x)
+
+
+def _check(
+    schedule: SchedulePhases, lengths: Sequence[str], levels: Sequence[str]
+) -> None:
+    if schedule.unit not in get_args(Unit):
+        raise ValueError(f"unit = {schedule.unit!r} must be one of {get_args(Unit)}")
+    for name in levels:
+        value = getattr(schedule, name)
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(
+                f"{name} = {value} must lie in [0, 1]: a fraction of the learning rate"
+            )
+    values = {name: getattr(schedule, name) for name in lengths}
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} = {value} must not be negative")
+        if schedule.unit == "fraction" and value > 1:
+            raise ValueError(
+                f"{name} = {value} must be at most 1, a fraction of the run; "
+                "unit='steps' takes steps"
+            )
+        if schedule.unit == "steps" and value != int(value):
+            raise ValueError(f"{name} = {value} must be a whole number of steps")
+    if schedule.unit == "fraction" and sum(values.values()) > 1 + 1e-9:
+        told = " + ".join(f"{name} = {value}" for name, value in values.items())
+        raise ValueError(f"{told} must be at most 1 together: the whole run")
+
+
+def _check_shape(shape: str, known: tuple[str, ...]) -> None:
+    if shape not in known:
+        raise ValueError(f"shape = {shape!r} must be one of {known}")

@@ -1,0 +1,42 @@
+"""What all wrappers share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import optax
+
+from lopt.base import LearnedOptimizer, Specs, Theta
+from parametrization.axes import KINDS, Kind
+from parametrization.rules import Rules
+
+
+class Wrapper:
+    """θ and parametrization are those of the wrapped optimizer."""
+
+    inner: LearnedOptimizer
+
+    def init(self, key: jax.Array) -> Theta:
+        """θ of the wrapped optimizer."""
+        return self.inner.init(key)
+
+    @property
+    def rules(self) -> Rules:
+        """Parametrization of the wrapped optimizer."""
+        rules: Rules = getattr(self.inner, "rules")  # noqa: B009
+        return rules
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+        raise NotImplementedError
+
+
+def check_kinds(kinds: Collection[Kind]) -> None:
+    """Refuses roles that there are not."""
+    unknown: list[Any] = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds or isinstance(kinds, str):
+        raise ValueError(f"kinds = {kinds!r} must be some of {KINDS}, as a tuple")

@@ -1,0 +1,123 @@
+"""Wrappers of what goes in: clipped gradients, gradients of several batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopt.base import LearnedOptimizer, Specs, Theta
+from lopt.wrappers.base import Wrapper
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedGradients(Wrapper):
+    """Shrinks the whole gradient to a norm of at most `max_norm`.
+
+    The norm is that over all tensors, computed in float32 at least. Where it is not
+    finite (an entry is infinite or NaN, or the sum of squares overflows) there is no
+    direction to keep, and the wrapped optimizer sees a gradient of zeros: its steps
+    stay finite. Finite gradients are clipped as by `optax.clip_by_global_norm`.
+    """
+
+    inner: LearnedOptimizer
+    """The wrapped optimizer."""
+    max_norm: float = 1.0
+    """Largest norm of a gradient that is left as it is."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.max_norm) and self.max_norm > 0):
+            raise ValueError(f"max_norm = {self.max_norm} must be positive")
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+
+        def clip(updates: optax.Updates, params: optax.Params | None = None) -> Any:
+            del params
+            if not jax.tree.leaves(updates):
+                return updates
+            norm = optax.tree.norm(jax.tree.map(_widen, updates))
+
+            def one(grad: jax.Array) -> jax.Array:
+                wide = _widen(grad)
+                clipped = wide / norm.astype(wide.dtype) * self.max_norm
+                kept = jnp.where(norm < self.max_norm, wide, clipped)
+                return jnp.where(jnp.isfinite(norm), kept, 0.0).astype(grad.dtype)
+
+            return jax.tree.map(one, updates)
+
+        inner = self.inner.as_optax(theta, specs, num_steps)
+        return optax.chain(optax.stateless(clip), inner)
+
+
+class AccumulationState(NamedTuple):
+    """State of `AccumulatedGradients`."""
+
+    steps: optax.MultiStepsState
+    loss: jax.Array  # [] float32, mean loss of the batches since the last update
+
+
+@dataclasses.dataclass(frozen=True)
+class AccumulatedGradients(Wrapper):
+    """One update for the mean gradient of every `num_batches` batches.
+
+    Between updates the steps are zero (`optax.MultiSteps`). The wrapped optimizer
+    counts its own updates: it is told that the run has `num_steps // num_batches` of
+    them, and its schedules and time features run over those. The keyword `loss`, where
+    it is given, is averaged over the same batches as the gradient; other arguments are
+    those of the last batch.
+    """
+
+    inner: LearnedOptimizer
+    """The wrapped optimizer."""
+    num_batches: int = 2
+    """Batches for each update."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_batches, int) or self.num_batches < 1:
+            raise ValueError(
+                f"num_batches = {self.num_batches} must be a positive whole number"
+            )
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+        if isinstance(num_steps, int):
+            num_updates: int | jax.Array = max(num_steps // self.num_batches, 1)
+        else:
+            num_updates = jnp.maximum(num_steps // self.num_batches, 1)
+        inner = self.inner.as_optax(theta, specs, num_updates)
+        steps = optax.MultiSteps(inner, self.num_batches)
+
+        def init(params: optax.Params) -> AccumulationState:
+            return AccumulationState(steps.init(params), jnp.zeros([], jnp.float32))
+
+        def update(
+            updates: optax.Updates,
+            state: AccumulationState,
+            params: optax.Params | None = None,
+            *,
+            loss: jax.Array | None = None,
+            **extra_args: Any,
+        ) -> tuple[optax.Updates, AccumulationState]:
+            mean = state.loss
+            if loss is not None:
+                done = state.steps.mini_step  # 0 at the first batch: nothing is kept
+                mean = jnp.where(done == 0, 0.0, mean)
+                mean = (mean + (loss - mean) / (done + 1)).astype(jnp.float32)
+                extra_args["loss"] = mean
+            result, new = steps.update(updates, state.steps, params, **extra_args)
+            return result, AccumulationState(new, mean)
+
+        return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,87 @@
+"""Wrappers of what comes out: decoupled weight decay, a learning rate over the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import optax
+
+from lopt.base import LearnedOptimizer, Specs, Theta, is_masked
+from lopt.schedules import AnySchedule, check_schedule, learning_rate_schedule
+from lopt.wrappers.base import Wrapper, check_kinds
+from parametrization.axes import Kind
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightDecay(Wrapper):
+    """Decoupled weight decay: every step also takes `weight_decay`·p away.
+
+    What it adds is not multiplied by anything in here: neither by the wrapped
+    optimizer's learning rate nor by μP's step scale, so its strength does not depend on
+    the width. A rate for both comes from `ScheduledSteps` around it:
+    p ← p − rate·(step + weight_decay·p).
+    """
+
+    inner: LearnedOptimizer
+    """The wrapped optimizer."""
+    weight_decay: float = 1e-4
+    """Share of a parameter that is taken away in each step."""
+    kinds: tuple[Kind, ...] = ("input", "hidden", "output", "fixed")
+    """Roles that decay; by default matrices, not biases, gains or scalars."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay = {self.weight_decay} must not be negative")
+        check_kinds(self.kinds)
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+
+        def decay(updates: optax.Updates, params: optax.Params | None) -> Any:
+            if params is None:
+                raise ValueError(
+                    "WeightDecay needs params: update(grads, state, params)"
+                )
+            return jax.tree.map(one, updates, params, specs, is_leaf=is_masked)
+
+        def one(step: Any, param: Any, spec: Any) -> Any:
+            if is_masked(step) or spec.kind not in self.kinds:
+                return step
+            return (step - self.weight_decay * param).astype(step.dtype)
+
+        inner = self.inner.as_optax(theta, specs, num_steps)
+        return optax.chain(inner, optax.stateless(decay))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduledSteps(Wrapper):
+    """Multiplies the steps of an optimizer by a learning rate over the run.
+
+    The wrapped optimizer does not see the factor, nor do its accumulators; of a
+    schedule-free optimizer it would spoil the averages: give that one its schedule.
+    """
+
+    inner: LearnedOptimizer
+    """The wrapped optimizer."""
+    learning_rate: float = 1.0
+    """Factor on the steps where the schedule's level is 1."""
+    schedule: AnySchedule = "constant"
+    """constant, cosine to zero at the end of the run, or phases of `lopt.schedules`."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate = {self.learning_rate} must be positive")
+        check_schedule(self.schedule)
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+        rate = learning_rate_schedule(self.learning_rate, self.schedule, num_steps)
+        inner = self.inner.as_optax(theta, specs, num_steps)
+        return optax.chain(inner, optax.scale_by_schedule(rate))

@@ -1,0 +1,73 @@
+"""CELO2 with its trained weights against trajectories of both implementations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lopt.celo2 import Celo2
+
+LEAVES = {
+    "conv/w": "kernel kernel channels -> channels",
+    "gain/b": "->",
+    "mat/b": "-> width",
+    "mat/w": "width -> width",
+    "row/w": "pixels -> width",
+    "sq/w": "width -> width",
+}
+MATRICES = ("conv/w", "mat/w", "row/w", "sq/w")
+PYLO = {"bias_corrected": True}
+CASES = {  # file -> (its optimizer, tolerance of its README)
+    "celo2_jax": (Celo2(), 2e-6),
+    "celo2_jax_wd": (Celo2(weight_decay=0.1), 3e-6),
+    "celo2_jax_base": (Celo2(orthogonalize=False), 2e-6),
+    "celo2_pylo": (Celo2(**PYLO), 2e-6),
+    "celo2_pylo_wd": (Celo2(weight_decay=0.1, **PYLO), 5e-6),
+    "celo2_pylo_base": (Celo2(orthogonalize=False, **PYLO), 2e-6),
+    "celo2_pylo_default": (Celo2(adam_mult=1.0, **PYLO), 2e-6),
+}
+IN_FLOAT64 = ("celo2_jax", "celo2_jax_wd", "celo2_jax_base")
+
+
+def theta_from(arrays):
+    """Our θ from the original's names: its first layer is split by feature."""
+    stack = {key.rpartition("/")[2]: value for key, value in arrays.items()}
+    kernels = [stack[f"w0__{i}"] for i in range(14)]
+    return {
+        "layer_0": {"kernel": np.concatenate(kernels), "bias": stack["b0"]},
+        "layer_1": {"kernel": stack["w1"], "bias": stack["b1"]},
+        "layer_2": {"kernel": stack["w2"], "bias": stack["b2"]},
+    }
+
+
+@pytest.fixture(scope="module")
+def theta(golden):
+    with np.load(golden("celo2_theta.npz"), allow_pickle=False) as file:
+        return theta_from({key: file[key] for key in file.files})
+
+
+@pytest.fixture(scope="module")
+def specs(spec_of, trajectory):
+    params = trajectory("celo2_jax").group("params")
+    return {n: spec_of(axes, params[n].shape[1:]) for n, axes in LEAVES.items()}
+
+
+def test_the_weights_are_of_this_optimizer(theta):
+    shapes = jax.eval_shape(Celo2().init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, theta) == jax.tree.map(jnp.shape, shapes)
+    assert sum(x.size for x in jax.tree.leaves(theta)) == 347
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_step_in_float32(name, theta, specs, trajectory):
+    optimizer, atol = CASES[name]
+    reference = trajectory(name)
+    path, _, _ = reference.run(optimizer, theta, specs, 100, np.float32)
+    reference.check(path, np.float32, atol)
+
+
+@pytest.mark.parametrize("name", IN_FLOAT64)
+def test_every_step_in_float64(name, theta, specs, trajectory):
+    reference = trajectory(name)
+    path, _, _ = reference.run(CASES[name][0], theta, specs, 100, np.float64)
+    reference.check(path, np.float64, None)

@@ -1,0 +1,300 @@
+"""What every optimizer must do, whatever its rule; one table of them all.
+
+Each is compiled a handful of times on a small tree with a tensor of every kind; zero,
+infinite and permuted gradients go through the same program.
+"""
+
+import dataclasses
+import functools
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from lopt import SGD, Adam, SmallFC
+from lopt.celo2 import Celo2
+from lopt.elo import ELO
+from lopt.mlp_lopt import MLPLOpt
+from lopt.nominal import Nominal
+from parametrization import ADAM_LIKE, SGD_LIKE, STANDARD, Axes, ParamSpec
+
+SMALL = {"hidden_size": 4, "hidden_layers": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An optimizer, and what distinguishes it."""
+
+    optimizer: object
+    coupled: bool = False  # one tensor's gradient may move another
+    loss: bool = False  # update needs the loss
+    mup: object = ADAM_LIKE
+
+
+CASES = {
+    "small_fc": Case(SmallFC(**SMALL, step_mult=0.1)),
+    "mlp_lopt": Case(MLPLOpt(**SMALL, step_mult=0.1)),
+    "celo2": Case(Celo2()),
+    "celo2_base": Case(
+        Celo2(orthogonalize=False, weight_decay=0.1, clip_norm=1.0), True
+    ),
+    "elo": Case(ELO(**SMALL, weight_decay=0.1)),
+    "nominal": Case(Nominal(SmallFC(**SMALL), precondition=True, max_ratio=2.0)),
+    "sgd": Case(SGD(momentum=0.9), mup=SGD_LIKE),
+    "adam": Case(Adam(weight_decay=0.1, schedule="cosine")),
+}
+
+AXES = {
+    "bias": "-> width",
+    "convolution": "kernel kernel channels -> channels",
+    "empty": "vocab -> width",
+    "kernel": "width -> width",
+    "layers": "[layers] width -> width",
+    "query": "width -> heads head_dim",
+    "scalar": "->",
+    "table": "vocab -> width",
+    "twin": "width -> width",
+}
+SHAPES = {
+    "bias": (6,),
+    "convolution": (2, 2, 4, 6),
+    "empty": (0, 6),
+    "kernel": (6, 6),
+    "layers": (2, 6, 5),
+    "query": (6, 2, 3),
+    "scalar": (),
+    "table": (5, 6),
+    "twin": (6, 6),
+}
+SPECS = {n: ParamSpec(Axes.parse(AXES[n]), s, s) for n, s in SHAPES.items()}
+NUM_STEPS = 3
+FAST_COMPILATION = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+}
+jit = functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+
+
+def values(seed, shapes=None, lead=()):
+    rng = np.random.default_rng(seed)
+    shapes = SHAPES if shapes is None else shapes
+    return {n: np.float32(rng.normal(size=(*lead, *s))) for n, s in shapes.items()}
+
+
+GRADS = values(1, lead=(NUM_STEPS,))
+PARAMS = values(0)
+LOSSES = np.float32([2.3, 2.1, 1.7])
+
+
+def training(case, specs=SPECS, optimizer=None, wrap=lambda rule: rule):
+    """`(θ, params, grads [T], losses [T]) -> (params [T], final state)`."""
+    optimizer = optimizer or case.optimizer
+
+    def whole(theta, params, grads, losses):
+        rule = wrap(optimizer.as_optax(theta, specs, 10))
+
+        def step(carry, inputs):
+            params, state = carry
+            grads, loss = inputs
+            extra = {"loss": loss} if case.loss else {}
+            updates, state = rule.update(grads, state, params, **extra)
+            params = optax.apply_updates(params, updates)
+            return (params, state), params
+
+        start = (params, rule.init(params))
+        (_, state), path = jax.lax.scan(step, start, (grads, losses))
+        return path, state
+
+    return whole
+
+
+def assert_close(got, want, start, share=1e-6):
+    """Equal to a share of how far each tensor has moved, beyond rounding of values."""
+    for name, value in want.items():
+        moved = np.abs(value - start[name]).max(initial=0.0)
+        size = np.abs(value).max(initial=0.0)
+        atol = share * moved + 2e-7 * size
+        np.testing.assert_allclose(got[name], value, rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def name(request):
+    return request.param
+
+
+class Subject:
+    """A case, its θ, and its compiled run, made when first asked for."""
+
+    def __init__(self, name):
+        self.case = CASES[name]
+        self.optimizer = self.case.optimizer
+        self.theta = self.optimizer.init(jax.random.key(3))
+
+    @functools.cached_property
+    def compiled(self):
+        return jit(training(self.case))
+
+    def run(self, params=PARAMS, grads=GRADS, theta=None):
+        theta = self.theta if theta is None else theta
+        return jax.tree.map(np.asarray, self.compiled(theta, params, grads, LOSSES))
+
+    @functools.cached_property
+    def result(self):
+        return self.run()
+
+    def with_rules(self, rules):
+        changed = {"rules": rules}
+        if isinstance(self.optimizer, Nominal):
+            changed["rule"] = dataclasses.replace(self.optimizer.rule, rules=rules)
+        return dataclasses.replace(self.optimizer, **changed)
+
+
+@pytest.fixture(scope="module")
+def subject(name):
+    return Subject(name)
+
+
+def test_every_tensor_moves_and_nothing_is_compiled_again(subject):
+    path, _ = subject.result
+    assert subject.compiled._cache_size() == 1
+    for tensor, value in path.items():
+        assert np.isfinite(value).all(), tensor
+        assert value.size == 0 or (value[-1] != PARAMS[tensor]).any(), tensor
+    subject.run(grads=values(5, lead=(NUM_STEPS,)))
+    assert subject.compiled._cache_size() == 1
+
+
+def test_zero_gradients_give_finite_steps(subject):
+    path, _ = subject.run(grads=jax.tree.map(np.zeros_like, GRADS))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(path))
+
+
+def test_an_infinite_gradient_stays_in_its_tensor(subject):
+    grads = {n: g.copy() for n, g in GRADS.items()}
+    grads["kernel"][1, 0, 0] = np.inf
+    path, _ = subject.run(grads=grads)
+    for tensor, value in path.items():
+        if tensor == "kernel":
+            continue
+        if subject.case.coupled and not subject.case.loss:
+            continue  # a global norm: see the test of the wrapper
+        if subject.case.coupled:
+            assert np.isfinite(value).all(), tensor
+        else:
+            np.testing.assert_array_equal(value, subject.result[0][tensor], tensor)
+
+
+def test_hidden_units_have_no_order(subject):
+    order = np.random.default_rng(2).permutation(6)
+
+    def permute(tree, lead):
+        permuted = dict(tree)
+        for tensor in ("bias", "table", "kernel", "twin", "convolution"):
+            permuted[tensor] = np.take(tree[tensor], order, axis=-1)
+        for tensor in ("kernel", "twin"):
+            permuted[tensor] = np.take(permuted[tensor], order, axis=lead)
+        for tensor, axis in (("query", lead), ("layers", lead + 1)):
+            permuted[tensor] = np.take(tree[tensor], order, axis=axis)
+        return permuted
+
+    path, _ = subject.run(permute(PARAMS, 0), permute(GRADS, 1))
+    assert_close(path, permute(subject.result[0], 1), permute(PARAMS, 0), 1e-5)
+
+
+def test_members_of_a_vmap_are_what_they_are_alone(subject):
+    thetas = [subject.theta, subject.optimizer.init(jax.random.key(4))]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *thetas)
+    whole = training(subject.case)
+    many = jit(jax.vmap(whole, in_axes=(0, None, None, None)))
+    path, _ = jax.tree.map(np.asarray, many(stacked, PARAMS, GRADS, LOSSES))
+    for i, theta in enumerate(thetas):
+        alone, _ = subject.run(theta=theta)
+        assert_close(jax.tree.map(lambda x, i=i: x[i], path), alone, PARAMS, 1e-5)
+
+
+def test_order_of_the_tree_and_scanning_of_layers_are_irrelevant(subject):
+    """The same tensors under names that sort the other way, layers apart."""
+    names = [n for n in sorted(SHAPES) if n != "layers"] + ["layer_0", "layer_1"]
+    renamed = dict(zip(names, reversed(sorted(names)), strict=True))
+
+    def apart(tree, axis):
+        layers = np.moveaxis(tree["layers"], axis, 0)
+        whole = tree | {f"layer_{i}": x for i, x in enumerate(layers)}
+        return {n: whole[n] for n in names}
+
+    def rename(tree):
+        return {renamed[n]: x for n, x in tree.items()}
+
+    layer = ParamSpec(Axes.parse("width -> width"), (6, 5), (6, 5))
+    specs = {n: SPECS.get(n, layer) for n in names}
+    run = jit(training(subject.case, rename(specs)))
+    start, grads = apart(PARAMS, 0), apart(GRADS, 1)
+    path, _ = run(subject.theta, rename(start), rename(grads), LOSSES)
+    back = {n: np.asarray(path[renamed[n]]) for n in names}
+    assert_close(back, apart(subject.result[0], 1), start, 1e-5)
+
+
+def test_bfloat16_parameters_stay_and_accumulators_are_float32(subject):
+    half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), (PARAMS, GRADS))
+    path, state = subject.compiled(subject.theta, *half, LOSSES)
+    for tensor, value in path.items():
+        assert value.dtype == jnp.bfloat16
+        assert np.isfinite(np.float32(value)).all(), tensor
+    assert jax.tree.structure(state) == jax.tree.structure(subject.result[1])
+    if not isinstance(
+        subject.optimizer, Adam | SGD
+    ):  # optax keeps the gradients' dtype
+        dtypes = {x.dtype for x in jax.tree.leaves(state)}
+        assert jnp.bfloat16 not in dtypes
+
+
+def test_at_the_base_width_mup_is_the_standard_parametrization(subject):
+    theirs = subject.with_rules(
+        subject.case.mup if subject.optimizer.rules is STANDARD else STANDARD
+    )
+    run = jit(training(subject.case, optimizer=theirs))
+    path, _ = run(subject.theta, PARAMS, GRADS, LOSSES)
+    for tensor, want in subject.result[0].items():
+        np.testing.assert_array_equal(np.asarray(path[tensor]), want, tensor)
+
+
+def test_state_is_a_tree_of_arrays_that_flax_and_orbax_store(subject, tmp_path):
+    _, state = subject.result
+    assert all(isinstance(x, np.ndarray | np.generic) for x in jax.tree.leaves(state))
+    empty = jax.tree.map(np.zeros_like, state)
+    data = flax.serialization.to_bytes(state)
+    with ocp.StandardCheckpointer() as checkpointer:
+        # orbax refuses arrays without elements, which hold nothing to store
+        kept = [x for x in jax.tree.leaves(state) if np.size(x)]
+        checkpointer.save(tmp_path / "state", kept)
+        checkpointer.wait_until_finished()
+        blank = [np.zeros_like(x) for x in kept]
+        loaded = checkpointer.restore(tmp_path / "state", blank)
+    jax.tree.map(np.testing.assert_array_equal, list(loaded), kept)
+    restored = flax.serialization.from_bytes(empty, data)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_inside_chain_multi_transform_and_multi_steps(subject):
+    labels = {n: "still" if n in ("twin", "table") else "ours" for n in SHAPES}
+
+    def wrap(rule):
+        several = optax.multi_transform(
+            {"ours": optax.chain(rule, optax.scale(0.5)), "still": optax.set_to_zero()},
+            labels,
+        )
+        steps = optax.MultiSteps(several, every_k_schedule=2)
+        return optax.GradientTransformationExtraArgs(steps.init, steps.update)
+
+    run = jit(training(subject.case, wrap=wrap))
+    path, _ = run(subject.theta, PARAMS, GRADS, LOSSES)
+    for tensor, label in labels.items():
+        got = np.asarray(path[tensor])
+        np.testing.assert_array_equal(got[0], PARAMS[tensor])  # accumulates
+        np.testing.assert_array_equal(got[1], got[2])
+        assert got.size == 0 or (got[1] != PARAMS[tensor]).any() == (label == "ours")
+        assert np.isfinite(got).all()
