@@ -33,6 +33,9 @@ from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import SGD, Adam
 from lopt.epsilons import PAPER, WIDTH_SAFE, Epsilons
 from lopt.integrity import write_text
+from lopt.mlp_lopt import MLPLOpt
+from lopt.registry import with_rules
+from lopt.small_fc import SmallFC
 from parametrization.coordinate_check import CoordinateCheck, coordinate_check
 from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
 from tasks.base import Batch, sample
@@ -122,18 +125,13 @@ def optimizer(config: CoordinateConfig, rules: Rules) -> tuple[LearnedOptimizer,
         theta = lopt.init(key)
     if config.epsilons != "own":
         lopt = _with_floors(lopt, EPSILONS[config.epsilons])
-    return dataclasses.replace(lopt, rules=_columns(lopt, rules)), theta
-
-
-def _columns(lopt: Any, rules: Rules) -> Rules:
-    """The column of a parametrization that the optimizer's steps need."""
-    if rules is STANDARD:
-        return STANDARD
-    return ADAM_LIKE.for_sgd if lopt.rules.sgd_like else ADAM_LIKE
+    steps = STANDARD if rules is STANDARD else ADAM_LIKE
+    return with_rules(lopt, steps), theta
 
 
 def _shows_features(lopt: Any) -> bool:
-    return isinstance(lopt, HasFeatures) and hasattr(lopt, "epsilons")
+    """Whether its one network is applied to every tensor, so that all have inputs."""
+    return isinstance(lopt, SmallFC | MLPLOpt)
 
 
 def _with_floors(lopt: Any, floors: Epsilons) -> Any:

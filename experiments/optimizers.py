@@ -9,9 +9,16 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from experiments.command_line import InputError
+from lopt.celo2 import Celo2
+from lopt.elo import ELO
+from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
+from lopt.mlp_lopt import MLPLOpt
+from lopt.nn_adam import NNAdam
+from lopt.nominal import Nominal
 from lopt.registry import AnyLearned
+from lopt.rnn_mlp import RNNMLP
 from lopt.small_fc import SmallFC
-from parametrization.rules import ADAM_LIKE
+from parametrization.rules import ADAM_LIKE, SGD_LIKE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +35,46 @@ OPTIMIZERS: dict[str, NamedOptimizer] = {
     "small_fc": NamedOptimizer(
         "a small network on Adafactor-style features; in μP it is μLO",
         lambda: SmallFC(hidden_size=32, step_mult=0.01, rules=ADAM_LIKE),
+    ),
+    "mlp_lopt": NamedOptimizer(
+        "a small network on gradient, parameter and six momenta",
+        lambda: MLPLOpt(step_mult=0.01, rules=ADAM_LIKE),
+    ),
+    "learnable_sgd": NamedOptimizer(
+        "gradient descent with a learned rate",
+        lambda: LearnableSGD(rules=SGD_LIKE),
+    ),
+    "learnable_sgdm": NamedOptimizer(
+        "momentum with a learned rate and decay",
+        lambda: LearnableSGDM(rules=SGD_LIKE),
+    ),
+    "learnable_adam": NamedOptimizer(
+        "Adam with four learned scalars",
+        lambda: LearnableAdam(rules=ADAM_LIKE),
+    ),
+    "nn_adam": NamedOptimizer(
+        "Adam with hyperparameters moved by an LSTM of each tensor",
+        lambda: NNAdam(rules=ADAM_LIKE),
+    ),
+    "rnn_mlp": NamedOptimizer(
+        "a small network for each parameter, guided by an LSTM of each tensor",
+        lambda: RNNMLP(rules=ADAM_LIKE),
+    ),
+    "celo2": NamedOptimizer(
+        "CELO2: a learned, orthogonalized direction for matrices",
+        lambda: Celo2(rules=ADAM_LIKE),
+    ),
+    "celo2_base": NamedOptimizer(
+        "CELO2 without orthogonalization",
+        lambda: Celo2(orthogonalize=False, rules=ADAM_LIKE),
+    ),
+    "elo": NamedOptimizer(
+        "ELO: small_fc's network under the user's learning rate",
+        lambda: ELO(rules=ADAM_LIKE),
+    ),
+    "nominal": NamedOptimizer(
+        "small_fc beside an Adam-like step of its own",
+        lambda: Nominal(OPTIMIZERS["small_fc"].make(), rules=ADAM_LIKE),
     ),
 }
 

@@ -1,9 +1,10 @@
 """Frozen dataclasses as JSON values and back.
 
-Plain nested objects: dataclasses by field, enums by name, tuples as lists. Classes that
-a reader may choose among are *kinds*: their objects say `kind`, the name of the class,
-and a reader knows no other. The reader is strict: an unknown, a missing or a wrong
-field is an error that names it, and what a class itself refuses is passed on.
+Plain nested objects: dataclasses by field, enums by name, tuples as lists, infinities
+as "inf" (JSON has no number for them). Classes that a reader may choose among are
+*kinds*: their objects say `kind`, the name of the class, and a reader knows no other.
+The reader is strict: an unknown, a missing or a wrong field is an error that names it,
+and what a class itself refuses is passed on.
 """
 
 from __future__ import annotations
@@ -51,8 +52,10 @@ def encode(value: Any, kinds: Kinds) -> Any:
         return str(value)
     if isinstance(value, tuple | list):
         return [encode(item, kinds) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and math.isnan(value):
         raise ValueError(f"{value} is no number of JSON")
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(f"{value!r} of type {type(value).__name__} is no value of JSON")
@@ -145,6 +148,8 @@ def _decode_union(
     for candidate in inner:
         if candidate in (bool, int, float, str) and type(data) is candidate:
             return data
+        if typing.get_origin(candidate) is typing.Literal and isinstance(data, str):
+            return _decode(candidate, data, where, kinds)
     return decode_kind(data, where, kinds)
 
 
@@ -164,6 +169,8 @@ def _decode_tuple(
 def _decode_plain(hint: Any, data: Any, where: str) -> Any:
     if hint is Path and isinstance(data, str):
         return Path(data)
+    if hint is float and data in ("inf", "-inf"):
+        return float(data)
     if hint is float and type(data) is int:
         try:
             return float(data)

@@ -27,12 +27,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import dense, lstm
+from lopt import dense, lstm, tensors
 from lopt import tensor_statistics as statistics
 from lopt.base import Specs, Theta
 from lopt.lstm import LSTMState
-from lopt.tensor_stack import Tensors, TensorStack, spread, wide
+from lopt.tensors import Arrangement
 from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
+from parametrization.spec import ParamSpec
 
 HYPERPARAMETERS = ("learning_rate", "b1", "b2", "epsilon")
 """Columns of the hyperparameters, in order."""
@@ -47,14 +48,14 @@ _HIGHEST = (0.1 * math.log(1e3), 0.0, 0.0, 0.1 * math.log(1e4))
 
 
 class Moments(NamedTuple):
-    """Averages of one leaf, shaped like it."""
+    """Averages of one tensor of shape `S`."""
 
-    momentum: jax.Array  # [*shape]
-    second_moment: jax.Array  # [*shape]
+    momentum: jax.Array  # [*S]
+    second_moment: jax.Array  # [*S]
 
 
 class NNAdamState(NamedTuple):
-    """State of the transformation; R tensors have rows (see `tensor_stack`)."""
+    """State of the transformation; a row for each of R tensors."""
 
     step: jax.Array  # [] int32, updates done
     moments: Any  # tree of Moments, parallel to the parameters
@@ -138,7 +139,7 @@ class NNAdam:
         del num_steps
 
         def init(params: optax.Params) -> NNAdamState:
-            return _initial_state(theta, TensorStack.of(params, specs), params)
+            return _initial_state(theta, params, specs)
 
         def update(
             updates: optax.Updates,
@@ -149,52 +150,51 @@ class NNAdam:
             del extra_args
             if params is None:
                 raise ValueError("NNAdam needs params: update(grads, state, params)")
-            stack = TensorStack.of(updates, specs)
-            if not stack.tensors:
+            arrangement = Arrangement(updates, params, specs)
+            if not arrangement.groups:
                 return updates, state._replace(step=state.step + 1)
-            return self._update(theta, stack, updates, state, params)
+            return self._update(theta, arrangement, updates, state, params)
 
         return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
     def _update(
         self,
         theta: Theta,
-        stack: TensorStack,
+        arrangement: Arrangement,
         updates: optax.Updates,
         state: NNAdamState,
         params: optax.Params,
     ) -> tuple[optax.Updates, NNAdamState]:
-        steps, moments, features = [], [], []
-        leaves = zip(
-            stack.tensors,
-            stack.gradients(updates, self.rules),
-            stack.arrays(params),
-            stack.select(state.moments),
-            stack.split(state.hyperparameters),
-            strict=True,
-        )
-        for tensor, grad, param, old, learned in leaves:
-            grad = jnp.clip(grad, -GRADIENT_BOUND, GRADIENT_BOUND)
-            m, v, step = _adam(grad, old, hyperparameters(learned))
-            steps.append(step)
-            moments.append(
-                Moments(m.reshape(tensor.spec.shape), v.reshape(tensor.spec.shape))
+        moved = [
+            tensors.over(_move, *stacks)
+            for stacks in zip(
+                arrangement.stack(updates),
+                arrangement.stack(params),
+                arrangement.stack_states(state.moments),
+                arrangement.split(state.hyperparameters),
+                arrangement.each(self.rules.gradient_scale),
+                arrangement.each(self.rules.step_scale),
+                arrangement.each(_rank),
+                strict=True,
             )
-            features.append(_features(tensor, param, grad, m, v, learned))
-        rows = jnp.concatenate(features).astype(state.hyperparameters.dtype)
-        outputs, memory = lstm.apply(theta["lstm"], rows, state.lstm)
+        ]
+        features = jnp.concatenate([rows for _, _, rows in moved])
+        outputs, memory = lstm.apply(theta["lstm"], features, state.lstm)
         change = self.output_scale * dense.apply(theta["controls"], outputs)
+        moments = arrangement.unstack_states(
+            [new for _, new, _ in moved], state.moments
+        )
         new_state = NNAdamState(
             step=state.step + 1,
-            moments=stack.replace(state.moments, moments),
+            moments=moments,
             hyperparameters=_kept(state.hyperparameters + change),
             lstm=memory,
         )
-        return stack.updates(params, steps, self.rules), new_state
+        return arrangement.unstack([step for step, _, _ in moved]), new_state
 
 
 class Hyperparameters(NamedTuple):
-    """What the step is made with, `[n]` each."""
+    """What the step is made with, `[...]` each."""
 
     learning_rate: jax.Array
     b1_complement: jax.Array  # 1 − β1
@@ -203,47 +203,63 @@ class Hyperparameters(NamedTuple):
 
 
 def hyperparameters(learned: jax.Array) -> Hyperparameters:
-    """The hyperparameters from their learned form `[n, 4]`.
+    """The hyperparameters from their learned form `[..., 4]`.
 
     Decays by their complements: 1 − β loses digits when β is near 1.
     """
     return Hyperparameters(*jnp.moveaxis(jnp.exp(10.0 * _kept(learned)), -1, 0))
 
 
-def _initial_state(
-    theta: Theta, stack: TensorStack, params: optax.Params
-) -> NNAdamState:
+def _initial_state(theta: Theta, params: optax.Params, specs: Specs) -> NNAdamState:
+    rows = Arrangement(params, params, specs).num_tensors
     start = jnp.stack([theta["hyperparameters"][name] for name in HYPERPARAMETERS])
-    moments = jax.tree.map(
-        lambda p: Moments(*2 * (jnp.zeros_like(p, dtype=wide(p)),)), params
-    )
+
+    def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> Moments:
+        return Moments(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
     return NNAdamState(
         step=jnp.zeros([], jnp.int32),
-        moments=moments,
-        hyperparameters=jnp.broadcast_to(start[None], (stack.num_rows, 4)),
-        lstm=lstm.initial_state(theta["lstm"], stack.num_rows),
+        moments=tensors.init_states(params, specs, empty),
+        hyperparameters=jnp.broadcast_to(start[None], (rows, 4)),
+        lstm=lstm.initial_state(theta["lstm"], rows),
     )
 
 
-def _adam(
-    grad: jax.Array, old: Moments, values: Hyperparameters
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """New momentum, new second moment, and the step, `[n, *S]` each."""
-    rate, c1, c2, epsilon = (spread(x.astype(grad.dtype), grad) for x in values)
-    m = (1.0 - c1) * old.momentum.reshape(grad.shape) + c1 * grad
-    v = (1.0 - c2) * old.second_moment.reshape(grad.shape) + c2 * grad * grad
-    return m, v, rate * (1.0 + epsilon) / (epsilon + jnp.sqrt(v + 1e-10)) * m
+def _rank(spec: ParamSpec) -> float:
+    return len(spec.shape) - len(spec.axes.stacked)
+
+
+def _move(
+    grad: jax.Array,
+    param: jax.Array,
+    old: Moments,
+    learned: jax.Array,
+    gradient_scale: jax.Array,
+    step_scale: jax.Array,
+    rank: jax.Array,
+) -> tuple[jax.Array, Moments, jax.Array]:
+    """Step `[*S]`, moments and LSTM inputs `[19]` of one tensor."""
+    grad = jnp.clip(grad / gradient_scale, -GRADIENT_BOUND, GRADIENT_BOUND)
+    rate, c1, c2, epsilon = (x.astype(grad.dtype) for x in hyperparameters(learned))
+    m = (1.0 - c1) * old.momentum + c1 * grad
+    v = (1.0 - c2) * old.second_moment + c2 * grad * grad
+    step = rate * (1.0 + epsilon) / (epsilon + jnp.sqrt(v + 1e-10)) * m
+    return (
+        -step_scale * step,
+        Moments(m, v),
+        _features(param, grad, m, v, learned, rank),
+    )
 
 
 def _features(
-    tensor: Tensors,
     param: jax.Array,
     grad: jax.Array,
     m: jax.Array,
     v: jax.Array,
     learned: jax.Array,
+    rank: jax.Array,
 ) -> jax.Array:
-    """Inputs of the LSTM `[n, 19]`: those of `NNAdam` in google/learned_optimization.
+    """Inputs of the LSTM `[19]`: those of `NNAdam` in google/learned_optimization.
 
     `v` is called rms there; they stand in the order of their names there.
     """
@@ -251,37 +267,30 @@ def _features(
     def magnitude(x: jax.Array) -> jax.Array:
         return 0.5 * statistics.log_magnitude(x)
 
-    def flag(rank: int) -> jax.Array:
-        return jnp.full([tensor.count], 1.0 if len(tensor.shape) == rank else -1.0)
-
-    means = {
-        name: statistics.mean(x)
-        for name, x in {"p": param, "g": grad, "m": m, "rms": v}.items()
-    }
-    rate, b1, b2, epsilon = jnp.moveaxis(0.2 * jnp.clip(learned, -5.0, 5.0), -1, 0)
+    rate, b1, b2, epsilon = 0.2 * jnp.clip(learned, -5.0, 5.0)
     features = {
         "beta1": b1,
         "beta2": b2,
         "epsilon": epsilon,
-        "is_bias": flag(1),
-        "is_scalar": flag(0),
+        "is_bias": jnp.where(rank == 1, 1.0, -1.0),
+        "is_scalar": jnp.where(rank == 0, 1.0, -1.0),
         "lr": rate,
-        "mean_gabs_mag": magnitude(statistics.mean(jnp.abs(grad))),
-        "mean_rms": magnitude(means["rms"]),
-        "mean_sign": jnp.sign(means["rms"]),
+        "mean_gabs_mag": magnitude(jnp.mean(jnp.abs(grad))),
+        "mean_rms": magnitude(jnp.mean(v)),
+        "mean_sign": jnp.sign(jnp.mean(v)),
         "var_rms": magnitude(statistics.variance(v)),
     }
     for name, x in (("p", param), ("g", grad), ("m", m)):
-        features[f"mean_{name}_mag"] = magnitude(means[name])
-        features[f"mean_{name}_sign"] = jnp.sign(means[name])
+        features[f"mean_{name}_mag"] = magnitude(jnp.mean(x))
+        features[f"mean_{name}_sign"] = jnp.sign(jnp.mean(x))
         features[f"var_{name}"] = magnitude(statistics.variance(x))
-    return statistics.stack_features(features)
+    return statistics.join(features, learned.dtype)
 
 
 def _kept(learned: jax.Array) -> jax.Array:
-    """Learned hyperparameters `[R, 4]` inside the bounds of this rule."""
+    """Learned hyperparameters `[..., 4]` inside the bounds of this rule."""
     low, high = (
-        jnp.broadcast_to(jnp.asarray(bound, learned.dtype)[None], learned.shape)
+        jnp.broadcast_to(jnp.asarray(bound, learned.dtype), learned.shape)
         for bound in (_LOWEST, _HIGHEST)
     )
     return jnp.clip(learned, low, high)

@@ -35,6 +35,7 @@ class PeerState(NamedTuple):
     rule: Any  # state of the optax transformation
     num_steps: jax.Array  # [] int32, of the whole run
     iteration: jax.Array  # [] int32, updates done
+    valid_loss: jax.Array  # [] float32, seen since the last update; NaN if none
 
 
 def at_base(params: Any) -> Specs:
@@ -120,7 +121,8 @@ class PeerOptimizer:
             )
         num_steps = jnp.asarray(num_steps, jnp.int32)
         rule = self._rule(params, num_steps).init(params)
-        return PeerState(params, model_state, rule, num_steps, jnp.int32(0))
+        never = jnp.float32(jnp.nan)
+        return PeerState(params, model_state, rule, num_steps, jnp.int32(0), never)
 
     def update(
         self,
@@ -129,6 +131,7 @@ class PeerOptimizer:
         *,
         loss: jax.Array | None = None,
         model_state: Any = None,
+        is_valid: bool | jax.Array = False,
         key: jax.Array | None = None,
         **kwargs: Any,
     ) -> PeerState:
@@ -139,20 +142,36 @@ class PeerOptimizer:
             grad: gradient at its parameters.
             loss: `[]` there; some rules need it.
             model_state: after the step.
+            is_valid: `[]` whether the loss is one on validation data. Then there is no
+                step: the rule is told the loss with the next one, as `valid_loss`.
             key: not used.
-            kwargs: handed to the rule, as `is_valid`.
+            kwargs: handed to the rule.
         """
         del key
-        rule = self._rule(opt_state.params, opt_state.num_steps)
-        extra = kwargs if loss is None else {"loss": loss, **kwargs}
-        steps, state = rule.update(grad, opt_state.rule, opt_state.params, **extra)
-        return PeerState(
-            params=optax.apply_updates(opt_state.params, steps),
-            state=model_state,
-            rule=state,
-            num_steps=opt_state.num_steps,
-            iteration=opt_state.iteration + 1,
-        )
+
+        def step() -> PeerState:
+            rule = self._rule(opt_state.params, opt_state.num_steps)
+            extra = kwargs if loss is None else {"loss": loss, **kwargs}
+            extra = {"valid_loss": opt_state.valid_loss, **extra}
+            steps, state = rule.update(grad, opt_state.rule, opt_state.params, **extra)
+            return PeerState(
+                params=optax.apply_updates(opt_state.params, steps),
+                state=model_state,
+                rule=state,
+                num_steps=opt_state.num_steps,
+                iteration=opt_state.iteration + 1,
+                valid_loss=jnp.full_like(opt_state.valid_loss, jnp.nan),
+            )
+
+        def remember() -> PeerState:
+            if loss is None:
+                raise ValueError("is_valid needs the loss: update(..., loss=loss)")
+            seen = jnp.asarray(loss, opt_state.valid_loss.dtype)
+            return opt_state._replace(state=model_state, valid_loss=seen)
+
+        if is_valid is False:
+            return step()
+        return jax.lax.cond(is_valid, remember, step)
 
     def get_params(self, state: PeerState) -> Any:
         """The parameters."""
@@ -174,6 +193,7 @@ class PeerOptimizer:
         self, params: Any, num_steps: jax.Array
     ) -> optax.GradientTransformationExtraArgs:
         shapes = jax.eval_shape(lambda: params)
-        return self.parent.optimizer.as_optax(
+        rule = self.parent.optimizer.as_optax(
             self.theta, self.parent.specs(shapes), num_steps
         )
+        return optax.with_extra_args_support(rule)

@@ -20,33 +20,61 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import dense, loss_normalizer, lstm, sanitizer
+from lopt import (
+    accumulators,
+    dense,
+    loss_normalizer,
+    lstm,
+    per_parameter_mlp,
+    sanitizer,
+    tensors,
+)
 from lopt import tensor_statistics as statistics
+from lopt.accumulators import Complements, TensorState
 from lopt.base import Specs, Theta
 from lopt.epsilons import PAPER, Epsilons
+from lopt.features import (
+    GRADIENT,
+    MOMENTUM,
+    NORMALIZED_MOMENTUM,
+    PARAMETER,
+    RECIPROCAL_ROOT,
+    SECOND_MOMENT,
+    TIME_SCALES,
+    Feature,
+    FeatureSet,
+    Quantities,
+)
 from lopt.loss_normalizer import LossAverages
 from lopt.lstm import LSTMState
-from lopt.tensor_stack import Tensors, TensorStack, wide
+from lopt.tensors import Arrangement
 from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
+from parametrization.spec import ParamSpec
 
-TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)
+ELEMENTS = FeatureSet(
+    (
+        GRADIENT,
+        PARAMETER,
+        Feature(
+            "log_parameter",
+            "element",
+            lambda q, _: jnp.log(jnp.abs(q.param) + 1e-8)[None],
+        ),
+        *(MOMENTUM, SECOND_MOMENT, NORMALIZED_MOMENTUM, RECIPROCAL_ROOT),
+    )
+)
+"""Inputs of the network that differ from element to element: 23 with five decays."""
 TRAIN_LOSS_DECAY, VALID_LOSS_DECAY = 0.9, 0.95
 CLIP_DECAY, CLIP_MULT = 0.99, 10.0
 TENSOR_FEATURES = 18
 """Inputs of the LSTM besides the two channels that lead back to it."""
-
-
-class Moments(NamedTuple):
-    """Averages of one leaf with K decays."""
-
-    momentum: jax.Array  # [n, K, *S]
-    second_moment: jax.Array  # [n, K, *S]
 
 
 class Clip(NamedTuple):
@@ -57,10 +85,10 @@ class Clip(NamedTuple):
 
 
 class RNNMLPState(NamedTuple):
-    """State of the transformation; R tensors have rows (see `tensor_stack`)."""
+    """State of the transformation; a row for each of R tensors."""
 
     step: jax.Array  # [] int32, updates done, validation losses counted
-    moments: Any  # tree of Moments, parallel to the parameters
+    moments: Any  # tree of TensorState, parallel to the parameters
     lstm: LSTMState  # [R, H]
     from_network: jax.Array  # [R, 16]
     from_tensors: jax.Array  # [18]
@@ -173,7 +201,7 @@ class RNNMLP:
         del num_steps
 
         def init(params: optax.Params) -> RNNMLPState:
-            return self._initial_state(theta, TensorStack.of(params, specs), params)
+            return self._initial_state(theta, params, specs)
 
         def update(
             updates: optax.Updates,
@@ -191,115 +219,144 @@ class RNNMLP:
                 raise ValueError(
                     "RNNMLP needs the loss: update(grads, state, params, loss=loss)"
                 )
-            stack = TensorStack.of(updates, specs)
-            if not stack.tensors:
+            arrangement = Arrangement(updates, params, specs)
+            if not arrangement.groups:
                 return updates, state._replace(step=state.step + 1)
             if valid_loss is not None:
                 state = _with_valid_loss(state, valid_loss)
-            return self._update(theta, stack, updates, state, params, loss)
+            return self._update(theta, arrangement, updates, state, params, loss)
 
         return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
     def _initial_state(
-        self, theta: Theta, stack: TensorStack, params: optax.Params
+        self, theta: Theta, params: optax.Params, specs: Specs
     ) -> RNNMLPState:
-        kinds = {tensor.index: tensor for tensor in stack.tensors}
-        leaves = stack.structure.flatten_up_to(params)
-        moments = stack.structure.unflatten(
-            [
-                self._empty(kinds[i], leaf) if i in kinds else leaf
-                for i, leaf in enumerate(leaves)
-            ]
-        )
-        dtype = wide(theta["from_network"])
-        start = jnp.asarray(theta["from_network"], dtype)[None]
+        rows = Arrangement(params, params, specs).num_tensors
+        decays = len(self.decays)
+
+        def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> TensorState:
+            return accumulators.init(shape, decays, dtype, decays, num_factored=0)
+
+        start = jnp.asarray(theta["from_network"])
+        dtype = tensors.accumulator_dtype(start)
         return RNNMLPState(
             step=jnp.zeros([], jnp.int32),
-            moments=moments,
-            lstm=lstm.initial_state(theta["lstm"], stack.num_rows),
-            from_network=jnp.broadcast_to(start, (stack.num_rows, start.shape[1])),
-            from_tensors=jnp.asarray(theta["from_tensors"], dtype),
+            moments=tensors.init_states(params, specs, empty),
+            lstm=lstm.initial_state(theta["lstm"], rows),
+            from_network=jnp.broadcast_to(start[None], (rows, *start.shape)),
+            from_tensors=jnp.asarray(theta["from_tensors"]),
             train_loss=loss_normalizer.init(dtype),
             valid_loss=loss_normalizer.init(dtype),
             clip=Clip(jnp.ones([], dtype), jnp.asarray(1.0 - CLIP_DECAY, dtype)),
         )
 
-    def _empty(self, tensor: Tensors, leaf: jax.Array) -> Moments:
-        shape = (tensor.count, len(self.decays), *tensor.shape)
-        return Moments(jnp.zeros(shape, wide(leaf)), jnp.zeros(shape, wide(leaf)))
-
     def _update(
         self,
         theta: Theta,
-        stack: TensorStack,
+        arrangement: Arrangement,
         updates: optax.Updates,
         state: RNNMLPState,
         params: optax.Params,
         loss: jax.typing.ArrayLike,
     ) -> tuple[optax.Updates, RNNMLPState]:
-        clip, grads = _clipped(state.clip, stack.gradients(updates, self.rules))
-        values = stack.arrays(params)
+        scales = arrangement.each(self.rules.gradient_scale)
+        clip, grads = _clipped(state.clip, arrangement.stack(updates), scales)
+        values = arrangement.stack(params)
         moments = [
-            Moments(*(_averaged(*pair, self.decays) for pair in ((m, g), (v, g * g))))
-            for (m, v), g in zip(stack.select(state.moments), grads, strict=True)
+            tensors.over(self._average, *stacks)
+            for stacks in zip(
+                arrangement.stack_states(state.moments), grads, strict=True
+            )
         ]
-        train_loss, losses = _loss_features(state, loss)
-        rows = [
-            _tensor_features(*leaf)
-            for leaf in zip(stack.tensors, values, grads, moments, strict=True)
+        outputs, memory, train_loss = self._look(
+            theta, arrangement, state, (values, grads, moments), loss
+        )
+        shared = arrangement.split(dense.apply(theta["to_network"], outputs))
+        move = self._mover(theta, state.step, arrangement.num_tensors)
+        step_scales = arrangement.each(self.rules.step_scale)
+        moved = [
+            tensors.over(move, *stacks)
+            for stacks in zip(values, grads, moments, shared, step_scales, strict=True)
         ]
-        inputs = _lstm_inputs(state, jnp.concatenate(rows), losses)
-        outputs, memory = lstm.apply(theta["lstm"], inputs, state.lstm)
-        to_network = dense.apply(theta["to_network"], outputs)
-        steps, reports = [], []
-        for leaf in zip(values, grads, moments, stack.split(to_network), strict=True):
-            elements = self._element_features(*leaf[:3])
-            tensors = _shared_features(leaf[0], state.step, stack.num_rows, leaf[3])
-            out = self._network(theta, elements, tensors)
-            magnitude = jnp.exp(self.exp_mult * out[..., 1])
-            step = self.step_mult * out[..., 0] * magnitude
-            steps.append(step.reshape(leaf[0].shape))
-            reports.append(out[..., 2:].mean(1))
         new_state = RNNMLPState(
             step=state.step + 1,
-            moments=stack.replace(state.moments, moments),
+            moments=arrangement.unstack_states(moments, state.moments),
             lstm=memory,
-            from_network=jnp.concatenate(reports).astype(state.from_network.dtype),
-            from_tensors=dense.apply(theta["to_tensors"], outputs)
-            .mean(0)
-            .astype(state.from_tensors.dtype),
+            from_network=jnp.concatenate([report for _, report in moved]),
+            from_tensors=dense.apply(theta["to_tensors"], outputs).mean(0),
             train_loss=train_loss,
             valid_loss=state.valid_loss,
             clip=clip,
         )
-        return stack.updates(params, steps, self.rules), new_state
+        return arrangement.unstack([step for step, _ in moved]), new_state
 
-    def _element_features(
-        self, param: jax.Array, grad: jax.Array, moments: Moments
-    ) -> jax.Array:
-        """Normalized inputs of the network, one set an element, `[n, P, 23]`."""
-        n = param.shape[0]
-        m, v = (x.reshape(n, len(self.decays), -1) for x in moments)
-        grad, param = (x.reshape(n, 1, -1) for x in (grad, param))
-        root = jax.lax.rsqrt(v + self.epsilons.second_moment)
-        size = jnp.log(jnp.abs(param) + 1e-8)
-        stacked = jnp.concatenate([grad, param, size, m, v, m * root, root], axis=1)
-        square = jnp.mean(stacked * stacked, axis=-1, keepdims=True)
-        normalized = stacked * jax.lax.rsqrt(square + self.epsilons.normalizer)
-        return jnp.swapaxes(normalized, 1, 2)
+    def _average(self, moments: TensorState, grad: jax.Array) -> TensorState:
+        weights = accumulators.fixed(self.decays, grad.dtype)
+        return accumulators.update(
+            moments, grad, Complements(weights, weights), self.epsilons
+        )
 
-    def _network(
-        self, theta: Theta, elements: jax.Array, tensors: jax.Array
-    ) -> jax.Array:
-        """Outputs `[n, P, 2 + 16]`; what is one for a tensor enters as a bias."""
-        first = theta["layer_0"]
-        kernel = jnp.asarray(first["kernel"])
-        split = elements.shape[-1]
-        bias = dense.apply({**first, "kernel": kernel[split:]}, tensors)
-        hidden = elements @ kernel[:split] + bias[:, None]
-        for i in range(1, self.hidden_layers + 1):
-            hidden = dense.apply(theta[f"layer_{i}"], jnp.maximum(hidden, 0.0))
-        return hidden
+    def _look(
+        self,
+        theta: Theta,
+        arrangement: Arrangement,
+        state: RNNMLPState,
+        stacks: tuple[list[Any], ...],
+        loss: jax.typing.ArrayLike,
+    ) -> tuple[jax.Array, LSTMState, LossAverages]:
+        """The LSTM's outputs `[R, H]` and memory, and averages with this loss."""
+        train_loss = loss_normalizer.update(state.train_loss, loss, TRAIN_LOSS_DECAY)
+        valid = loss_normalizer.mean(state.valid_loss, VALID_LOSS_DECAY)
+        losses = [
+            loss_normalizer.feature(train_loss, x, TRAIN_LOSS_DECAY)
+            for x in (loss, valid)
+        ]
+
+        def look(
+            value: jax.Array,
+            grad: jax.Array,
+            moments: TensorState,
+            from_network: jax.Array,
+            rank: jax.Array,
+        ) -> jax.Array:
+            features = _tensor_features(value, grad, moments, rank)
+            features |= {
+                "from_lstm": state.from_tensors,
+                "from_mlp": from_network,
+                "train_loss_feat": losses[0],
+                "valid_loss_feat": losses[1],
+            }
+            return statistics.join(features, from_network.dtype)
+
+        stacks = (*stacks, arrangement.split(state.from_network))
+        ranks = arrangement.each(_rank)
+        rows = [tensors.over(look, *x) for x in zip(*stacks, ranks, strict=True)]
+        outputs, memory = lstm.apply(theta["lstm"], jnp.concatenate(rows), state.lstm)
+        return outputs, memory, train_loss
+
+    def _mover(
+        self, theta: Theta, step: jax.Array, num_tensors: int
+    ) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        """Change `[*S]` of one tensor, and what its network reports, `[16]`."""
+        names = [f"layer_{i}" for i in range(self.hidden_layers + 1)]
+        layers = {name: theta[name] for name in names}
+
+        def move(
+            value: jax.Array,
+            grad: jax.Array,
+            moments: TensorState,
+            from_lstm: jax.Array,
+            step_scale: jax.Array,
+        ) -> tuple[jax.Array, jax.Array]:
+            shared = _shared_features(value, step, num_tensors, from_lstm)
+            q = Quantities(grad, value, moments, step, self.epsilons)
+            out = per_parameter_mlp.apply(_given(layers, shared), ELEMENTS, q)
+            magnitude = jnp.exp(self.exp_mult * out[..., 1])
+            change = -(self.step_mult * step_scale) * out[..., 0] * magnitude
+            reports = out[..., 2:].reshape(-1, self.network_to_lstm)
+            return change, reports.mean(0).astype(from_lstm.dtype)
+
+        return move
 
 
 def _start(key: jax.Array, size: int) -> jax.Array:
@@ -315,106 +372,72 @@ def _with_valid_loss(state: RNNMLPState, loss: jax.typing.ArrayLike) -> RNNMLPSt
     return state._replace(step=state.step + seen, valid_loss=averages)
 
 
-def _loss_features(
-    state: RNNMLPState, loss: jax.typing.ArrayLike
-) -> tuple[LossAverages, jax.Array]:
-    """Averages with this loss, and how train and validation loss compare, `[2]`."""
-    averages = loss_normalizer.update(state.train_loss, loss, TRAIN_LOSS_DECAY)
-    valid = loss_normalizer.mean(state.valid_loss, VALID_LOSS_DECAY)
-    compared = [
-        loss_normalizer.feature(averages, x, TRAIN_LOSS_DECAY) for x in (loss, valid)
-    ]
-    return averages, jnp.stack(compared)
-
-
-def _clipped(clip: Clip, grads: list[jax.Array]) -> tuple[Clip, list[jax.Array]]:
+def _clipped(
+    clip: Clip, grads: list[jax.Array], scales: list[jax.Array]
+) -> tuple[Clip, list[jax.Array]]:
     """Gradients within ten times their usual size, and the average that says so."""
-    dtype = clip.average.dtype
     bound = CLIP_MULT * clip.average / (1.0 - CLIP_DECAY**clip.step)
-    grads = [sanitizer.bounded(g, bound.astype(g.dtype)) for g in grads]
-    squares = jnp.concatenate([statistics.mean(g * g).astype(dtype) for g in grads])
+
+    def one(grad: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+        grad = sanitizer.bounded(grad / scale, bound.astype(grad.dtype))
+        return grad, jnp.mean(grad * grad).astype(bound.dtype)
+
+    clipped = [tensors.over(one, *x) for x in zip(grads, scales, strict=True)]
+    squares = jnp.concatenate([square for _, square in clipped])
     size = jnp.sqrt(1e-8 + squares.mean())
     average = CLIP_DECAY * clip.average + (1.0 - CLIP_DECAY) * size
-    return Clip(clip.step + 1.0, average), grads
+    return Clip(clip.step + 1.0, average), [grad for grad, _ in clipped]
 
 
-def _averaged(old: jax.Array, new: jax.Array, decays: tuple[float, ...]) -> jax.Array:
-    """Averages `[n, K, *S]` with one more value `[n, *S]`."""
-    shape = (1, -1, *(1,) * (new.ndim - 1))
-    keep = jnp.asarray(decays, old.dtype).reshape(shape)
-    take = jnp.asarray([1.0 - decay for decay in decays], old.dtype).reshape(shape)
-    return keep * old + take * new[:, None]
+def _rank(spec: ParamSpec) -> float:
+    return len(spec.shape) - len(spec.axes.stacked)
 
 
 def _tensor_features(
-    tensor: Tensors, param: jax.Array, grad: jax.Array, moments: Moments
-) -> jax.Array:
-    """What the LSTM sees of one leaf, in order of the names, `[n, 16]`.
+    value: jax.Array, grad: jax.Array, moments: TensorState, rank: jax.Array
+) -> dict[str, jax.Array]:
+    """What the LSTM sees of one tensor, under the names of the original, `[]` each.
 
-    The names are those of the original: ms for momenta, rms for second moments, v for
-    parameters. Of a rank above 4, the first four axes are told.
+    There ms are momenta, rms second moments and v the parameters. Of a rank above 4,
+    the first four axes are told.
     """
     magnitude = statistics.log_magnitude
-    sizes = (*tensor.shape, 1, 1, 1, 1)[:4]
-    scalar = 1.0 if not tensor.shape else -1.0
+    second = accumulators.present(moments.second_moment, "second moment")
     features = {
         "g_norm": magnitude(statistics.norm(grad)),
-        "is_scalar": jnp.full([tensor.count], scalar),
-        "mean_rms": magnitude(statistics.mean(moments.second_moment)),
-        "mean_sign": jnp.sign(statistics.mean(moments.second_moment)),
-        "norm_weight": magnitude(statistics.norm(param)),
-        "var_rms": magnitude(statistics.variance(moments.second_moment)),
+        "is_scalar": jnp.where(rank == 0, 1.0, -1.0),
+        "mean_rms": magnitude(jnp.mean(second)),
+        "mean_sign": jnp.sign(jnp.mean(second)),
+        "norm_weight": magnitude(statistics.norm(value)),
+        "var_rms": magnitude(statistics.variance(second)),
     }
-    for i, size in enumerate(sizes):
-        features[f"shape_{i}"] = jnp.full([tensor.count], math.log(size) - 1.0)
-    for name, x in (("ms", moments.momentum), ("v", param)):
-        features[f"mean_{name}_mag"] = magnitude(statistics.mean(x))
-        features[f"mean_{name}_sign"] = jnp.sign(statistics.mean(x))
+    for i, size in enumerate((*value.shape, 1, 1, 1)[:4]):
+        features[f"shape_{i}"] = jnp.asarray(math.log(size) - 1.0)
+    for name, x in (("ms", moments.momentum), ("v", value)):
+        features[f"mean_{name}_mag"] = magnitude(jnp.mean(x))
+        features[f"mean_{name}_sign"] = jnp.sign(jnp.mean(x))
         features[f"var_{name}"] = magnitude(statistics.variance(x))
-    return statistics.stack_features(features)
-
-
-def _lstm_inputs(
-    state: RNNMLPState, tensors: jax.Array, losses: jax.Array
-) -> jax.Array:
-    """Inputs of the LSTM `[R, 52]`, losses `[2]` before the three spreads."""
-    dtype = state.from_network.dtype
-    rows = tensors.shape[0]
-
-    def every(x: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(x.astype(dtype)[None], (rows, x.shape[0]))
-
-    tensors = tensors.astype(dtype)
-    return jnp.concatenate(
-        [
-            every(state.from_tensors),
-            state.from_network,
-            tensors[:, :-3],
-            every(losses),
-            tensors[:, -3:],
-        ],
-        axis=1,
-    )
+    return features
 
 
 def _shared_features(
-    param: jax.Array, step: jax.Array, num_tensors: int, to_network: jax.Array
+    value: jax.Array, step: jax.Array, num_tensors: int, from_lstm: jax.Array
 ) -> jax.Array:
-    """Inputs of the network that a tensor's parameters share, `[n, 14 + 17]`."""
-    n = param.shape[0]
-    dtype = to_network.dtype
+    """Inputs of the network that a tensor's parameters share, `[14 + 17]`."""
+    dtype = from_lstm.dtype
     scales = jnp.asarray(TIME_SCALES, dtype) * jnp.pi
-    time = jnp.sin(step.astype(dtype) / scales)
     numbers = [
-        jnp.full([n], math.log(num_tensors) - 1.0, dtype),
-        jnp.log(statistics.norm(param) + 1e-8).astype(dtype),
-        jnp.full([n], math.log(param.size // n), dtype),
+        jnp.asarray(math.log(num_tensors) - 1.0, dtype),
+        jnp.log(statistics.norm(value) + 1e-8).astype(dtype),
+        jnp.asarray(math.log(value.size), dtype),
     ]
-    return jnp.concatenate(
-        [
-            jnp.broadcast_to(time[None], (n, len(TIME_SCALES))),
-            jnp.stack(numbers, axis=1),
-            to_network,
-        ],
-        axis=1,
-    )
+    time = jnp.sin(step.astype(dtype) / scales)
+    return jnp.concatenate([time, jnp.stack(numbers), from_lstm])
+
+
+def _given(layers: per_parameter_mlp.Layers, shared: jax.Array) -> Any:
+    """The network with its shared inputs given: what they add is a bias."""
+    kernel = jnp.asarray(layers["layer_0"]["kernel"])
+    elements = kernel.shape[0] - shared.shape[0]
+    bias = layers["layer_0"]["bias"] + shared @ kernel[elements:]
+    return {**layers, "layer_0": {"kernel": kernel[:elements], "bias": bias}}

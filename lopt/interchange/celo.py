@@ -48,6 +48,6 @@ def _celo2_table(optimizer: Celo2) -> Table:
 
 
 FORMATS: tuple[Format, ...] = (
-    Format("Celo2", "ff_mod_stack/~/b0", _celo2, _celo2_table),
+    Format("Celo2", "ff_mod_stack/~/b0", Celo2, _celo2, _celo2_table),
 )
 """The classes that can be read."""

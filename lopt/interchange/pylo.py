@@ -14,9 +14,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 from safetensors.numpy import save_file
@@ -24,12 +24,15 @@ from safetensors.numpy import save_file
 from lopt import pylo_form, weights
 from lopt.artifact import Artifact
 from lopt.celo2 import Celo2
+from lopt.elo import ELO
 from lopt.integrity import publish
 from lopt.interchange import tables
 from lopt.interchange.tables import Source, Table
 from lopt.small_fc import SmallFC
 from lopt.weights import Tensors
 from parametrization.rules import ADAM_LIKE, Rules
+
+T = TypeVar("T")
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _META_MLP = {"hidden_layers": int, "hidden_size": int, "input_size": int}
@@ -83,16 +86,14 @@ def load_meta_mlp(
     """
     folder = Path(folder)
     config = read_config(folder, _META_MLP)
-    try:
-        optimizer = SmallFC(
-            hidden_size=config["hidden_size"],
-            hidden_layers=config["hidden_layers"] + 1,
-            step_mult=step_mult,
-            exp_mult=exp_mult,
-            rules=rules,
-        )
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from None
+    fields = {
+        "hidden_size": config["hidden_size"],
+        "hidden_layers": config["hidden_layers"] + 1,
+        "step_mult": step_mult,
+        "exp_mult": exp_mult,
+        "rules": rules,
+    }
+    optimizer = _configured(SmallFC, fields, folder)
     num_inputs = len(optimizer.feature_names)
     if config["input_size"] != num_inputs:
         raise ValueError(
@@ -108,13 +109,32 @@ def load_meta_mlp(
     return artifact
 
 
-def load_celo2(folder: str | Path, **fields: Any) -> Artifact:
-    """CELO2 from the folder of a `CELO2MLP`.
+def load_elo(folder: str | Path, **fields: Any) -> Artifact:
+    """ELO from the folder of a `MetaMLP`; no decay of it is learned.
 
     Args:
         folder: with config.json and model.safetensors.
-        fields: of our `Celo2`, over PyLO's defaults: Adam with its bias corrected, at
-            the rate of the matrices.
+        fields: of our `ELO`, beside the sizes.
+
+    Raises:
+        ValueError: naming the file, and what is missing, unknown or wrong in it.
+    """
+    network = load_meta_mlp(folder, offsets=NO_OFFSETS)
+    rule = network.optimizer
+    sizes = {name: getattr(rule, name) for name in ("hidden_size", "hidden_layers")}
+    optimizer = _configured(ELO, sizes | fields, Path(folder))
+    theta = {name: x for name, x in network.theta.items() if name.startswith("layer_")}
+    return Artifact(optimizer, theta, provenance=network.provenance)
+
+
+def load_celo2(folder: str | Path, **fields: Any) -> Artifact:
+    """CELO2 or ELO-CELO2 from the folder of a `CELO2MLP`.
+
+    Args:
+        folder: with config.json and model.safetensors.
+        fields: of our `Celo2`, over PyLO's defaults of CELO2: Adam with its bias
+            corrected, at the rate of the matrices. `lopt.elo.ELO_CELO2` holds those
+            that are recommended for the weights of ELO-CELO2.
 
     Raises:
         ValueError: naming the file, and what is missing, unknown or wrong in it.
@@ -122,10 +142,7 @@ def load_celo2(folder: str | Path, **fields: Any) -> Artifact:
     folder = Path(folder)
     config = read_config(folder, _CELO2_MLP)
     sizes = {key: config[key] for key in ("hidden_size", "hidden_layers")}
-    try:
-        optimizer = Celo2(**(sizes | _CELO2_DEFAULTS | fields))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from None
+    optimizer = _configured(Celo2, sizes | _CELO2_DEFAULTS | fields, folder)
     for key, value in _celo2_config(optimizer).items():
         if config[key] != value:
             raise ValueError(
@@ -139,8 +156,17 @@ def load_celo2(folder: str | Path, **fields: Any) -> Artifact:
     return Artifact(optimizer, theta, provenance=source(folder, "CELO2MLP"))
 
 
+def _configured(kind: Callable[..., T], fields: Mapping[str, Any], folder: Path) -> T:
+    try:
+        return kind(**fields)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from None
+
+
 def load(folder: str | Path, **fields: Any) -> Artifact:
     """An optimizer from a folder of whatever class its config.json tells.
+
+    A `MetaMLP` is taken as μLO; `load_elo` takes it as ELO.
 
     Raises:
         ValueError: as the loaders of the classes, or if the class is none of them.
@@ -174,11 +200,16 @@ def save(artifact: Artifact, folder: str | Path, *, replace: bool = False) -> No
     if isinstance(optimizer, SmallFC):
         artifact.save(folder, replace=replace)
         return
-    if not isinstance(optimizer, Celo2):
-        raise ValueError(f"PyLO has no class for a {type(optimizer).__name__}")
     theta = weights.check_theta(optimizer, artifact.theta)
-    tensors = tables.from_theta(theta, _celo2_table(optimizer))
-    _write(Path(folder), tensors, _celo2_config(optimizer), replace)
+    if isinstance(optimizer, ELO):
+        tensors = pylo_form.to_tensors(optimizer.rule, artifact.theta)
+        config = _meta_mlp_config(optimizer.rule)
+    elif isinstance(optimizer, Celo2):
+        tensors = tables.from_theta(theta, _celo2_table(optimizer))
+        config = _celo2_config(optimizer)
+    else:
+        raise ValueError(f"PyLO has no class for a {type(optimizer).__name__}")
+    _write(Path(folder), tensors, config, replace)
 
 
 def _write(
@@ -201,6 +232,14 @@ _CELO2_MLP = {
     "output_size": int,
 }
 _CELO2_DEFAULTS = {"adam_mult": 1.0, "bias_corrected": True}
+
+
+def _meta_mlp_config(optimizer: SmallFC) -> dict[str, Any]:
+    return {
+        "hidden_layers": optimizer.hidden_layers - 1,
+        "hidden_size": optimizer.hidden_size,
+        "input_size": len(optimizer.feature_names),
+    }
 
 
 def _celo2_config(optimizer: Celo2) -> dict[str, Any]:

@@ -88,6 +88,15 @@ def linear_layers(ours: str, theirs: str, number: int) -> dict[str, Source]:
     return table
 
 
+def lstm_cell(ours: str, cell: str, state: str) -> dict[str, Source]:
+    """A cell of haiku and its first state, `[1, H]` there."""
+    return {
+        **layer(ours, f"{cell}/w", f"{cell}/b"),
+        f"{ours}/hidden": same(f"{state}/hidden", leading_one=True),
+        f"{ours}/cell": same(f"{state}/cell", leading_one=True),
+    }
+
+
 def velo_rows(num_decays: int) -> tuple[int, ...]:
     """Inputs of each group of VeLO's features."""
     counts = Counts(num_decays, 1, num_decays)

@@ -29,6 +29,8 @@ class Format:
     """Of the class there."""
     mark: str
     """A tensor by which it is known; the first format whose mark is there is taken."""
+    ours: type
+    """Our class."""
     configure: Callable[[Tensors, Mapping[str, Any]], AnyLearned]
     """Our optimizer from the shapes of their tensors and from fields."""
     table: Callable[[Any], Table]
@@ -87,12 +89,8 @@ def to_tensors(artifact: Artifact, formats: Sequence[Format]) -> tuple[Tensors, 
     """
     theta = weights.check_theta(artifact.optimizer, artifact.theta)
     for kind in formats:
-        try:
-            tensors = tables.from_theta(theta, kind.table(artifact.optimizer))
-        except (AttributeError, KeyError):
-            continue
-        if kind.mark in tensors and tensors.keys():
-            return tensors, kind
+        if isinstance(artifact.optimizer, kind.ours):
+            return tables.from_theta(theta, kind.table(artifact.optimizer)), kind
     name = type(artifact.optimizer).__name__
     raise ValueError(f"there is no class there for a {name}")
 

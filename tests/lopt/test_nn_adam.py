@@ -74,7 +74,10 @@ def test_every_step_in_float64(reference, f64, leaf):
 def test_final_moments(reference, f32, f64, theirs, ours, decay):
     """The reference rounds 1 − β twice, in its own float32; ours keeps its digits."""
     for leaf, want in reference.group(f"final/rolling_features/{theirs}").items():
-        got, exact = (getattr(x[1].moments[leaf], ours)[-1] for x in (f32, f64))
+        got, exact = (
+            getattr(x[1].moments[leaf], ours)[-1].reshape(want.shape)
+            for x in (f32, f64)
+        )
         complement = np.exp(10 * reference.arrays[f"final/per_layer_{decay}/{leaf}"])
         rounding = 2 * np.finfo(np.float32).eps / complement
         assert rounding < 5e-4

@@ -146,8 +146,9 @@ class Listens:
         return {"rate": jnp.float32(1.0)}
 
     def as_optax(self, theta, specs, num_steps):
-        def update(updates, state, params=None, *, loss, is_valid=False):
-            step = loss + 100.0 * is_valid + 0.001 * num_steps
+        def update(updates, state, params=None, *, loss, valid_loss, colour=0.0):
+            valid_loss = jnp.where(jnp.isnan(valid_loss), 0.0, valid_loss)
+            step = loss + 100.0 * valid_loss + 10.0 * colour + 0.001 * num_steps
             return jax.tree.map(lambda g: jnp.full_like(g, step), updates), state
 
         return optax.GradientTransformationExtraArgs(lambda p: (), update)
@@ -159,8 +160,32 @@ def test_loss_length_and_other_arguments_reach_the_rule():
     told = opt.update(state, jnp.ones(2), loss=jnp.float32(3.0), model_state="m")
     np.testing.assert_allclose(told.params, [3.007, 3.007], rtol=1e-6)
     assert opt.get_state(told) == "m"
-    told = opt.update(state, jnp.ones(2), loss=jnp.float32(3.0), is_valid=True)
-    np.testing.assert_allclose(told.params, [103.007, 103.007], rtol=1e-6)
+    told = opt.update(state, jnp.ones(2), loss=jnp.float32(3.0), colour=2.0)
+    np.testing.assert_allclose(told.params, [23.007, 23.007], rtol=1e-6)
+
+
+@pytest.mark.parametrize("flag", [np.bool_, bool, jnp.bool_])
+def test_a_validation_loss_is_kept_for_the_next_step(flag):
+    opt = PeerLearnedOptimizer(Listens(), 7).opt_fn({"rate": jnp.float32(1.0)})
+    update = opt.update if flag is bool else jax.jit(opt.update)
+    state = opt.init(jnp.zeros(2), 0)
+    state = update(
+        state, jnp.ones(2), loss=jnp.float32(4.0), model_state=1, is_valid=flag(True)
+    )
+    np.testing.assert_array_equal(state.params, [0.0, 0.0])
+    assert (int(state.iteration), int(opt.get_state(state))) == (0, 1)
+    for expected in (403.007, 3.007):
+        before = state.params
+        state = update(
+            state,
+            jnp.ones(2),
+            loss=jnp.float32(3.0),
+            model_state=1,
+            is_valid=flag(False),
+        )
+        np.testing.assert_allclose(state.params - before, [expected] * 2, rtol=1e-5)
+    with pytest.raises(ValueError, match="is_valid needs the loss"):
+        opt.update(state, jnp.ones(2), is_valid=True)
 
 
 def wider(params):

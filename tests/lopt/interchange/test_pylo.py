@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from lopt import Artifact, SmallFC
 from lopt.celo2 import Celo2
+from lopt.elo import ELO
 from lopt.interchange import celo, pylo
 from lopt.mlp_lopt import MLPLOpt
 from parametrization import ADAM_LIKE, STANDARD
@@ -107,6 +108,22 @@ def test_a_small_fc_is_written_so_that_pylo_and_we_read_it(meta_mlp, tmp_path):
     # What its constructor must be told stands there as well.
     decays = ours["pylo"]["momentum_decays"]
     np.testing.assert_allclose(decays, pylo.Offsets().momentum, rtol=1e-6)
+
+
+def test_a_meta_mlp_is_elo_too_and_is_written_as_it_was(golden, tmp_path):
+    folder = golden("pylo_metamlp")
+    artifact = pylo.load_elo(folder, learning_rate=3e-4, weight_decay=0.1)
+    assert artifact.optimizer == ELO(learning_rate=3e-4, weight_decay=0.1)
+    assert artifact.theta.keys() == {"layer_0", "layer_1", "layer_2"}
+    pylo.save(artifact, tmp_path / "out")
+    left, right = (load_file(f / FILES[1]) for f in (folder, tmp_path / "out"))
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        np.testing.assert_array_equal(value, right[name])
+    configs = [
+        json.loads((f / FILES[0]).read_text()) for f in (folder, tmp_path / "out")
+    ]
+    assert configs[0] == configs[1]
 
 
 def test_celo2_is_written_byte_for_byte_as_it_was_read(golden, tmp_path):

@@ -10,7 +10,11 @@ from flax import serialization, struct
 from lopt import Artifact, SmallFC
 from lopt.celo2 import Celo2
 from lopt.interchange import celo, learned_optimization, msgpack, theta_files
+from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM, decay
 from lopt.mlp_lopt import MLPLOpt
+from lopt.nn_adam import NNAdam
+from lopt.rnn_mlp import RNNMLP
+from parametrization import ADAM_LIKE
 
 LIBRARIES = {"learned_optimization": learned_optimization, "celo": celo}
 # file -> (library, group, fields that it does not tell, what must come out)
@@ -26,6 +30,18 @@ CASES = {
         "theta",
         {"step_mult": 0.01},
         MLPLOpt(hidden_size=32, step_mult=0.01),
+    ),
+    "nn_adam": (
+        "learned_optimization",
+        "theta",
+        {"output_scale": 0.02, "rules": ADAM_LIKE},
+        NNAdam(hidden_size=16, output_scale=0.02, rules=ADAM_LIKE),
+    ),
+    "rnn_mlp": (
+        "learned_optimization",
+        "theta",
+        {"step_mult": 0.01},
+        RNNMLP(step_mult=0.01),
     ),
     "celo2_theta": ("celo", "", {}, Celo2()),
 }
@@ -66,6 +82,59 @@ def test_layers_and_groups_of_inputs_stand_in_their_order(foreign, write):
     np.testing.assert_array_equal(
         ours["layer_2"]["kernel"], theirs["ff_mod_stack/~/w2"]
     )
+
+
+def test_recurrent_parts_stand_where_they_belong(foreign, write):
+    theirs, ours = foreign("rnn_mlp"), load("rnn_mlp", foreign, write).theta
+    for path, name in {
+        ("lstm", "kernel"): "rnn_params/rnn/linear/w",
+        ("lstm", "cell"): "lstm_init_state/cell",
+        ("to_network", "kernel"): "rnn_to_ff_params/rnn_to_ff/w",
+        ("to_tensors", "bias"): "rnn_to_in_params/rnn_to_in/b",
+        ("layer_0", "kernel"): "ffmod_params/mlp/~/linear_0/w",
+        ("from_network",): "initial_from_mlp",
+        ("from_tensors",): "initial_from_lstm",
+    }.items():
+        leaf = ours
+        for key in path:
+            leaf = leaf[key]
+        np.testing.assert_array_equal(leaf, np.squeeze(theirs[name]))
+    theirs, ours = foreign("nn_adam"), load("nn_adam", foreign, write).theta
+    for name, key in {
+        "lr": "learning_rate",
+        "beta2": "b2",
+        "epsilon": "epsilon",
+    }.items():
+        assert ours["hyperparameters"][key] == theirs[f"per_layer_{name}"]
+
+
+def test_hyperparameters_are_those_of_the_classes_there(write):
+    """As `LearnableSGD` and its siblings there transform them."""
+    rate = np.log(np.float32(0.02))
+    sgd = learned_optimization.load(write({"log_lr": rate}))
+    assert sgd.optimizer == LearnableSGD() and sgd.theta["log_learning_rate"] == rate
+    momentum = {"log_lr": rate, "one_minus_momentum": np.log(np.float32(1 - 0.95))}
+    sgdm = learned_optimization.load(write(momentum))
+    assert sgdm.optimizer == LearnableSGDM()
+    got = decay(sgdm.theta["log_momentum_complement"])
+    np.testing.assert_allclose(got, 0.95, rtol=1e-6)
+    theirs = {
+        "log_lr": rate,
+        "one_minus_beta1": np.log(np.float32(0.1)),
+        "one_minus_beta2": np.log(np.float32(0.02)),
+        "log_epsilon": np.log(np.float32(1e-7)),
+    }
+    adam = learned_optimization.load(write(theirs), rules=ADAM_LIKE)
+    assert adam.optimizer == LearnableAdam(rules=ADAM_LIKE)
+    got = [decay(adam.theta[f"log_b{i}_complement"]) for i in (1, 2)]
+    np.testing.assert_allclose(got, [0.9, 0.98], rtol=1e-6)
+    assert adam.theta["log_eps"] == theirs["log_epsilon"]
+
+
+def test_what_has_no_class_there_is_not_written(random_theta):
+    artifact = Artifact(Celo2(), random_theta(Celo2()))
+    with pytest.raises(ValueError, match="no class there for a Celo2"):
+        theta_files.to_tensors(artifact, learned_optimization.FORMATS)
 
 
 @struct.dataclass

@@ -1,0 +1,204 @@
+"""Celo: one small learned rule for all parameters, and a learned scheduler above it.
+
+The rule is VeLO's (`scaled_mlp`) with a single network instead of a bank; the scheduler
+(`tensor_lstm`) gives a factor on the step, from how far the run is and how the loss
+develops. They are learned one after the other: first the rule, without the scheduler,
+then the scheduler, the rule being frozen. That is what made meta-training cheap.
+
+References:
+    Moudgil et al., Celo: Training versatile learned optimizers on a compute diet,
+    arXiv:2501.12670; `celo` of amoudgl/celo.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopt import tensors
+from lopt.accumulators import TensorState
+from lopt.base import Specs, Theta
+from lopt.epsilons import Epsilons
+from lopt.per_parameter_mlp import Layers
+from lopt.scaled_mlp import VELO_EPSILONS, ScaledMLP
+from lopt.tensor_lstm import TensorLSTM, TensorLSTMState, check_loss
+from lopt.tensors import Arrangement
+from parametrization.rules import ADAM_LIKE, STANDARD, Rules
+
+Part = Literal["rule", "scheduler"]
+"""A sub-tree of θ."""
+Phase = Literal["rule", "scheduler", "both"]
+
+
+class CeloState(NamedTuple):
+    """State of the transformation."""
+
+    step: jax.Array  # [] int32, updates done
+    tensors: Any  # tree of TensorState, parallel to the parameters
+    scheduler: TensorLSTMState
+
+
+@dataclasses.dataclass(frozen=True)
+class Celo:
+    """The learned optimizer Celo; with a scheduler, its update takes the loss."""
+
+    lstm_hidden_size: int = 64
+    """Units of the scheduler."""
+    ff_hidden_size: int = 4
+    """Units of each hidden layer of the rule's network."""
+    ff_hidden_layers: int = 2
+    """Hidden layers of the rule's network."""
+    step_mult: float = 0.001
+    """Scale of a step."""
+    exp_mult: float = 0.001
+    """Scale of the learned log-magnitude of a step."""
+    param_scale_mult: bool = True
+    """Whether steps are in units of a tensor's root mean square; not in μP."""
+    phase: Phase = "both"
+    """What meta-training learns: the rule (the scheduler is off), the scheduler (the
+    rule is frozen), or both. An optimizer that is only used is in either of the last
+    two, which are the same but for `frozen`."""
+    momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    """Decays of the momenta."""
+    second_moment_decay: float = 0.999
+    """Decay of the second moment."""
+    factored_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    """Decays of the factored second moments, as many as momenta."""
+    epsilons: Epsilons = VELO_EPSILONS
+    """Floors inside the features."""
+    rules: Rules = STANDARD
+    """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD; gradients are
+    brought to the base model's size, as in `lopt.baselines.Adam`."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.lstm_hidden_size, int) or self.lstm_hidden_size < 1:
+            raise ValueError(
+                f"lstm_hidden_size = {self.lstm_hidden_size} must be a positive whole "
+                "number"
+            )
+        if self.phase not in get_args(Phase):
+            raise ValueError(f"phase = {self.phase!r} must be one of {get_args(Phase)}")
+        if self.rules not in (STANDARD, ADAM_LIKE):
+            raise ValueError(
+                f"rules = {self.rules!r} must be STANDARD or ADAM_LIKE; in a CompleteP "
+                "model the steps of this optimizer are those of ADAM_LIKE"
+            )
+        if self.rules is ADAM_LIKE and self.param_scale_mult:
+            raise ValueError(
+                "param_scale_mult = True makes steps grow with the weights, so μP "
+                "(rules = ADAM_LIKE) does not hold: set param_scale_mult = False"
+            )
+        _ = self.rule  # checks the fields that it takes
+
+    @property
+    def frozen(self) -> tuple[Part, ...]:
+        """The parts of θ, keys at its top level, that this phase does not learn."""
+        frozen: dict[Phase, tuple[Part, ...]] = {
+            "rule": ("scheduler",),
+            "scheduler": ("rule",),
+            "both": (),
+        }
+        return frozen[self.phase]
+
+    @property
+    def rule(self) -> ScaledMLP:
+        """The part that moves parameters."""
+        return ScaledMLP(
+            hidden_size=self.ff_hidden_size,
+            hidden_layers=self.ff_hidden_layers,
+            step_mult=self.step_mult,
+            exp_mult=self.exp_mult,
+            param_scale_mult=self.param_scale_mult,
+            momentum_decays=self.momentum_decays,
+            second_moment_decay=self.second_moment_decay,
+            factored_decays=self.factored_decays,
+            epsilons=self.epsilons,
+        )
+
+    @property
+    def scheduler(self) -> TensorLSTM:
+        """The part that sets the factor on the step."""
+        return TensorLSTM(self.lstm_hidden_size, exponential=True)
+
+    def init(self, key: jax.Array) -> Theta:
+        """Weights of both parts, in every phase.
+
+        Returns:
+            `{"rule": {"layer_i": {"kernel", "bias"}}, "scheduler": (see
+            `TensorLSTM.init`)}`.
+        """
+        first, second = jax.random.split(key)
+        return {
+            "rule": self.rule.init(first),
+            "scheduler": self.scheduler.init(second),
+        }
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
+
+        def init(params: optax.Params) -> CeloState:
+            rows = Arrangement(params, params, specs).num_tensors
+            return CeloState(
+                step=jnp.zeros([], jnp.int32),
+                tensors=tensors.init_states(params, specs, self.rule.empty),
+                scheduler=self.scheduler.initial_state(theta["scheduler"], rows),
+            )
+
+        def update(
+            updates: optax.Updates,
+            state: CeloState,
+            params: optax.Params | None = None,
+            *,
+            loss: jax.typing.ArrayLike | None = None,
+            **extra_args: Any,
+        ) -> tuple[optax.Updates, CeloState]:
+            del extra_args
+            factor, scheduler = jnp.ones([], jnp.float32), state.scheduler
+            if self.phase == "rule":
+                loss = 0.0  # not needed
+            check_loss("Celo", params, loss)
+            assert loss is not None
+            if self.phase != "rule":
+                schedule, scheduler = self.scheduler.apply(
+                    theta["scheduler"], state.scheduler, loss, state.step, num_steps
+                )
+                factor = schedule.step_mult[0]
+            arrangement = Arrangement(updates, params, specs)
+            moved = [
+                tensors.over(self._mover(theta["rule"], factor), *stacks)
+                for stacks in zip(
+                    arrangement.stack(updates),
+                    arrangement.stack(params),
+                    arrangement.stack_states(state.tensors),
+                    arrangement.each(self.rules.gradient_scale),
+                    arrangement.each(self.rules.step_scale),
+                    strict=True,
+                )
+            ]
+            new = arrangement.unstack_states([new for _, new in moved], state.tensors)
+            steps = arrangement.unstack([step for step, _ in moved])
+            return steps, CeloState(state.step + 1, new, scheduler)
+
+        return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+
+    def _mover(self, layers: Layers, factor: jax.Array) -> Any:
+        """The rule for one tensor."""
+
+        def move(
+            grad: jax.Array,
+            param: jax.Array,
+            state: TensorState,
+            gradient_scale: jax.Array,
+            step_scale: jax.Array,
+        ) -> tuple[jax.Array, TensorState]:
+            grad, state = self.rule.accumulate(state, grad, gradient_scale)
+            step = self.rule.step(layers, grad, param, state)
+            return -(factor.astype(step.dtype) * step_scale) * step, state
+
+        return move

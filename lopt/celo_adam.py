@@ -1,0 +1,154 @@
+"""Celo-Adam: Adam whose learning rate a learned scheduler sets, step by step.
+
+The scheduler is the LSTM of `tensor_lstm`, without tensor features: it sees how far the
+run is and how the loss develops. The rule is Adam with bias correction and two floors,
+m̂/(√(v̂ + 10⁻¹⁰) + ε).
+
+References:
+    Moudgil et al., Celo, arXiv:2501.12670, Section 5; `celo_adam` of amoudgl/celo.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopt import accumulators, sanitizer, tensors
+from lopt.accumulators import Complements, TensorState, present
+from lopt.base import Specs, Theta
+from lopt.epsilons import PAPER
+from lopt.tensor_lstm import TensorLSTM, TensorLSTMState, check_loss
+from lopt.tensors import Arrangement
+from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
+
+GRADIENT_BOUND = 1000.0
+"""Gradients are clipped to ± this, entry by entry."""
+_INNER_FLOOR = 1e-10
+
+
+class CeloAdamState(NamedTuple):
+    """State of the transformation."""
+
+    step: jax.Array  # [] int32, updates done
+    tensors: Any  # tree of TensorState, parallel to the parameters
+    scheduler: TensorLSTMState
+
+
+@dataclasses.dataclass(frozen=True)
+class CeloAdam:
+    """Adam with a learned scheduler; its update takes the keyword `loss`."""
+
+    lstm_hidden_size: int = 64
+    """Units of the scheduler."""
+    step_mult: float = 0.001
+    """Scale of a step: the learning rate is this times the scheduler's factor."""
+    b1: float = 0.9
+    """Decay of the momentum."""
+    b2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    rules: Rules = STANDARD
+    """Parametrization that scales the steps: ADAM_LIKE (μP), COMPLETEP or STANDARD;
+    gradients are brought to the base model's size, as in `lopt.baselines.Adam`."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.lstm_hidden_size, int) or self.lstm_hidden_size < 1:
+            raise ValueError(
+                f"lstm_hidden_size = {self.lstm_hidden_size} must be a positive whole "
+                "number"
+            )
+        if not 0.0 < self.step_mult <= 1e3:
+            raise ValueError(f"step_mult = {self.step_mult} must lie in (0, 1000]")
+        for name in ("b1", "b2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1)")
+        if not 0.0 <= self.eps <= 1e3:
+            raise ValueError(f"eps = {self.eps} must lie in [0, 1000]")
+        if self.rules not in (STANDARD, ADAM_LIKE, COMPLETEP):
+            raise ValueError(
+                f"rules = {self.rules!r} must be STANDARD, ADAM_LIKE or COMPLETEP"
+            )
+
+    @property
+    def scheduler(self) -> TensorLSTM:
+        """The network that schedules."""
+        return TensorLSTM(self.lstm_hidden_size, exponential=True)
+
+    def init(self, key: jax.Array) -> Theta:
+        """θ: `{"scheduler": (see `TensorLSTM.init`)}`."""
+        return {"scheduler": self.scheduler.init(key)}
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
+
+        def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> TensorState:
+            return accumulators.init(shape, 1, dtype, num_factored=0)
+
+        def init(params: optax.Params) -> CeloAdamState:
+            rows = Arrangement(params, params, specs).num_tensors
+            return CeloAdamState(
+                step=jnp.zeros([], jnp.int32),
+                tensors=tensors.init_states(params, specs, empty),
+                scheduler=self.scheduler.initial_state(theta["scheduler"], rows),
+            )
+
+        def update(
+            updates: optax.Updates,
+            state: CeloAdamState,
+            params: optax.Params | None = None,
+            *,
+            loss: jax.typing.ArrayLike | None = None,
+            **extra_args: Any,
+        ) -> tuple[optax.Updates, CeloAdamState]:
+            del extra_args
+            check_loss("CeloAdam", params, loss)
+            assert loss is not None
+            schedule, scheduler = self.scheduler.apply(
+                theta["scheduler"], state.scheduler, loss, state.step, num_steps
+            )
+            arrangement = Arrangement(updates, params, specs)
+            move = self._mover(schedule.step_mult[0], state.step + 1)
+            moved = [
+                tensors.over(move, *stacks)
+                for stacks in zip(
+                    arrangement.stack(updates),
+                    arrangement.stack_states(state.tensors),
+                    arrangement.each(self.rules.gradient_scale),
+                    arrangement.each(self.rules.step_scale),
+                    strict=True,
+                )
+            ]
+            new = arrangement.unstack_states([new for _, new in moved], state.tensors)
+            steps = arrangement.unstack([step for step, _ in moved])
+            return steps, CeloAdamState(state.step + 1, new, scheduler)
+
+        return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+
+    def _mover(self, factor: jax.Array, count: jax.Array) -> Any:
+        """The rule for one tensor; `count` updates are done with this one."""
+
+        def move(
+            grad: jax.Array,
+            old: TensorState,
+            gradient_scale: jax.Array,
+            step_scale: jax.Array,
+        ) -> tuple[jax.Array, TensorState]:
+            dtype = grad.dtype
+            grad = sanitizer.bounded(grad / gradient_scale, GRADIENT_BOUND)
+            weights = [accumulators.fixed((b,), dtype) for b in (self.b1, self.b2)]
+            new = accumulators.update(old, grad, Complements(*weights), PAPER)
+            m = new.momentum[0] / (1.0 - self.b1 ** count.astype(dtype))
+            second = present(new.second_moment, "second moment")[0]
+            v = second / (1.0 - self.b2 ** count.astype(dtype))
+            direction = m / (self.eps + jnp.sqrt(v + _INNER_FLOOR))
+            scale = self.step_mult * step_scale * factor.astype(dtype)
+            return -scale * direction, new
+
+        return move
