@@ -16,10 +16,16 @@ import orbax.checkpoint as ocp
 import pytest
 
 from lopt import SGD, Adam, SmallFC
+from lopt.celo import Celo
 from lopt.celo2 import Celo2
+from lopt.celo_adam import CeloAdam
 from lopt.elo import ELO
+from lopt.learnable import LearnableAdam, LearnableSGDM
 from lopt.mlp_lopt import MLPLOpt
+from lopt.nn_adam import NNAdam
 from lopt.nominal import Nominal
+from lopt.rnn_mlp import RNNMLP
+from lopt.velo import VeLO
 from parametrization import ADAM_LIKE, SGD_LIKE, STANDARD, Axes, ParamSpec
 
 SMALL = {"hidden_size": 4, "hidden_layers": 1}
@@ -33,6 +39,7 @@ class Case:
     coupled: bool = False  # one tensor's gradient may move another
     loss: bool = False  # update needs the loss
     mup: object = ADAM_LIKE
+    slow: bool = False  # compiles long, and has others of its kind in the table
 
 
 CASES = {
@@ -46,6 +53,17 @@ CASES = {
     "nominal": Case(Nominal(SmallFC(**SMALL), precondition=True, max_ratio=2.0)),
     "sgd": Case(SGD(momentum=0.9), mup=SGD_LIKE),
     "adam": Case(Adam(weight_decay=0.1, schedule="cosine")),
+    "learnable_sgdm": Case(LearnableSGDM(), mup=SGD_LIKE),
+    "learnable_adam": Case(LearnableAdam()),
+    "nn_adam": Case(NNAdam(hidden_size=3, initial_learning_rate=0.1), slow=True),
+    "rnn_mlp": Case(RNNMLP(**SMALL, lstm_size=3, step_mult=0.1), True, True, slow=True),
+    "celo_adam": Case(CeloAdam(3, 0.1), True, True, slow=True),
+    "velo": Case(
+        VeLO(3, 4, 1, param_inits=2, step_mult=0.1, param_scale_mult=False), True, True
+    ),
+    "celo": Case(
+        Celo(3, 4, 1, step_mult=0.1, param_scale_mult=False), True, True, slow=True
+    ),
 }
 
 AXES = {
@@ -121,7 +139,13 @@ def assert_close(got, want, start, share=1e-6):
         np.testing.assert_allclose(got[name], value, rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if case.slow else [])
+        for name, case in CASES.items()
+    ],
+)
 def name(request):
     return request.param
 
