@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import tensors
+from lopt import checks, scaled_mlp, tensors
 from lopt.accumulators import TensorState
 from lopt.base import Specs, Theta
 from lopt.epsilons import Epsilons
@@ -27,7 +27,7 @@ from lopt.per_parameter_mlp import Layers
 from lopt.scaled_mlp import VELO_EPSILONS, ScaledMLP
 from lopt.tensor_lstm import TensorLSTM, TensorLSTMState, check_loss
 from lopt.tensors import Arrangement
-from parametrization.rules import ADAM_LIKE, STANDARD, Rules
+from parametrization.rules import STANDARD, Rules
 
 Part = Literal["rule", "scheduler"]
 """A sub-tree of θ."""
@@ -75,24 +75,10 @@ class Celo:
     brought to the base model's size, as in `lopt.baselines.Adam`."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.lstm_hidden_size, int) or self.lstm_hidden_size < 1:
-            raise ValueError(
-                f"lstm_hidden_size = {self.lstm_hidden_size} must be a positive whole "
-                "number"
-            )
+        checks.positive_integer(self, "lstm_hidden_size")
         if self.phase not in get_args(Phase):
             raise ValueError(f"phase = {self.phase!r} must be one of {get_args(Phase)}")
-        if self.rules not in (STANDARD, ADAM_LIKE):
-            raise ValueError(
-                f"rules = {self.rules!r} must be STANDARD or ADAM_LIKE; in a CompleteP "
-                "model the steps of this optimizer are those of ADAM_LIKE"
-            )
-        if self.rules is ADAM_LIKE and self.param_scale_mult:
-            raise ValueError(
-                "param_scale_mult = True makes steps grow with the weights, so μP "
-                "(rules = ADAM_LIKE) does not hold: set param_scale_mult = False"
-            )
-        _ = self.rule  # checks the fields that it takes
+        scaled_mlp.check_fields(self)
 
     @property
     def frozen(self) -> tuple[Part, ...]:
@@ -107,17 +93,7 @@ class Celo:
     @property
     def rule(self) -> ScaledMLP:
         """The part that moves parameters."""
-        return ScaledMLP(
-            hidden_size=self.ff_hidden_size,
-            hidden_layers=self.ff_hidden_layers,
-            step_mult=self.step_mult,
-            exp_mult=self.exp_mult,
-            param_scale_mult=self.param_scale_mult,
-            momentum_decays=self.momentum_decays,
-            second_moment_decay=self.second_moment_decay,
-            factored_decays=self.factored_decays,
-            epsilons=self.epsilons,
-        )
+        return scaled_mlp.of(self)
 
     @property
     def scheduler(self) -> TensorLSTM:

@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import accumulators, sanitizer, tensors
+from lopt import accumulators, checks, sanitizer, tensors
 from lopt.accumulators import Complements, TensorState, present
 from lopt.base import Specs, Theta
+from lopt.baselines import base
 from lopt.epsilons import PAPER
 from lopt.tensor_lstm import TensorLSTM, TensorLSTMState, check_loss
 from lopt.tensors import Arrangement
-from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
+from parametrization.rules import STANDARD, Rules
 
 GRADIENT_BOUND = 1000.0
 """Gradients are clipped to ± this, entry by entry."""
@@ -57,22 +58,11 @@ class CeloAdam:
     gradients are brought to the base model's size, as in `lopt.baselines.Adam`."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.lstm_hidden_size, int) or self.lstm_hidden_size < 1:
-            raise ValueError(
-                f"lstm_hidden_size = {self.lstm_hidden_size} must be a positive whole "
-                "number"
-            )
-        if not 0.0 < self.step_mult <= 1e3:
-            raise ValueError(f"step_mult = {self.step_mult} must lie in (0, 1000]")
-        for name in ("b1", "b2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1)")
-        if not 0.0 <= self.eps <= 1e3:
-            raise ValueError(f"eps = {self.eps} must lie in [0, 1000]")
-        if self.rules not in (STANDARD, ADAM_LIKE, COMPLETEP):
-            raise ValueError(
-                f"rules = {self.rules!r} must be STANDARD, ADAM_LIKE or COMPLETEP"
-            )
+        checks.positive_integer(self, "lstm_hidden_size")
+        checks.positive(self, "step_mult")
+        checks.decays(self, "b1", "b2")
+        checks.within(self, "eps", 0.0, 1e3)
+        base.check_normalized(self.rules, "Celo-Adam's")
 
     @property
     def scheduler(self) -> TensorLSTM:

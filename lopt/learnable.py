@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lopt.base import Specs, Theta, is_masked
-from lopt.baselines import scale_by_specs, unscale_gradients
+from lopt.base import Specs, Theta
+from lopt.baselines import base
+from lopt.baselines.links import in_float32, scale_by_specs, unscale_gradients
 from parametrization.rules import STANDARD, Rules
 
 
@@ -35,8 +35,8 @@ class LearnableSGD:
     COMPLETEP_SGD_LIKE."""
 
     def __post_init__(self) -> None:
-        _check_positive("initial_learning_rate", self.initial_learning_rate)
-        _check_sgd_like(self.rules)
+        base.check_positive("initial_learning_rate", self.initial_learning_rate)
+        base.check_proportional(self.rules, "SGD")
 
     def init(self, key: jax.Array) -> Theta:
         """θ: `{"log_learning_rate": []}`."""
@@ -48,9 +48,7 @@ class LearnableSGD:
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
         del num_steps
-        return _widened(
-            scale_by_specs(specs, self.rules), _descend(theta["log_learning_rate"])
-        )
+        return _chain(scale_by_specs(specs, self.rules), _descend(theta))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +67,9 @@ class LearnableSGDM:
     COMPLETEP_SGD_LIKE."""
 
     def __post_init__(self) -> None:
-        _check_positive("initial_learning_rate", self.initial_learning_rate)
-        _check_decay("initial_momentum", self.initial_momentum)
-        _check_sgd_like(self.rules)
+        base.check_positive("initial_learning_rate", self.initial_learning_rate)
+        base.check_decay("initial_momentum", self.initial_momentum)
+        base.check_proportional(self.rules, "SGD")
 
     def init(self, key: jax.Array) -> Theta:
         """θ: `{"log_learning_rate": [], "log_momentum_complement": []}`."""
@@ -86,10 +84,10 @@ class LearnableSGDM:
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
         del num_steps
-        return _widened(
+        return _chain(
             optax.trace(decay(theta["log_momentum_complement"])),
             scale_by_specs(specs, self.rules),
-            _descend(theta["log_learning_rate"]),
+            _descend(theta),
         )
 
 
@@ -113,15 +111,11 @@ class LearnableAdam:
     """Parametrization that scales the steps: STANDARD, ADAM_LIKE or COMPLETEP."""
 
     def __post_init__(self) -> None:
-        _check_positive("initial_learning_rate", self.initial_learning_rate)
-        _check_positive("initial_eps", self.initial_eps)
-        _check_decay("initial_b1", self.initial_b1)
-        _check_decay("initial_b2", self.initial_b2)
-        if self.rules.sgd_like:
-            raise ValueError(
-                f"rules = {self.rules.name} scales steps that are proportional to the "
-                "gradient; Adam's are not: use ADAM_LIKE or COMPLETEP"
-            )
+        base.check_positive("initial_learning_rate", self.initial_learning_rate)
+        base.check_positive("initial_eps", self.initial_eps)
+        base.check_decay("initial_b1", self.initial_b1)
+        base.check_decay("initial_b2", self.initial_b2)
+        base.check_normalized(self.rules, "Adam's")
 
     def init(self, key: jax.Array) -> Theta:
         """θ: logarithms, `[]` each.
@@ -148,11 +142,11 @@ class LearnableAdam:
             b2=decay(theta["log_b2_complement"]),  # pyright: ignore[reportArgumentType]
             eps=jnp.exp(theta["log_eps"]),  # pyright: ignore[reportArgumentType]
         )
-        return _widened(
+        return _chain(
             unscale_gradients(specs, self.rules),
             adam,
             scale_by_specs(specs, self.rules),
-            _descend(theta["log_learning_rate"]),
+            _descend(theta),
         )
 
 
@@ -161,71 +155,15 @@ def decay(log_complement: jax.Array) -> jax.Array:
     return 1.0 - jnp.minimum(jnp.exp(log_complement), 1.0)
 
 
-def _descend(log_learning_rate: jax.Array) -> optax.GradientTransformation:
-    rate = jnp.exp(log_learning_rate)
-
-    def update(updates: optax.Updates, params: optax.Params | None = None) -> Any:
-        del params
-        return _map(lambda u: -rate.astype(u.dtype) * u, updates)
-
-    return optax.stateless(update)
+def _descend(theta: Theta) -> optax.GradientTransformation:
+    return optax.scale_by_learning_rate(jnp.exp(theta["log_learning_rate"]))
 
 
-def _widened(
+def _chain(
     *links: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """The chain, run in at least float32 on parameters of any type."""
-    chain = optax.with_extra_args_support(optax.chain(*links))
-
-    def init(params: optax.Params) -> Any:
-        return chain.init(_map(_wide, params))
-
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        steps, state = chain.update(_map(_wide, updates), state, params, **extra_args)
-        like = updates if params is None else params
-        steps = jax.tree.map(
-            lambda step, old: step if is_masked(step) else step.astype(old.dtype),
-            steps,
-            like,
-            is_leaf=is_masked,
-        )
-        return steps, state
-
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
-
-
-def _map(function: Any, tree: Any) -> Any:
-    return jax.tree.map(
-        lambda x: x if is_masked(x) else function(x), tree, is_leaf=is_masked
-    )
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+    return in_float32(optax.chain(*links))
 
 
 def _log(value: float) -> jax.Array:
     return jnp.float32(math.log(value))
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} = {value} must be positive")
-
-
-def _check_decay(name: str, value: float) -> None:
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} = {value} must lie in [0, 1)")
-
-
-def _check_sgd_like(rules: Rules) -> None:
-    if not rules.sgd_like and rules is not STANDARD:
-        raise ValueError(
-            f"rules = {rules.name} scales steps of Θ(1) per element; those of SGD are "
-            "proportional to the gradient: use SGD_LIKE or COMPLETEP_SGD_LIKE"
-        )

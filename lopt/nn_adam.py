@@ -27,12 +27,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import dense, lstm, tensors
+from lopt import checks, dense, lstm, tensors
 from lopt import tensor_statistics as statistics
 from lopt.base import Specs, Theta
 from lopt.lstm import LSTMState
 from lopt.tensors import Arrangement
-from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
+from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
 
 HYPERPARAMETERS = ("learning_rate", "b1", "b2", "epsilon")
@@ -80,32 +80,18 @@ class NNAdam:
     initial_epsilon: float = 1e-8
     """ε of `init`'s θ."""
     rules: Rules = STANDARD
-    """Parametrization that scales the steps: ADAM_LIKE (μP), COMPLETEP or STANDARD."""
+    """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD; gradients are
+    brought to the base model's size, as in `lopt.baselines.Adam`."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.hidden_size, int) or self.hidden_size < 1:
-            raise ValueError(
-                f"hidden_size = {self.hidden_size} must be a positive whole number"
-            )
-        if not abs(self.output_scale) <= 1e3:
-            raise ValueError(
-                f"output_scale = {self.output_scale} must lie in [-1000, 1000]"
-            )
-        for name, low, high in (
-            ("initial_learning_rate", 1e-8, 1e3),
-            ("initial_epsilon", 1e-11, 1e4),
-            ("initial_b1", 0.0, 1.0 - math.exp(-10.0)),
-            ("initial_b2", 0.0, 1.0 - math.exp(-10.0)),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(
-                    f"{name} = {getattr(self, name)} must lie in [{low:.6g}, "
-                    f"{high:.6g}], where this rule keeps it"
-                )
-        if self.rules not in (STANDARD, ADAM_LIKE, COMPLETEP):
-            raise ValueError(
-                f"rules = {self.rules!r} must be STANDARD, ADAM_LIKE or COMPLETEP"
-            )
+        checks.positive_integer(self, "hidden_size")
+        checks.within(self, "output_scale", -1e3, 1e3)
+        # Where the rule keeps them.
+        checks.within(self, "initial_learning_rate", 1e-8, 1e3)
+        checks.within(self, "initial_epsilon", 1e-11, 1e4)
+        checks.within(self, "initial_b1", 0.0, 1.0 - math.exp(-10.0))
+        checks.within(self, "initial_b2", 0.0, 1.0 - math.exp(-10.0))
+        checks.step_rules(self.rules)
 
     def init(self, key: jax.Array) -> Theta:
         """θ: LSTM, a layer from it to the four changes (zero), and where they start.

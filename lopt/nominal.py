@@ -45,8 +45,8 @@ class NominalState(NamedTuple):
 class Nominal:
     """A learned optimizer with a nominal term; wraps any other."""
 
-    rule: LearnedOptimizer
-    """What is wrapped."""
+    inner: LearnedOptimizer
+    """What is wrapped, the rule."""
     step_size: float = 1e-3
     """Scale of the nominal step."""
     estimator: Estimator = "adam_momenta"
@@ -77,22 +77,22 @@ class Nominal:
             raise ValueError(f"estimator = {self.estimator!r} must be one of {known}")
         if self.max_ratio is not None:
             checks.positive(self, "max_ratio")
-        theirs = getattr(self.rule, "rules", self.rules)
+        theirs = getattr(self.inner, "rules", self.rules)
         if theirs is not self.rules:
             raise ValueError(
                 f"rules = {self.rules!r} must be those of the wrapped rule, {theirs!r}"
             )
 
     def init(self, key: jax.Array) -> Theta:
-        """`{"rule": θ of the rule, "log_rule": [], "log_nominal": []}`."""
+        """`{"inner": θ of the rule, "log_rule": [], "log_nominal": []}`."""
         zero = jnp.zeros([])
-        return {"rule": self.rule.init(key), "log_rule": zero, "log_nominal": zero}
+        return {"inner": self.inner.init(key), "log_rule": zero, "log_nominal": zero}
 
     def as_optax(
         self, theta: Theta, specs: Specs, num_steps: int | jax.Array
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
-        rule = self.rule.as_optax(theta["rule"], specs, num_steps)
+        rule = self.inner.as_optax(theta["inner"], specs, num_steps)
 
         def init(params: optax.Params) -> NominalState:
             def zeros(param: jax.Array, lead: tuple[int, ...] = ()) -> jax.Array:

@@ -29,6 +29,7 @@ import optax
 
 from lopt import (
     accumulators,
+    checks,
     dense,
     loss_normalizer,
     lstm,
@@ -55,7 +56,7 @@ from lopt.features import (
 from lopt.loss_normalizer import LossAverages
 from lopt.lstm import LSTMState
 from lopt.tensors import Arrangement
-from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
+from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
 
 ELEMENTS = FeatureSet(
@@ -129,32 +130,16 @@ class RNNMLP:
     epsilons: Epsilons = PAPER
     """Floors inside the features: `normalizer` and `second_moment` are used."""
     rules: Rules = STANDARD
-    """Parametrization that scales the steps: ADAM_LIKE (μP), COMPLETEP or STANDARD."""
+    """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD; gradients are
+    brought to the base model's size, as in `lopt.baselines.Adam`."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "hidden_size",
-            "hidden_layers",
-            "network_to_lstm",
-            "lstm_to_lstm",
-            "lstm_to_network",
-            "lstm_size",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} = {value} must be a positive whole number")
-        if not 0.0 < self.step_mult <= 1e3:
-            raise ValueError(f"step_mult = {self.step_mult} must lie in (0, 1000]")
-        for name in ("exp_mult", "output_scale"):
-            value = getattr(self, name)
-            if not abs(value) <= 1e3:
-                raise ValueError(f"{name} = {value} must lie in [-1000, 1000]")
-        if not self.decays or not all(0.0 <= decay < 1.0 for decay in self.decays):
-            raise ValueError(f"decays = {self.decays} must be numbers in [0, 1)")
-        if self.rules not in (STANDARD, ADAM_LIKE, COMPLETEP):
-            raise ValueError(
-                f"rules = {self.rules!r} must be STANDARD, ADAM_LIKE or COMPLETEP"
-            )
+        checks.network(self)
+        checks.positive_integer(
+            self, "network_to_lstm", "lstm_to_lstm", "lstm_to_network", "lstm_size"
+        )
+        checks.decays(self, "decays")
+        checks.step_rules(self.rules)
 
     @property
     def network_inputs(self) -> int:

@@ -14,15 +14,17 @@ References:
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lopt import accumulators, features, per_parameter_mlp, sanitizer
+from lopt import accumulators, checks, features, per_parameter_mlp, sanitizer
 from lopt.accumulators import Complements, TensorState
 from lopt.epsilons import PAPER, Epsilons
 from lopt.features import VELO, Counts, Quantities
 from lopt.per_parameter_mlp import Layers
+from parametrization.rules import ADAM_LIKE
 
 GRADIENT_BOUND = 1000.0
 """Gradients are clipped to ± this, entry by entry."""
@@ -33,7 +35,10 @@ VELO_EPSILONS = dataclasses.replace(PAPER, one_dimensional=1e-37)
 
 @dataclasses.dataclass(frozen=True)
 class ScaledMLP:
-    """The rule for one tensor; a part of an optimizer, not one itself."""
+    """The rule for one tensor; a part of an optimizer, whose fields say what these are.
+
+    See `lopt.velo.VeLO`.
+    """
 
     hidden_size: int
     hidden_layers: int
@@ -44,31 +49,6 @@ class ScaledMLP:
     second_moment_decay: float
     factored_decays: tuple[float, ...]
     epsilons: Epsilons
-
-    def __post_init__(self) -> None:
-        for name in ("hidden_size", "hidden_layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"ff_{name} = {value} must be a positive whole number")
-        if not 0.0 < self.step_mult <= 1e3:
-            raise ValueError(f"step_mult = {self.step_mult} must lie in (0, 1000]")
-        if not abs(self.exp_mult) <= 1e3:
-            raise ValueError(f"exp_mult = {self.exp_mult} must lie in [-1000, 1000]")
-        if not self.momentum_decays:
-            raise ValueError("momentum_decays = () must name at least one decay")
-        if len(self.momentum_decays) != len(self.factored_decays):
-            raise ValueError(
-                f"factored_decays = {self.factored_decays} must be as many as "
-                f"momentum_decays = {self.momentum_decays}: each momentum is divided "
-                "by the factored moment of the same index"
-            )
-        for decay in (
-            *self.momentum_decays,
-            self.second_moment_decay,
-            *self.factored_decays,
-        ):
-            if not 0.0 <= decay < 1.0:
-                raise ValueError(f"decay {decay} must lie in [0, 1)")
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -119,3 +99,37 @@ class ScaledMLP:
         if self.param_scale_mult:
             step = step * jnp.sqrt(jnp.mean(param * param) + 1e-9)
         return step
+
+
+def of(owner: Any) -> ScaledMLP:
+    """The rule that an optimizer's fields describe."""
+    return ScaledMLP(
+        hidden_size=owner.ff_hidden_size,
+        hidden_layers=owner.ff_hidden_layers,
+        step_mult=owner.step_mult,
+        exp_mult=owner.exp_mult,
+        param_scale_mult=owner.param_scale_mult,
+        momentum_decays=owner.momentum_decays,
+        second_moment_decay=owner.second_moment_decay,
+        factored_decays=owner.factored_decays,
+        epsilons=owner.epsilons,
+    )
+
+
+def check_fields(owner: Any) -> None:
+    """Checks the fields that an optimizer gives to its `ScaledMLP`.
+
+    Raises:
+        ValueError: naming the field, its value and what would be right.
+    """
+    checks.positive_integer(owner, "ff_hidden_size", "ff_hidden_layers")
+    checks.positive(owner, "step_mult")
+    checks.within(owner, "exp_mult", -1e3, 1e3)
+    checks.decays(owner, "momentum_decays", "second_moment_decay", "factored_decays")
+    checks.as_many(owner, "factored_decays", "momentum_decays")
+    checks.step_rules(owner.rules)
+    if owner.rules is ADAM_LIKE and owner.param_scale_mult:
+        raise ValueError(
+            "param_scale_mult = True makes steps grow with the weights, so μP (rules = "
+            "ADAM_LIKE) does not hold: set param_scale_mult = False"
+        )

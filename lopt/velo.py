@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import tensors
+from lopt import checks, scaled_mlp, tensors
 from lopt.accumulators import TensorState
 from lopt.base import Specs, Theta
 from lopt.epsilons import Epsilons
@@ -35,7 +35,7 @@ from lopt.tensor_lstm import (
     tensor_features,
 )
 from lopt.tensors import Arrangement
-from parametrization.rules import ADAM_LIKE, STANDARD, Rules
+from parametrization.rules import STANDARD, Rules
 
 MIX_MULT = 100.0
 """Factor on the mixed weights."""
@@ -85,36 +85,13 @@ class VeLO:
     brought to the base model's size, as in `lopt.baselines.Adam`."""
 
     def __post_init__(self) -> None:
-        for name in ("lstm_hidden_size", "param_inits"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} = {value} must be a positive whole number")
-        if self.rules not in (STANDARD, ADAM_LIKE):
-            raise ValueError(
-                f"rules = {self.rules!r} must be STANDARD or ADAM_LIKE; in a CompleteP "
-                "model the steps of this optimizer are those of ADAM_LIKE"
-            )
-        if self.rules is ADAM_LIKE and self.param_scale_mult:
-            raise ValueError(
-                "param_scale_mult = True makes steps grow with the weights, so μP "
-                "(rules = ADAM_LIKE) does not hold: set param_scale_mult = False"
-            )
-        _ = self.rule  # checks the fields that it takes
+        checks.positive_integer(self, "lstm_hidden_size", "param_inits")
+        scaled_mlp.check_fields(self)
 
     @property
     def rule(self) -> ScaledMLP:
         """The half that moves parameters."""
-        return ScaledMLP(
-            hidden_size=self.ff_hidden_size,
-            hidden_layers=self.ff_hidden_layers,
-            step_mult=self.step_mult,
-            exp_mult=self.exp_mult,
-            param_scale_mult=self.param_scale_mult,
-            momentum_decays=self.momentum_decays,
-            second_moment_decay=self.second_moment_decay,
-            factored_decays=self.factored_decays,
-            epsilons=self.epsilons,
-        )
+        return scaled_mlp.of(self)
 
     @property
     def scheduler(self) -> TensorLSTM:

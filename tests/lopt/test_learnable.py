@@ -162,19 +162,6 @@ def test_half_precision_keeps_its_type_and_sums_in_single(inputs):
     np.testing.assert_allclose(trace, want, rtol=1e-5, atol=1e-6)
 
 
-def test_part_of_the_parameters_under_multi_transform(inputs):
-    lopt = LearnableAdam(0.1)
-    rule = optax.multi_transform(
-        {"ours": ours(lopt)(lopt.init(jax.random.key(0))), "none": optax.set_to_zero()},
-        {"b": "ours", "out": "none", "w": "ours"},
-    )
-    values, _ = path(lambda: rule, inputs)
-    alone, _ = path(ours(lopt), inputs, lopt.init(jax.random.key(0)))
-    np.testing.assert_array_equal(values["out"][-1], inputs[0]["out"])
-    for leaf in ("b", "w"):
-        np.testing.assert_allclose(values[leaf], alone[leaf], rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from lopt.nn_adam import HYPERPARAMETERS, NNAdam, hyperparameters
@@ -175,38 +174,6 @@ def test_a_gradient_that_is_not_finite_spoils_its_own_tensor_only(inputs, first_
         np.testing.assert_array_equal(steps["b"], sound["b"])
         np.testing.assert_array_equal(after.lstm.hidden[1], state.lstm.hidden[1])
         assert np.isfinite(steps["a"]).all() == (bad == np.inf)
-
-
-def test_stacked_layers_train_as_single_ones(reference, theta):
-    """Two layers in one parameter, or two parameters, of 4 × 3 each."""
-    one = ParamSpec(Axes.parse("width -> width"), (4, 3), (4, 3))
-    two = ParamSpec(Axes.parse("[layers] width -> width"), (2, 4, 3), (2, 4, 3))
-    rng = np.random.default_rng(3)
-    params, *grads = (np.float32(rng.normal(size=(2, 4, 3))) for _ in range(4))
-    grads = np.stack(grads)
-
-    def path(specs, params, grads):
-        @quick
-        def run(theta, params, grads):
-            lopt = SMALL.as_optax(theta, specs, 10)
-
-            def step(carry, grad):
-                updates, state = lopt.update(grad, carry[1], carry[0])
-                return (optax.apply_updates(carry[0], updates), state), None
-
-            return jax.lax.scan(step, (params, lopt.init(params)), grads)[0][0]
-
-        return run(theta, params, grads)
-
-    stacked = path({"w": two}, {"w": params}, {"w": grads})["w"]
-    single = path(
-        {"0": one, "1": one},
-        {str(i): params[i] for i in range(2)},
-        {str(i): grads[:, i] for i in range(2)},
-    )
-    for i in range(2):
-        np.testing.assert_allclose(stacked[i], single[str(i)], rtol=1e-6)
-        assert np.abs(stacked[i] - params[i]).max() > 1e-4
 
 
 @pytest.mark.parametrize(

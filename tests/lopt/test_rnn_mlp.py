@@ -189,23 +189,6 @@ def test_a_loss_that_is_not_finite_is_not_averaged(small, run_small):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(steps))
 
 
-def test_stacked_layers_train_as_single_ones(small, run_small):
-    theta, params, grads, losses = small
-    one = ParamSpec(Axes.parse("width -> width"), (4, 4), (2, 2))
-    specs = {**SPECS, "s": {"0": one, "1": one}}
-
-    def cut(tree, axis):
-        parts = {str(i): np.take(tree["s"], i, axis) for i in range(2)}
-        return {**tree, "s": parts}
-
-    stacked, _ = run_small(*small)
-    run = last_step(SMALL, specs)
-    single, _ = run(theta, cut(params, 0), cut(grads, 1), losses)
-    for i in range(2):
-        np.testing.assert_allclose(stacked["s"][i], single["s"][str(i)], rtol=1e-4)
-    np.testing.assert_allclose(stacked["b"], single["b"], rtol=1e-4)
-
-
 def test_mu_p_scales_the_step_and_unscales_the_gradient(small, run_small):
     """Twice the base width: half the gradient, and half the step where hidden."""
     theta, params, grads, losses = small

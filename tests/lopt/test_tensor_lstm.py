@@ -94,7 +94,16 @@ class Replay:
         return jax.lax.scan(step, start, given)[1]
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+SLOW = {"celo_adam_long"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in NETWORKS
+    ],
+)
 def replay(request, golden):
     return Replay(request.param, golden)
 

@@ -70,7 +70,17 @@ class Golden:
         self.f32 = self.file.run(self.optimizer, self.theta, np.float32)
 
 
-@pytest.fixture(scope="module", params=FILES)
+SLOW = {"velo_hyperv2_bugged_loss", "celo_long"}
+"""What they add, the loss features, is seen in the tests of `tensor_lstm` too."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in FILES
+    ],
+)
 def reference(request, golden):
     return Golden(request.param, golden)
 
@@ -204,26 +214,6 @@ def test_one_bad_gradient_leaves_all_tensors_finite(small, bad):
     steps, state = small.run(small.theta, small.params, broken, small.losses, 10)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((steps, state)))
     assert np.any(steps["a"]) and np.any(steps["b"])
-
-
-def test_stacked_layers_train_as_single_ones(small):
-    one = ParamSpec(Axes.parse("width -> width"), (4, 4), (2, 2))
-    # Another order of the tree too: the layers come first.
-    specs = {"0": {"0": one, "1": one}, **{k: v for k, v in SPECS.items() if k != "s"}}
-
-    def cut(tree, axis):
-        rest = {k: v for k, v in tree.items() if k != "s"}
-        return {"0": {str(i): np.take(tree["s"], i, axis) for i in range(2)}, **rest}
-
-    given = (small.losses, 10)
-    stacked, _ = small.run(small.theta, small.params, small.grads, *given)
-    run = last_step(small.optimizer, specs)
-    single, _ = run(small.theta, cut(small.params, 0), cut(small.grads, 1), *given)
-    for i in range(2):
-        got, want = single["0"][str(i)], stacked["s"][i]
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-8)
-    np.testing.assert_allclose(single["b"], stacked["b"], rtol=1e-4, atol=1e-8)
-    assert np.abs(stacked["s"][0] - stacked["s"][1]).max() > 1e-6
 
 
 def test_mu_p_scales_the_step_and_unscales_the_gradient(small):
