@@ -9,7 +9,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from experiments.command_line import InputError
+from lopt.celo import Celo
 from lopt.celo2 import Celo2
+from lopt.celo_adam import CeloAdam
 from lopt.elo import ELO
 from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
 from lopt.mlp_lopt import MLPLOpt
@@ -18,6 +20,7 @@ from lopt.nominal import Nominal
 from lopt.registry import AnyLearned
 from lopt.rnn_mlp import RNNMLP
 from lopt.small_fc import SmallFC
+from lopt.velo import VeLO
 from parametrization.rules import ADAM_LIKE, SGD_LIKE
 
 
@@ -59,6 +62,20 @@ OPTIMIZERS: dict[str, NamedOptimizer] = {
     "rnn_mlp": NamedOptimizer(
         "a small network for each parameter, guided by an LSTM of each tensor",
         lambda: RNNMLP(rules=ADAM_LIKE),
+    ),
+    "velo": NamedOptimizer(
+        "VeLO's architecture in μP, small: LSTM 64, bank of 16",
+        lambda: VeLO(
+            lstm_hidden_size=64, param_inits=16, param_scale_mult=False, rules=ADAM_LIKE
+        ),
+    ),
+    "celo": NamedOptimizer(
+        "Celo in μP: a learned rule and a learned scheduler",
+        lambda: Celo(param_scale_mult=False, rules=ADAM_LIKE),
+    ),
+    "celo_adam": NamedOptimizer(
+        "Adam with Celo's learned scheduler",
+        lambda: CeloAdam(rules=ADAM_LIKE),
     ),
     "celo2": NamedOptimizer(
         "CELO2: a learned, orthogonalized direction for matrices",

@@ -142,9 +142,6 @@ def _decode_union(
     inner = [a for a in arguments if a is not type(None)]
     if len(inner) == 1:
         return _decode(inner[0], data, where, kinds)
-    names = [a for a in inner if typing.get_origin(a) is typing.Literal]
-    if names and isinstance(data, str):
-        return _decode(names[0], data, where, kinds)
     for candidate in inner:
         if candidate in (bool, int, float, str) and type(data) is candidate:
             return data

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lopt.artifact import Artifact
+from lopt.celo import Celo
 from lopt.celo2 import Celo2
+from lopt.celo_adam import CeloAdam
 from lopt.interchange import tables, theta_files
 from lopt.interchange.tables import Table
 from lopt.interchange.theta_files import Format, count
-from lopt.weights import Tensors
+from lopt.weights import Shapes, Tensors
 
 PLACES = ((), ("params",), ("gradient_learner_state", "theta_opt_state", "params"))
 
@@ -47,7 +49,59 @@ def _celo2_table(optimizer: Celo2) -> Table:
     return tables.split_network("", "ff_mod_stack/~", layers, decays)
 
 
+def _celo(tensors: Tensors, fields: Mapping[str, Any]) -> Celo:
+    bank = tensors["ff_mod_stack/~/b0"].shape[0]
+    if bank != 1:
+        raise ValueError(f"its bank holds {bank} networks, must hold one")
+    return Celo(
+        lstm_hidden_size=tensors["lstm_init_state/hidden"].shape[-1],
+        ff_hidden_size=tensors["ff_mod_stack/~/b0"].shape[-1],
+        ff_hidden_layers=count(tensors, "ff_mod_stack/~/b{}") - 1,
+        **fields,
+    )
+
+
+def _celo_table(optimizer: Celo) -> Table:
+    layers, decays = optimizer.ff_hidden_layers + 1, len(optimizer.momentum_decays)
+    rule = tables.split_network(
+        *("rule/", "ff_mod_stack/~", layers, decays), leading_one=True, spare_outputs=1
+    )
+    return {**tables.scheduler(bank=False), **rule}
+
+
+def _celo_unused(optimizer: Celo) -> Shapes:
+    """With one network there is nothing to mix: its weight is always 1."""
+    size = optimizer.lstm_hidden_size
+    return {
+        **tables.unused_layer(optimizer.scheduler.num_inputs, size),
+        "rnn_params/rnn_to_controls/w": (size, 1),
+        "rnn_params/rnn_to_controls/b": (1,),
+    }
+
+
+def _celo_adam(tensors: Tensors, fields: Mapping[str, Any]) -> CeloAdam:
+    hidden_size = tensors["lstm_init_state/hidden"].shape[-1]
+    return CeloAdam(lstm_hidden_size=hidden_size, **fields)
+
+
+def _celo_adam_table(optimizer: CeloAdam) -> Table:
+    del optimizer
+    return tables.scheduler(bank=False)
+
+
+def _celo_adam_unused(optimizer: CeloAdam) -> Shapes:
+    inputs = optimizer.scheduler.num_inputs
+    return tables.unused_layer(inputs, optimizer.lstm_hidden_size)
+
+
+_MARK = "rnn_params/rnn_to_controls/b"  # of Celo; CELO2 and Celo-Adam lack it
+
 FORMATS: tuple[Format, ...] = (
+    Format("Celo", _MARK, Celo, _celo, _celo_table, _celo_unused),
+    Format(
+        *("Celo-Adam", "rnn_params/step_size/b", CeloAdam),
+        *(_celo_adam, _celo_adam_table, _celo_adam_unused),
+    ),
     Format("Celo2", "ff_mod_stack/~/b0", Celo2, _celo2, _celo2_table),
 )
 """The classes that can be read."""

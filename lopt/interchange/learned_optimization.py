@@ -24,7 +24,8 @@ from lopt.mlp_lopt import MLPLOpt
 from lopt.nn_adam import NNAdam
 from lopt.rnn_mlp import RNNMLP
 from lopt.small_fc import SmallFC
-from lopt.weights import Tensors
+from lopt.velo import VeLO
+from lopt.weights import Shapes, Tensors
 
 T = TypeVar("T")
 
@@ -133,6 +134,29 @@ def _rnn_mlp_table(optimizer: RNNMLP) -> Table:
     }
 
 
+def _velo(tensors: Tensors, fields: Mapping[str, Any]) -> VeLO:
+    return VeLO(
+        lstm_hidden_size=tensors["lstm_init_state/hidden"].shape[-1],
+        ff_hidden_size=tensors["ff_mod_stack/~/b0"].shape[-1],
+        ff_hidden_layers=count(tensors, "ff_mod_stack/~/b{}") - 1,
+        param_inits=tensors["ff_mod_stack/~/b0"].shape[0],
+        **fields,
+    )
+
+
+def _velo_table(optimizer: VeLO) -> Table:
+    layers, decays = optimizer.ff_hidden_layers + 1, len(optimizer.momentum_decays)
+    bank = tables.split_network(
+        "bank/", "ff_mod_stack/~", layers, decays, spare_outputs=1
+    )
+    return {**tables.scheduler(bank=True), **bank}
+
+
+def _velo_unused(optimizer: VeLO) -> Shapes:
+    inputs = optimizer.scheduler.num_inputs
+    return tables.unused_layer(inputs, optimizer.lstm_hidden_size)
+
+
 _SGD = _scalars(log_learning_rate="log_lr")
 _SGDM = _scalars(
     log_learning_rate="log_lr", log_momentum_complement="one_minus_momentum"
@@ -148,6 +172,7 @@ FORMATS: tuple[Format, ...] = (
     Format("AdafacMLPLOpt", "nn/~/w0", SmallFC, _small_fc, _small_fc_table),
     Format("MLPLOpt", "mlp/~/linear_0/w", MLPLOpt, _mlp_lopt, _mlp_lopt_table),
     Format("NNAdam", "per_layer_lr", NNAdam, _nn_adam, _nn_adam_table),
+    Format("HyperV2", "ff_mod_stack/~/w0__0", VeLO, _velo, _velo_table, _velo_unused),
     Format("RNNMLPLOpt", f"{_MLP}_0/w", RNNMLP, _rnn_mlp, _rnn_mlp_table),
     Format(
         "LearnableAdam", "log_epsilon", LearnableAdam, _learnable(LearnableAdam), _ADAM

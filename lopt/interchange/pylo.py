@@ -93,7 +93,7 @@ def load_meta_mlp(
         "exp_mult": exp_mult,
         "rules": rules,
     }
-    optimizer = _configured(SmallFC, fields, folder)
+    optimizer = configured(SmallFC, fields, folder)
     num_inputs = len(optimizer.feature_names)
     if config["input_size"] != num_inputs:
         raise ValueError(
@@ -122,7 +122,7 @@ def load_elo(folder: str | Path, **fields: Any) -> Artifact:
     network = load_meta_mlp(folder, offsets=NO_OFFSETS)
     rule = network.optimizer
     sizes = {name: getattr(rule, name) for name in ("hidden_size", "hidden_layers")}
-    optimizer = _configured(ELO, sizes | fields, Path(folder))
+    optimizer = configured(ELO, sizes | fields, Path(folder))
     theta = {name: x for name, x in network.theta.items() if name.startswith("layer_")}
     return Artifact(optimizer, theta, provenance=network.provenance)
 
@@ -142,13 +142,8 @@ def load_celo2(folder: str | Path, **fields: Any) -> Artifact:
     folder = Path(folder)
     config = read_config(folder, _CELO2_MLP)
     sizes = {key: config[key] for key in ("hidden_size", "hidden_layers")}
-    optimizer = _configured(Celo2, sizes | _CELO2_DEFAULTS | fields, folder)
-    for key, value in _celo2_config(optimizer).items():
-        if config[key] != value:
-            raise ValueError(
-                f"{folder / CONFIG}: {key} = {config[key]!r} must be {value!r}, as in "
-                "this rule"
-            )
+    optimizer = configured(Celo2, sizes | _CELO2_DEFAULTS | fields, folder)
+    check_config(config, _celo2_config(optimizer), folder / CONFIG)
     path = folder / WEIGHTS
     shapes = weights.expected_shapes(optimizer)
     tensors = weights.read(path)
@@ -156,7 +151,19 @@ def load_celo2(folder: str | Path, **fields: Any) -> Artifact:
     return Artifact(optimizer, theta, provenance=source(folder, "CELO2MLP"))
 
 
-def _configured(kind: Callable[..., T], fields: Mapping[str, Any], folder: Path) -> T:
+def check_config(
+    config: Mapping[str, Any], wanted: Mapping[str, Any], path: Path
+) -> None:
+    """Raises ValueError if a config.json says something else than a rule has."""
+    for key, value in wanted.items():
+        if config[key] != value:
+            raise ValueError(
+                f"{path}: {key} = {config[key]!r} must be {value!r}, as in this rule"
+            )
+
+
+def configured(kind: Callable[..., T], fields: Mapping[str, Any], folder: Path) -> T:
+    """An optimizer with these fields; its refusal names the folder's config.json."""
     try:
         return kind(**fields)
     except (ValueError, TypeError) as error:
@@ -174,10 +181,11 @@ def load(folder: str | Path, **fields: Any) -> Artifact:
     config = read_config(Path(folder), {})
     if "feature_dims" in config:
         return load_celo2(folder, **fields)
-    if "input_size" in config and "lstm_hidden_size" not in config:
+    if "input_size" in config and "param_inits" not in config:
         return load_meta_mlp(folder, **fields)
     raise ValueError(
-        f"{Path(folder) / CONFIG} is of no class that is known: MetaMLP, CELO2MLP"
+        f"{Path(folder) / CONFIG} is of no class that is known: MetaMLP, CELO2MLP "
+        "(VeLO is two folders: see pylo_velo)"
     )
 
 
@@ -209,19 +217,20 @@ def save(artifact: Artifact, folder: str | Path, *, replace: bool = False) -> No
         config = _celo2_config(optimizer)
     else:
         raise ValueError(f"PyLO has no class for a {type(optimizer).__name__}")
-    _write(Path(folder), tensors, config, replace)
+    write(Path(folder), tensors, config, replace)
 
 
-def _write(
+def write(
     folder: Path, tensors: Tensors, config: Mapping[str, Any], replace: bool
 ) -> None:
+    """Writes a folder in PyLO's form, which appears at once."""
     text = json.dumps(config, indent=2, sort_keys=True)
 
-    def write(temporary: Path) -> None:
+    def fill(temporary: Path) -> None:
         save_file(tensors, temporary / WEIGHTS)
         (temporary / CONFIG).write_text(text)
 
-    publish(folder, write, replace=replace)
+    publish(folder, fill, replace=replace)
 
 
 _CELO2_MLP = {

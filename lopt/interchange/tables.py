@@ -31,9 +31,13 @@ class Source:
     """Whether matrices are `[out, in]` there."""
     leading_one: bool = False
     """Whether they have one more axis there, in front and of size 1."""
+    spare_outputs: int = 0
+    """Outputs that the layer has there besides ours, and that nothing reads."""
 
     def shapes(self, ours: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Shapes of the foreign tensors of a leaf with our shape."""
+        if self.spare_outputs:
+            ours = (*ours[:-1], ours[-1] + self.spare_outputs)
         shapes = [ours]
         if self.rows:
             if sum(self.rows) != ours[-2]:
@@ -49,10 +53,14 @@ class Source:
             parts = [part[0] for part in parts]
         if self.transposed:
             parts = [part.swapaxes(-1, -2) for part in parts]
-        return np.concatenate(parts, axis=-2) if self.rows else parts[0]
+        leaf = np.concatenate(parts, axis=-2) if self.rows else parts[0]
+        return leaf[..., : -self.spare_outputs] if self.spare_outputs else leaf
 
     def split(self, leaf: np.ndarray) -> list[np.ndarray]:
-        """The foreign tensors."""
+        """The foreign tensors; spare outputs are zero."""
+        if self.spare_outputs:
+            pad = [(0, 0)] * (leaf.ndim - 1) + [(0, self.spare_outputs)]
+            leaf = np.pad(leaf, pad)
         ends = [*itertools.accumulate(self.rows)][:-1]
         parts = np.split(leaf, ends, axis=-2) if self.rows else [leaf]
         if self.transposed:
@@ -104,11 +112,17 @@ def velo_rows(num_decays: int) -> tuple[int, ...]:
 
 
 def split_network(
-    ours: str, theirs: str, number: int, num_decays: int
+    ours: str,
+    theirs: str,
+    number: int,
+    num_decays: int,
+    leading_one: bool = False,
+    spare_outputs: int = 0,
 ) -> dict[str, Source]:
     """A network of VeLO's features, whose first kernel is split by feature there.
 
-    `theirs` is the place of `w0__0`, ..., `b0`, `w1`, `b1` and so on.
+    `theirs` is the place of `w0__0`, ..., `b0`, `w1`, `b1` and so on; the spare outputs
+    are those of the last layer.
     """
     rows = velo_rows(num_decays)
     names = tuple(f"{theirs}/w0__{i}" for i in range(len(rows)))
@@ -118,7 +132,34 @@ def split_network(
     }
     for i in range(1, number):
         table |= layer(f"{ours}layer_{i}", f"{theirs}/w{i}", f"{theirs}/b{i}")
+    last = f"{ours}layer_{number - 1}/"
+    return {
+        path: dataclasses.replace(
+            source,
+            leading_one=leading_one,
+            spare_outputs=spare_outputs if path.startswith(last) else 0,
+        )
+        for path, source in table.items()
+    }
+
+
+def scheduler(bank: bool) -> dict[str, Source]:
+    """The scheduling LSTM of VeLO and Celo as haiku keeps it.
+
+    `linear`, a layer whose output is not used, is no part of it.
+    """
+    names = {"exchange": "linear_1", "inputs": "linear_2", "step": "step_size"}
+    names |= {"controls": "rnn_to_controls"} if bank else {}
+    table = lstm_cell("scheduler/lstm", "rnn_params/rnn/linear", "lstm_init_state")
+    for ours, name in names.items():
+        kernel, bias = f"rnn_params/{name}/w", f"rnn_params/{name}/b"
+        table |= layer(f"scheduler/{ours}", kernel, bias)
     return table
+
+
+def unused_layer(num_inputs: int, size: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of that layer."""
+    return {"rnn_params/linear/w": (num_inputs, size), "rnn_params/linear/b": (size,)}
 
 
 def foreign_shapes(

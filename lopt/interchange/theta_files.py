@@ -16,7 +16,7 @@ from lopt.artifact import Artifact
 from lopt.interchange import msgpack, tables
 from lopt.interchange.tables import Table
 from lopt.registry import AnyLearned
-from lopt.weights import Tensors
+from lopt.weights import Shapes, Tensors
 
 Place = tuple[str, ...]
 
@@ -35,6 +35,8 @@ class Format:
     """Our optimizer from the shapes of their tensors and from fields."""
     table: Callable[[Any], Table]
     """Names of the tensors of an optimizer of ours."""
+    unused: Callable[[Any], Shapes] = lambda optimizer: {}
+    """Shapes of tensors that must be there and that nothing reads."""
 
 
 def load(
@@ -77,7 +79,8 @@ def from_tensors(
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{where} is no theta of a {kind.name}: {what}") from None
     shapes = weights.expected_shapes(optimizer)
-    theta = tables.to_theta(tensors, kind.table(optimizer), shapes, where)
+    table, unused = kind.table(optimizer), kind.unused(optimizer)
+    theta = tables.to_theta(tensors, table, shapes, where, unused)
     return Artifact(optimizer, theta)
 
 
@@ -90,7 +93,9 @@ def to_tensors(artifact: Artifact, formats: Sequence[Format]) -> tuple[Tensors, 
     theta = weights.check_theta(artifact.optimizer, artifact.theta)
     for kind in formats:
         if isinstance(artifact.optimizer, kind.ours):
-            return tables.from_theta(theta, kind.table(artifact.optimizer)), kind
+            table = kind.table(artifact.optimizer)
+            unused = kind.unused(artifact.optimizer)
+            return tables.from_theta(theta, table, unused), kind
     name = type(artifact.optimizer).__name__
     raise ValueError(f"there is no class there for a {name}")
 
