@@ -20,6 +20,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 
+from lopt.base import LearnedOptimizer
 from lopt.baselines import Adam
 from lopt.small_fc import SmallFC
 from parametrization.rules import STANDARD, Rules
@@ -194,7 +195,7 @@ def _bytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _state_bytes(lopt: Adam | SmallFC, specs: Any, params: Any) -> int:
+def _state_bytes(lopt: LearnedOptimizer, specs: Any, params: Any) -> int:
     def state(key: jax.Array, params: Any) -> Any:
         return lopt.as_optax(lopt.init(key), specs, 1000).init(params)
 

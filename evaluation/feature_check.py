@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from parametrization.rules import Rules
 from tasks.base import Batch, Task
 
 
+@runtime_checkable
 class HasFeatures(Protocol):
     """A learned optimizer that shows its inputs; `lopt.SmallFC` is one."""
 

@@ -32,6 +32,7 @@ from evaluation.plan import (
 from evaluation.results import EvalRow
 from evaluation.speed_up import REFERENCE_HORIZONS
 from evaluation.tune import Scheduled, Tuning, scheduled_theta, tune
+from lopt import encoding, registry
 from lopt.artifact import Artifact
 from lopt.baselines import Schedule
 from metatrain.streaming import HostDataset, load
@@ -151,7 +152,10 @@ def _learned_rows(
     lopt = artifact.optimizer
     task = for_learned(cell.task, artifact)
     result = run.evaluate(task, lopt, artifact.theta, cell.num_steps, seeds, data)
-    about = {"class": type(lopt).__name__, "hidden_size": lopt.hidden_size}
+    about = {
+        "class": type(lopt).__name__,
+        "optimizer": encoding.encode(lopt, registry.KINDS),
+    }
     return _rows(LEARNED, cell, task, seeds, result, about)
 
 

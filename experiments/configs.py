@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
+from lopt.registry import AnyLearned
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.objective import Objective
@@ -83,8 +84,8 @@ class TrainConfig:
 
     task: AnyTask | TaskDistribution
     """What the optimizer is trained on: a task, or groups of them."""
-    lopt: SmallFC
-    """The learned optimizer."""
+    lopt: AnyLearned
+    """The learned optimizer; --lopt NAME puts another one into the preset."""
     estimator: EvolutionStrategy
     """The estimator of the meta-gradient."""
     outer: OuterOptimizer
@@ -225,7 +226,9 @@ def on_distribution(name: str) -> TrainConfig:
     )
 
 
-PRESETS: dict[str, tuple[str, Callable[[], TrainConfig]]] = {
+Presets: TypeAlias = dict[str, tuple[str, Callable[[], TrainConfig]]]
+
+PRESETS: Presets = {
     "quickstart": (
         "small_fc_lopt in μP on 64-32-32-10 MLPs over digits, minutes on 2 cores",
         lambda: QUICKSTART,
@@ -239,3 +242,12 @@ PRESETS: dict[str, tuple[str, Callable[[], TrainConfig]]] = {
         for name, named in DISTRIBUTIONS.items()
     },
 }
+
+
+def with_optimizer(presets: Presets, lopt: AnyLearned) -> Presets:
+    """The same presets with another learned optimizer."""
+
+    def make(preset: Callable[[], TrainConfig]) -> TrainConfig:
+        return dataclasses.replace(preset(), lopt=lopt)
+
+    return {name: (text, partial(make, old)) for name, (text, old) in presets.items()}

@@ -20,18 +20,21 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from evaluation.feature_check import FeatureCheck, feature_check
+from evaluation.feature_check import FeatureCheck, HasFeatures, feature_check
 from evaluation.plots import png
 from evaluation.scaling_plots import TOLERANCE, plot_coordinates, plot_features
 from experiments import command_line
 from experiments.command_line import InputError, reported
 from experiments.environment import describe_machine
+from experiments.optimizers import OPTIMIZERS, named
 from experiments.serialization import encode
 from lopt.artifact import Artifact
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import SGD, Adam
-from lopt.epsilons import PAPER, WIDTH_SAFE
+from lopt.epsilons import PAPER, WIDTH_SAFE, Epsilons
 from lopt.integrity import write_text
+from lopt.mlp_lopt import MLPLOpt
+from lopt.registry import with_rules
 from lopt.small_fc import SmallFC
 from parametrization.coordinate_check import CoordinateCheck, coordinate_check
 from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
@@ -58,8 +61,9 @@ class CoordinateConfig:
     """What grows."""
     sizes: tuple[int, ...] = (32, 64, 128, 256)
     """Widths or depths."""
-    optimizer: Literal["adam", "sgd", "small_fc", "artifact"] = "adam"
-    """adam, sgd, an untrained small_fc, or a trained optimizer from --artifact."""
+    optimizer: str = "adam"
+    """adam, sgd, an untrained learned optimizer by its name (small_fc and the others of
+    experiments.train --lopt), or artifact: a trained one from --artifact."""
     artifact: Path | None = None
     """Folder of a trained optimizer."""
     epsilons: Literal["own", "paper", "width_safe"] = "own"
@@ -83,6 +87,8 @@ class CoordinateConfig:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate = {self.learning_rate} must be positive")
+        if self.optimizer not in (known := ("adam", "sgd", "artifact", *OPTIMIZERS)):
+            raise ValueError(f"optimizer = {self.optimizer!r} must be one of {known}")
         if (self.optimizer == "artifact") != (self.artifact is not None):
             raise ValueError(
                 f"optimizer = {self.optimizer!r} and artifact = {self.artifact}: a "
@@ -115,11 +121,25 @@ def optimizer(config: CoordinateConfig, rules: Rules) -> tuple[LearnedOptimizer,
         artifact = Artifact.load(config.artifact)
         lopt, theta = artifact.optimizer, artifact.theta
     else:
-        lopt = SmallFC(step_mult=0.01)
+        lopt = named(config.optimizer)
         theta = lopt.init(key)
+    if config.epsilons != "own":
+        lopt = _with_floors(lopt, EPSILONS[config.epsilons])
     steps = STANDARD if rules is STANDARD else ADAM_LIKE
-    floors = EPSILONS.get(config.epsilons, lopt.epsilons)
-    return dataclasses.replace(lopt, rules=steps, epsilons=floors), theta
+    return with_rules(lopt, steps), theta
+
+
+def _shows_features(lopt: Any) -> bool:
+    """Whether its one network is applied to every tensor, so that all have inputs."""
+    return isinstance(lopt, SmallFC | MLPLOpt)
+
+
+def _with_floors(lopt: Any, floors: Epsilons) -> Any:
+    if not isinstance(getattr(lopt, "epsilons", None), Epsilons):
+        raise ValueError(
+            f"epsilons: a {type(lopt).__name__} has no floors to be replaced; leave it"
+        )
+    return dataclasses.replace(lopt, epsilons=floors)
 
 
 def resized(config: CoordinateConfig, rules: Rules) -> dict[int, AnyTask]:
@@ -144,7 +164,7 @@ def check(config: CoordinateConfig, rules: Rules, batch: Batch) -> CoordinateChe
 def check_features(config: CoordinateConfig, batch: Batch) -> dict[str, FeatureCheck]:
     """Inputs of a learned optimizer in μP, with the paper's floors and others."""
     lopt, theta = optimizer(config, ADAM_LIKE)
-    assert isinstance(lopt, SmallFC)
+    assert isinstance(lopt, HasFeatures)
     tasks = resized(config, ADAM_LIKE)
     variants = {
         "paper's floors": (PAPER, False),
@@ -154,7 +174,7 @@ def check_features(config: CoordinateConfig, batch: Batch) -> dict[str, FeatureC
     return {
         label: feature_check(
             tasks,
-            dataclasses.replace(lopt, epsilons=floors),
+            _with_floors(lopt, floors),
             theta,
             batch,
             config.num_steps,
@@ -248,7 +268,7 @@ def run(config: CoordinateConfig, name: str) -> None:
     }
     figures = {"coordinate_check.png": partial(plot_coordinates, checks, config.axis)}
     lines = [verdict(title, result, config.axis) for title, result in checks.items()]
-    if config.axis == "width" and config.optimizer in ("small_fc", "artifact"):
+    if config.axis == "width" and _shows_features(optimizer(config, ADAM_LIKE)[0]):
         features = check_features(config, batch)
         figures["features.png"] = partial(plot_features, features)
         lines += feature_lines(features)

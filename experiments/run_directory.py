@@ -150,6 +150,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{file} is damaged: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("num_steps"), int):
         raise InputError(f"{file} is damaged: it holds no configuration")
+    if isinstance(lopt := config.get("lopt"), dict) and "kind" not in lopt:
+        config["lopt"] = {"kind": "SmallFC", **lopt}  # once it was the only one
     return config
 
 

@@ -1,4 +1,4 @@
-"""Meta-training: `python -m experiments.train PRESET [--field.sub value]`.
+"""Meta-training: `python -m experiments.train PRESET [--lopt NAME] [--field value]`.
 
 The run directory holds everything; the same command goes on where an interrupted run
 stopped, and the result is the same bits as without the interruption.
@@ -24,8 +24,9 @@ import numpy as np
 from evaluation.run import mean_loss
 from experiments import command_line, run_directory
 from experiments.command_line import InputError, reported
-from experiments.configs import PRESETS, TrainConfig
+from experiments.configs import PRESETS, TrainConfig, with_optimizer
 from experiments.display import TrainingDisplay
+from experiments.optimizers import take_optimizer
 from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
 from experiments.serialization import decode, encode
 from lopt.artifact import FILES, Artifact
@@ -331,7 +332,9 @@ def load_trained(path: Path) -> tuple[TrainConfig, TrainingState]:
 def main() -> None:
     """Command line."""
     program = "python -m experiments.train"
-    name, config = command_line.choose_preset(PRESETS, program, sys.argv[1:])
+    lopt, arguments = take_optimizer(sys.argv[1:])
+    presets = PRESETS if lopt is None else with_optimizer(PRESETS, lopt)
+    name, config = command_line.choose_preset(presets, program, arguments)
     path = train(config, name)
     print(f"run directory: {path}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import optax
@@ -11,6 +11,7 @@ Theta: TypeAlias = Any
 Specs: TypeAlias = Any
 
 
+@runtime_checkable
 class LearnedOptimizer(Protocol):
     """A family of update rules indexed by meta-parameters θ, a dict of arrays.
 

@@ -17,7 +17,6 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -46,8 +45,8 @@ class NominalState(NamedTuple):
 class Nominal:
     """A learned optimizer with a nominal term; wraps any other."""
 
-    rule: LearnedOptimizer
-    """What is wrapped."""
+    inner: LearnedOptimizer
+    """What is wrapped, the rule."""
     step_size: float = 1e-3
     """Scale of the nominal step."""
     estimator: Estimator = "adam_momenta"
@@ -55,8 +54,8 @@ class Nominal:
     or one of the latter two over the root of the second moment."""
     precondition: bool = False
     """Whether the rule's step is divided by the root of the second moment too."""
-    max_ratio: float = math.inf
-    """Bound of the rule's step per element, in nominal step sizes."""
+    max_ratio: float | None = None
+    """Bound of the rule's step per element, in nominal step sizes; None: no bound."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the parameters, in nominal step sizes."""
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
@@ -76,24 +75,24 @@ class Nominal:
         if self.estimator not in get_args(Estimator):
             known = get_args(Estimator)
             raise ValueError(f"estimator = {self.estimator!r} must be one of {known}")
-        if not self.max_ratio > 0:
-            raise ValueError(f"max_ratio = {self.max_ratio} must be positive")
-        theirs = getattr(self.rule, "rules", self.rules)
+        if self.max_ratio is not None:
+            checks.positive(self, "max_ratio")
+        theirs = getattr(self.inner, "rules", self.rules)
         if theirs is not self.rules:
             raise ValueError(
                 f"rules = {self.rules!r} must be those of the wrapped rule, {theirs!r}"
             )
 
     def init(self, key: jax.Array) -> Theta:
-        """`{"rule": θ of the rule, "log_rule": [], "log_nominal": []}`."""
+        """`{"inner": θ of the rule, "log_rule": [], "log_nominal": []}`."""
         zero = jnp.zeros([])
-        return {"rule": self.rule.init(key), "log_rule": zero, "log_nominal": zero}
+        return {"inner": self.inner.init(key), "log_rule": zero, "log_nominal": zero}
 
     def as_optax(
         self, theta: Theta, specs: Specs, num_steps: int | jax.Array
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
-        rule = self.rule.as_optax(theta["rule"], specs, num_steps)
+        rule = self.inner.as_optax(theta["inner"], specs, num_steps)
 
         def init(params: optax.Params) -> NominalState:
             def zeros(param: jax.Array, lead: tuple[int, ...] = ()) -> jax.Array:
@@ -164,7 +163,7 @@ class Nominal:
         learned = step.astype(root.dtype) * jnp.exp(theta["log_rule"])
         if self.precondition:
             learned = learned * root
-        if self.max_ratio < math.inf:
+        if self.max_ratio is not None:
             bound = self.max_ratio * unit
             learned = jnp.clip(learned, -bound, bound)
         decayed = self.step_size * self.weight_decay * param

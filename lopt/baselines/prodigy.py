@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
@@ -29,9 +30,9 @@ class Prodigy(base.RateTuned):
     element is one of c·d in p. `eps` is compared with d·c·g, which shrinks with the
     width: with wide networks choose it small.
 
-    A step whose outcome is not finite is left out, state included (`apply_if_finite`
-    of optax): an infinite gradient, or gradients that have all been zero, for which the
-    estimate is 0/0.
+    A step whose outcome is not finite is left out, weight decay and state included: one
+    infinite gradient would spoil all tensors through the estimate, and while gradients
+    have all been zero the estimate is 0/0.
     """
 
     learning_rate: float = 1.0
@@ -75,15 +76,13 @@ class Prodigy(base.RateTuned):
             weight_decay=self.weight_decay,
             safeguard_warmup=self.safeguard_warmup,
         )
-        never = int(jnp.iinfo(jnp.int32).max)
-        safe = optax.apply_if_finite(prodigy, max_consecutive_errors=never)
-        return in_float32(_reparametrized(safe, specs, self.rules))
+        return in_float32(_reparametrized(prodigy, specs, self.rules))
 
 
 def _reparametrized(
     inner: optax.GradientTransformation, specs: Specs, rules: Rules
 ) -> optax.GradientTransformationExtraArgs:
-    """Runs an optimizer on p / c, c the step scale of each parameter."""
+    """Runs an optimizer on p / c, c the step scale; leaves out what is not finite."""
 
     def shrink(tree: Any) -> Any:
         return map_with_specs(lambda p, spec: p / rules.step_scale(spec), tree, specs)
@@ -103,7 +102,11 @@ def _reparametrized(
         if params is None:
             raise ValueError("Prodigy needs params: update(grads, state, params)")
         del extra_args
-        steps, state = inner.update(grow(updates), state, shrink(params))
-        return grow(steps), state
+        steps, new = inner.update(grow(updates), state, shrink(params))
+        outcome = jax.tree.leaves((steps, new))
+        fine = jnp.stack([jnp.all(jnp.isfinite(x)) for x in outcome]).all()
+        steps = jax.tree.map(lambda x: jnp.where(fine, x, 0.0), steps)
+        new = jax.tree.map(lambda x, y: jnp.where(fine, x, y), new, state)
+        return grow(steps), new
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore

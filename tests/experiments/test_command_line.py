@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
@@ -14,11 +15,16 @@ from experiments import (
     evaluate,
     export,
     learning_rate_transfer,
+    run_directory,
     train,
 )
 from experiments.command_line import BAD_INPUT, InputError
+from experiments.optimizers import OPTIMIZERS, take_optimizer
 from experiments.serialization import decode, differences, encode
-from parametrization import STANDARD
+from lopt import registry
+from lopt.celo2 import Celo2
+from lopt.wrappers.base import Wrapper
+from parametrization import ADAM_LIKE, STANDARD
 from tasks.families import FAMILIES
 
 
@@ -66,6 +72,59 @@ def test_bad_values_name_the_field_the_value_and_what_is_right(arguments, needle
     assert "\n" not in message and "─" not in message
     for needle in needles:
         assert needle in message, message
+
+
+def parse_with_optimizer(*arguments):
+    lopt, rest = take_optimizer(arguments)
+    presets = configs.with_optimizer(configs.PRESETS, lopt)
+    return command_line.choose_preset(presets, "train", rest)[1]
+
+
+def test_a_named_optimizer_takes_the_place_of_the_presets_own():
+    config = parse_with_optimizer(
+        *("quickstart", "--lopt", "celo2", "--lopt.adam-decays", "0.8", "0.9"),
+        *("--seed", "4"),
+    )
+    assert config.lopt == Celo2(adam_decays=(0.8, 0.9), rules=ADAM_LIKE)
+    assert config.seed == 4 and config.task == configs.QUICKSTART.task
+    wrapped = parse_with_optimizer("--lopt=nominal", "mlp", "--lopt.rule.exp-mult", "2")
+    assert wrapped.lopt.rule.exp_mult == 2.0 and wrapped.lopt.rules is ADAM_LIKE
+    assert take_optimizer(["mlp", "--seed", "1"]) == (None, ["mlp", "--seed", "1"])
+
+
+def test_every_named_optimizer_survives_json_in_a_configuration():
+    kinds = set()
+    for named in OPTIMIZERS.values():
+        config = dataclasses.replace(configs.QUICKSTART, lopt=named.make())
+        stored = json.loads(json.dumps(encode(config), allow_nan=False))
+        assert decode(configs.TrainConfig, stored) == config
+        kinds.add(stored["lopt"]["kind"])
+    learned = [kind for kind in registry.LEARNED if not issubclass(kind, Wrapper)]
+    assert kinds == {kind.__name__ for kind in learned}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needle"),
+    [
+        (["--lopt"], "--lopt needs a name: small_fc, "),
+        (["--lopt", "sgd"], "unknown optimizer --lopt 'sgd': known are small_fc, "),
+        (["--lopt=celo2", "--lopt.step-mult", "1"], "--lopt.step-mult"),
+        (["--lopt=celo2", "--lopt.hidden-size", "0"], "hidden_size = 0"),
+    ],
+)
+def test_a_wrong_optimizer_is_named(arguments, needle):
+    with pytest.raises(InputError) as error:
+        parse_with_optimizer("quickstart", *arguments)
+    assert needle in str(error.value) and "\n" not in str(error.value)
+
+
+def test_runs_of_the_time_of_one_optimizer_go_on(tmp_path):
+    stored = encode(configs.QUICKSTART)
+    assert stored["lopt"].pop("kind") == "SmallFC"
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    again = run_directory.read_config(tmp_path)
+    assert again == encode(configs.QUICKSTART)
+    assert decode(configs.TrainConfig, again) == configs.QUICKSTART
 
 
 def test_an_unknown_preset_lists_the_known_ones():

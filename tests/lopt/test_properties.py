@@ -15,18 +15,26 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from lopt import SGD, Adam, SmallFC
+from lopt import SGD, Adafactor, Adam, Lion, Muon, Prodigy, ScheduleFreeAdamW, SmallFC
 from lopt.celo import Celo
 from lopt.celo2 import Celo2
 from lopt.celo_adam import CeloAdam
 from lopt.elo import ELO
-from lopt.learnable import LearnableAdam, LearnableSGDM
+from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
 from lopt.mlp_lopt import MLPLOpt
 from lopt.nn_adam import NNAdam
 from lopt.nominal import Nominal
 from lopt.rnn_mlp import RNNMLP
 from lopt.velo import VeLO
-from parametrization import ADAM_LIKE, SGD_LIKE, STANDARD, Axes, ParamSpec
+from lopt.wrappers import (
+    AccumulatedGradients,
+    ClippedGradients,
+    RoleFallback,
+    ScheduledSteps,
+    StochasticBfloat16,
+    WeightDecay,
+)
+from parametrization import ADAM_LIKE, SGD_LIKE, Axes, ParamSpec
 
 SMALL = {"hidden_size": 4, "hidden_layers": 1}
 
@@ -36,7 +44,11 @@ class Case:
     """An optimizer, and what distinguishes it."""
 
     optimizer: object
-    coupled: bool = False  # one tensor's gradient may move another
+    coupled: bool = False  # one tensor's gradient may move another, and stays finite
+    global_norm: bool = False  # an infinite norm is nobody's to mend
+    whole_stacks: bool = False  # optax takes a stack of layers for one tensor
+    random: bool = False  # rounds by chance, so that order matters within rounding
+    delayed: bool = False  # moves at every second gradient
     loss: bool = False  # update needs the loss
     mup: object = ADAM_LIKE
     slow: bool = False  # compiles long, and has others of its kind in the table
@@ -47,23 +59,46 @@ CASES = {
     "mlp_lopt": Case(MLPLOpt(**SMALL, step_mult=0.1)),
     "celo2": Case(Celo2()),
     "celo2_base": Case(
-        Celo2(orthogonalize=False, weight_decay=0.1, clip_norm=1.0), True
+        Celo2(orthogonalize=False, weight_decay=0.1, clip_norm=1.0),
+        global_norm=True,
+        slow=True,
     ),
-    "elo": Case(ELO(**SMALL, weight_decay=0.1)),
-    "nominal": Case(Nominal(SmallFC(**SMALL), precondition=True, max_ratio=2.0)),
-    "sgd": Case(SGD(momentum=0.9), mup=SGD_LIKE),
-    "adam": Case(Adam(weight_decay=0.1, schedule="cosine")),
-    "learnable_sgdm": Case(LearnableSGDM(), mup=SGD_LIKE),
-    "learnable_adam": Case(LearnableAdam()),
+    "elo": Case(ELO(**SMALL, weight_decay=0.1), slow=True),
+    "nominal": Case(
+        Nominal(SmallFC(**SMALL), precondition=True, max_ratio=2.0), slow=True
+    ),
     "nn_adam": Case(NNAdam(hidden_size=3, initial_learning_rate=0.1), slow=True),
-    "rnn_mlp": Case(RNNMLP(**SMALL, lstm_size=3, step_mult=0.1), True, True, slow=True),
-    "celo_adam": Case(CeloAdam(3, 0.1), True, True, slow=True),
+    "rnn_mlp": Case(
+        RNNMLP(**SMALL, lstm_size=3, step_mult=0.1), coupled=True, loss=True, slow=True
+    ),
+    "celo_adam": Case(CeloAdam(3, 0.1), coupled=True, loss=True, slow=True),
     "velo": Case(
-        VeLO(3, 4, 1, param_inits=2, step_mult=0.1, param_scale_mult=False), True, True
+        VeLO(3, 4, 1, param_inits=2, step_mult=0.1, param_scale_mult=False),
+        coupled=True,
+        loss=True,
     ),
     "celo": Case(
-        Celo(3, 4, 1, step_mult=0.1, param_scale_mult=False), True, True, slow=True
+        Celo(3, 4, 1, step_mult=0.1, param_scale_mult=False),
+        coupled=True,
+        loss=True,
+        slow=True,
     ),
+    "learnable_sgd": Case(LearnableSGD(), mup=SGD_LIKE),
+    "learnable_sgdm": Case(LearnableSGDM(), mup=SGD_LIKE, slow=True),
+    "learnable_adam": Case(LearnableAdam()),
+    "sgd": Case(SGD(momentum=0.9, nesterov=True), mup=SGD_LIKE, slow=True),
+    "adam": Case(Adam(weight_decay=0.1, schedule="cosine")),
+    "nadamw": Case(Adam(weight_decay=0.1, nesterov=True), slow=True),
+    "lion": Case(Lion(), slow=True),
+    "muon": Case(Muon()),
+    "adafactor": Case(Adafactor(), whole_stacks=True, slow=True),
+    "schedule_free": Case(ScheduleFreeAdamW(), slow=True),
+    "prodigy": Case(Prodigy(), global_norm=True, slow=True),
+    "weight_decay": Case(WeightDecay(ScheduledSteps(SmallFC(**SMALL))), slow=True),
+    "clipped": Case(ClippedGradients(SmallFC(**SMALL)), global_norm=True, slow=True),
+    "accumulated": Case(AccumulatedGradients(SmallFC(**SMALL)), delayed=True),
+    "fallback": Case(RoleFallback(SmallFC(**SMALL)), slow=True),
+    "bfloat16": Case(StochasticBfloat16(SmallFC(**SMALL)), random=True, slow=True),
 }
 
 AXES = {
@@ -130,7 +165,11 @@ def training(case, specs=SPECS, optimizer=None, wrap=lambda rule: rule):
     return whole
 
 
-def assert_close(got, want, start, share=1e-6):
+SHARE = 1e-5
+ROUNDED = 0.05  # accumulators in bfloat16, rounded another way
+
+
+def assert_close(got, want, start, share):
     """Equal to a share of how far each tensor has moved, beyond rounding of values."""
     for name, value in want.items():
         moved = np.abs(value - start[name]).max(initial=0.0)
@@ -148,6 +187,18 @@ def assert_close(got, want, start, share=1e-6):
 )
 def name(request):
     return request.param
+
+
+def with_rules(optimizer, rules):
+    """The optimizer, and what it wraps, in another parametrization."""
+    changed = {}
+    for field in dataclasses.fields(optimizer):
+        value = getattr(optimizer, field.name)
+        if field.name == "rules":
+            changed["rules"] = rules
+        elif dataclasses.is_dataclass(value) and hasattr(value, "as_optax"):
+            changed[field.name] = with_rules(value, rules)
+    return dataclasses.replace(optimizer, **changed)
 
 
 class Subject:
@@ -169,12 +220,6 @@ class Subject:
     @functools.cached_property
     def result(self):
         return self.run()
-
-    def with_rules(self, rules):
-        changed = {"rules": rules}
-        if isinstance(self.optimizer, Nominal):
-            changed["rule"] = dataclasses.replace(self.optimizer.rule, rules=rules)
-        return dataclasses.replace(self.optimizer, **changed)
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +249,8 @@ def test_an_infinite_gradient_stays_in_its_tensor(subject):
     for tensor, value in path.items():
         if tensor == "kernel":
             continue
-        if subject.case.coupled and not subject.case.loss:
-            continue  # a global norm: see the test of the wrapper
+        if subject.case.global_norm:
+            continue
         if subject.case.coupled:
             assert np.isfinite(value).all(), tensor
         else:
@@ -226,7 +271,8 @@ def test_hidden_units_have_no_order(subject):
         return permuted
 
     path, _ = subject.run(permute(PARAMS, 0), permute(GRADS, 1))
-    assert_close(path, permute(subject.result[0], 1), permute(PARAMS, 0), 1e-5)
+    share = ROUNDED if subject.case.random else SHARE
+    assert_close(path, permute(subject.result[0], 1), permute(PARAMS, 0), share)
 
 
 def test_members_of_a_vmap_are_what_they_are_alone(subject):
@@ -237,7 +283,7 @@ def test_members_of_a_vmap_are_what_they_are_alone(subject):
     path, _ = jax.tree.map(np.asarray, many(stacked, PARAMS, GRADS, LOSSES))
     for i, theta in enumerate(thetas):
         alone, _ = subject.run(theta=theta)
-        assert_close(jax.tree.map(lambda x, i=i: x[i], path), alone, PARAMS, 1e-5)
+        assert_close(jax.tree.map(lambda x, i=i: x[i], path), alone, PARAMS, SHARE)
 
 
 def test_order_of_the_tree_and_scanning_of_layers_are_irrelevant(subject):
@@ -259,7 +305,10 @@ def test_order_of_the_tree_and_scanning_of_layers_are_irrelevant(subject):
     start, grads = apart(PARAMS, 0), apart(GRADS, 1)
     path, _ = run(subject.theta, rename(start), rename(grads), LOSSES)
     back = {n: np.asarray(path[renamed[n]]) for n in names}
-    assert_close(back, apart(subject.result[0], 1), start, 1e-5)
+    want = apart(subject.result[0], 1)
+    if subject.case.whole_stacks:
+        back, want = ({n: t[n] for n in names if n in SHAPES} for t in (back, want))
+    assert_close(back, want, start, ROUNDED if subject.case.random else SHARE)
 
 
 def test_bfloat16_parameters_stay_and_accumulators_are_float32(subject):
@@ -269,17 +318,14 @@ def test_bfloat16_parameters_stay_and_accumulators_are_float32(subject):
         assert value.dtype == jnp.bfloat16
         assert np.isfinite(np.float32(value)).all(), tensor
     assert jax.tree.structure(state) == jax.tree.structure(subject.result[1])
-    if not isinstance(
-        subject.optimizer, Adam | SGD
-    ):  # optax keeps the gradients' dtype
+    if not isinstance(subject.optimizer, RateTuned | StochasticBfloat16):
         dtypes = {x.dtype for x in jax.tree.leaves(state)}
         assert jnp.bfloat16 not in dtypes
 
 
 def test_at_the_base_width_mup_is_the_standard_parametrization(subject):
-    theirs = subject.with_rules(
-        subject.case.mup if subject.optimizer.rules is STANDARD else STANDARD
-    )
+    theirs = with_rules(subject.optimizer, subject.case.mup)
+    assert theirs != subject.optimizer
     run = jit(training(subject.case, optimizer=theirs))
     path, _ = run(subject.theta, PARAMS, GRADS, LOSSES)
     for tensor, want in subject.result[0].items():
@@ -293,12 +339,14 @@ def test_state_is_a_tree_of_arrays_that_flax_and_orbax_store(subject, tmp_path):
     data = flax.serialization.to_bytes(state)
     with ocp.StandardCheckpointer() as checkpointer:
         # orbax refuses arrays without elements, which hold nothing to store
-        kept = [x for x in jax.tree.leaves(state) if np.size(x)]
+        kept = {"step": np.int32(3)}
+        leaves = jax.tree.leaves(state)
+        kept |= {str(i): x for i, x in enumerate(leaves) if np.size(x)}
         checkpointer.save(tmp_path / "state", kept)
         checkpointer.wait_until_finished()
-        blank = [np.zeros_like(x) for x in kept]
+        blank = jax.tree.map(np.zeros_like, kept)
         loaded = checkpointer.restore(tmp_path / "state", blank)
-    jax.tree.map(np.testing.assert_array_equal, list(loaded), kept)
+    jax.tree.map(np.testing.assert_array_equal, dict(loaded), kept)
     restored = flax.serialization.from_bytes(empty, data)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
@@ -320,5 +368,6 @@ def test_inside_chain_multi_transform_and_multi_steps(subject):
         got = np.asarray(path[tensor])
         np.testing.assert_array_equal(got[0], PARAMS[tensor])  # accumulates
         np.testing.assert_array_equal(got[1], got[2])
-        assert got.size == 0 or (got[1] != PARAMS[tensor]).any() == (label == "ours")
+        moves = label == "ours" and not subject.case.delayed
+        assert got.size == 0 or (got[1] != PARAMS[tensor]).any() == moves
         assert np.isfinite(got).all()

@@ -1,0 +1,112 @@
+"""The learned optimizers that a command line can name, in μP.
+
+`--lopt NAME` puts one into a preset; `--lopt.FIELD VALUE` then changes its fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from experiments.command_line import InputError
+from lopt.celo2 import Celo2
+from lopt.elo import ELO
+from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
+from lopt.mlp_lopt import MLPLOpt
+from lopt.nn_adam import NNAdam
+from lopt.nominal import Nominal
+from lopt.registry import AnyLearned
+from lopt.rnn_mlp import RNNMLP
+from lopt.small_fc import SmallFC
+from parametrization.rules import ADAM_LIKE, SGD_LIKE
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedOptimizer:
+    """A learned optimizer, made when it is asked for."""
+
+    description: str
+    """One line for a list."""
+    make: Callable[[], AnyLearned]
+    """Makes it."""
+
+
+OPTIMIZERS: dict[str, NamedOptimizer] = {
+    "small_fc": NamedOptimizer(
+        "a small network on Adafactor-style features; in μP it is μLO",
+        lambda: SmallFC(hidden_size=32, step_mult=0.01, rules=ADAM_LIKE),
+    ),
+    "mlp_lopt": NamedOptimizer(
+        "a small network on gradient, parameter and six momenta",
+        lambda: MLPLOpt(step_mult=0.01, rules=ADAM_LIKE),
+    ),
+    "learnable_sgd": NamedOptimizer(
+        "gradient descent with a learned rate",
+        lambda: LearnableSGD(rules=SGD_LIKE),
+    ),
+    "learnable_sgdm": NamedOptimizer(
+        "momentum with a learned rate and decay",
+        lambda: LearnableSGDM(rules=SGD_LIKE),
+    ),
+    "learnable_adam": NamedOptimizer(
+        "Adam with four learned scalars",
+        lambda: LearnableAdam(rules=ADAM_LIKE),
+    ),
+    "nn_adam": NamedOptimizer(
+        "Adam with hyperparameters moved by an LSTM of each tensor",
+        lambda: NNAdam(rules=ADAM_LIKE),
+    ),
+    "rnn_mlp": NamedOptimizer(
+        "a small network for each parameter, guided by an LSTM of each tensor",
+        lambda: RNNMLP(rules=ADAM_LIKE),
+    ),
+    "celo2": NamedOptimizer(
+        "CELO2: a learned, orthogonalized direction for matrices",
+        lambda: Celo2(rules=ADAM_LIKE),
+    ),
+    "celo2_base": NamedOptimizer(
+        "CELO2 without orthogonalization",
+        lambda: Celo2(orthogonalize=False, rules=ADAM_LIKE),
+    ),
+    "elo": NamedOptimizer(
+        "ELO: small_fc's network under the user's learning rate",
+        lambda: ELO(rules=ADAM_LIKE),
+    ),
+    "nominal": NamedOptimizer(
+        "small_fc beside an Adam-like step of its own",
+        lambda: Nominal(OPTIMIZERS["small_fc"].make(), rules=ADAM_LIKE),
+    ),
+}
+
+
+def named(name: str) -> AnyLearned:
+    """A learned optimizer by its name.
+
+    Raises:
+        InputError: listing the names that are known.
+    """
+    if name not in OPTIMIZERS:
+        known = ", ".join(OPTIMIZERS)
+        raise InputError(f"unknown optimizer --lopt {name!r}: known are {known}")
+    return OPTIMIZERS[name].make()
+
+
+def take_optimizer(arguments: Sequence[str]) -> tuple[AnyLearned | None, list[str]]:
+    """Takes `--lopt NAME` out of a command line: the optimizer, and what is left.
+
+    Raises:
+        InputError: if the name is missing or unknown.
+    """
+    chosen, kept, rest = None, [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag != "--lopt":
+            kept.append(word)
+            continue
+        if not equals:
+            if not rest:
+                raise InputError(f"--lopt needs a name: {', '.join(OPTIMIZERS)}")
+            value = rest.pop(0)
+        chosen = named(value)
+    return chosen, kept

@@ -1,0 +1,164 @@
+"""θ of google/learned_optimization: checkpoints and files of `save_state`.
+
+A checkpoint `params_N` holds θ under `params`; a checkpoint `checkpoint_N` holds it in
+the state of the outer optimizer; `save_state` writes θ itself. Scales of the step stand
+in no file, so they are arguments.
+
+References:
+    google/learned_optimization at 32186aa: `checkpoints.py`, `outer_train.py`, and the
+    modules of the classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lopt.artifact import Artifact
+from lopt.interchange import tables, theta_files
+from lopt.interchange.tables import Table
+from lopt.interchange.theta_files import Format, count
+from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
+from lopt.mlp_lopt import MLPLOpt
+from lopt.nn_adam import NNAdam
+from lopt.rnn_mlp import RNNMLP
+from lopt.small_fc import SmallFC
+from lopt.weights import Tensors
+
+T = TypeVar("T")
+
+PLACES = (
+    (),
+    ("params",),
+    ("gradient_learner_state", "theta_opt_state", "params"),
+)
+
+
+def load(path: str | Path, **fields: Any) -> Artifact:
+    """An optimizer from a checkpoint or a file of `save_state`.
+
+    Args:
+        path: the file.
+        fields: of our optimizer, beside the sizes that the file tells.
+
+    Raises:
+        ValueError: in one line, naming the file and what is wrong.
+    """
+    return theta_files.load(path, "learned_optimization", FORMATS, PLACES, fields)
+
+
+def _small_fc(tensors: Tensors, fields: Mapping[str, Any]) -> SmallFC:
+    return SmallFC(
+        hidden_size=tensors["nn/~/w0"].shape[-1],
+        hidden_layers=count(tensors, "nn/~/w{}") - 1,
+        **fields,
+    )
+
+
+def _small_fc_table(optimizer: SmallFC) -> Table:
+    table = {
+        "momentum_offsets": tables.same("momentum_decays"),
+        "second_moment_offsets": tables.same("rms_decays"),
+        "factored_offsets": tables.same("adafactor_decays"),
+    }
+    for i in range(optimizer.hidden_layers + 1):
+        table |= tables.layer(f"layer_{i}", f"nn/~/w{i}", f"nn/~/b{i}")
+    return table
+
+
+def _mlp_lopt(tensors: Tensors, fields: Mapping[str, Any]) -> MLPLOpt:
+    return MLPLOpt(
+        hidden_size=tensors["mlp/~/linear_0/w"].shape[-1],
+        hidden_layers=count(tensors, "mlp/~/linear_{}/w") - 1,
+        **fields,
+    )
+
+
+def _mlp_lopt_table(optimizer: MLPLOpt) -> Table:
+    return tables.linear_layers("", "mlp/~/linear", optimizer.hidden_layers + 1)
+
+
+def _learnable(kind: Callable[..., T]) -> Callable[[Tensors, Mapping[str, Any]], T]:
+    return lambda tensors, fields: kind(**fields)
+
+
+def _scalars(**names: str) -> Callable[[Any], Table]:
+    return lambda optimizer: {ours: tables.same(name) for ours, name in names.items()}
+
+
+def _nn_adam(tensors: Tensors, fields: Mapping[str, Any]) -> NNAdam:
+    hidden_size = tensors["lstm_init_state/hidden"].shape[-1]
+    return NNAdam(hidden_size=hidden_size, **fields)
+
+
+def _nn_adam_table(optimizer: NNAdam) -> Table:
+    del optimizer
+    names = {"learning_rate": "lr", "b1": "beta1", "b2": "beta2", "epsilon": "epsilon"}
+    controls = "rnn_to_controls_params/rnn_to_controls"
+    return {
+        **tables.lstm_cell("lstm", "rnn_params/rnn/linear", "lstm_init_state"),
+        **tables.layer("controls", f"{controls}/w", f"{controls}/b"),
+        **{
+            f"hyperparameters/{ours}": tables.same(f"per_layer_{name}")
+            for ours, name in names.items()
+        },
+    }
+
+
+_MLP = "ffmod_params/mlp/~/linear"
+
+
+def _rnn_mlp(tensors: Tensors, fields: Mapping[str, Any]) -> RNNMLP:
+    return RNNMLP(
+        hidden_size=tensors[f"{_MLP}_0/w"].shape[-1],
+        hidden_layers=count(tensors, _MLP + "_{}/w") - 1,
+        network_to_lstm=tensors["initial_from_mlp"].shape[-1],
+        lstm_to_lstm=tensors["initial_from_lstm"].shape[-1],
+        lstm_to_network=tensors["rnn_to_ff_params/rnn_to_ff/b"].shape[-1],
+        lstm_size=tensors["lstm_init_state/hidden"].shape[-1],
+        **fields,
+    )
+
+
+def _rnn_mlp_table(optimizer: RNNMLP) -> Table:
+    to_network, to_tensors = "rnn_to_ff_params/rnn_to_ff", "rnn_to_in_params/rnn_to_in"
+    return {
+        **tables.linear_layers("", _MLP, optimizer.hidden_layers + 1),
+        **tables.lstm_cell("lstm", "rnn_params/rnn/linear", "lstm_init_state"),
+        **tables.layer("to_network", f"{to_network}/w", f"{to_network}/b"),
+        **tables.layer("to_tensors", f"{to_tensors}/w", f"{to_tensors}/b"),
+        "from_network": tables.same("initial_from_mlp"),
+        "from_tensors": tables.same("initial_from_lstm"),
+    }
+
+
+_SGD = _scalars(log_learning_rate="log_lr")
+_SGDM = _scalars(
+    log_learning_rate="log_lr", log_momentum_complement="one_minus_momentum"
+)
+_ADAM = _scalars(
+    log_learning_rate="log_lr",
+    log_b1_complement="one_minus_beta1",
+    log_b2_complement="one_minus_beta2",
+    log_eps="log_epsilon",
+)
+
+FORMATS: tuple[Format, ...] = (
+    Format("AdafacMLPLOpt", "nn/~/w0", SmallFC, _small_fc, _small_fc_table),
+    Format("MLPLOpt", "mlp/~/linear_0/w", MLPLOpt, _mlp_lopt, _mlp_lopt_table),
+    Format("NNAdam", "per_layer_lr", NNAdam, _nn_adam, _nn_adam_table),
+    Format("RNNMLPLOpt", f"{_MLP}_0/w", RNNMLP, _rnn_mlp, _rnn_mlp_table),
+    Format(
+        "LearnableAdam", "log_epsilon", LearnableAdam, _learnable(LearnableAdam), _ADAM
+    ),
+    Format(
+        "LearnableSGDM",
+        "one_minus_momentum",
+        LearnableSGDM,
+        _learnable(LearnableSGDM),
+        _SGDM,
+    ),
+    Format("LearnableSGD", "log_lr", LearnableSGD, _learnable(LearnableSGD), _SGD),
+)
+"""The classes that can be read."""

@@ -1,0 +1,185 @@
+"""Names of the same numbers in two libraries, as data.
+
+A table says for every leaf of our θ which tensors of the foreign file it is made of.
+The shapes that those must have follow from the shapes of our θ, so a file is checked
+before anything is taken from it, and one table serves both directions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lopt import weights
+from lopt.base import Theta
+from lopt.features import VELO, Counts
+from lopt.weights import Shapes, Tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The foreign tensors that one leaf of θ is made of."""
+
+    names: tuple[str, ...]
+    """One tensor, or several that follow each other along the axis of inputs."""
+    rows: tuple[int, ...] = ()
+    """Inputs of each, where there are several."""
+    transposed: bool = False
+    """Whether matrices are `[out, in]` there."""
+    leading_one: bool = False
+    """Whether they have one more axis there, in front and of size 1."""
+
+    def shapes(self, ours: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Shapes of the foreign tensors of a leaf with our shape."""
+        shapes = [ours]
+        if self.rows:
+            if sum(self.rows) != ours[-2]:
+                raise ValueError(f"{self.names}: {self.rows} rows, must be {ours[-2]}")
+            shapes = [(*ours[:-2], rows, ours[-1]) for rows in self.rows]
+        if self.transposed:
+            shapes = [(*s[:-2], s[-1], s[-2]) for s in shapes]
+        return [(1, *s) if self.leading_one else s for s in shapes]
+
+    def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Our leaf."""
+        if self.leading_one:
+            parts = [part[0] for part in parts]
+        if self.transposed:
+            parts = [part.swapaxes(-1, -2) for part in parts]
+        return np.concatenate(parts, axis=-2) if self.rows else parts[0]
+
+    def split(self, leaf: np.ndarray) -> list[np.ndarray]:
+        """The foreign tensors."""
+        ends = [*itertools.accumulate(self.rows)][:-1]
+        parts = np.split(leaf, ends, axis=-2) if self.rows else [leaf]
+        if self.transposed:
+            parts = [part.swapaxes(-1, -2) for part in parts]
+        parts = [part[None] if self.leading_one else part for part in parts]
+        return [np.array(part, order="C") for part in parts]
+
+
+Table = Mapping[str, Source]
+"""By the path of a leaf of our θ."""
+
+
+def same(name: str, *, transposed: bool = False, leading_one: bool = False) -> Source:
+    """A leaf that is one tensor there."""
+    return Source((name,), transposed=transposed, leading_one=leading_one)
+
+
+def layer(
+    ours: str, kernel: str, bias: str, *, transposed: bool = False
+) -> dict[str, Source]:
+    """A dense layer: `ours/kernel` and `ours/bias`."""
+    return {
+        f"{ours}/kernel": same(kernel, transposed=transposed),
+        f"{ours}/bias": same(bias),
+    }
+
+
+def linear_layers(ours: str, theirs: str, number: int) -> dict[str, Source]:
+    """The layers of one of haiku's networks, `theirs_i/w` and `theirs_i/b`."""
+    table: dict[str, Source] = {}
+    for i in range(number):
+        table |= layer(f"{ours}layer_{i}", f"{theirs}_{i}/w", f"{theirs}_{i}/b")
+    return table
+
+
+def lstm_cell(ours: str, cell: str, state: str) -> dict[str, Source]:
+    """A cell of haiku and its first state, `[1, H]` there."""
+    return {
+        **layer(ours, f"{cell}/w", f"{cell}/b"),
+        f"{ours}/hidden": same(f"{state}/hidden", leading_one=True),
+        f"{ours}/cell": same(f"{state}/cell", leading_one=True),
+    }
+
+
+def velo_rows(num_decays: int) -> tuple[int, ...]:
+    """Inputs of each group of VeLO's features."""
+    counts = Counts(num_decays, 1, num_decays)
+    return tuple(len(feature.names(counts)) for feature in VELO.features)
+
+
+def split_network(
+    ours: str, theirs: str, number: int, num_decays: int
+) -> dict[str, Source]:
+    """A network of VeLO's features, whose first kernel is split by feature there.
+
+    `theirs` is the place of `w0__0`, ..., `b0`, `w1`, `b1` and so on.
+    """
+    rows = velo_rows(num_decays)
+    names = tuple(f"{theirs}/w0__{i}" for i in range(len(rows)))
+    table = {
+        f"{ours}layer_0/kernel": Source(names, rows),
+        f"{ours}layer_0/bias": same(f"{theirs}/b0"),
+    }
+    for i in range(1, number):
+        table |= layer(f"{ours}layer_{i}", f"{theirs}/w{i}", f"{theirs}/b{i}")
+    return table
+
+
+def foreign_shapes(
+    table: Table, shapes: Shapes, unused: Shapes | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the foreign file of a θ with these shapes.
+
+    Args:
+        table: the names.
+        shapes: of our θ.
+        unused: tensors that are there and of which nothing is made.
+
+    Raises:
+        ValueError: if the table is not one of this θ.
+    """
+    if table.keys() != shapes.keys():
+        raise ValueError(
+            f"the table names {sorted(table)}, but theta holds {sorted(shapes)}"
+        )
+    found = dict(unused or {})
+    for path, source in table.items():
+        found |= dict(zip(source.names, source.shapes(shapes[path]), strict=True))
+    return found
+
+
+def to_theta(
+    tensors: Tensors,
+    table: Table,
+    shapes: Shapes,
+    where: object,
+    unused: Shapes | None = None,
+) -> Theta:
+    """θ from the tensors of a foreign file.
+
+    Args:
+        tensors: by their foreign names.
+        table: the names.
+        shapes: of our θ.
+        where: the file, for messages.
+        unused: shapes of tensors that are there and of which nothing is made.
+
+    Raises:
+        ValueError: naming the tensor that is missing, unknown or wrong.
+    """
+    weights.check(tensors, foreign_shapes(table, shapes, unused), where)
+    leaves = {
+        path: source.join([tensors[name] for name in source.names])
+        for path, source in table.items()
+    }
+    return weights.as_theta(leaves)
+
+
+def from_theta(theta: Tensors, table: Table, unused: Shapes | None = None) -> Tensors:
+    """Tensors by their foreign names; those of which nothing is made are zero.
+
+    Args:
+        theta: by the paths of its leaves, as `weights.check_theta` returns it.
+        table: the names.
+        unused: shapes of tensors that must be there and that nothing reads.
+    """
+    tensors = {n: np.zeros(shape, np.float32) for n, shape in (unused or {}).items()}
+    for path, source in table.items():
+        tensors |= dict(zip(source.names, source.split(theta[path]), strict=True))
+    return tensors

@@ -1,0 +1,139 @@
+"""In μP every layer moves alike at all widths, with every baseline that can do it.
+
+Each check has a counterpart that fails: the same optimizer with factors of another
+rule, or none.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from lopt import Adafactor, Adam, Lion, Muon, Prodigy, ScheduleFreeAdamW
+from parametrization import ADAM_LIKE, STANDARD, Axes, ParamSpec, coordinate_check
+from tasks.base import sample
+from tasks.families import FAMILIES
+
+FLAT = 0.15
+STEEP = 0.4
+WIDTHS = (32, 64, 128, 256)
+# Hidden matrices move much more than what surrounds them, or only that would be seen.
+MUON = Muon(0.2, adam_ratio=0.01, rules=ADAM_LIKE)
+MUON_RMS = Muon(0.1, scaling="consistent_rms", adam_ratio=0.02, rules=ADAM_LIKE)
+# The floor is compared with gradients times the step scale: small enough for width 256.
+PRODIGY = Prodigy(first_estimate=1e-3, eps=1e-12, rules=ADAM_LIKE)
+ADAFACTOR = Adafactor(1e-2, multiply_by_parameter_scale=False, rules=ADAM_LIKE)
+
+
+def check(name, widths, lopt, num_steps, seeds, rules=ADAM_LIKE):
+    task = FAMILIES[name].task().with_rules(rules)
+    tasks = {width: task.at_width(width) for width in widths}
+    first = tasks[widths[0]]
+    batch = sample(first, first.load_data(), jax.random.key(0))
+    theta = lopt.init(jax.random.key(1))
+    return coordinate_check(
+        tasks, lambda s: lopt.as_optax(theta, s, num_steps), batch, num_steps, seeds
+    )
+
+
+def slopes(result, step=-1):
+    found = {n: s for n, s in result.slopes(step).items() if not np.isnan(s)}
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("lopt", "widths"),
+    [
+        pytest.param(MUON_RMS, (32, 128), id="muon_rms"),
+        pytest.param(MUON_RMS, WIDTHS, id="muon_rms, wide", marks=pytest.mark.slow),
+        pytest.param(PRODIGY, WIDTHS, id="prodigy", marks=pytest.mark.slow),
+    ],
+)
+def test_flat_with_the_factors_and_steep_without(lopt, widths):
+    result = check("mlp", widths, lopt, 3, (0,))
+    assert max(map(abs, slopes(result).values())) < FLAT, result.table()
+    # In the same networks: only the optimizer's factors are missing.
+    without = dataclasses.replace(lopt, rules=STANDARD)
+    result = check("mlp", widths, without, 3, (0,))
+    assert max(slopes(result).values()) > STEEP, result.table()
+
+
+@pytest.mark.slow
+def test_the_aspect_ratio_needs_no_factor_where_both_sides_grow():
+    for lopt in (MUON, dataclasses.replace(MUON, rules=STANDARD)):
+        result = check("mlp", WIDTHS, lopt, 3, (0, 1, 2))
+        assert max(map(abs, slopes(result).values())) < FLAT, result.table()
+
+
+NETWORK = {
+    "bias": ("-> width", (4,)),
+    "embed": ("pixels -> width", (3, 4)),
+    "hidden": ("width -> width", (4, 4)),
+    "readout": ("width -> classes", (4, 2)),
+}
+
+
+def grown(n):
+    """Specs of a network whose width is n times its base's."""
+    specs = {}
+    for name, (text, base) in NETWORK.items():
+        axes = Axes.parse(text)
+        shape = [
+            s * n if a == "width" else s for a, s in zip(axes.names, base, strict=True)
+        ]
+        specs[name] = ParamSpec(axes, tuple(shape), base)
+    return specs
+
+
+def final_estimate(run, n, rules):
+    specs, lopt = grown(n), dataclasses.replace(PRODIGY, rules=rules)
+    rng = np.random.default_rng(0)
+    # Gradients shrink with the width as μP has them shrink.
+    grads = {
+        name: np.full((6, *spec.shape), rng.random(), np.float32)
+        * np.float32(ADAM_LIKE.gradient_scale(spec))
+        for name, spec in specs.items()
+    }
+    params = {name: np.zeros(spec.shape, np.float32) for name, spec in specs.items()}
+    make = functools.partial(lopt.as_optax, specs=specs, num_steps=6)
+    return float(run(make, params, grads, lopt.init(None))[1].estim_lr)
+
+
+def test_the_estimate_of_prodigy_does_not_depend_on_the_width(run):
+    at_base, wide = (final_estimate(run, n, ADAM_LIKE) for n in (1, 16))
+    assert at_base > 1.5e-3
+    np.testing.assert_allclose(wide, at_base, rtol=1e-4)
+    assert abs(final_estimate(run, 16, STANDARD) / at_base - 1) > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mlp", "transformer", "resnet"])
+@pytest.mark.parametrize(
+    "lopt",
+    [
+        Lion(3e-3, rules=ADAM_LIKE),
+        Adam(1e-2, weight_decay=1e-2, nesterov=True, rules=ADAM_LIKE),
+        ADAFACTOR,
+        ScheduleFreeAdamW(1e-2, rules=ADAM_LIKE),
+        PRODIGY,
+        Muon(2e-2, adam_ratio=0.2, rules=ADAM_LIKE),
+        Muon(1e-2, scaling="consistent_rms", rules=ADAM_LIKE),
+    ],
+    ids=["lion", "nadamw", "adafactor", "schedule_free", "prodigy", "muon", "muon_rms"],
+)
+def test_every_family_is_flat(family, lopt):
+    result = check(family, WIDTHS, lopt, 4, (0, 1, 2))
+    assert max(map(abs, slopes(result).values())) < FLAT, result.table()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "lopt", [Lion(3e-3), Adam(1e-2, nesterov=True), ScheduleFreeAdamW(1e-2)]
+)
+def test_the_standard_parametrization_is_steep(lopt):
+    result = check("mlp", WIDTHS[::3], lopt, 4, (0, 1, 2), STANDARD)
+    steepest = max(max(slopes(result, t).values()) for t in range(4))
+    assert steepest > STEEP, result.table()
