@@ -12,7 +12,9 @@ from typing import Any, TypeAlias, get_args
 
 from lopt import encoding
 from lopt.baselines import SGD, Baseline
+from lopt.celo import Celo
 from lopt.celo2 import Celo2
+from lopt.celo_adam import CeloAdam
 from lopt.elo import ELO
 from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
 from lopt.mlp_lopt import MLPLOpt
@@ -26,6 +28,7 @@ from lopt.schedules import (
     WarmupStableDecay,
 )
 from lopt.small_fc import SmallFC
+from lopt.velo import VeLO
 from lopt.wrappers import (
     AccumulatedGradients,
     ClippedGradients,
@@ -44,6 +47,9 @@ AnyLearned: TypeAlias = (
     | LearnableAdam
     | NNAdam
     | RNNMLP
+    | VeLO
+    | Celo
+    | CeloAdam
     | Celo2
     | ELO
     | Nominal

@@ -13,7 +13,9 @@ import lopt
 from lopt import SGD, Adam, Artifact, SmallFC, encoding, registry
 from lopt.base import LearnedOptimizer
 from lopt.baselines.base import RateTuned
+from lopt.celo import Celo
 from lopt.celo2 import Celo2
+from lopt.celo_adam import CeloAdam
 from lopt.elo import ELO
 from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
 from lopt.mlp_lopt import MLPLOpt
@@ -22,6 +24,7 @@ from lopt.nominal import Nominal
 from lopt.peer import PeerLearnedOptimizer
 from lopt.rnn_mlp import RNNMLP
 from lopt.schedules import WarmupCosine
+from lopt.velo import VeLO
 from lopt.wrappers import (
     AccumulatedGradients,
     ClippedGradients,
@@ -42,6 +45,9 @@ CASES = (
     LearnableAdam(initial_eps=1e-5),
     NNAdam(hidden_size=3),
     RNNMLP(hidden_size=3, lstm_size=2, decays=(0.5,)),
+    VeLO(lstm_hidden_size=2, param_inits=3, bugged_losses=True),
+    Celo(lstm_hidden_size=2, param_scale_mult=False, phase="rule"),
+    CeloAdam(lstm_hidden_size=2, b1=0.5),
     Celo2(clip_norm=0.5, adam_decays=(0.8, 0.85), schedule="cosine"),
     ELO(hidden_size=2),
     Nominal(SMALL, estimator="adam", rules=ADAM_LIKE),
