@@ -6,6 +6,8 @@ and one baseline that, like the learned optimizer, is carried to other settings
 untouched: μAdam with the learning rate that was best in the trained cell. At the base
 shape Adam and μAdam are the same bits, so there the rate is tuned Adam's; elsewhere
 μAdam is tuned for itself. A suite without a trained cell has nothing to carry.
+
+More baselines (`MORE`) can be asked for: each is tuned anew in every cell, as Adam is.
 """
 
 from __future__ import annotations
@@ -18,7 +20,16 @@ import jax
 
 from evaluation.tune import Tuning
 from lopt.artifact import Artifact
-from lopt.baselines import SGD, Adam, Baseline
+from lopt.baselines import (
+    SGD,
+    Adafactor,
+    Adam,
+    Baseline,
+    Lion,
+    Muon,
+    Prodigy,
+    ScheduleFreeAdamW,
+)
 from parametrization.rules import ADAM_LIKE, Rules
 from tasks import description
 from tasks.base import Task
@@ -34,7 +45,20 @@ MU_ADAM_TUNED = "μAdam, tuned"
 ADAM_LONG = "Adam, tuned, 4 H"
 """Tuned Adam for four times as long: what speed-ups are measured on, and not a row of
 any table."""
-OPTIMIZERS = (LEARNED, ADAM, MU_ADAM, MU_ADAM_TUNED, ADAMW, SGDM)
+MORE: dict[str, tuple[str, Baseline]] = {
+    "nadamw": ("NAdamW, tuned", Adam(weight_decay=1e-2, nesterov=True)),
+    "lion": ("Lion, tuned", Lion(weight_decay=1e-2)),
+    "muon": ("Muon, tuned", Muon(weight_decay=1e-2)),
+    "adafactor": ("Adafactor, tuned", Adafactor()),
+    "schedule_free": ("schedule-free AdamW, tuned", ScheduleFreeAdamW()),
+    "prodigy": ("Prodigy, tuned", Prodigy()),
+    "nesterov": ("Nesterov, tuned", SGD(momentum=0.9, nesterov=True)),
+}
+"""Baselines on request, by the name on a command line: name of rows, optimizer."""
+OPTIMIZERS = (
+    *(LEARNED, ADAM, MU_ADAM, MU_ADAM_TUNED, ADAMW, SGDM),
+    *(name for name, _ in MORE.values()),
+)
 """Names of rows, in the order of tables."""
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -43,6 +67,7 @@ BASELINES: dict[str, Baseline] = {
     MU_ADAM_TUNED: Adam(rules=ADAM_LIKE),
     ADAMW: Adam(weight_decay=1e-2),
     SGDM: SGD(momentum=0.9),
+    **dict(MORE.values()),
 }
 
 
@@ -61,8 +86,8 @@ class Skipped(NamedTuple):
     reason: str
 
 
-def optimizers(suite: Suite, cell: Cell) -> tuple[str, ...]:
-    """Names of the optimizers that are run in a cell."""
+def optimizers(suite: Suite, cell: Cell, also: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the optimizers that are run in a cell, keys of `MORE` among them."""
     names = [LEARNED, ADAM]
     if cell.axis == "trained":
         names += [] if at_base(cell.task) else [MU_ADAM_TUNED]
@@ -71,6 +96,7 @@ def optimizers(suite: Suite, cell: Cell) -> tuple[str, ...]:
         names.append(MU_ADAM)
     if suite.aggregate:
         names.append(ADAM_LONG)
+    names += [MORE[name][0] for name in also]
     return tuple(names)
 
 
@@ -81,11 +107,11 @@ def source_of_transfer(suite: Suite) -> str:
 
 
 def expected_runs(
-    suite: Suite, seeds: Sequence[int] = SEEDS
+    suite: Suite, seeds: Sequence[int] = SEEDS, also: Sequence[str] = ()
 ) -> Iterator[tuple[str, str, int]]:
     """Every (cell, optimizer, seed) that a complete evaluation has."""
     for cell in suite.cells:
-        for name in optimizers(suite, cell):
+        for name in optimizers(suite, cell, also):
             for seed in seeds:
                 yield cell.name, name, seed
 

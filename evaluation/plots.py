@@ -26,6 +26,7 @@ from evaluation.plan import (
     ADAM_LONG,
     ADAMW,
     LEARNED,
+    MORE,
     MU_ADAM,
     MU_ADAM_TUNED,
     OPTIMIZERS,
@@ -42,6 +43,21 @@ _STYLES: dict[str, tuple[str, str, Any]] = {  # colour, marker, line
     MU_ADAM_TUNED: ("#56B4E9", "D", "-"),
     ADAMW: ("#009E73", "^", "-."),
     SGDM: ("#CC79A7", "v", ":"),
+    **dict(
+        zip(
+            (name for name, _ in MORE.values()),
+            (
+                ("#E69F00", "P", ":"),
+                ("#8C564B", "*", "-"),
+                ("#000000", "X", "-"),
+                ("#7F7F7F", "<", "--"),
+                ("#17BECF", ">", "-."),
+                ("#9467BD", "h", ":"),
+                ("#BCBD22", "p", "--"),
+            ),
+            strict=True,
+        )
+    ),
 }
 _OTHER: tuple[str, str, Any] = ("#666666", "x", "-")
 STYLE: dict[Any, Any] = {  # matplotlib's settings, the same for all figures

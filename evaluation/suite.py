@@ -66,6 +66,7 @@ def evaluate_suite(
     report: Callable[[str], None] = lambda line: None,
     *,
     stream: bool = False,
+    also: Sequence[str] = (),
 ) -> tuple[list[EvalRow], list[CellTuning]]:
     """Runs everything; every row is on the seeds given, none of them a tuning seed.
 
@@ -76,11 +77,12 @@ def evaluate_suite(
         seeds: of the reported runs, the same for all optimizers.
         report: called with a line after each optimizer of each cell.
         stream: whether training rows stay on the host (see `metatrain.streaming`).
+        also: more baselines, keys of `evaluation.plan.MORE`.
 
     Raises:
         ValueError: if the suite has more than one trained cell.
     """
-    jobs = _jobs(suite)
+    jobs = _jobs(suite, also)
     transferred: Future[_Outcome]
 
     def work(cell: Cell, name: str) -> _Outcome:
@@ -111,7 +113,7 @@ def evaluate_suite(
     finally:
         # After an error or an interruption nobody waits for what is still running.
         pool.shutdown(wait=False, cancel_futures=True)
-    order = [(c.name, name) for c in suite.cells for name in optimizers(suite, c)]
+    order = [(c.name, n) for c in suite.cells for n in optimizers(suite, c, also)]
     rows = [row for outcome in outcomes for row in outcome.rows]
     rows.sort(key=lambda row: order.index((row.cell, row.optimizer)))
     tunings = [
@@ -123,12 +125,12 @@ def evaluate_suite(
     return rows, tunings
 
 
-def _jobs(suite: Suite) -> list[tuple[Cell, str]]:
+def _jobs(suite: Suite, also: Sequence[str]) -> list[tuple[Cell, str]]:
     """What is waited for first, then the largest: it takes longest."""
     jobs = [
         (cell, name)
         for cell in suite.cells
-        for name in optimizers(suite, cell)
+        for name in optimizers(suite, cell, also)
         if name != ADAM_LONG  # a part of tuned Adam's job
     ]
     if not jobs:

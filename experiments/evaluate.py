@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.plan import SEEDS, Skipped, expected_runs, runnable
+from evaluation.plan import MORE, SEEDS, Skipped, expected_runs, runnable
 from evaluation.plots import plot_curves, png
 from evaluation.report import write_report
 from evaluation.results import (
@@ -58,6 +58,9 @@ class Evaluate:
     """Where tuned baselines are kept."""
     stream: bool = False
     """Keep the training rows on the host, for data that does not fit on the device."""
+    also: tuple[str, ...] = ()
+    """More baselines, each tuned in every cell: nadamw, lion, muon, adafactor,
+    schedule_free, prodigy, nesterov."""
 
 
 def evaluate(arguments: Evaluate, command: str) -> Path:
@@ -75,6 +78,11 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
             damaged or the folder cannot be written.
     """
     whole = find_suite(arguments.suite)
+    for name in arguments.also:
+        if name not in MORE:
+            known = ", ".join(MORE)
+            raise InputError(f"unknown baseline --also {name!r}: known are {known}")
+    also = tuple(name for name in MORE if name in arguments.also)
     with reported():
         artifact = Artifact.load(arguments.artifact)
         suite, skipped = runnable(whole, artifact)
@@ -84,7 +92,7 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
         stamp = _stamp(arguments.artifact, suite)
     out_dir = arguments.out_dir or arguments.artifact.absolute().parent
     report = out_dir / REPORT
-    rows = _finished(out_dir, stamp, list(expected_runs(suite)))
+    rows = _finished(out_dir, stamp, list(expected_runs(suite, also=also)))
     if rows is not None:
         print(f"{report} is up to date")
         print(text_summary(rows, skipped=skipped))
@@ -109,6 +117,7 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
         arguments.cache_dir,
         report=lambda line: print(line, flush=True),
         stream=arguments.stream,
+        also=also,
     )
     environment = (
         {"command": command}
@@ -130,7 +139,7 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
             training_rows,
             {"artifact": dict(artifact.provenance), "cells": encode(suite.cells)},
             environment,
-            missing_runs(rows, expected_runs(suite)),
+            missing_runs(rows, expected_runs(suite, also=also)),
             skipped,
             {cell.name: cell.note for cell in suite.cells if cell.note},
         )

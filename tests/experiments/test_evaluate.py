@@ -114,6 +114,27 @@ def test_a_suite_of_different_tasks_with_a_cell_that_cannot_run(
     assert len(set(stamps)) == 3
 
 
+def test_more_baselines_are_tuned_in_every_cell(
+    monkeypatch, tmp_path, artifact, stubbed
+):
+    mine = Suite("mine", "for tests", lambda: CELLS[:2])
+    monkeypatch.setitem(SUITES, "mine", mine)
+    plain = arguments(artifact, "mine", tmp_path)
+    more = dataclasses.replace(plain, also=("prodigy", "muon"))
+    evaluate.evaluate(more, "a command")
+    rows = read_rows(tmp_path / "rows.jsonl")
+    added = {(r.cell, r.optimizer) for r in rows} - {
+        (cell, name) for cell, name, _ in plan.expected_runs(mine)
+    }
+    names = ("Muon, tuned", "Prodigy, tuned")
+    assert added == {(cell.name, name) for cell in CELLS[:2] for name in names}
+    assert all(r.provenance["tuned_at"] == r.cell for r in rows if r.optimizer in names)
+    page = (tmp_path / "report.html").read_text()
+    assert all(name in page for name in names)
+    with pytest.raises(InputError, match="--also 'moun': known are nadamw, lion, muon"):
+        evaluate.evaluate(dataclasses.replace(plain, also=("moun",)), "")
+
+
 def test_where_nothing_can_run_or_the_name_is_wrong(monkeypatch, tmp_path, artifact):
     monkeypatch.setitem(SUITES, "far", Suite("far", "", lambda: CELLS[2:]))
     with pytest.raises(
