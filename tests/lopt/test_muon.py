@@ -158,7 +158,9 @@ def spectral_norm(run, muon, name, n):
     return np.linalg.norm(cut, ord=2, axis=(1, 2)).max()
 
 
-@pytest.mark.parametrize("name", ["conv", "stacked_heads"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("conv", marks=pytest.mark.slow), "stacked_heads"]
+)
 def test_the_spectral_norm_of_a_step_is_that_of_the_base_in_mup(run, name):
     # All sides grow 4 times, so √(n_out/n_in) = 1; singular values are .7 to 1.2.
     for scaling, growth in (("aspect_ratio", 1.0), ("consistent_rms", 2.0)):

@@ -171,15 +171,16 @@ def test_clipping_is_optax_s(inputs):
         np.testing.assert_allclose(got[n], path[n][1:], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 1e30])
-def test_a_gradient_whose_norm_is_not_finite_counts_as_zero(inputs, bad):
+def test_a_gradient_whose_norm_is_not_finite_counts_as_zero(inputs):
     params, grads, losses = inputs
     grads = {n: g.copy() for n, g in grads.items()}
-    grads["w"][2, 0, 0] = bad
+    grads["w"][1:5, 0, 0] = np.inf, -np.inf, np.nan, 1e30
     got, _ = train(ClippedGradients(SGD_1, 2.0), (params, grads, losses))
     for name in SPECS:
-        np.testing.assert_array_equal(got[name][2], got[name][1])
-        assert np.isfinite(got[name]).all() and (got[name][3] != got[name][2]).all()
+        assert np.isfinite(got[name]).all() and (got[name][0] != params[name]).all()
+        for t in range(1, 5):
+            np.testing.assert_array_equal(got[name][t], got[name][0])
+        assert (got[name][5] != got[name][4]).all()
 
 
 def test_accumulation_is_one_step_for_the_mean(inputs):
@@ -241,12 +242,14 @@ def test_rounding_is_unbiased():
 def test_what_bfloat16_holds_does_not_move():
     exact = np.float32([0.0, -0.0, 1.0, -1.5, 2.0**-130, 3e38, np.inf, -np.inf])
     exact = np.asarray(jnp.asarray(exact, jnp.bfloat16), np.float32)
-    for seed in range(20):
-        got = round_stochastically(jnp.asarray(exact), jax.random.key(seed))
-        np.testing.assert_array_equal(np.asarray(got, np.float32), exact)
-    payload = np.uint32([0x7F800001, 0xFFFFFFFF]).view(np.float32)  # NaN of any kind
-    got = round_stochastically(jnp.asarray(payload), jax.random.key(0))
-    assert np.isnan(np.asarray(got, np.float32)).all()
+    nan = np.uint32([0x7F800001, 0xFFFFFFFF]).view(np.float32)  # of any kind
+    x = np.concatenate([exact, nan])
+    keys = jax.random.split(jax.random.key(1), 20)
+    rounded = jax.jit(jax.vmap(round_stochastically, in_axes=(None, 0)))
+    once, again = (np.asarray(rounded(x, keys), np.float32) for _ in range(2))
+    np.testing.assert_array_equal(once, again)  # the same key, the same bits
+    np.testing.assert_array_equal(once[:, :-2], np.tile(exact, (20, 1)))
+    assert np.isnan(once[:, -2:]).all()
 
 
 def test_accumulators_in_bfloat16_do_not_stand_still():
@@ -277,12 +280,10 @@ def test_accumulators_in_bfloat16_do_not_stand_still():
     assert float(nearest) < 0.8 * want
 
 
-def test_rounded_runs_repeat_and_seeds_differ(few):
+def test_accumulators_of_adam_are_rounded_and_seeds_differ(few):
     once, state = train(StochasticBfloat16(Adam(0.01)), few)
-    again, _ = train(StochasticBfloat16(Adam(0.01)), few)
     other, _ = train(StochasticBfloat16(Adam(0.01), seed=1), few)
     _, exact = train(Adam(0.01), few)
-    jax.tree.map(np.testing.assert_array_equal, once, again)
     assert (once["w"][-1] != other["w"][-1]).any()
     rounded, exact = state.inner[1], exact[1]
     assert rounded.count.dtype == np.int32 and state.step[-1] == NUM_STEPS
@@ -293,6 +294,7 @@ def test_rounded_runs_repeat_and_seeds_differ(few):
         )
 
 
+@pytest.mark.slow
 def test_a_learned_rule_in_bfloat16_moves_nearly_alike(few, learned):
     got, state = train(StochasticBfloat16(LEARNED), few)
     dtypes = {str(x.dtype) for x in jax.tree.leaves(state.inner.tensors)}
@@ -316,9 +318,8 @@ def test_every_wrapper_passes_the_loss_on(few, name):
         jax.eval_shape(without, few[0])
 
 
-@pytest.mark.parametrize("inner", [Adam(0.01), LEARNED], ids=["adam", "small_fc"])
-def test_all_wrappers_together(few, inner):
-    lopt = nested(inner)
+def test_all_wrappers_together(few):
+    inner, lopt = LEARNED, nested(LEARNED)
     assert hash(lopt) == hash(nested(inner)) and lopt.rules is inner.rules
     theta = inner.init(jax.random.key(3))
     jax.tree.map(np.testing.assert_array_equal, lopt.init(jax.random.key(3)), theta)
