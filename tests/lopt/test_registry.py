@@ -125,5 +125,5 @@ def test_a_parametrization_reaches_all_that_is_wrapped():
     changed = registry.with_rules(wrapped, ADAM_LIKE)
     assert (changed.inner.inner.rules, changed.fallback.rules) == (ADAM_LIKE, SGD_LIKE)
     nominal = registry.with_rules(Nominal(SMALL, rules=ADAM_LIKE), STANDARD)
-    assert nominal.rule.rules is nominal.rules is STANDARD
+    assert nominal.inner.rules is nominal.rules is STANDARD
     assert registry.with_rules(RoleFallback(SMALL, Adam()), STANDARD).fallback == Adam()
