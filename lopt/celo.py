@@ -56,8 +56,9 @@ class Celo:
     """Scale of a step."""
     exp_mult: float = 0.001
     """Scale of the learned log-magnitude of a step."""
-    param_scale_mult: bool = True
-    """Whether steps are in units of a tensor's root mean square; not in μP."""
+    param_scale_mult: bool | None = None
+    """Whether steps are in units of a tensor's root mean square, as published; None:
+    yes, but not in μP, which says how large a step may be."""
     phase: Phase = "both"
     """What meta-training learns: the rule (the scheduler is off), the scheduler (the
     rule is frozen), or both. An optimizer that is only used is in either of the last

@@ -5,7 +5,8 @@ root mean square of its tensor and f the scheduler's factor (`tensor_lstm`). So 
 is a fraction of what it changes, and a tensor of zeros moves by 3·10⁻⁵ of a step at
 first. In μP s is left out: the parametrization says how large a step may be.
 
-The original network has a third output, which is not used and no part of θ here.
+The network has a third output, which is not used; it is kept so that released weights
+fit.
 
 References:
     Metz et al., VeLO, arXiv:2211.09760, Appendix B.
@@ -24,7 +25,7 @@ from lopt.accumulators import Complements, TensorState
 from lopt.epsilons import PAPER, Epsilons
 from lopt.features import VELO, Counts, Quantities
 from lopt.per_parameter_mlp import Layers
-from parametrization.rules import ADAM_LIKE
+from parametrization.rules import ADAM_LIKE, STANDARD
 
 GRADIENT_BOUND = 1000.0
 """Gradients are clipped to ± this, entry by entry."""
@@ -57,9 +58,9 @@ class ScaledMLP:
         return VELO.names(Counts(num_decays, 1, num_decays))
 
     def init(self, key: jax.Array) -> Layers:
-        """Weights of a network with two outputs (see `per_parameter_mlp.init`)."""
+        """Weights of a network with three outputs (see `per_parameter_mlp.init`)."""
         return per_parameter_mlp.init(
-            key, len(self.feature_names), self.hidden_size, self.hidden_layers, 2
+            key, len(self.feature_names), self.hidden_size, self.hidden_layers, 3
         )
 
     def empty(self, shape: tuple[int, ...], dtype: jnp.dtype) -> TensorState:
@@ -108,7 +109,7 @@ def of(owner: Any) -> ScaledMLP:
         hidden_layers=owner.ff_hidden_layers,
         step_mult=owner.step_mult,
         exp_mult=owner.exp_mult,
-        param_scale_mult=owner.param_scale_mult,
+        param_scale_mult=_scales(owner),
         momentum_decays=owner.momentum_decays,
         second_moment_decay=owner.second_moment_decay,
         factored_decays=owner.factored_decays,
@@ -131,5 +132,11 @@ def check_fields(owner: Any) -> None:
     if owner.rules is ADAM_LIKE and owner.param_scale_mult:
         raise ValueError(
             "param_scale_mult = True makes steps grow with the weights, so μP (rules = "
-            "ADAM_LIKE) does not hold: set param_scale_mult = False"
+            "ADAM_LIKE) does not hold: it must be False or None"
         )
+
+
+def _scales(owner: Any) -> bool:
+    if owner.param_scale_mult is None:
+        return owner.rules is STANDARD
+    return owner.param_scale_mult

@@ -4,7 +4,7 @@ In every step the scheduling LSTM (`tensor_lstm`) gives each tensor a factor and
 c of a bank of B tiny networks; the network that moves the tensor's parameters
 (`scaled_mlp`) has the weights 100·mean_b(c_b·bank_b).
 
-With `rules=ADAM_LIKE` and `param_scale_mult=False` it is μVeLO.
+With `rules=ADAM_LIKE` it is μVeLO.
 
 References:
     Metz et al., VeLO: Training versatile learned optimizers by scaling up,
@@ -68,8 +68,9 @@ class VeLO:
     """Scale of a step."""
     exp_mult: float = 0.001
     """Scale of the learned log-magnitude of a step."""
-    param_scale_mult: bool = True
-    """Whether steps are in units of a tensor's root mean square; not in μP."""
+    param_scale_mult: bool | None = None
+    """Whether steps are in units of a tensor's root mean square, as published; None:
+    yes, but not in μP, which says how large a step may be."""
     bugged_losses: bool = False
     """Whether the loss features are those of published VeLO (see `loss_buffer`)."""
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)

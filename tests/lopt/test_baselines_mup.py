@@ -91,12 +91,14 @@ def grown(n):
 def final_estimate(run, n, rules):
     specs, lopt = grown(n), dataclasses.replace(PRODIGY, rules=rules)
     rng = np.random.default_rng(0)
-    # Gradients shrink with the width as μP has them shrink.
-    grads = {
-        name: np.full((6, *spec.shape), rng.random(), np.float32)
-        * np.float32(ADAM_LIKE.gradient_scale(spec))
-        for name, spec in specs.items()
-    }
+    # They shrink with the width as μP has them shrink; and they agree from step to step
+    # in some tensors but not in others, so it matters how much each of these weighs.
+    grads = {}
+    for name, spec in specs.items():
+        noise = 0.0 if name == "hidden" else 2.0
+        series = (1.0 + noise * rng.normal(size=6)) * ADAM_LIKE.gradient_scale(spec)
+        series = series.reshape(6, *[1] * len(spec.shape))
+        grads[name] = np.float32(np.broadcast_to(series, (6, *spec.shape)))
     params = {name: np.zeros(spec.shape, np.float32) for name, spec in specs.items()}
     make = functools.partial(lopt.as_optax, specs=specs, num_steps=6)
     return float(run(make, params, grads, lopt.init(None))[1].estim_lr)
@@ -104,7 +106,7 @@ def final_estimate(run, n, rules):
 
 def test_the_estimate_of_prodigy_does_not_depend_on_the_width(run):
     at_base, wide = (final_estimate(run, n, ADAM_LIKE) for n in (1, 16))
-    assert at_base > 1.5e-3
+    assert at_base > 1.2 * PRODIGY.first_estimate  # it has grown
     np.testing.assert_allclose(wide, at_base, rtol=1e-4)
     assert abs(final_estimate(run, 16, STANDARD) / at_base - 1) > 0.05
 

@@ -137,10 +137,10 @@ def test_mu_p_scales_the_step_and_unscales_the_gradient(small, step):
     ("change", "message"),
     [
         ({"lstm_hidden_size": 0}, "lstm_hidden_size = 0 must be"),
-        ({"b2": 1.0}, "b2 = 1.0 must lie in"),
+        ({"b2": 1.0}, "b2: decay 1.0 must lie in"),
         ({"eps": -1.0}, "eps = -1.0 must lie in"),
-        ({"step_mult": 0.0}, "step_mult = 0.0 must lie in"),
-        ({"rules": SGD_LIKE}, "rules = Rules.SGD_LIKE must be"),
+        ({"step_mult": 0.0}, "step_mult = 0.0 must be positive"),
+        ({"rules": SGD_LIKE}, "rules = SGD_LIKE scales steps"),
     ],
 )
 def test_wrong_fields(change, message):

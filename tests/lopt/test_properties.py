@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from lopt import SGD, Adafactor, Adam, Lion, Muon, Prodigy, ScheduleFreeAdamW, SmallFC
+from lopt.baselines.base import RateTuned
 from lopt.celo import Celo
 from lopt.celo2 import Celo2
 from lopt.celo_adam import CeloAdam
@@ -91,7 +92,9 @@ CASES = {
     "nadamw": Case(Adam(weight_decay=0.1, nesterov=True), slow=True),
     "lion": Case(Lion(), slow=True),
     "muon": Case(Muon()),
-    "adafactor": Case(Adafactor(), whole_stacks=True, slow=True),
+    "adafactor": Case(
+        Adafactor(multiply_by_parameter_scale=False), whole_stacks=True, slow=True
+    ),
     "schedule_free": Case(ScheduleFreeAdamW(), slow=True),
     "prodigy": Case(Prodigy(), global_norm=True, slow=True),
     "weight_decay": Case(WeightDecay(ScheduledSteps(SmallFC(**SMALL))), slow=True),
