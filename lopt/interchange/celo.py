@@ -64,7 +64,7 @@ def _celo(tensors: Tensors, fields: Mapping[str, Any]) -> Celo:
 def _celo_table(optimizer: Celo) -> Table:
     layers, decays = optimizer.ff_hidden_layers + 1, len(optimizer.momentum_decays)
     rule = tables.split_network(
-        *("rule/", "ff_mod_stack/~", layers, decays), leading_one=True, spare_outputs=1
+        *("rule/", "ff_mod_stack/~", layers, decays), leading_one=True
     )
     return {**tables.scheduler(bank=False), **rule}
 

@@ -146,9 +146,7 @@ def _velo(tensors: Tensors, fields: Mapping[str, Any]) -> VeLO:
 
 def _velo_table(optimizer: VeLO) -> Table:
     layers, decays = optimizer.ff_hidden_layers + 1, len(optimizer.momentum_decays)
-    bank = tables.split_network(
-        "bank/", "ff_mod_stack/~", layers, decays, spare_outputs=1
-    )
+    bank = tables.split_network("bank/", "ff_mod_stack/~", layers, decays)
     return {**tables.scheduler(bank=True), **bank}
 
 

@@ -134,13 +134,9 @@ def _stored(name: str) -> str:
 
 def _mlp_table(optimizer: VeLO) -> Table:
     table: dict[str, Source] = {}
-    last = optimizer.ff_hidden_layers
     for i, (kernel, bias) in enumerate(_layer_names(optimizer)):
-        spare = _OUTPUTS - 2 if i == last else 0
-        table[f"bank/layer_{i}/kernel"] = Source(
-            (_stored(kernel),), transposed=True, spare_outputs=spare
-        )
-        table[f"bank/layer_{i}/bias"] = Source((_stored(bias),), spare_outputs=spare)
+        names = _stored(kernel), _stored(bias)
+        table |= layer(f"bank/layer_{i}", *names, transposed=True)
     return table
 
 

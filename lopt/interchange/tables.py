@@ -31,13 +31,9 @@ class Source:
     """Whether matrices are `[out, in]` there."""
     leading_one: bool = False
     """Whether they have one more axis there, in front and of size 1."""
-    spare_outputs: int = 0
-    """Outputs that the layer has there besides ours, and that nothing reads."""
 
     def shapes(self, ours: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Shapes of the foreign tensors of a leaf with our shape."""
-        if self.spare_outputs:
-            ours = (*ours[:-1], ours[-1] + self.spare_outputs)
         shapes = [ours]
         if self.rows:
             if sum(self.rows) != ours[-2]:
@@ -53,14 +49,10 @@ class Source:
             parts = [part[0] for part in parts]
         if self.transposed:
             parts = [part.swapaxes(-1, -2) for part in parts]
-        leaf = np.concatenate(parts, axis=-2) if self.rows else parts[0]
-        return leaf[..., : -self.spare_outputs] if self.spare_outputs else leaf
+        return np.concatenate(parts, axis=-2) if self.rows else parts[0]
 
     def split(self, leaf: np.ndarray) -> list[np.ndarray]:
-        """The foreign tensors; spare outputs are zero."""
-        if self.spare_outputs:
-            pad = [(0, 0)] * (leaf.ndim - 1) + [(0, self.spare_outputs)]
-            leaf = np.pad(leaf, pad)
+        """The foreign tensors."""
         ends = [*itertools.accumulate(self.rows)][:-1]
         parts = np.split(leaf, ends, axis=-2) if self.rows else [leaf]
         if self.transposed:
@@ -117,12 +109,10 @@ def split_network(
     number: int,
     num_decays: int,
     leading_one: bool = False,
-    spare_outputs: int = 0,
 ) -> dict[str, Source]:
     """A network of VeLO's features, whose first kernel is split by feature there.
 
-    `theirs` is the place of `w0__0`, ..., `b0`, `w1`, `b1` and so on; the spare outputs
-    are those of the last layer.
+    `theirs` is the place of `w0__0`, ..., `b0`, `w1`, `b1` and so on.
     """
     rows = velo_rows(num_decays)
     names = tuple(f"{theirs}/w0__{i}" for i in range(len(rows)))
@@ -132,13 +122,8 @@ def split_network(
     }
     for i in range(1, number):
         table |= layer(f"{ours}layer_{i}", f"{theirs}/w{i}", f"{theirs}/b{i}")
-    last = f"{ours}layer_{number - 1}/"
     return {
-        path: dataclasses.replace(
-            source,
-            leading_one=leading_one,
-            spare_outputs=spare_outputs if path.startswith(last) else 0,
-        )
+        path: dataclasses.replace(source, leading_one=leading_one)
         for path, source in table.items()
     }
 

@@ -87,8 +87,9 @@ def test_a_named_optimizer_takes_the_place_of_the_presets_own():
     )
     assert config.lopt == Celo2(adam_decays=(0.8, 0.9), rules=ADAM_LIKE)
     assert config.seed == 4 and config.task == configs.QUICKSTART.task
-    wrapped = parse_with_optimizer("--lopt=nominal", "mlp", "--lopt.rule.exp-mult", "2")
-    assert wrapped.lopt.rule.exp_mult == 2.0 and wrapped.lopt.rules is ADAM_LIKE
+    given = ("--lopt=nominal", "mlp", "--lopt.inner.exp-mult", "2")
+    wrapped = parse_with_optimizer(*given)
+    assert wrapped.lopt.inner.exp_mult == 2.0 and wrapped.lopt.rules is ADAM_LIKE
     assert take_optimizer(["mlp", "--seed", "1"]) == (None, ["mlp", "--seed", "1"])
 
 

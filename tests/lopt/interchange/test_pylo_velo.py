@@ -123,8 +123,6 @@ def test_the_bank_mixes_to_what_pylos_does(folders):
             * np.mean([c * part for c, part in zip(control, w[key], strict=True)], 0)
             for key in (name.format("weights"), name.format("bias"))
         ]
-        if i == 3:
-            mixed = [part[:2] for part in mixed]
         layer = ours[f"layer_{i}"]
         np.testing.assert_allclose(layer["kernel"], mixed[0].T, rtol=1e-5, atol=1e-4)
         np.testing.assert_allclose(layer["bias"], mixed[1], rtol=1e-5, atol=1e-4)
@@ -144,8 +142,6 @@ def test_what_is_read_is_written_again(folders, tmp_path):
             stem = key.partition(".")[0]
             if key.startswith("mix_layer1") or (name == "mlp" and stem[-1] != "_"):
                 assert not np.any(ours[key])
-            elif stem in ("output_weights_", "output_bias_"):
-                np.testing.assert_array_equal(ours[key][:, :2], value[:, :2])
             else:
                 np.testing.assert_array_equal(ours[key], value, err_msg=key)
 
