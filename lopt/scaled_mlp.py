@@ -5,7 +5,8 @@ root mean square of its tensor and f the scheduler's factor (`tensor_lstm`). So 
 is a fraction of what it changes, and a tensor of zeros moves by 3·10⁻⁵ of a step at
 first. In μP s is left out: the parametrization says how large a step may be.
 
-The original network has a third output, which is not used and no part of θ here.
+The network has a third output, which is not used; it is kept so that released weights
+fit.
 
 References:
     Metz et al., VeLO, arXiv:2211.09760, Appendix B.
@@ -57,9 +58,9 @@ class ScaledMLP:
         return VELO.names(Counts(num_decays, 1, num_decays))
 
     def init(self, key: jax.Array) -> Layers:
-        """Weights of a network with two outputs (see `per_parameter_mlp.init`)."""
+        """Weights of a network with three outputs (see `per_parameter_mlp.init`)."""
         return per_parameter_mlp.init(
-            key, len(self.feature_names), self.hidden_size, self.hidden_layers, 2
+            key, len(self.feature_names), self.hidden_size, self.hidden_layers, 3
         )
 
     def empty(self, shape: tuple[int, ...], dtype: jnp.dtype) -> TensorState:
