@@ -15,14 +15,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 
 from lopt.base import LearnedOptimizer
 from lopt.baselines import Adam
 from lopt.small_fc import SmallFC
+from parametrization.axes import Axes
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
 from tasks import description
@@ -104,6 +106,42 @@ def cost(task: Task) -> Cost:
         activation_bytes=_bytes(jax.eval_shape(task.activations, params, key, batch)),
         batch_bytes=_bytes(batch),
         dataset_bytes=dataset_bytes(task),
+    )
+
+
+class OptimizerCost(NamedTuple):
+    """What an optimizer needs, whatever it trains."""
+
+    meta_parameters: int
+    """Numbers in θ."""
+    state_bytes: float
+    """Bytes of state for each parameter of a large matrix."""
+    needs_loss: bool
+    """Whether an update takes the loss."""
+
+
+def optimizer_cost(lopt: LearnedOptimizer) -> OptimizerCost:
+    """Looks at an optimizer of a float32 matrix of a million parameters."""
+    side = 1024
+    spec = ParamSpec(Axes.parse("width -> width"), (side, side), (side, side))
+    params = {"matrix": jax.ShapeDtypeStruct((side, side), jnp.float32)}
+    specs = {"matrix": spec}
+
+    def update(key: jax.Array, params: Any, **extra: Any) -> Any:
+        rule = lopt.as_optax(lopt.init(key), specs, 1000)
+        return rule.update(params, rule.init(params), params, **extra)
+
+    try:
+        jax.eval_shape(update, _key(), params)
+        needs_loss = False
+    except ValueError:
+        jax.eval_shape(lambda k, p: update(k, p, loss=jnp.zeros([])), _key(), params)
+        needs_loss = True
+    theta = jax.eval_shape(lopt.init, _key())
+    return OptimizerCost(
+        meta_parameters=sum(x.size for x in jax.tree.leaves(theta)),
+        state_bytes=_state_bytes(lopt, specs, params) / side**2,
+        needs_loss=needs_loss,
     )
 
 

@@ -1,13 +1,21 @@
-"""The learned optimizers that a command line can name, in μP.
+"""The optimizers that a command line can name: `python -m experiments.optimizers`.
 
-`--lopt NAME` puts one into a preset; `--lopt.FIELD VALUE` then changes its fields.
+`--lopt NAME` puts a learned one into a preset of `experiments.train`, in μP, and
+`--lopt.FIELD VALUE` then changes its fields; `experiments.evaluate --also NAME` adds a
+baseline to an evaluation. The command prints them all: numbers in θ, bytes of state for
+each parameter, and whether an update takes the loss.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 
+from evaluation.cost import optimizer_cost
+from evaluation.plan import MORE
+from evaluation.text_table import text_table
+from experiments import command_line
 from experiments.command_line import InputError
 from lopt.celo import Celo
 from lopt.celo2 import Celo2
@@ -127,3 +135,27 @@ def take_optimizer(arguments: Sequence[str]) -> tuple[AnyLearned | None, list[st
             value = rest.pop(0)
         chosen = named(value)
     return chosen, kept
+
+
+def table() -> str:
+    """A line for each optimizer."""
+    lines = [("name", "θ", "state, B/parameter", "loss", "")]
+    learned = [(n, o.make(), o.description) for n, o in OPTIMIZERS.items()]
+    baselines = [(n, lopt, rows) for n, (rows, lopt) in MORE.items()]
+    for name, lopt, about in [*learned, *baselines]:
+        cost = optimizer_cost(lopt)
+        loss = "yes" if cost.needs_loss else "no"
+        numbers = (f"{cost.meta_parameters:,}", f"{cost.state_bytes:.1f}", loss)
+        lines.append((name, *numbers, about))
+    return "\n".join(text_table(lines, grouped=False))
+
+
+def main() -> None:
+    """Command line."""
+    if sys.argv[1:] not in ([], ["list"]):
+        raise InputError("python -m experiments.optimizers takes no argument but list")
+    print(table())
+
+
+if __name__ == "__main__":
+    command_line.run(main)
