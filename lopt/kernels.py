@@ -1,0 +1,2 @@
+"""placeholder"""
+def program(*a): raise NotImplementedError
