@@ -103,7 +103,8 @@ class _Walk:
             (axis, _barrier(values))
             for axis, values in first_layer.contributions(parts, q)
         ]
-        self.factors = _barrier(q.factors())
+        factored = q.state.row is not None
+        self.factors = _barrier(q.factors()) if factored else None
         normalizers = jax.lax.rsqrt(self._mean_squares() + q.epsilons.normalizer)
         self.kernel = normalizers[:, None] * first_layer.kernel_of(self.terms)
 
@@ -178,7 +179,11 @@ class _Walk:
         return [feature.formula(part, feature.per) for feature, _ in self.terms]
 
     def _part(
-        self, x: jax.Array, i: jax.Array | int, lead: int = 0, without: int | None = None
+        self,
+        x: jax.Array,
+        i: jax.Array | int,
+        lead: int = 0,
+        without: int | None = None,
     ) -> jax.Array:
         """Block `i` of `[..., *S]`, where `S` may lack an axis."""
         if without == self.axis:

@@ -110,7 +110,9 @@ def _program(
     ) -> jax.Array:
         q = Quantities(grad, param, state, step, epsilons)
         out = apply(layers, feature_set, q)
-        return first_layer.combine([out[..., i] for i in range(out.shape[-1])], exp_mult)
+        return first_layer.combine(
+            [out[..., i] for i in range(out.shape[-1])], exp_mult
+        )
 
     if form == "plain":
         return plain
