@@ -140,6 +140,7 @@ class _Tile(Quantities):
 
     def precondition(self, values: jax.Array, floor: float) -> jax.Array:
         del floor  # that of vectors
+        values = values if values.ndim > self.grad.ndim else values[None]
         row, column = self.factors()
         return values * row * column
 
