@@ -69,7 +69,9 @@ def program(
         wide = min(TILE, pl.next_power_of_2(columns))
         tile = (TILE // wide, wide)
         return pl.pallas_call(
-            functools.partial(_kernel, terms, epsilons, exp_mult, tile, grad.shape),
+            functools.partial(
+                _kernel, terms, epsilons, exp_mult, tile, (rows, columns)
+            ),
             out_shape=jax.ShapeDtypeStruct((grad.size,), grad.dtype),
             grid=(pl.cdiv(rows, tile[0]), pl.cdiv(columns, tile[1])),
             compiler_params=triton.CompilerParams(num_warps=4),

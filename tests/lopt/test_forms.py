@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lopt import SmallFC, features, first_layer, forms, kernels, per_parameter_mlp
+from lopt import (
+    SmallFC,
+    features,
+    first_layer,
+    forms,
+    kernels,
+    per_parameter_mlp,
+    tensors,
+)
 from lopt.accumulators import TensorState, factored_axes
 from lopt.celo2 import Celo2
 from lopt.epsilons import PAPER
@@ -248,6 +256,14 @@ def test_the_rule_on_a_gpu(monkeypatch):
     assert forms.choose((3072, 128), jnp.dtype("float64")) == "plain"
     assert forms.choose((3, 3, 64, 64), f32) == "plain"
     assert forms.choose((32, 32), f32) == "plain"
+
+
+def test_only_small_tensors_of_one_shape_are_stacked():
+    shapes = {"a": (8, 8), "b": (512, 256), "c": (8, 8), "d": (512, 256)}
+    specs = {n: ParamSpec(Axes.parse("width -> mlp"), s, s) for n, s in shapes.items()}
+    values = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
+    groups = tensors.Arrangement(values, values, specs).groups
+    assert [group.leaves for group in groups] == [(0, 2), (1,), (3,)]
 
 
 def test_the_split_first_layer_leaves_sixteen_of_small_fc_s_inputs():
