@@ -38,12 +38,13 @@ format: $(VENV)/.dev  ## sort imports, fix what can be fixed, format
 	$(BIN)/python -m ruff check --fix-only .
 	$(BIN)/python -m ruff format .
 
-bench: $(VENV)/.runtime  ## speed of meta-training, of every family, and of the data
+bench: $(VENV)/.runtime  ## speed of meta-training, of every family and optimizer, and of the data
 	$(BIN)/python -m benchmarks.meta_training
 	$(BIN)/python -m benchmarks.families
 	$(BIN)/python -m benchmarks.image_data
 	$(BIN)/python -m benchmarks.text_data
 	$(BIN)/python -m benchmarks.distributions
+	$(BIN)/python -m benchmarks.optimizers
 
 clean:  ## remove .venv, caches and build output; keeps runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

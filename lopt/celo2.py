@@ -199,8 +199,7 @@ class Celo2:
 
     def _direction(self, theta: Theta, q: Quantities) -> jax.Array:
         """The step of a matrix, with a root mean square of 1."""
-        out = per_parameter_mlp.apply(theta, features.VELO, q)
-        step = out[..., 0] * jnp.exp(self.exp_mult * out[..., 1])
+        step = per_parameter_mlp.displacement(theta, features.VELO, q, self.exp_mult)
         if self.orthogonalize:
             step = newton_schulz(step)
         return step * jax.lax.rsqrt(jnp.mean(step * step) + OUTPUT_FLOOR)

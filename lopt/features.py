@@ -48,14 +48,27 @@ class Quantities:
         state: TensorState,
         step: jax.Array,
         epsilons: Epsilons,
+        axes: tuple[int, int] | None = None,
+        factors: tuple[jax.Array, jax.Array] | None = None,
     ) -> None:
-        """Takes gradient and parameter `[*S]` and the updates done before."""
+        """Takes gradient and parameter `[*S]` and the updates done before.
+
+        A part of a tensor is given the factored axes and the factors of the whole.
+        """
         self.grad = grad
         self.param = param
         self.state = state
         self.step = step
         self.epsilons = epsilons
-        self.axes = accumulators.factored_axes(grad.shape)
+        self.axes = accumulators.factored_axes(grad.shape) if axes is None else axes
+        self._factors = factors
+
+    def factors(self) -> tuple[jax.Array, jax.Array]:
+        """Row and column factors (see `accumulators.factors`), of rank ≥ 2."""
+        if self._factors is None:
+            assert self.axes is not None, "a vector has no factors"
+            self._factors = accumulators.factors(self.state, self.axes, self.epsilons)
+        return self._factors
 
     def root(self) -> jax.Array:
         """1/√second moment, `[1, *S]`."""
@@ -72,7 +85,7 @@ class Quantities:
         if self.axes is None:
             return values * jax.lax.rsqrt(moment + floor)
         d1, d0 = self.axes
-        row, column = accumulators.factors(self.state, self.axes, self.epsilons)
+        row, column = self.factors()
         return values * jnp.expand_dims(row, 1 + d0) * jnp.expand_dims(column, 1 + d1)
 
     def factored_moment(self, per: Per) -> jax.Array:

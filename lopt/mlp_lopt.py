@@ -79,8 +79,9 @@ class MLPLOpt:
         ) -> tuple[jax.Array, TensorState]:
             state = self._accumulate(state, grad)
             q = Quantities(grad, param, state, step, self.epsilons)
-            out = per_parameter_mlp.apply(theta, features.MLP_LOPT, q)
-            moved = out[..., 0] * jnp.exp(self.exp_mult * out[..., 1])
+            moved = per_parameter_mlp.displacement(
+                theta, features.MLP_LOPT, q, self.exp_mult
+            )
             return -self.step_mult * moved, state
 
         return tensors.transformation(

@@ -1,28 +1,25 @@
 """A small network applied to every parameter of a tensor, without building its inputs.
 
-The first layer is linear in the features, so its work is split by what each feature
-depends on (exact algebra, no approximation), as the features themselves declare:
-
-* features of time are the same for the whole tensor: they fold into the bias;
-* features of a row or of a column alone contribute `A[row] + B[column]`, computed on
-  vectors;
-* where rows and columns are one (rank < 2), equal features share a row of the kernel;
-* normalization multiplies the rows of the weight matrix, not the features.
-
-What is left is a product of the elementwise features (16 of small_fc's 39 for rank ≥ 2)
-with as many rows, and the later layers.
+The first layer is split by what each feature depends on (`first_layer`): 16 elementwise
+features with as many rows of the kernel are left of small_fc's 39. `apply` is the plain
+form, and `displacement` what most rules make of two outputs, in the form that suits the
+machine and the tensor (`forms`).
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from lopt import features
+from lopt import blocked, features, first_layer, forms, kernels
+from lopt.accumulators import TensorState
 from lopt.epsilons import Epsilons
 from lopt.features import FeatureSet, Quantities
+from lopt.forms import Form
 
 Layers = dict[str, dict[str, jax.Array]]
 
@@ -55,6 +52,29 @@ def init(
     return layers
 
 
+def displacement(
+    layers: Layers, feature_set: FeatureSet, q: Quantities, exp_mult: float
+) -> jax.Array:
+    """`direction · exp(exp_mult · magnitude)`, the first two outputs: `[*S]`.
+
+    With `exp_mult` 0 only the direction is computed. Outputs behind these are not used.
+    Can be differentiated in every form; derivatives are those of the plain one.
+
+    Args:
+        layers: as from `init`; rows of the first kernel in order of the features.
+        feature_set: what the inputs are.
+        q: what they are computed from.
+        exp_mult: scale of the magnitude.
+    """
+    form = forms.choose(q.grad.shape, q.grad.dtype)
+    used = 2 if exp_mult else 1
+    name = f"layer_{len(layers) - 1}"
+    last = {"kernel": layers[name]["kernel"][:, :used]}
+    last["bias"] = layers[name]["bias"][:used]
+    program = _program(form, feature_set, q.epsilons, exp_mult)
+    return program({**layers, name: last}, q.grad, q.param, q.state, q.step)
+
+
 def apply(
     layers: Layers,
     feature_set: FeatureSet,
@@ -75,40 +95,50 @@ def apply(
     return hidden
 
 
+@functools.cache
+def _program(
+    form: Form, feature_set: FeatureSet, epsilons: Epsilons, exp_mult: float
+) -> Callable[..., jax.Array]:
+    """`displacement` of (layers, gradient, parameter, state, step) in one form."""
+
+    def plain(
+        layers: Layers,
+        grad: jax.Array,
+        param: jax.Array,
+        state: TensorState,
+        step: jax.Array,
+    ) -> jax.Array:
+        q = Quantities(grad, param, state, step, epsilons)
+        out = apply(layers, feature_set, q)
+        return first_layer.combine(
+            [out[..., i] for i in range(out.shape[-1])], exp_mult
+        )
+
+    if form == "plain":
+        return plain
+    module = {"blocked": blocked, "kernel": kernels}[form]
+    fast = jax.custom_jvp(module.program(feature_set, epsilons, exp_mult))
+    fast.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
+    return fast
+
+
 def _first_layer(
     layer: dict[str, jax.Array],
     feature_set: FeatureSet,
     q: Quantities,
 ) -> jax.Array:
-    kernel, bias = jnp.asarray(layer["kernel"]), layer["bias"]
-    # Values and rows of the kernel, by the axis along which the values are constant;
-    # of features with one formula and one place the rows are added.
-    places: dict[int | None, dict[features.Formula, tuple[jax.Array, jax.Array]]] = {}
-    for per in ("element", "row", "column", "step"):
-        for feature, rows in feature_set.rows(features.counts_of(q.state)):
-            if feature.per != per:
-                continue
-            if per == "step":
-                bias = bias + feature.formula(q, per) @ kernel[rows]
-                continue
-            axis = features.broadcast_axis(q, per)
-            terms = places.setdefault(axis, {})
-            if feature.formula in terms:
-                values, weights = terms[feature.formula]
-                terms[feature.formula] = (values, weights + kernel[rows])
-            else:
-                terms[feature.formula] = (feature.formula(q, per), kernel[rows])
-    total = None
-    for axis, terms in places.items():
-        values = jnp.concatenate([values for values, _ in terms.values()])
-        weights = jnp.concatenate([weights for _, weights in terms.values()])
+    parts = first_layer.split(layer, feature_set, q)
+    bias, total = parts.bias, None
+    for axis, terms in parts.places.items():
+        values = first_layer.values_of(terms, q)
         if axis is not None:
             values = jnp.expand_dims(values, axis)
-        product = _normalized_product(values, weights, q.epsilons)
+        kernel = first_layer.kernel_of(terms)
+        product = _normalized_product(values, kernel, q.epsilons)
         if axis is not None and bias is not None:  # added where it costs least
             product, bias = product + jnp.broadcast_to(bias, product.shape), None
         total = product if total is None else _sum(total, product)
-    assert total is not None, "a network has inputs other than time"
+    assert total is not None
     return total if bias is None else total + jnp.broadcast_to(bias, total.shape)
 
 

@@ -106,8 +106,9 @@ class SmallFC:
         ) -> tuple[jax.Array, TensorState]:
             state = accumulators.update(state, grad, complements, self.epsilons)
             q = Quantities(grad, param, state, step, self.epsilons)
-            out = per_parameter_mlp.apply(layers, features.SMALL_FC, q)
-            moved = out[..., 0] * jnp.exp(self.exp_mult * out[..., 1])
+            moved = per_parameter_mlp.displacement(
+                layers, features.SMALL_FC, q, self.exp_mult
+            )
             return -self.step_mult * moved, state
 
         return tensors.transformation(

@@ -2,7 +2,11 @@
 
 A rule is written for one tensor `[*S]`. Here it is applied to every tensor of a tree,
 and tensors of one shape and dtype go through it together, stacked and vmapped: a
-transformer of 77 tensors has ten shapes, so ten programs are compiled and not 77.
+transformer of 84 tensors has ten shapes, so ten programs are compiled and not 84.
+
+Stacking copies gradients, parameters and state, there and back: 33 ns of CPU time per
+parameter and step beside the 41 of CELO2-base itself, for matrices of 512×512 on 2
+cores. So large tensors go through alone, each with a program of its own.
 
 A parameter that `nn.scan` has stacked over layers counts as that many tensors, so a
 scanned model trains as the same model without scan does. Scalars are lifted to `[1]`.
@@ -26,10 +30,13 @@ import optax
 from lopt.base import Specs, is_masked
 from parametrization.spec import ParamSpec
 
+ALONE_FROM = 2**17
+"""Elements from which a tensor is not stacked with others."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Alike:
-    """Tensors of one shape and dtype: `n` of them in all."""
+    """Tensors of one shape and dtype, `n` of them, that go through a rule together."""
 
     shape: tuple[int, ...]
     """Of one tensor, `S`."""
@@ -70,13 +77,14 @@ class Arrangement:
                 continue
             _check_shape(param, spec)
             if math.prod(spec.shape):
-                key = (tensor_shape(spec), accumulator_dtype(param))
+                alone = i if math.prod(tensor_shape(spec)) >= ALONE_FROM else None
+                key = (tensor_shape(spec), accumulator_dtype(param), alone)
                 alike.setdefault(key, []).append(i)
         self._specs = found
         self._dtypes = [None if is_masked(p) else jnp.result_type(p) for p in values]
         self.groups = tuple(
             Alike(shape, dtype, tuple(leaves), tuple(_count(found[i]) for i in leaves))
-            for (shape, dtype), leaves in alike.items()
+            for (shape, dtype, _), leaves in alike.items()
         )
 
     @property
