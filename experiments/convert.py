@@ -7,7 +7,9 @@ writes an artifact, or with `--to pylo` a folder that PyLO reads.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +17,8 @@ import tyro
 
 from experiments import command_line
 from experiments.command_line import InputError, reported
-from lopt.artifact import Artifact
+from lopt import encoding, registry
+from lopt.artifact import CONFIG, Artifact
 from lopt.integrity import SUMS
 from lopt.interchange import celo, learned_optimization, pylo, pylo_velo
 
@@ -37,6 +40,9 @@ class Convert:
     """The second folder of a VeLO of PyLO, read or written."""
     to: Literal["artifact", "pylo"] = "artifact"
     """What is written."""
+    fields: tuple[str, ...] = ()
+    """Fields of the optimizer that the source does not say, as NAME=VALUE: for example
+    step_mult=0.01 rules=ADAM_LIKE bugged_losses=true."""
 
 
 def read(convert: Convert) -> Artifact:
@@ -47,7 +53,7 @@ def read(convert: Convert) -> Artifact:
     """
     source, kind = convert.source, convert.kind
     if kind == "auto" and source.is_dir():
-        kind = "artifact" if (source / SUMS).is_file() else "pylo"
+        kind = "artifact" if _is_artifact(source) else "pylo"
     if kind == "artifact":
         return Artifact.load(source)
     if kind == "pylo_elo":
@@ -62,10 +68,46 @@ def read(convert: Convert) -> Artifact:
         return learned_optimization.load(source)
     try:
         return celo.load(source)
-    except ValueError as error:
-        if "no theta of a class" not in str(error):
-            raise
-        return learned_optimization.load(source)
+    except ValueError as first:
+        try:
+            return learned_optimization.load(source)
+        except ValueError as second:
+            raise second if _UNKNOWN in str(first) else first from None
+
+
+_UNKNOWN = "no theta of a class"
+
+
+def _is_artifact(folder: Path) -> bool:
+    """Whether a folder is ours: PyLO's config.json has no version."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError, RecursionError):
+        return (folder / SUMS).is_file()
+    return isinstance(config, dict) and "schema_version" in config
+
+
+def with_fields(artifact: Artifact, changes: Sequence[str]) -> Artifact:
+    """The same θ under other fields, each given as `NAME=VALUE`, VALUE in JSON.
+
+    Raises:
+        ValueError: naming the field that is unknown or wrong, or θ if it no longer
+            fits.
+    """
+    if not changes:
+        return artifact
+    optimizer = encoding.encode(artifact.optimizer, registry.KINDS)
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals:
+            raise ValueError(f"--fields {change!r} must be NAME=VALUE")
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = text  # a bare word, as a name of rules
+        optimizer[name] = value
+    changed = encoding.decode_kind(optimizer, "optimizer", registry.KINDS)
+    return dataclasses.replace(artifact, optimizer=changed)
 
 
 def write(artifact: Artifact, convert: Convert) -> None:
@@ -86,10 +128,12 @@ def main() -> None:
     """Command line."""
     program = "python -m experiments.convert"
     convert = command_line.parse(Convert, program, sys.argv[1:])
-    if convert.target.exists():
-        raise InputError(f"{convert.target} exists already; choose a new folder")
+    writes_two = convert.to == "pylo" and convert.scheduler is not None
+    for folder in (convert.target, *([convert.scheduler] if writes_two else [])):
+        if folder is not None and folder.exists():
+            raise InputError(f"{folder} exists already; choose a new folder")
     with reported():
-        artifact = read(convert)
+        artifact = with_fields(read(convert), convert.fields)
         write(artifact, convert)
     print(f"wrote {convert.target}: {artifact.optimizer}")
 

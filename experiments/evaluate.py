@@ -235,6 +235,8 @@ def main() -> None:
     """Command line."""
     program = "python -m experiments.evaluate"
     arguments = command_line.parse(Evaluate, program, sys.argv[1:])
+    if "--also" in sys.argv[1:] and not arguments.also:
+        raise InputError(f"--also needs a name: {', '.join(MORE)}")
     if not arguments.artifact.is_dir():
         raise InputError(f"--artifact {arguments.artifact} is not a folder")
     evaluate(arguments, f"{program} {' '.join(sys.argv[1:])}")

@@ -130,7 +130,7 @@ def take_optimizer(arguments: Sequence[str]) -> tuple[AnyLearned | None, list[st
             kept.append(word)
             continue
         if not equals:
-            if not rest:
+            if not rest or rest[0].startswith("-"):
                 raise InputError(f"--lopt needs a name: {', '.join(OPTIMIZERS)}")
             value = rest.pop(0)
         chosen = named(value)

@@ -26,7 +26,7 @@ from experiments import command_line, run_directory
 from experiments.command_line import InputError, reported
 from experiments.configs import PRESETS, TrainConfig, with_optimizer
 from experiments.display import TrainingDisplay
-from experiments.optimizers import take_optimizer
+from experiments.optimizers import OPTIMIZERS, take_optimizer
 from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
 from experiments.serialization import decode, encode
 from lopt.artifact import FILES, Artifact
@@ -333,6 +333,10 @@ def main() -> None:
     """Command line."""
     program = "python -m experiments.train"
     lopt, arguments = take_optimizer(sys.argv[1:])
+    if {"-h", "--help"} & set(arguments):
+        print(
+            f"--lopt NAME puts another optimizer into a preset: {', '.join(OPTIMIZERS)}"
+        )
     presets = PRESETS if lopt is None else with_optimizer(PRESETS, lopt)
     name, config = command_line.choose_preset(presets, program, arguments)
     path = train(config, name)

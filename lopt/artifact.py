@@ -32,7 +32,9 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FILES = (WEIGHTS, CONFIG, SUMS)
 
-_NOT_UNDERSTOOD = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+_NOT_UNDERSTOOD = (
+    *(KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,9 +123,12 @@ class Artifact:
             raise ValueError(
                 f"{type(lopt).__name__} is not in lopt.registry: no reader knows it"
             )
+        encoded = encoding.encode(lopt, registry.KINDS)
+        # What is written can be read: a field of a wrong type is found here.
+        _decode_optimizer({"optimizer": encoded})
         return {
             "schema_version": SCHEMA_VERSION,
-            "optimizer": encoding.encode(lopt, registry.KINDS),
+            "optimizer": encoded,
             "base": dict(self.base),
             "provenance": provenance,
         }

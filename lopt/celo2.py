@@ -31,15 +31,16 @@ from lopt import accumulators, checks, features, per_parameter_mlp, tensors
 from lopt.accumulators import Complements, TensorState
 from lopt.base import Specs, Theta, is_masked
 from lopt.baselines import (
-    Schedule,
     learning_rate_schedule,
     scale_by_specs,
     unscale_gradients,
 )
+from lopt.clipping import clipping
 from lopt.epsilons import Epsilons
 from lopt.features import Counts, Quantities
 from lopt.matrices import is_matrix, matrix_spec, on_matrices
 from lopt.orthogonal import newton_schulz
+from lopt.schedules import AnySchedule, check_schedule
 from lopt.tensors import need
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
@@ -60,8 +61,8 @@ class Celo2:
 
     learning_rate: float = 1e-3
     """Root mean square of a matrix's step."""
-    schedule: Schedule = "constant"
-    """Of the learning rate over the run."""
+    schedule: AnySchedule = "constant"
+    """Of the learning rate over the run: constant, cosine, or one of `schedules`."""
     weight_decay: float = 0.0
     """Decoupled weight decay: parameters shrink by rate × this, at the rate of their
     role. Not multiplied by μP's step scale."""
@@ -108,6 +109,8 @@ class Celo2:
         checks.decays(self, "adam_decays", "momentum_decays", "second_moment_decay")
         checks.decays(self, "factored_decays")
         checks.as_many(self, "factored_decays", "momentum_decays")
+        checks.boolean(self, "orthogonalize", "bias_corrected")
+        check_schedule(self.schedule)
         checks.step_rules(self.rules)
 
     @property
@@ -154,12 +157,8 @@ class Celo2:
         )
         decay = self._decay(specs) if self.weight_decay else optax.identity()
         steps = optax.scale_by_learning_rate(schedule)
-        clip = (
-            optax.identity()
-            if self.clip_norm is None
-            else optax.clip_by_global_norm(self.clip_norm)
-        )
-        return optax.chain(clip, by_role, decay, steps)
+        chain = optax.chain(clipping(self.clip_norm), by_role, decay, steps)
+        return tensors.in_dtype_of_parameters(chain)
 
     def features(
         self, theta: Theta, state: tensors.RuleState, grads: Any, params: Any

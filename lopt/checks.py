@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from parametrization.rules import ADAM_LIKE, STANDARD, Rules
+
+LARGEST = 1e30
+"""Numbers stay well inside of float32."""
+
+
+def _number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} = {value!r} must be a number")
+
+
+def boolean(owner: Any, *names: str) -> None:
+    """Fields that are true or false."""
+    for name in names:
+        value = getattr(owner, name)
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} = {value!r} must be True or False")
 
 
 def positive_integer(owner: Any, *names: str) -> None:
@@ -19,6 +34,7 @@ def positive_integer(owner: Any, *names: str) -> None:
 def within(owner: Any, name: str, low: float, high: float) -> None:
     """A field in a closed interval."""
     value = getattr(owner, name)
+    _number(name, value)
     if not low <= value <= high:
         raise ValueError(f"{name} = {value} must lie in [{low:g}, {high:g}]")
 
@@ -27,13 +43,15 @@ def positive(owner: Any, *names: str) -> None:
     """Fields that are finite and above 0."""
     for name in names:
         value = getattr(owner, name)
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} = {value} must be positive")
+        _number(name, value)
+        if not 0 < value <= LARGEST:
+            raise ValueError(f"{name} = {value} must be positive, at most {LARGEST}")
 
 
 def network(owner: Any) -> None:
     """Sizes and scales of a per-parameter network."""
     positive_integer(owner, "hidden_size", "hidden_layers")
+    _number("step_mult", owner.step_mult)
     if not 0.0 < owner.step_mult <= 1e3:
         raise ValueError(f"step_mult = {owner.step_mult} must lie in (0, 1000]")
     for name in ("exp_mult", "output_scale"):
@@ -48,6 +66,7 @@ def decays(owner: Any, *names: str) -> None:
         if not several:
             raise ValueError(f"{name} = () must name at least one decay")
         for decay in several:
+            _number(name, decay)
             if not 0.0 <= decay < 1.0:
                 raise ValueError(f"{name}: decay {decay} must lie in [0, 1)")
 
@@ -64,7 +83,7 @@ def as_many(owner: Any, name: str, other: str) -> None:
 
 def step_rules(rules: Rules) -> None:
     """Parametrizations of rules whose steps do not grow with the gradient."""
-    if rules not in (STANDARD, ADAM_LIKE):
+    if not isinstance(rules, Rules) or rules not in (STANDARD, ADAM_LIKE):
         raise ValueError(
             f"rules = {rules!r} must be STANDARD or ADAM_LIKE; in a CompleteP "
             "model the steps of this optimizer are those of ADAM_LIKE"

@@ -21,11 +21,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import checks
+from lopt import checks, tensors
 from lopt.base import Specs, Theta
-from lopt.baselines import Schedule, learning_rate_schedule
+from lopt.baselines import learning_rate_schedule
 from lopt.celo2 import Celo2
+from lopt.clipping import clipping
 from lopt.epsilons import PAPER, Epsilons
+from lopt.schedules import AnySchedule, WarmupCosine, check_schedule
 from lopt.small_fc import SmallFC
 from parametrization.rules import STANDARD, Rules
 
@@ -36,8 +38,8 @@ class ELO:
 
     learning_rate: float = 1e-3
     """Scale of a step."""
-    schedule: Schedule = "constant"
-    """Of the learning rate over the run."""
+    schedule: AnySchedule = "constant"
+    """Of the learning rate over the run: constant, cosine, or one of `schedules`."""
     weight_decay: float = 0.0
     """Decoupled weight decay: parameters shrink by rate × this; not multiplied by μP's
     step scale."""
@@ -67,6 +69,7 @@ class ELO:
         checks.within(self, "weight_decay", 0.0, 1e3)
         if self.clip_norm is not None:
             checks.positive(self, "clip_norm")
+        check_schedule(self.schedule)
         _ = self.rule  # its own fields are checked there
 
     @property
@@ -104,19 +107,18 @@ class ELO:
             "factored_offsets": jnp.zeros(decays),
         }
         links = [
+            clipping(self.clip_norm),
             self.rule.as_optax({**theta, **offsets}, specs, num_steps),
             optax.scale(-1.0),  # a step to be subtracted, as weight decay expects
             optax.add_decayed_weights(self.weight_decay),
             optax.scale_by_learning_rate(schedule),
         ]
-        if self.clip_norm is not None:
-            links.insert(0, optax.clip_by_global_norm(self.clip_norm))
-        return optax.chain(*links)
+        return tensors.in_dtype_of_parameters(optax.chain(*links))
 
 
 ELO_CELO2 = Celo2(
     learning_rate=3.16e-4,
-    schedule="cosine",
+    schedule=WarmupCosine(warmup=0.0, final=0.1),
     weight_decay=0.1,
     clip_norm=1.0,
     adam_mult=20.0,

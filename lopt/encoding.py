@@ -75,6 +75,8 @@ def decode(kind: type[T], data: Any, where: str, kinds: Kinds) -> T:
     """
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be an object with fields, not {data!r}")
+    if kinds.get(kind.__name__) is kind and data.get("kind") == kind.__name__:
+        data = {name: value for name, value in data.items() if name != "kind"}
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(typing.cast(Any, kind))]
     if unknown := sorted(data.keys() - set(names)):

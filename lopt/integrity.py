@@ -65,11 +65,17 @@ def publish(
             complete.
 
     Raises:
-        FileExistsError: if `folder` exists and is not to be replaced.
+        FileExistsError: if `folder` exists and is not to be replaced, or is nothing
+            that was published so.
         OSError: if the place cannot be written; what was there stays.
     """
-    if not replace and os.path.lexists(folder):
-        raise FileExistsError(f"{folder} exists already")
+    if os.path.lexists(folder):
+        if not replace:
+            raise FileExistsError(f"{folder} exists already")
+        if folder.is_symlink() or not (folder / SUMS).is_file():
+            raise FileExistsError(
+                f"{folder} is no folder with {SUMS}: it is not replaced; move it away"
+            )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     old = temporary.with_name(temporary.name + "-old")
@@ -82,9 +88,15 @@ def publish(
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         temporary.chmod(0o755)
-        if folder.exists():
+        if replace and folder.exists():
             os.rename(folder, old)
-        os.rename(temporary, folder)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if old.exists() or not os.path.lexists(folder):
+                raise
+            # Somebody else was quicker; a rename never takes a folder's place.
+            raise FileExistsError(f"{folder} exists already") from None
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         if old.exists() and not folder.exists():

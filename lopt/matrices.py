@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from lopt.base import Specs, is_masked
@@ -68,7 +69,14 @@ def on_matrices(
 
     def reshaped(tree: Any, to: Any) -> Any:
         def one(leaf: Any, spec: ParamSpec) -> Any:
-            return leaf if is_masked(leaf) else leaf.reshape(to(spec).shape)
+            if is_masked(leaf):
+                return leaf
+            if jnp.shape(leaf) not in (tuple(spec.shape), matrix_spec(spec).shape):
+                raise ValueError(
+                    f"a parameter or gradient of shape {jnp.shape(leaf)} has the spec "
+                    f"of one of shape {spec.shape}: specs must be those of this model"
+                )
+            return leaf.reshape(to(spec).shape)
 
         return jax.tree.map(one, tree, specs, is_leaf=is_masked)
 

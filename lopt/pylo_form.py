@@ -9,7 +9,6 @@ parametrization. The PyTorch adapter of this project reads the same form.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -153,7 +152,7 @@ def from_files(
     for _, name, word in DECAYS:
         offsets = stored[f"{word}_offsets"]
         expected = len(stored[f"{word}_decays"])
-        finite = all(math.isfinite(offset) for offset in offsets)
+        finite = np.isfinite(np.asarray(offsets, np.float32)).all()
         if len(offsets) != expected or not finite:
             raise ValueError(
                 f"optimizer.{word}_offsets = {offsets} must be {expected} finite "

@@ -311,7 +311,7 @@ class RNNMLP:
                 "train_loss_feat": losses[0],
                 "valid_loss_feat": losses[1],
             }
-            return statistics.join(features, from_network.dtype)
+            return sanitizer.finite(statistics.join(features, from_network.dtype))
 
         stacks = (*stacks, arrangement.split(state.from_network))
         ranks = arrangement.each(_rank)
@@ -339,7 +339,8 @@ class RNNMLP:
             magnitude = jnp.exp(self.exp_mult * out[..., 1])
             change = -(self.step_mult * step_scale) * out[..., 0] * magnitude
             reports = out[..., 2:].reshape(-1, self.network_to_lstm)
-            return change, reports.mean(0).astype(from_lstm.dtype)
+            report = sanitizer.finite(reports.mean(0).astype(from_lstm.dtype))
+            return change, report
 
         return move
 

@@ -17,6 +17,15 @@ import jax
 import jax.numpy as jnp
 
 
+def finite(values: jax.Array) -> jax.Array:
+    """What is said of tensors to each other: 0 where a tensor's is not finite.
+
+    A tensor that is spoilt (a parameter of 10³⁰ has an infinite mean square) shows it
+    in its own steps; the others only no longer hear of it.
+    """
+    return jnp.where(jnp.isfinite(values), values, jnp.zeros_like(values))
+
+
 def bounded(grad: jax.Array, bound: float | jax.Array) -> jax.Array:
     """The gradient with entries in [−bound, bound], and 0 where it was undefined."""
     clipped = jnp.clip(grad, -bound, bound)

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lopt import dense, loss_buffer, lstm
+from lopt import dense, loss_buffer, lstm, sanitizer
 from lopt import tensor_statistics as statistics
 from lopt.accumulators import TensorState, present
 from lopt.base import Theta
@@ -149,7 +149,8 @@ class TensorLSTM:
         if tensors is None:
             return shared[None], losses
         shared = jnp.broadcast_to(shared[None], (tensors.shape[0], shared.shape[0]))
-        return jnp.concatenate([shared, tensors.astype(dtype)], axis=1), losses
+        seen = sanitizer.finite(tensors.astype(dtype))
+        return jnp.concatenate([shared, seen], axis=1), losses
 
 
 def fraction_features(
@@ -205,3 +206,5 @@ def check_loss(name: str, params: Any, loss: Any) -> None:
         raise ValueError(
             f"{name} needs the loss: update(grads, state, params, loss=loss)"
         )
+    if jnp.shape(loss):
+        raise ValueError(f"loss has shape {jnp.shape(loss)}, must be one number")

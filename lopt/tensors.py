@@ -68,7 +68,10 @@ class Arrangement:
         """
         self._leaves, self._structure = jax.tree.flatten(tree, is_leaf=is_masked)
         values = self._structure.flatten_up_to(params)
-        found = self._structure.flatten_up_to(specs)
+        try:
+            found = self._structure.flatten_up_to(specs)
+        except ValueError:
+            raise _no_specs(specs) from None
         alike: dict[tuple[Any, ...], list[int]] = {}
         for i, (leaf, param, spec) in enumerate(
             zip(self._leaves, values, found, strict=True)
@@ -76,6 +79,11 @@ class Arrangement:
             if is_masked(leaf):
                 continue
             _check_shape(param, spec)
+            if jnp.shape(leaf) != jnp.shape(param):
+                raise ValueError(
+                    f"a gradient of shape {jnp.shape(leaf)} belongs to a parameter of "
+                    f"shape {jnp.shape(param)}: they must be the same"
+                )
             if math.prod(spec.shape):
                 alone = i if math.prod(tensor_shape(spec)) >= ALONE_FROM else None
                 key = (tensor_shape(spec), accumulator_dtype(param), alone)
@@ -235,6 +243,29 @@ def transformation(
     return optax.GradientTransformationExtraArgs(start, update)  # pyright: ignore
 
 
+def in_dtype_of_parameters(
+    transformation: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation whose steps have the parameters' dtypes."""
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        steps, state = transformation.update(updates, state, params, **extra_args)
+        steps = jax.tree.map(
+            lambda s, p: s if is_masked(s) else s.astype(jnp.result_type(p)),
+            steps,
+            need(params),
+            is_leaf=is_masked,
+        )
+        return steps, state
+
+    return optax.GradientTransformationExtraArgs(transformation.init, update)  # pyright: ignore
+
+
 def need(params: optax.Params | None) -> optax.Params:
     """The parameters, which optax lets a caller omit."""
     if params is None:
@@ -263,7 +294,12 @@ def init_states(
         lead = tuple(spec.shape[: len(spec.axes.stacked)])
         return jax.tree.map(lambda x: jnp.broadcast_to(x, lead + x.shape), state)
 
-    return jax.tree.map(one, params, specs, is_leaf=is_masked)
+    leaves, structure = jax.tree.flatten(params, is_leaf=is_masked)
+    try:
+        found = structure.flatten_up_to(specs)
+    except ValueError:
+        raise _no_specs(specs) from None
+    return structure.unflatten(map(one, leaves, found))
 
 
 def over(function: Callable[..., Any], *stacks: Any) -> Any:
@@ -296,7 +332,17 @@ def _concatenate(parts: list[jax.Array]) -> jax.Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
+def _no_specs(specs: Any) -> ValueError:
+    what = "None" if specs is None else f"a {type(specs).__name__} of another structure"
+    return ValueError(
+        f"specs are {what}: they must be a tree of ParamSpec parallel to the "
+        "parameters, as task.specs() or parametrization.infer_specs(params, params)"
+    )
+
+
 def _check_shape(param: jax.Array, spec: ParamSpec) -> None:
+    if not isinstance(spec, ParamSpec):
+        raise _no_specs(spec)
     if jnp.shape(param) != tuple(spec.shape):
         raise ValueError(
             f"a parameter of shape {jnp.shape(param)} has the spec of one of shape "

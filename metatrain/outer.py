@@ -28,6 +28,7 @@ from lopt.base import LearnedOptimizer, Theta
 from metatrain import inner
 from metatrain.estimators.base import Estimate, Problem, Windowed
 from metatrain.estimators.es import EvolutionStrategy
+from metatrain.frozen import frozen_parts, keep_frozen
 from metatrain.inner import InnerState
 from metatrain.keys import stream
 from metatrain.objective import Objective
@@ -86,6 +87,11 @@ class InnerTraining:
         )
         losses = self.objective.normalize(losses, self._loss_at_chance)
         return episode, losses, self.objective.diverged(losses[-1])
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Parts of θ that are not perturbed (see `metatrain.frozen`)."""
+        return frozen_parts(self.lopt)
 
     @property
     def _loss_at_chance(self) -> float:
@@ -369,6 +375,7 @@ class MetaTraining:
         updates, outer_opt_state = self.outer.build(self.num_steps).update(
             grad, old_opt_state, old_theta
         )
+        updates = keep_frozen(updates, frozen_parts(self.lopt))
         theta = optax.apply_updates(old_theta, updates)
         # θ must stay finite whatever happens: a step that would spoil it is not taken.
         finite = jnp.isfinite(optax.tree.norm(theta))

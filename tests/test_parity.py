@@ -73,8 +73,8 @@ TENSORS = {
     "square_embedding": Tensor("vocab -> width", (6, 6), (6, 3), "embedding", (0, 1)),
     "vector": Tensor("-> width", (7,), (2,), "canonical", (0,)),
     "scalar": Tensor("->", (), (), "canonical", ()),
-    "layers": Tensor(
-        "[layers] width -> width", (3, 6, 6), (3, 2, 2), "canonical", (0, 1, 2), 1 / 3
+    "line": Tensor(  # a convolution of one dimension
+        "kernel width -> width", (3, 6, 6), (3, 2, 2), "canonical", (0, 1, 2), 1 / 3
     ),
 }
 OPTIMIZERS = {

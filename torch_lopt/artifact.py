@@ -98,7 +98,7 @@ def _rule_from(config: Any) -> SmallFC:
     if version > SCHEMA_VERSION:
         raise ValueError(
             f"schema_version {version} is newer than {SCHEMA_VERSION}, the newest this "
-            "version of torch_lopt reads"
+            "version of torch_lopt reads: it runs small_fc_lopt (μLO) alone"
         )
     if version < 1:
         raise ValueError(f"schema_version must be >= 1, is {version}")

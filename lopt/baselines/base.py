@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import abc
-import math
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lopt import checks
 from lopt.base import Specs, Theta
 from lopt.schedules import AnySchedule, check_schedule, learning_rate_schedule
 from parametrization.rules import STANDARD, Rules
@@ -71,17 +71,25 @@ def check_proportional(rules: Rules, name: str) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """Refuses what is not a positive finite number."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} = {value} must be positive")
+    _check_number(name, value)
+    if not 0 < value <= checks.LARGEST:
+        raise ValueError(f"{name} = {value} must be positive, at most {checks.LARGEST}")
+
+
+def _check_number(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} = {value!r} must be a number")
 
 
 def check_not_negative(name: str, value: float) -> None:
     """Refuses what is negative or not finite."""
-    if not (math.isfinite(value) and value >= 0):
+    _check_number(name, value)
+    if not 0 <= value <= checks.LARGEST:
         raise ValueError(f"{name} = {value} must not be negative")
 
 
 def check_decay(name: str, value: float) -> None:
     """Refuses what is no decay of a running average."""
+    _check_number(name, value)
     if not 0.0 <= value < 1.0:
         raise ValueError(f"{name} = {value} must lie in [0, 1)")

@@ -19,7 +19,7 @@ from lopt.weights import Tensors
 
 _NOT_UNDERSTOOD = (
     *(ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError),
-    RecursionError,
+    *(RecursionError, SyntaxError),  # numpy parses names of dtypes
 )
 
 

@@ -29,6 +29,7 @@ from lopt.integrity import publish
 from lopt.interchange import tables
 from lopt.interchange.tables import Source, Table
 from lopt.small_fc import SmallFC
+from lopt.velo import VeLO
 from lopt.weights import Tensors
 from parametrization.rules import ADAM_LIKE, Rules
 
@@ -124,6 +125,7 @@ def load_elo(folder: str | Path, **fields: Any) -> Artifact:
     sizes = {name: getattr(rule, name) for name in ("hidden_size", "hidden_layers")}
     optimizer = configured(ELO, sizes | fields, Path(folder))
     theta = {name: x for name, x in network.theta.items() if name.startswith("layer_")}
+    weights.check_theta(optimizer, theta)
     return Artifact(optimizer, theta, provenance=network.provenance)
 
 
@@ -216,7 +218,9 @@ def save(artifact: Artifact, folder: str | Path, *, replace: bool = False) -> No
         tensors = tables.from_theta(theta, _celo2_table(optimizer))
         config = _celo2_config(optimizer)
     else:
-        raise ValueError(f"PyLO has no class for a {type(optimizer).__name__}")
+        where = ": it has two folders, see pylo_velo.save" * isinstance(optimizer, VeLO)
+        name = type(optimizer).__name__
+        raise ValueError(f"PyLO has no folder for a {name}{where}")
     write(Path(folder), tensors, config, replace)
 
 

@@ -6,6 +6,7 @@ whose output is not used; both must be there, and nothing is made of them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,11 @@ def save(
         ValueError: if the optimizer is no VeLO, or θ does not fit it.
         FileExistsError: if a folder exists and is not to be replaced.
     """
+    if Path(mlp).absolute() == Path(rnn).absolute():
+        raise ValueError(f"{mlp} cannot be both folders: bank and scheduler need two")
+    for folder in (Path(mlp), Path(rnn)):
+        if os.path.lexists(folder) and not replace:
+            raise FileExistsError(f"{folder} exists already; nothing was written")
     optimizer = artifact.optimizer
     if not isinstance(optimizer, VeLO):
         raise ValueError(f"PyLO has no VeLO of a {type(optimizer).__name__}")

@@ -75,7 +75,7 @@ def from_tensors(
     """
     try:
         optimizer = kind.configure(tensors, fields)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{where} is no theta of a {kind.name}: {what}") from None
     shapes = weights.expected_shapes(optimizer)

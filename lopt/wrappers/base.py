@@ -18,6 +18,18 @@ class Wrapper:
 
     inner: LearnedOptimizer
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, LearnedOptimizer):
+            raise ValueError(
+                f"inner = {self.inner!r} must be an optimizer of lopt, with init and "
+                "as_optax; an optax transformation needs no wrapper: use optax.chain"
+            )
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Parts of θ that meta-training leaves alone (see `Celo.frozen`)."""
+        return tuple(getattr(self.inner, "frozen", ()))
+
     def init(self, key: jax.Array) -> Theta:
         """θ of the wrapped optimizer."""
         return self.inner.init(key)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from lopt.base import LearnedOptimizer, Specs, Theta
+from lopt.clipping import clipping
 from lopt.wrappers.base import Wrapper
 
 
@@ -30,6 +31,7 @@ class ClippedGradients(Wrapper):
     """Largest norm of a gradient that is left as it is."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (math.isfinite(self.max_norm) and self.max_norm > 0):
             raise ValueError(f"max_norm = {self.max_norm} must be positive")
 
@@ -37,23 +39,8 @@ class ClippedGradients(Wrapper):
         self, theta: Theta, specs: Specs, num_steps: int | jax.Array
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer (see `LearnedOptimizer.as_optax`)."""
-
-        def clip(updates: optax.Updates, params: optax.Params | None = None) -> Any:
-            del params
-            if not jax.tree.leaves(updates):
-                return updates
-            norm = optax.tree.norm(jax.tree.map(_widen, updates))
-
-            def one(grad: jax.Array) -> jax.Array:
-                wide = _widen(grad)
-                clipped = wide / norm.astype(wide.dtype) * self.max_norm
-                kept = jnp.where(norm < self.max_norm, wide, clipped)
-                return jnp.where(jnp.isfinite(norm), kept, 0.0).astype(grad.dtype)
-
-            return jax.tree.map(one, updates)
-
         inner = self.inner.as_optax(theta, specs, num_steps)
-        return optax.chain(optax.stateless(clip), inner)
+        return optax.chain(clipping(self.max_norm), inner)
 
 
 class AccumulationState(NamedTuple):
@@ -80,6 +67,7 @@ class AccumulatedGradients(Wrapper):
     """Batches for each update."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.num_batches, int) or self.num_batches < 1:
             raise ValueError(
                 f"num_batches = {self.num_batches} must be a positive whole number"
@@ -113,11 +101,17 @@ class AccumulatedGradients(Wrapper):
                 mean = jnp.where(done == 0, 0.0, mean)
                 mean = (mean + (loss - mean) / (done + 1)).astype(jnp.float32)
                 extra_args["loss"] = mean
-            result, new = steps.update(updates, state.steps, params, **extra_args)
+            fresh = state.steps.mini_step == 0
+            # optax empties its sum by a factor of 0, which keeps NaN and infinity.
+            kept = jax.tree.map(
+                lambda x: jnp.where(fresh, jnp.zeros_like(x), x), state.steps.acc_grads
+            )
+            before = state.steps._replace(acc_grads=kept)
+            result, new = steps.update(updates, before, params, **extra_args)
+            moves = new.mini_step == 0
+            result = jax.tree.map(
+                lambda x: jnp.where(moves, x, jnp.zeros_like(x)), result
+            )
             return result, AccumulationState(new, mean)
 
         return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
-
-
-def _widen(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

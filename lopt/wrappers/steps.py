@@ -33,6 +33,7 @@ class WeightDecay(Wrapper):
     """Roles that decay; by default matrices, not biases, gains or scalars."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay = {self.weight_decay} must not be negative")
         check_kinds(self.kinds)
@@ -74,6 +75,7 @@ class ScheduledSteps(Wrapper):
     """constant, cosine to zero at the end of the run, or phases of `lopt.schedules`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate = {self.learning_rate} must be positive")
         check_schedule(self.schedule)

@@ -35,6 +35,7 @@ from jax.flatten_util import ravel_pytree
 
 from lopt.base import Theta
 from metatrain.estimators.base import Estimate, Problem, Windowed
+from metatrain.frozen import keep_frozen
 from metatrain.keys import stream
 from metatrain.truncation import EpisodeLengths
 
@@ -159,7 +160,10 @@ class EvolutionStrategy:
         pair = jax.tree.map(lambda new, old: jnp.where(finished, new, old), fresh, pair)
         begins = pair.episodes.step[0] == 0
         flat, unravel = ravel_pytree(theta)
-        noise, credit = self._perturb(flat, pair.credit, begins, stream(key, "noise"))
+        noise = self._noise(flat, stream(key, "noise"))
+        if frozen := getattr(problem, "frozen", ()):
+            noise = ravel_pytree(keep_frozen(unravel(noise), frozen))[0]
+        noise, credit = self._credited(noise, pair.credit, begins)
         members = jax.vmap(unravel)(jnp.stack([flat + noise, flat - noise]))
         episodes, losses, diverged = jax.vmap(
             lambda member, episode: problem.unroll(
@@ -177,11 +181,14 @@ class EvolutionStrategy:
         }
         return pair._replace(credit=credit, episodes=episodes), term, metrics
 
-    def _perturb(
-        self, theta: jax.Array, credit: jax.Array, begins: jax.Array, key: jax.Array
+    def _noise(self, theta: jax.Array, key: jax.Array) -> jax.Array:
+        """Noise `[D]` of one window."""
+        return self.sigma * jax.random.normal(key, theta.shape, theta.dtype)
+
+    def _credited(
+        self, noise: jax.Array, credit: jax.Array, begins: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """This window's noise `[D]`, and what its loss difference is credited with."""
-        noise = self.sigma * jax.random.normal(key, theta.shape, theta.dtype)
         if self.credit == "accumulated":
             return noise, credit + noise
         if self.credit == "episode":

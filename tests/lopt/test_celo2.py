@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lopt import SmallFC
 from lopt.celo2 import Celo2
 
 LEAVES = {
@@ -71,3 +72,45 @@ def test_every_step_in_float64(name, theta, specs, trajectory):
     reference = trajectory(name)
     path, _, _ = reference.run(CASES[name][0], theta, specs, 100, np.float64)
     reference.check(path, np.float64, None)
+
+
+def test_one_bad_gradient_under_a_clipped_norm_is_no_gradient(theta, specs):
+    """The norm is shared, so without care all tensors would be NaN."""
+    rule = Celo2(clip_norm=1.0, weight_decay=0.0)
+    params = {n: jnp.ones(s.shape) for n, s in specs.items()}
+    grads = dict(params, **{"mat/b": jnp.full(specs["mat/b"].shape, jnp.nan)})
+    transformation = rule.as_optax(theta, specs, 10)
+    with jax.disable_jit():
+        steps, _ = transformation.update(grads, transformation.init(params), params)
+    assert all(bool(jnp.isfinite(x).all()) for x in steps.values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schedule": "linear"}, "schedule = 'linear' must be one of"),
+        ({"orthogonalize": 1}, "orthogonalize = 1 must be True or False"),
+        ({"learning_rate": 1e300}, "learning_rate = 1e\\+300 must be positive, at"),
+        ({"weight_decay": "a"}, "weight_decay = 'a' must be a number"),
+        ({"weight_decay": True}, "weight_decay = True must be a number"),
+        ({"rules": None}, "rules = None must be STANDARD or ADAM_LIKE"),
+    ],
+)
+def test_impossible_fields_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Celo2(**fields)
+
+
+def test_gradients_and_specs_of_other_shapes_are_refused(theta, specs):
+    rule = Celo2().as_optax(theta, specs, 10)
+    params = {n: jnp.ones(s.shape) for n, s in specs.items()}
+    turned = dict(params, **{"mat/w": params["mat/w"].T})
+    with pytest.raises(ValueError, match=r"shape \(7, 12\) has the spec"):
+        rule.update(turned, rule.init(params), params)
+    with pytest.raises(ValueError, match=r"specs are None: they must be a tree"):
+        SmallFC().as_optax(SmallFC().init(jax.random.key(0)), None, 1).init(params)
+    small = SmallFC(hidden_size=2).as_optax(
+        SmallFC(hidden_size=2).init(jax.random.key(0)), specs, 1
+    )
+    with pytest.raises(ValueError, match=r"a gradient of shape \(7, 12\) belongs"):
+        small.update(turned, small.init(params), params)

@@ -303,3 +303,21 @@ def test_accumulators_of_both_are_small_fc_s():
     state = SMALL["celo"].rule.empty((4, 3), jnp.dtype("float32"))
     want = accumulators.init((4, 3), 3, jnp.dtype("float32"))
     assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, want)
+
+
+def test_a_huge_parameter_spoils_no_other_tensor(spec_of):
+    """Its mean square overflows, and the scheduler looks at all tensors."""
+    velo = VeLO(2, 8, 1, param_inits=2)
+    specs = {n: spec_of("width -> width", (2, 3)) for n in ("huge", "other")}
+    values = jax.random.normal(jax.random.key(1), (2, 3))
+    params = {"huge": jnp.full((2, 3), 1e30), "other": values}
+    theta = velo.init(jax.random.key(0))
+    rule = velo.as_optax(theta, specs, 5)
+    state = rule.init(params)
+    with jax.disable_jit():
+        for _ in range(2):
+            grads = {"huge": jnp.ones((2, 3)), "other": values**2}
+            steps, state = rule.update(grads, state, params, loss=jnp.float32(2.0))
+    assert np.isfinite(steps["other"]).all() and (steps["other"] != 0).any()
+    with pytest.raises(ValueError, match=r"loss has shape \(3,\), must be one number"):
+        rule.update(grads, state, params, loss=jnp.ones(3))

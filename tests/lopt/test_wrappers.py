@@ -376,3 +376,23 @@ def test_missing_parameters_are_named(inputs, wrap):
     rule = wrap(SGD_1).as_optax(SGD_1.init(None), SPECS, NUM_STEPS)
     with pytest.raises(ValueError, match=f"{wrap.__name__} needs params"):
         rule.update(inputs[0], rule.init(inputs[0]))
+
+
+def test_one_spoilt_batch_spoils_one_update(few):
+    """The next mean starts from nothing, and between updates nothing moves."""
+    params, grads, _ = few
+    rule = AccumulatedGradients(ClippedGradients(SGD(0.1)), 2)
+    transformation = rule.as_optax(rule.init(None), SPECS_OF_FEW, 8)
+    state = transformation.init(params)
+    first = jax.tree.map(lambda g: jnp.asarray(g[0]), grads)
+    spoilt = jax.tree.map(lambda g: g.at[..., 0].set(jnp.nan), first)
+    moved = []
+    for batch in (first, spoilt, first, first):
+        steps, state = transformation.update(batch, state, params)
+        moved.append([bool((x != 0).any()) for x in jax.tree.leaves(steps)])
+    assert moved == [[False, False], [False, False], [False, False], [True, True]]
+
+
+def test_what_is_wrapped_is_an_optimizer():
+    with pytest.raises(ValueError, match=r"inner = .* must be an optimizer of lopt"):
+        ClippedGradients(optax.adam(1e-3))

@@ -94,6 +94,29 @@ def errors():
     return distances
 
 
+@dataclasses.dataclass(frozen=True)
+class HalfFrozen(Toy):
+    frozen = ("b",)
+
+
+@pytest.mark.parametrize("credit", ["accumulated", "fresh", "episode"])
+def test_what_is_frozen_is_not_perturbed_and_has_no_gradient(credit):
+    es, toy = strategy(credit=credit, num_pairs=3, chunk=3), HalfFrozen()
+    theta = {"a": THETA["a"], "b": jnp.ones(3)}
+    free = {"a": THETA["a"], "b": jnp.ones(0)}
+    step = jax.jit(lambda t, s, k: es.estimate(toy, t, s, None, k))
+    state, estimates = es.init(toy, theta), []
+    for window in range(2):
+        key = jax.random.fold_in(jax.random.key(3), window)
+        estimate, state = step(theta, state, key)
+        estimates.append(estimate)
+    assert all((np.asarray(e.grad["b"]) == 0).all() for e in estimates)
+    assert all((np.asarray(e.grad["a"]) != 0).all() for e in estimates)
+    assert (np.asarray(state.credit)[:, 2:] == 0).all()
+    with pytest.raises(ValueError, match="theta has no part 'b'"):
+        es.estimate(toy, {"a": free["a"]}, es.init(Toy(), THETA), None, key)
+
+
 def test_pes_is_unbiased(errors):
     assert np.all(errors["accumulated"] < 4.0), errors
 

@@ -37,6 +37,26 @@ TRAINING = MetaTraining(
 )
 
 
+class Frozen(SmallFC):
+    """Its first layer is left alone."""
+
+    @property
+    def frozen(self):
+        return ("layer_0",)
+
+
+def test_frozen_parts_of_theta_do_not_move(dataset):
+    lopt = Frozen(hidden_size=3, step_mult=0.01, rules=ADAM_LIKE)
+    outer = OuterOptimizer(warmup_steps=0, weight_decay=0.1)
+    es = dataclasses.replace(ES, num_pairs=1, chunk=1, truncation=2)
+    training = MetaTraining.on(TASK, lopt, es, outer, num_steps=4)
+    start = jax.tree.map(np.asarray, training.init().theta)
+    state, _ = training.step(training.init(), {0: dataset})
+    for name, part in state.theta.items():
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), part, start[name])
+        assert jax.tree.all(same) == (name == "layer_0"), name
+
+
 @pytest.fixture(scope="module")
 def dataset():
     return TASK.load_data()

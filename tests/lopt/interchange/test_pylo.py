@@ -253,7 +253,7 @@ def test_a_celo2_that_is_not_understood_is_refused(celo2_folder, case):
 
 def test_what_pylo_has_no_class_for_is_not_written(random_theta, tmp_path):
     optimizer = MLPLOpt(hidden_size=2)
-    with pytest.raises(ValueError, match="no class for a MLPLOpt"):
+    with pytest.raises(ValueError, match="no folder for a MLPLOpt"):
         pylo.save(Artifact(optimizer, random_theta(optimizer)), tmp_path / "out")
     wrong = Artifact(Celo2(), random_theta(Celo2(hidden_size=4)))
     with pytest.raises(ValueError, match="does not belong"):
