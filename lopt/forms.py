@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 Form = Literal["plain", "blocked", "kernel"]
 
-BLOCKED_FROM = 1024
+BLOCKED_FROM = 2**14
 """Elements from which the loops of the blocked form cost less than they bring."""
 
 KERNEL_FROM = 4096
