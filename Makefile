@@ -24,8 +24,8 @@ test: $(VENV)/.dev  ## the default tests (WORKERS=2)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # pytest ends with 5 when it finds no test: then there is nothing slow to fail.
-test-slow: $(VENV)/.dev  ## only the tests marked slow, one at a time
-	@$(BIN)/python -m pytest -m slow --timeout 1800 || { code=$$?; \
+test-slow: $(VENV)/.dev  ## only the tests marked slow (WORKERS=2)
+	@$(BIN)/python -m pytest -m slow --timeout 1800 -n $(WORKERS) --dist worksteal || { code=$$?; \
 		[ $$code -eq 5 ] && echo "no slow tests yet" || exit $$code; }
 
 check: $(VENV)/.dev  ## lint, formatting, types and import rules
