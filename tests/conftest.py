@@ -6,6 +6,7 @@ TFDS datasets through ``METATRAIN_DATA_DIR``. A test whose file is in neither pl
 skipped with a reason that names the variable.
 """
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -66,12 +67,17 @@ def data_dir() -> Callable[[str], Path]:
 # at the limit the compiler ends the process with a segmentation fault.
 MAPS = Path("/proc/self/maps")
 MANY_MAPS = 20_000
+_tests = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
-def few_programs():
+def few_programs(request):
     """Forgets compiled programs before they are too many for the kernel."""
     yield
+    # Counting takes as long as a small test: after each one only where they are large.
+    large = request.node.get_closest_marker("slow") is not None
+    if not large and next(_tests) % 10:
+        return
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
         jax.clear_caches()
 
