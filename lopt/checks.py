@@ -6,7 +6,7 @@ from typing import Any
 
 from parametrization.rules import ADAM_LIKE, STANDARD, Rules
 
-LARGEST = 1e30
+LARGEST = 1e38
 """Numbers stay well inside of float32."""
 
 

@@ -240,8 +240,8 @@ def test_the_rule_on_a_cpu():
     assert jax.default_backend() == "cpu"
     f32 = jnp.dtype("float32")
     assert forms.choose((3072, 128), f32) == "blocked"
-    assert forms.choose((32, 32), f32) == "blocked"
-    assert forms.choose((31, 32), f32) == "plain"
+    assert forms.choose((128, 128), f32) == "blocked"
+    assert forms.choose((127, 128), f32) == "plain"
     assert forms.choose((100_000,), f32) == "plain"
     assert forms.choose((0, 4096), f32) == "plain"
     with forms.forced("plain"):
