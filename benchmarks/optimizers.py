@@ -32,11 +32,25 @@ import jax.numpy as jnp
 import optax
 
 from experiments.environment import describe_machine
-from lopt import SmallFC, features, forms
-from lopt.baselines import Adam
-from lopt.celo2 import Celo2
+from lopt import (
+    ELO,
+    RNNMLP,
+    Adam,
+    Celo,
+    Celo2,
+    CeloAdam,
+    LearnableAdam,
+    Lion,
+    MLPLOpt,
+    Muon,
+    NNAdam,
+    Nominal,
+    SmallFC,
+    VeLO,
+    features,
+    forms,
+)
 from lopt.features import FeatureSet
-from lopt.mlp_lopt import MLPLOpt
 from parametrization import ADAM_LIKE
 from tasks import MLP, ImageClassification, LanguageModelling, Transformer
 from tasks.data.images import ImageDataset, Images
@@ -50,6 +64,16 @@ OPTIMIZERS: dict[str, Any] = {
     "mlp_lopt 32": MLPLOpt(rules=ADAM_LIKE),
     "CELO2": Celo2(rules=ADAM_LIKE),
     "CELO2-base": Celo2(orthogonalize=False, rules=ADAM_LIKE),
+    "ELO": ELO(rules=ADAM_LIKE),
+    "STAR": Nominal(SmallFC(rules=ADAM_LIKE), rules=ADAM_LIKE),
+    "RNN-MLP": RNNMLP(rules=ADAM_LIKE),
+    "NNAdam": NNAdam(rules=ADAM_LIKE),
+    "VeLO 64, 16": VeLO(lstm_hidden_size=64, param_inits=16, rules=ADAM_LIKE),
+    "Celo": Celo(rules=ADAM_LIKE),
+    "Celo-Adam": CeloAdam(rules=ADAM_LIKE),
+    "learnable Adam": LearnableAdam(rules=ADAM_LIKE),
+    "Lion": Lion(),
+    "Muon": Muon(),
     "Adam": Adam(),
 }
 """One more line here is one more row; each is made from its specs alone."""
@@ -58,6 +82,7 @@ FEATURES: dict[type, FeatureSet] = {
     SmallFC: features.SMALL_FC,
     MLPLOpt: features.MLP_LOPT,
     Celo2: features.VELO,
+    ELO: features.SMALL_FC,
 }
 """Of the optimizers whose FLOP have a closed form."""
 
@@ -214,13 +239,13 @@ def describe(row: dict[str, Any]) -> str:
         "–" if row.get(name) is None else format(row[name], how)
         for name, how in columns.items()
     ]
-    return f"{row['optimizer']:<12}" + "".join(f"{value:>9}" for value in values)
+    return f"{row['optimizer']:<15}" + "".join(f"{value:>9}" for value in values)
 
 
 TITLES = (
     "FLOP closed bytes closed state tmp_MiB 4_t_s 84_t_s ratio wall_ns CPU_ns /Adam"
 )
-HEADER = f"{'optimizer':<12}" + "".join(f"{title:>9}" for title in TITLES.split())
+HEADER = f"{'optimizer':<15}" + "".join(f"{title:>9}" for title in TITLES.split())
 
 
 def main() -> None:
