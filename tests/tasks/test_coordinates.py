@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from lopt import SGD, Adam, SmallFC
+from lopt import SGD, Adam, Celo2, SmallFC
 from lopt.baselines import scale_by_specs
 from lopt.epsilons import WIDTH_SAFE
 from parametrization import (
@@ -171,3 +171,21 @@ def test_depth_of_a_resnet():
         at_depths("resnet", DEPTHS[::4], ADAM_LIKE), Adam(RATE, rules=ADAM_LIKE)
     )
     assert all(moved(mup)[name] > STEEP for name in streams), mup.table()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("orthogonalize", [True, False])
+def test_celo2_with_its_trained_weights(orthogonalize, golden):
+    """Orthogonal steps have a factor of their own, √(n_out/n_in) in spectral norm."""
+    with np.load(golden("celo2_theta.npz"), allow_pickle=False) as file:
+        parts = {key.rpartition("/")[2]: file[key] for key in file.files}
+    parts["w0"] = np.concatenate([parts[f"w0__{i}"] for i in range(14)])
+    theta = {
+        f"layer_{i}": {"kernel": parts[f"w{i}"], "bias": parts[f"b{i}"]}
+        for i in range(3)
+    }
+    theta = jax.tree.map(jax.numpy.asarray, theta)
+    lopt = Celo2(1e-2, orthogonalize=orthogonalize, adam_mult=1.0, rules=ADAM_LIKE)
+    assert_flat(check(at_widths("mlp", NARROW, ADAM_LIKE), lopt, theta))
+    plain = dataclasses.replace(lopt, rules=STANDARD)
+    assert_steep(check(at_widths("mlp", NARROW[::3], STANDARD), plain, theta))
