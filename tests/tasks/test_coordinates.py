@@ -29,7 +29,7 @@ from tasks.models.blocks import BlockModel
 FLAT = 0.15
 STEEP = 0.4
 NARROW = (32, 64, 128, 256)
-WIDE = (64, 128, 256, 512, 1024)
+WIDE = (64, 256, 1024)
 DEPTHS = (2, 4, 8, 16, 32)
 NUM_STEPS = 4
 RATE = 1e-2
