@@ -77,12 +77,7 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
         InputError: if there is no such suite or no cell of it can run, the artifact is
             damaged or the folder cannot be written.
     """
-    whole = find_suite(arguments.suite)
-    for name in arguments.also:
-        if name not in MORE:
-            known = ", ".join(MORE)
-            raise InputError(f"unknown baseline --also {name!r}: known are {known}")
-    also = tuple(name for name in MORE if name in arguments.also)
+    whole, also = find_suite(arguments.suite), _more_baselines(arguments.also)
     with reported():
         artifact = Artifact.load(arguments.artifact)
         suite, skipped = runnable(whole, artifact)
@@ -98,11 +93,7 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
         print(text_summary(rows, skipped=skipped))
         return report
     with reported():
-        for folder in (out_dir, arguments.cache_dir):
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        if report.is_dir():
-            raise InputError(f"{report} is a folder; move it away")
+        _check_writable(report, arguments.cache_dir)
     training_rows = _training_rows(arguments.artifact)
     (out_dir / STAMP).unlink(missing_ok=True)
     warning = _mismatch(artifact, whole, skipped)
@@ -207,6 +198,24 @@ def _stamp(artifact: Path, suite: Suite) -> dict[str, Any]:
         "suite": hashlib.sha256(text.encode()).hexdigest(),
         "seeds": list(SEEDS),
     }
+
+
+def _more_baselines(names: Sequence[str]) -> tuple[str, ...]:
+    """The baselines asked for, in the order of tables."""
+    for name in names:
+        if name not in MORE:
+            known = ", ".join(MORE)
+            raise InputError(f"unknown baseline --also {name!r}: known are {known}")
+    return tuple(name for name in MORE if name in names)
+
+
+def _check_writable(report: Path, cache_dir: Path) -> None:
+    """An evaluation that takes minutes must not end because of a folder."""
+    for folder in (report.parent, cache_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    if report.is_dir():
+        raise InputError(f"{report} is a folder; move it away")
 
 
 def _finished(

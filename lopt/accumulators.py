@@ -91,7 +91,9 @@ def init(
         row, column = _without(shape, d0), _without(shape, d1)
 
     def zeros(number: int, shape: tuple[int, ...] | None) -> jax.Array | None:
-        return jnp.zeros((number, *shape), dtype) if number and shape else None
+        if shape is None or not number:
+            return None
+        return jnp.zeros((number, *shape), dtype)
 
     return TensorState(
         momentum=jnp.zeros((num_decays, *shape), dtype),

@@ -40,6 +40,15 @@ class LearnedOptimizer(Protocol):
         ...
 
 
+def frozen_parts(owner: Any) -> tuple[str, ...]:
+    """Parts of θ, names at its top level, that meta-training leaves alone.
+
+    An optimizer, and whatever stands for one, says so by a property `frozen` (see
+    `Celo.frozen`); most have none.
+    """
+    return tuple(getattr(owner, "frozen", ()))
+
+
 def is_masked(leaf: Any) -> bool:
     """Whether optax hides this tensor, as `optax.multi_transform` does.
 

@@ -13,33 +13,25 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import checks, scaled_mlp, tensors
+from lopt import checks, scaled_mlp
 from lopt.accumulators import TensorState
 from lopt.base import Specs, Theta
 from lopt.epsilons import Epsilons
 from lopt.per_parameter_mlp import Layers
 from lopt.scaled_mlp import VELO_EPSILONS, ScaledMLP
-from lopt.tensor_lstm import TensorLSTM, TensorLSTMState, check_loss
-from lopt.tensors import Arrangement
+from lopt.tensor_lstm import ScheduledState, TensorLSTM
+from lopt.tensors import Arrangement, need, need_loss
 from parametrization.rules import STANDARD, Rules
 
 Part = Literal["rule", "scheduler"]
 """A sub-tree of θ."""
 Phase = Literal["rule", "scheduler", "both"]
-
-
-class CeloState(NamedTuple):
-    """State of the transformation."""
-
-    step: jax.Array  # [] int32, updates done
-    tensors: Any  # tree of TensorState, parallel to the parameters
-    scheduler: TensorLSTMState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,48 +111,37 @@ class Celo:
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
 
-        def init(params: optax.Params) -> CeloState:
-            rows = Arrangement(params, params, specs).num_tensors
-            return CeloState(
-                step=jnp.zeros([], jnp.int32),
-                tensors=tensors.init_states(params, specs, self.rule.empty),
-                scheduler=self.scheduler.initial_state(theta["scheduler"], rows),
+        def init(params: optax.Params) -> ScheduledState:
+            return self.scheduler.begin(
+                theta["scheduler"], params, specs, self.rule.empty
             )
 
         def update(
             updates: optax.Updates,
-            state: CeloState,
+            state: ScheduledState,
             params: optax.Params | None = None,
             *,
             loss: jax.typing.ArrayLike | None = None,
             **extra_args: Any,
-        ) -> tuple[optax.Updates, CeloState]:
+        ) -> tuple[optax.Updates, ScheduledState]:
             del extra_args
+            arrangement = Arrangement(updates, need(params, "Celo"), specs)
             factor, scheduler = jnp.ones([], jnp.float32), state.scheduler
-            if self.phase == "rule":
-                loss = 0.0  # not needed
-            check_loss("Celo", params, loss)
-            assert loss is not None
             if self.phase != "rule":
+                loss = need_loss(loss, "Celo")
                 schedule, scheduler = self.scheduler.apply(
                     theta["scheduler"], state.scheduler, loss, state.step, num_steps
                 )
                 factor = schedule.step_mult[0]
-            arrangement = Arrangement(updates, params, specs)
-            moved = [
-                tensors.over(self._mover(theta["rule"], factor), *stacks)
-                for stacks in zip(
-                    arrangement.stack(updates),
-                    arrangement.stack(params),
-                    arrangement.stack_states(state.tensors),
-                    arrangement.each(self.rules.gradient_scale),
-                    arrangement.each(self.rules.step_scale),
-                    strict=True,
-                )
-            ]
-            new = arrangement.unstack_states([new for _, new in moved], state.tensors)
-            steps = arrangement.unstack([step for step, _ in moved])
-            return steps, CeloState(state.step + 1, new, scheduler)
+            steps, new = arrangement.move(
+                self._mover(theta["rule"], factor),
+                state.tensors,
+                arrangement.stack(updates),
+                arrangement.stack(params),
+                arrangement.each(self.rules.gradient_scale),
+                arrangement.each(self.rules.step_scale),
+            )
+            return steps, ScheduledState(state.step + 1, new, scheduler)
 
         return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
@@ -168,9 +149,9 @@ class Celo:
         """The rule for one tensor."""
 
         def move(
+            state: TensorState,
             grad: jax.Array,
             param: jax.Array,
-            state: TensorState,
             gradient_scale: jax.Array,
             step_scale: jax.Array,
         ) -> tuple[jax.Array, TensorState]:

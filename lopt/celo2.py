@@ -29,9 +29,10 @@ import optax
 
 from lopt import accumulators, checks, features, per_parameter_mlp, tensors
 from lopt.accumulators import Complements, TensorState
-from lopt.base import Specs, Theta, is_masked
-from lopt.baselines import (
-    learning_rate_schedule,
+from lopt.base import Specs, Theta
+from lopt.baselines.links import (
+    add_decayed_weights,
+    in_float32,
     scale_by_specs,
     unscale_gradients,
 )
@@ -40,16 +41,14 @@ from lopt.epsilons import Epsilons
 from lopt.features import Counts, Quantities
 from lopt.matrices import is_matrix, matrix_spec, on_matrices
 from lopt.orthogonal import newton_schulz
-from lopt.schedules import AnySchedule, check_schedule
-from lopt.tensors import need
+from lopt.sanitizer import GRADIENT_BOUND
+from lopt.schedules import AnySchedule, check_schedule, learning_rate_schedule
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
 
 FLOORS = Epsilons(normalizer=1e-9, second_moment=1e-8, one_dimensional=1e-37)
 """The floors of the original."""
 
-GRADIENT_BOUND = 1000.0
-"""Gradients of matrices are clipped to ±this first, as the original does."""
 
 OUTPUT_FLOOR = 1e-9
 """Added to the mean square by which a step is normalized."""
@@ -151,29 +150,18 @@ class Celo2:
             jax.tree.map(lambda s: matrix_spec(s) if is_matrix(s) else s, specs),
             self._scale,
         )
+        decay = add_decayed_weights(self.weight_decay)
         by_role = optax.multi_transform(
-            {"matrix": on_matrices(rule, specs), "other": self._adam(specs)},
+            {
+                "matrix": optax.chain(on_matrices(rule, specs), *decay),
+                "other": optax.chain(
+                    self._adam(specs), *decay, optax.scale(self.adam_mult)
+                ),
+            },
             jax.tree.map(lambda s: "matrix" if is_matrix(s) else "other", specs),
         )
-        decay = self._decay(specs) if self.weight_decay else optax.identity()
         steps = optax.scale_by_learning_rate(schedule)
-        chain = optax.chain(clipping(self.clip_norm), by_role, decay, steps)
-        return tensors.in_dtype_of_parameters(chain)
-
-    def features(
-        self, theta: Theta, state: tensors.RuleState, grads: Any, params: Any
-    ) -> Any:
-        """Inputs of the network in the next update, `[in, out, F]` of each matrix.
-
-        `state` is that of the matrices alone.
-        """
-        del theta
-
-        def one(grad: jax.Array, param: jax.Array, tensor: TensorState) -> jax.Array:
-            _, q = self._accumulate(tensor, grad, param)
-            return features.all_features(features.VELO, q)
-
-        return jax.tree.map(one, grads, params, state.tensors)
+        return in_float32(optax.chain(clipping(self.clip_norm), by_role, steps))
 
     @property
     def _counts(self) -> Counts:
@@ -220,29 +208,14 @@ class Celo2:
             unscale_gradients(specs, self.rules),
             adam,
             scale_by_specs(specs, self.rules),
-            optax.scale(self.adam_mult),
         )
-
-    def _decay(self, specs: Specs) -> optax.GradientTransformation:
-        def update(updates: optax.Updates, params: optax.Params | None = None) -> Any:
-            def one(step: Any, param: Any, spec: ParamSpec) -> Any:
-                if is_masked(step):
-                    return step
-                mult = 1.0 if is_matrix(spec) else self.adam_mult
-                return step + self.weight_decay * mult * param
-
-            return jax.tree.map(one, updates, need(params), specs, is_leaf=is_masked)
-
-        return optax.stateless(update)
 
 
 def _uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     """Adam without bias correction, epsilon added to the second moment."""
 
     def init(params: optax.Params) -> tuple[Any, Any]:
-        zeros = jax.tree.map(
-            lambda p: jnp.zeros(jnp.shape(p), tensors.accumulator_dtype(p)), params
-        )
+        zeros = jax.tree.map(jnp.zeros_like, params)
         return zeros, zeros
 
     def update(
@@ -254,9 +227,7 @@ def _uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransfo
         m, v = state
         m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, m, updates)
         v = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, v, updates)
-        steps = jax.tree.map(
-            lambda m, v, g: (m * jax.lax.rsqrt(v + eps)).astype(g.dtype), m, v, updates
-        )
+        steps = jax.tree.map(lambda m, v: m * jax.lax.rsqrt(v + eps), m, v)
         return steps, (m, v)
 
     return optax.GradientTransformation(init, update)

@@ -11,32 +11,22 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import accumulators, checks, sanitizer, tensors
+from lopt import accumulators, checks, sanitizer
 from lopt.accumulators import Complements, TensorState, present
 from lopt.base import Specs, Theta
 from lopt.baselines import base
 from lopt.epsilons import PAPER
-from lopt.tensor_lstm import TensorLSTM, TensorLSTMState, check_loss
-from lopt.tensors import Arrangement
+from lopt.tensor_lstm import ScheduledState, TensorLSTM
+from lopt.tensors import Arrangement, need, need_loss
 from parametrization.rules import STANDARD, Rules
 
-GRADIENT_BOUND = 1000.0
-"""Gradients are clipped to ± this, entry by entry."""
 _INNER_FLOOR = 1e-10
-
-
-class CeloAdamState(NamedTuple):
-    """State of the transformation."""
-
-    step: jax.Array  # [] int32, updates done
-    tensors: Any  # tree of TensorState, parallel to the parameters
-    scheduler: TensorLSTMState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,43 +71,31 @@ class CeloAdam:
         def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> TensorState:
             return accumulators.init(shape, 1, dtype, num_factored=0)
 
-        def init(params: optax.Params) -> CeloAdamState:
-            rows = Arrangement(params, params, specs).num_tensors
-            return CeloAdamState(
-                step=jnp.zeros([], jnp.int32),
-                tensors=tensors.init_states(params, specs, empty),
-                scheduler=self.scheduler.initial_state(theta["scheduler"], rows),
-            )
+        def init(params: optax.Params) -> ScheduledState:
+            return self.scheduler.begin(theta["scheduler"], params, specs, empty)
 
         def update(
             updates: optax.Updates,
-            state: CeloAdamState,
+            state: ScheduledState,
             params: optax.Params | None = None,
             *,
             loss: jax.typing.ArrayLike | None = None,
             **extra_args: Any,
-        ) -> tuple[optax.Updates, CeloAdamState]:
+        ) -> tuple[optax.Updates, ScheduledState]:
             del extra_args
-            check_loss("CeloAdam", params, loss)
-            assert loss is not None
+            arrangement = Arrangement(updates, need(params, "CeloAdam"), specs)
+            loss = need_loss(loss, "CeloAdam")
             schedule, scheduler = self.scheduler.apply(
                 theta["scheduler"], state.scheduler, loss, state.step, num_steps
             )
-            arrangement = Arrangement(updates, params, specs)
-            move = self._mover(schedule.step_mult[0], state.step + 1)
-            moved = [
-                tensors.over(move, *stacks)
-                for stacks in zip(
-                    arrangement.stack(updates),
-                    arrangement.stack_states(state.tensors),
-                    arrangement.each(self.rules.gradient_scale),
-                    arrangement.each(self.rules.step_scale),
-                    strict=True,
-                )
-            ]
-            new = arrangement.unstack_states([new for _, new in moved], state.tensors)
-            steps = arrangement.unstack([step for step, _ in moved])
-            return steps, CeloAdamState(state.step + 1, new, scheduler)
+            steps, new = arrangement.move(
+                self._mover(schedule.step_mult[0], state.step + 1),
+                state.tensors,
+                arrangement.stack(updates),
+                arrangement.each(self.rules.gradient_scale),
+                arrangement.each(self.rules.step_scale),
+            )
+            return steps, ScheduledState(state.step + 1, new, scheduler)
 
         return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
@@ -125,13 +103,13 @@ class CeloAdam:
         """The rule for one tensor; `count` updates are done with this one."""
 
         def move(
-            grad: jax.Array,
             old: TensorState,
+            grad: jax.Array,
             gradient_scale: jax.Array,
             step_scale: jax.Array,
         ) -> tuple[jax.Array, TensorState]:
             dtype = grad.dtype
-            grad = sanitizer.bounded(grad / gradient_scale, GRADIENT_BOUND)
+            grad = sanitizer.bounded(grad / gradient_scale, sanitizer.GRADIENT_BOUND)
             weights = [accumulators.fixed((b,), dtype) for b in (self.b1, self.b2)]
             new = accumulators.update(old, grad, Complements(*weights), PAPER)
             m = new.momentum[0] / (1.0 - self.b1 ** count.astype(dtype))

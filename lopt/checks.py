@@ -48,6 +48,15 @@ def positive(owner: Any, *names: str) -> None:
             raise ValueError(f"{name} = {value} must be positive, at most {LARGEST}")
 
 
+def not_negative(owner: Any, *names: str) -> None:
+    """Fields that are finite and not below 0."""
+    for name in names:
+        value = getattr(owner, name)
+        _number(name, value)
+        if not 0 <= value <= LARGEST:
+            raise ValueError(f"{name} = {value} must not be negative")
+
+
 def network(owner: Any) -> None:
     """Sizes and scales of a per-parameter network."""
     positive_integer(owner, "hidden_size", "hidden_layers")
@@ -58,14 +67,22 @@ def network(owner: Any) -> None:
         within(owner, name, -1e3, 1e3)
 
 
+def decay(owner: Any, *names: str) -> None:
+    """Fields that are decays of running averages."""
+    for name in names:
+        value = getattr(owner, name)
+        _number(name, value)
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"{name} = {value} must lie in [0, 1)")
+
+
 def decays(owner: Any, *names: str) -> None:
     """Fields that hold a decay or several; there must be one."""
     for name in names:
         value = getattr(owner, name)
-        several = value if isinstance(value, tuple) else (value,)
-        if not several:
+        if value == ():
             raise ValueError(f"{name} = () must name at least one decay")
-        for decay in several:
+        for decay in value if isinstance(value, tuple) else (value,):
             _number(name, decay)
             if not 0.0 <= decay < 1.0:
                 raise ValueError(f"{name}: decay {decay} must lie in [0, 1)")

@@ -1,4 +1,4 @@
-"""A dense layer as a dict of arrays: what the recurrent optimizers are built from."""
+"""A dense layer as a dict of arrays: what all networks here are built from."""
 
 from __future__ import annotations
 

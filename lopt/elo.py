@@ -21,13 +21,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import checks, tensors
+from lopt import checks
 from lopt.base import Specs, Theta
-from lopt.baselines import learning_rate_schedule
+from lopt.baselines.links import add_decayed_weights, in_float32
 from lopt.celo2 import Celo2
 from lopt.clipping import clipping
 from lopt.epsilons import PAPER, Epsilons
-from lopt.schedules import AnySchedule, WarmupCosine, check_schedule
+from lopt.schedules import (
+    AnySchedule,
+    WarmupCosine,
+    check_schedule,
+    learning_rate_schedule,
+)
 from lopt.small_fc import SmallFC
 from parametrization.rules import STANDARD, Rules
 
@@ -110,10 +115,10 @@ class ELO:
             clipping(self.clip_norm),
             self.rule.as_optax({**theta, **offsets}, specs, num_steps),
             optax.scale(-1.0),  # a step to be subtracted, as weight decay expects
-            optax.add_decayed_weights(self.weight_decay),
+            *add_decayed_weights(self.weight_decay),
             optax.scale_by_learning_rate(schedule),
         ]
-        return tensors.in_dtype_of_parameters(optax.chain(*links))
+        return in_float32(optax.chain(*links))
 
 
 ELO_CELO2 = Celo2(

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lopt import checks
 from lopt.base import Specs, Theta
 from lopt.baselines import base
 from lopt.baselines.links import in_float32, scale_by_specs, unscale_gradients
@@ -35,7 +36,7 @@ class LearnableSGD:
     COMPLETEP_SGD_LIKE."""
 
     def __post_init__(self) -> None:
-        base.check_positive("initial_learning_rate", self.initial_learning_rate)
+        checks.positive(self, "initial_learning_rate")
         base.check_proportional(self.rules, "SGD")
 
     def init(self, key: jax.Array) -> Theta:
@@ -67,8 +68,8 @@ class LearnableSGDM:
     COMPLETEP_SGD_LIKE."""
 
     def __post_init__(self) -> None:
-        base.check_positive("initial_learning_rate", self.initial_learning_rate)
-        base.check_decay("initial_momentum", self.initial_momentum)
+        checks.positive(self, "initial_learning_rate")
+        checks.decay(self, "initial_momentum")
         base.check_proportional(self.rules, "SGD")
 
     def init(self, key: jax.Array) -> Theta:
@@ -111,10 +112,8 @@ class LearnableAdam:
     """Parametrization that scales the steps: STANDARD, ADAM_LIKE or COMPLETEP."""
 
     def __post_init__(self) -> None:
-        base.check_positive("initial_learning_rate", self.initial_learning_rate)
-        base.check_positive("initial_eps", self.initial_eps)
-        base.check_decay("initial_b1", self.initial_b1)
-        base.check_decay("initial_b2", self.initial_b2)
+        checks.positive(self, "initial_learning_rate", "initial_eps")
+        checks.decay(self, "initial_b1", "initial_b2")
         base.check_normalized(self.rules, "Adam's")
 
     def init(self, key: jax.Array) -> Theta:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from lopt.base import Specs, is_masked
-from lopt.tensors import need
+from lopt.tensors import RULE, need
 from parametrization.axes import LOOKUP_NAMES, Axes
 from parametrization.spec import ParamSpec
 
@@ -90,7 +90,7 @@ def on_matrices(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         grads = reshaped(updates, matrix_spec)
-        values = reshaped(need(params), matrix_spec)
+        values = reshaped(need(params, RULE), matrix_spec)
         steps, state = transformation.update(grads, state, values, **extra_args)
         return reshaped(steps, lambda spec: spec), state
 

@@ -31,7 +31,8 @@ from lopt import checks, dense, lstm, tensors
 from lopt import tensor_statistics as statistics
 from lopt.base import Specs, Theta
 from lopt.lstm import LSTMState
-from lopt.tensors import Arrangement
+from lopt.sanitizer import GRADIENT_BOUND
+from lopt.tensors import Arrangement, need
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
 
@@ -39,8 +40,6 @@ HYPERPARAMETERS = ("learning_rate", "b1", "b2", "epsilon")
 """Columns of the hyperparameters, in order."""
 FEATURES = 19
 """Inputs of the LSTM."""
-GRADIENT_BOUND = 1000.0
-"""Gradients are clipped to ± this, entry by entry."""
 
 # Where the hyperparameters may go, in the space in which they are learned.
 _LOWEST = (0.1 * math.log(1e-8), -1.0, -1.0, 0.1 * math.log(1e-11))
@@ -134,8 +133,7 @@ class NNAdam:
             **extra_args: Any,
         ) -> tuple[optax.Updates, NNAdamState]:
             del extra_args
-            if params is None:
-                raise ValueError("NNAdam needs params: update(grads, state, params)")
+            params = need(params, "NNAdam")
             arrangement = Arrangement(updates, params, specs)
             if not arrangement.groups:
                 return updates, state._replace(step=state.step + 1)

@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import checks
-from lopt.accumulators import fixed
+from lopt import accumulators, checks
+from lopt.accumulators import Complements, TensorState, fixed, present
 from lopt.base import LearnedOptimizer, Specs, Theta, is_masked
+from lopt.epsilons import PAPER
 from lopt.tensors import accumulator_dtype, need
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
@@ -37,8 +38,7 @@ class NominalState(NamedTuple):
     """State of the transformation."""
 
     rule: optax.OptState
-    momenta: Any  # [K, *S] for each parameter
-    second_moment: Any  # [*S]
+    tensors: Any  # tree of TensorState, parallel to the parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,15 +95,14 @@ class Nominal:
         rule = self.inner.as_optax(theta["inner"], specs, num_steps)
 
         def init(params: optax.Params) -> NominalState:
-            def zeros(param: jax.Array, lead: tuple[int, ...] = ()) -> jax.Array:
-                return jnp.zeros(lead + jnp.shape(param), accumulator_dtype(param))
+            decays = len(self.momentum_decays)
 
-            lead = (len(self.momentum_decays),)
-            return NominalState(
-                rule.init(params),
-                jax.tree.map(lambda p: zeros(p, lead), params),
-                jax.tree.map(zeros, params),
-            )
+            def empty(param: jax.Array) -> TensorState:
+                dtype = accumulator_dtype(param)
+                shape = jnp.shape(param)
+                return accumulators.init(shape, decays, dtype, num_factored=0)
+
+            return NominalState(rule.init(params), jax.tree.map(empty, params))
 
         def update(
             updates: optax.Updates,
@@ -111,32 +110,30 @@ class Nominal:
             params: optax.Params | None = None,
             **extra_args: Any,
         ) -> tuple[optax.Updates, NominalState]:
-            params = need(params)
+            params = need(params, "Nominal")
             steps, inner = rule.update(updates, state.rule, params, **extra_args)
-            momenta = jax.tree.map(self._momenta, updates, state.momenta)
-            second = jax.tree.map(self._second_moment, updates, state.second_moment)
 
-            def one(step: Any, grad: Any, param: Any, *rest: Any) -> Any:
-                if is_masked(grad):
-                    return grad
-                return self._sum(theta, step, grad, param, *rest)
+            def average(grad: Any, tensor: Any) -> Any:
+                return tensor if is_masked(grad) else self._accumulate(tensor, grad)
 
+            def one(step: Any, grad: Any, *rest: Any) -> Any:
+                return grad if is_masked(grad) else self._sum(theta, step, grad, *rest)
+
+            new = jax.tree.map(average, updates, state.tensors, is_leaf=is_masked)
             total = jax.tree.map(
-                one, steps, updates, params, momenta, second, specs, is_leaf=is_masked
+                one, steps, updates, params, new, specs, is_leaf=is_masked
             )
-            return total, NominalState(inner, momenta, second)
+            return total, NominalState(inner, new)
 
         return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
-    def _momenta(self, grad: jax.Array, old: jax.Array) -> jax.Array:
-        weight = fixed(self.momentum_decays, old.dtype)
-        weight = weight.reshape((-1,) + (1,) * grad.ndim)
-        return (1.0 - weight) * old + weight * grad[None]
-
-    def _second_moment(self, grad: jax.Array, old: jax.Array) -> jax.Array:
-        grad = grad.astype(old.dtype)
-        decay = self.second_moment_decay
-        return decay * old + (1.0 - decay) * grad * grad
+    def _accumulate(self, state: TensorState, grad: jax.Array) -> TensorState:
+        dtype = state.momentum.dtype
+        weights = Complements(
+            fixed(self.momentum_decays, dtype),
+            fixed((self.second_moment_decay,), dtype),
+        )
+        return accumulators.update(state, grad.astype(dtype), weights, PAPER)
 
     def _sum(
         self,
@@ -144,11 +141,12 @@ class Nominal:
         step: jax.Array,
         grad: jax.Array,
         param: jax.Array,
-        momenta: jax.Array,
-        second_moment: jax.Array,
+        state: TensorState,
         spec: ParamSpec,
     ) -> jax.Array:
         """The step of one parameter, in its dtype."""
+        momenta = state.momentum
+        second_moment = present(state.second_moment, "second moment")[0]
         root = jax.lax.rsqrt(second_moment + self.eps)
         slowest = max(range(len(momenta)), key=self.momentum_decays.__getitem__)
         direction = {

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lopt import blocked, features, first_layer, forms, kernels
+from lopt import blocked, dense, features, first_layer, forms, kernels
 from lopt.accumulators import TensorState
 from lopt.epsilons import Epsilons
 from lopt.features import FeatureSet, Quantities
@@ -40,16 +40,15 @@ def init(
         `{"layer_0": {"kernel": [in, out], "bias": [out]}, ...}`.
     """
     sizes = (num_inputs, *[hidden_size] * hidden_layers, outputs)
-    layers = {}
-    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        normal = jax.random.truncated_normal(
-            jax.random.fold_in(key, i), -2.0, 2.0, (fan_in, fan_out)
+    return {
+        f"layer_{i}": dense.init(
+            jax.random.fold_in(key, i),
+            fan_in,
+            fan_out,
+            output_scale if i == hidden_layers else 1.0,
         )
-        kernel = normal / jnp.sqrt(fan_in)
-        layers[f"layer_{i}"] = {"kernel": kernel, "bias": jnp.zeros(fan_out)}
-    last = layers[f"layer_{hidden_layers}"]
-    last["kernel"] = output_scale * last["kernel"]
-    return layers
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes))
+    }
 
 
 def displacement(
@@ -89,9 +88,7 @@ def apply(
     """
     hidden = _first_layer(layers["layer_0"], feature_set, q)
     for i in range(1, len(layers)):
-        layer = layers[f"layer_{i}"]
-        product = jnp.maximum(hidden, 0.0) @ layer["kernel"]
-        hidden = product + jnp.broadcast_to(layer["bias"], product.shape)
+        hidden = dense.apply(layers[f"layer_{i}"], jnp.maximum(hidden, 0.0))
     return hidden
 
 

@@ -55,7 +55,7 @@ from lopt.features import (
 )
 from lopt.loss_normalizer import LossAverages
 from lopt.lstm import LSTMState
-from lopt.tensors import Arrangement
+from lopt.tensors import Arrangement, need, need_loss
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
 
@@ -198,12 +198,8 @@ class RNNMLP:
             **extra_args: Any,
         ) -> tuple[optax.Updates, RNNMLPState]:
             del extra_args
-            if params is None:
-                raise ValueError("RNNMLP needs params: update(grads, state, params)")
-            if loss is None:
-                raise ValueError(
-                    "RNNMLP needs the loss: update(grads, state, params, loss=loss)"
-                )
+            params = need(params, "RNNMLP")
+            loss = need_loss(loss, "RNNMLP")
             arrangement = Arrangement(updates, params, specs)
             if not arrangement.groups:
                 return updates, state._replace(step=state.step + 1)

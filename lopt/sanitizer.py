@@ -16,6 +16,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+GRADIENT_BOUND = 1000.0
+"""Entries of gradients are clipped to ± this by NNAdam, VeLO, Celo and CELO2."""
+
 
 def finite(values: jax.Array) -> jax.Array:
     """What is said of tensors to each other: 0 where a tensor's is not finite.

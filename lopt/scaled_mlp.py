@@ -27,9 +27,6 @@ from lopt.features import VELO, Counts, Quantities
 from lopt.per_parameter_mlp import Layers
 from parametrization.rules import ADAM_LIKE, STANDARD
 
-GRADIENT_BOUND = 1000.0
-"""Gradients are clipped to ± this, entry by entry."""
-
 VELO_EPSILONS = dataclasses.replace(PAPER, one_dimensional=1e-37)
 """Those of the paper; the momentum of a vector is divided by the bare root."""
 
@@ -71,7 +68,7 @@ class ScaledMLP:
         self, state: TensorState, grad: jax.Array, gradient_scale: jax.Array
     ) -> tuple[jax.Array, TensorState]:
         """The gradient `[*S]` as the base model would see it, clipped; accumulators."""
-        grad = sanitizer.bounded(grad / gradient_scale, GRADIENT_BOUND)
+        grad = sanitizer.bounded(grad / gradient_scale, sanitizer.GRADIENT_BOUND)
         weights = Complements(
             *(
                 accumulators.fixed(decays, grad.dtype)
@@ -95,8 +92,9 @@ class ScaledMLP:
     ) -> jax.Array:
         """How far a tensor `[*S]` moves against the outputs, at factor 1."""
         q = self.quantities(grad, param, state)
-        out = per_parameter_mlp.apply(layers, features.VELO, q)
-        step = self.step_mult * out[..., 0] * jnp.exp(self.exp_mult * out[..., 1])
+        step = self.step_mult * per_parameter_mlp.displacement(
+            layers, features.VELO, q, self.exp_mult
+        )
         if self.param_scale_mult:
             step = step * jnp.sqrt(jnp.mean(param * param) + 1e-9)
         return step

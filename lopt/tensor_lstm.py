@@ -20,17 +20,20 @@ References:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from lopt import dense, loss_buffer, lstm, sanitizer
 from lopt import tensor_statistics as statistics
 from lopt.accumulators import TensorState, present
-from lopt.base import Theta
+from lopt.base import Specs, Theta
 from lopt.loss_buffer import LossBuffer
 from lopt.lstm import LSTMState
+from lopt.tensors import Arrangement, init_states
 
 FRACTIONS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 """Fractions of the run at which a feature of the fraction done changes sign."""
@@ -52,6 +55,14 @@ class TensorLSTMState(NamedTuple):
 
     lstm: LSTMState  # [R, H]
     losses: LossBuffer
+
+
+class ScheduledState(NamedTuple):
+    """State of an optimizer whose steps the LSTM schedules."""
+
+    step: jax.Array  # [] int32, updates done
+    tensors: Any  # tree of TensorState, parallel to the parameters
+    scheduler: TensorLSTMState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +110,21 @@ class TensorLSTM:
         memory = lstm.initial_state(theta["lstm"], rows)
         dtype = jnp.promote_types(memory.hidden.dtype, jnp.float32)
         return TensorLSTMState(memory, loss_buffer.init(dtype))
+
+    def begin(
+        self,
+        theta: Theta,
+        params: optax.Params,
+        specs: Specs,
+        empty: Callable[[tuple[int, ...], Any], TensorState],
+    ) -> ScheduledState:
+        """The first state of an optimizer whose tensors begin as `empty` says."""
+        rows = Arrangement(params, params, specs).num_tensors
+        return ScheduledState(
+            step=jnp.zeros([], jnp.int32),
+            tensors=init_states(params, specs, empty),
+            scheduler=self.initial_state(theta, rows),
+        )
 
     def apply(
         self,
@@ -192,19 +218,3 @@ def tensor_features(param: jax.Array, state: TensorState) -> jax.Array:
 
 def _magnitude(x: jax.Array) -> jax.Array:
     return 0.5 * statistics.log_magnitude(10.0 * x)
-
-
-def check_loss(name: str, params: Any, loss: Any) -> None:
-    """Whether an update was given what a scheduled rule needs.
-
-    Raises:
-        ValueError: naming the optimizer and what is missing.
-    """
-    if params is None:
-        raise ValueError(f"{name} needs params: update(grads, state, params)")
-    if loss is None:
-        raise ValueError(
-            f"{name} needs the loss: update(grads, state, params, loss=loss)"
-        )
-    if jnp.shape(loss):
-        raise ValueError(f"loss has shape {jnp.shape(loss)}, must be one number")

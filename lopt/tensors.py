@@ -150,6 +150,27 @@ class Arrangement:
                 )
         return self._structure.unflatten(leaves)
 
+    def move(
+        self, rule: Callable[..., Any], states: Any, *stacks: list[Any]
+    ) -> tuple[Any, Any]:
+        """Applies a rule to every tensor.
+
+        Args:
+            rule: (state, then of each stack what is of this tensor) -> (step `[*S]`,
+                state).
+            states: parallel to the parameters.
+            stacks: `[n, ...]` for each group.
+
+        Returns:
+            Steps and new states, both parallel to the parameters.
+        """
+        moved = [
+            over(rule, *group)
+            for group in zip(self.stack_states(states), *stacks, strict=True)
+        ]
+        steps = self.unstack([step for step, _ in moved])
+        return steps, self.unstack_states([new for _, new in moved], states)
+
     def each(self, function: Callable[[ParamSpec], float]) -> list[Any]:
         """A number of each spec, `[n]` for each group."""
         values = []
@@ -190,6 +211,9 @@ class RuleState(NamedTuple):
     tensors: Any  # a state for each tensor, parallel to the parameters
 
 
+RULE = "a learned optimizer"
+"""Its name, where a rule has none of its own."""
+
 Move = Callable[[jax.Array, jax.Array, Any, jax.Array], tuple[jax.Array, Any]]
 """(gradient `[*S]`, parameter `[*S]`, state, `[]` updates done before) -> (step `[*S]`,
 to be added to the parameter, and new state)."""
@@ -220,59 +244,40 @@ def transformation(
         **extra_args: Any,
     ) -> tuple[optax.Updates, RuleState]:
         del extra_args
-        arrangement = Arrangement(updates, need(params), specs)
+        arrangement = Arrangement(updates, need(params, RULE), specs)
 
-        def one(grad: Any, param: Any, tensor: Any, scale: Any) -> tuple[Any, Any]:
+        def one(tensor: Any, grad: Any, param: Any, scale: Any) -> tuple[Any, Any]:
             step, tensor = move(grad, param, tensor, state.step)
             return scale * step, tensor
 
-        moved = [
-            over(one, *stacks)
-            for stacks in zip(
-                arrangement.stack(updates),
-                arrangement.stack(params),
-                arrangement.stack_states(state.tensors),
-                arrangement.each(scale),
-                strict=True,
-            )
-        ]
-        steps = arrangement.unstack([step for step, _ in moved])
-        new = arrangement.unstack_states([new for _, new in moved], state.tensors)
+        steps, new = arrangement.move(
+            one,
+            state.tensors,
+            arrangement.stack(updates),
+            arrangement.stack(params),
+            arrangement.each(scale),
+        )
         return steps, RuleState(state.step + 1, new)
 
     return optax.GradientTransformationExtraArgs(start, update)  # pyright: ignore
 
 
-def in_dtype_of_parameters(
-    transformation: optax.GradientTransformationExtraArgs,
-) -> optax.GradientTransformationExtraArgs:
-    """A transformation whose steps have the parameters' dtypes."""
-
-    def update(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        steps, state = transformation.update(updates, state, params, **extra_args)
-        steps = jax.tree.map(
-            lambda s, p: s if is_masked(s) else s.astype(jnp.result_type(p)),
-            steps,
-            need(params),
-            is_leaf=is_masked,
-        )
-        return steps, state
-
-    return optax.GradientTransformationExtraArgs(transformation.init, update)  # pyright: ignore
-
-
-def need(params: optax.Params | None) -> optax.Params:
+def need(params: optax.Params | None, name: str) -> optax.Params:
     """The parameters, which optax lets a caller omit."""
     if params is None:
-        raise ValueError(
-            "a learned optimizer needs params: update(grads, state, params)"
-        )
+        raise ValueError(f"{name} needs params: update(grads, state, params)")
     return params
+
+
+def need_loss(loss: jax.typing.ArrayLike | None, name: str) -> jax.typing.ArrayLike:
+    """The loss `[]` before the update, which some rules look at."""
+    if loss is None:
+        raise ValueError(
+            f"{name} needs the loss: update(grads, state, params, loss=loss)"
+        )
+    if jnp.shape(loss):
+        raise ValueError(f"loss has shape {jnp.shape(loss)}, must be one number")
+    return loss
 
 
 def init_states(

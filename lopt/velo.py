@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,25 +28,16 @@ from lopt.epsilons import Epsilons
 from lopt.per_parameter_mlp import Layers
 from lopt.scaled_mlp import VELO_EPSILONS, ScaledMLP
 from lopt.tensor_lstm import (
+    ScheduledState,
     TensorLSTM,
-    TensorLSTMState,
-    check_loss,
     num_tensor_features,
     tensor_features,
 )
-from lopt.tensors import Arrangement
+from lopt.tensors import Arrangement, need, need_loss
 from parametrization.rules import STANDARD, Rules
 
 MIX_MULT = 100.0
 """Factor on the mixed weights."""
-
-
-class VeLOState(NamedTuple):
-    """State of the transformation."""
-
-    step: jax.Array  # [] int32, updates done
-    tensors: Any  # tree of TensorState, parallel to the parameters
-    scheduler: TensorLSTMState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,26 +114,22 @@ class VeLO:
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
 
-        def init(params: optax.Params) -> VeLOState:
-            rows = Arrangement(params, params, specs).num_tensors
-            return VeLOState(
-                step=jnp.zeros([], jnp.int32),
-                tensors=tensors.init_states(params, specs, self.rule.empty),
-                scheduler=self.scheduler.initial_state(theta["scheduler"], rows),
+        def init(params: optax.Params) -> ScheduledState:
+            return self.scheduler.begin(
+                theta["scheduler"], params, specs, self.rule.empty
             )
 
         def update(
             updates: optax.Updates,
-            state: VeLOState,
+            state: ScheduledState,
             params: optax.Params | None = None,
             *,
             loss: jax.typing.ArrayLike | None = None,
             **extra_args: Any,
-        ) -> tuple[optax.Updates, VeLOState]:
+        ) -> tuple[optax.Updates, ScheduledState]:
             del extra_args
-            check_loss("VeLO", params, loss)
-            assert loss is not None
-            arrangement = Arrangement(updates, params, specs)
+            arrangement = Arrangement(updates, need(params, "VeLO"), specs)
+            loss = need_loss(loss, "VeLO")
             if not arrangement.groups:
                 return updates, state._replace(step=state.step + 1)
             values = arrangement.stack(params)
@@ -156,21 +143,16 @@ class VeLO:
                 *(theta["scheduler"], state.scheduler, loss, state.step, num_steps),
                 tensors=seen,
             )
-            moved = [
-                tensors.over(self._mover(theta["bank"]), *stacks)
-                for stacks in zip(
-                    arrangement.stack(updates),
-                    values,
-                    states,
-                    arrangement.split(schedule),
-                    arrangement.each(self.rules.gradient_scale),
-                    arrangement.each(self.rules.step_scale),
-                    strict=True,
-                )
-            ]
-            new = arrangement.unstack_states([new for _, new in moved], state.tensors)
-            steps = arrangement.unstack([step for step, _ in moved])
-            return steps, VeLOState(state.step + 1, new, scheduler)
+            steps, new = arrangement.move(
+                self._mover(theta["bank"]),
+                state.tensors,
+                arrangement.stack(updates),
+                values,
+                arrangement.split(schedule),
+                arrangement.each(self.rules.gradient_scale),
+                arrangement.each(self.rules.step_scale),
+            )
+            return steps, ScheduledState(state.step + 1, new, scheduler)
 
         return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
@@ -178,9 +160,9 @@ class VeLO:
         """The rule for one tensor, its network mixed from the bank."""
 
         def move(
+            state: TensorState,
             grad: jax.Array,
             param: jax.Array,
-            state: TensorState,
             schedule: Any,
             gradient_scale: jax.Array,
             step_scale: jax.Array,

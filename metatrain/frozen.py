@@ -7,17 +7,10 @@ add no variance, nor moved, by weight decay either.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from lopt.base import Theta
-
-
-def frozen_parts(lopt: Any) -> tuple[str, ...]:
-    """Names of what is frozen at the top level of θ; most optimizers have none."""
-    return tuple(getattr(lopt, "frozen", ()))
 
 
 def keep_frozen(changes: Theta, parts: tuple[str, ...]) -> Theta:
@@ -26,14 +19,10 @@ def keep_frozen(changes: Theta, parts: tuple[str, ...]) -> Theta:
     Raises:
         ValueError: if θ has no such part.
     """
+    if not parts:
+        return changes
     for part in parts:
         if part not in changes:
             raise ValueError(f"frozen = {parts}: theta has no part {part!r}")
-    return (
-        {
-            name: jax.tree.map(jnp.zeros_like, part) if name in parts else part
-            for name, part in changes.items()
-        }
-        if parts
-        else changes
-    )
+    still = {part: jax.tree.map(jnp.zeros_like, changes[part]) for part in parts}
+    return changes | still

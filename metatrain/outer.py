@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lopt.base import LearnedOptimizer, Theta
+from lopt.base import LearnedOptimizer, Theta, frozen_parts
 from metatrain import inner
 from metatrain.estimators.base import Estimate, Problem, Windowed
 from metatrain.estimators.es import EvolutionStrategy
-from metatrain.frozen import frozen_parts, keep_frozen
+from metatrain.frozen import keep_frozen
 from metatrain.inner import InnerState
 from metatrain.keys import stream
 from metatrain.objective import Objective

@@ -6,6 +6,7 @@ import dataclasses
 
 import optax
 
+from lopt import checks
 from lopt.base import Specs
 from lopt.baselines import base
 from lopt.baselines.links import in_float32, scale_by_specs, unscale_gradients
@@ -48,11 +49,14 @@ class Adafactor(base.RateTuned):
     def __post_init__(self) -> None:
         base.check_common(self)
         base.check_normalized(self.rules, "Adafactor's")
-        base.check_positive("decay_exponent", self.decay_exponent)
-        base.check_positive("clipping_threshold", self.clipping_threshold)
-        base.check_positive("min_dim_size_to_factor", self.min_dim_size_to_factor)
-        base.check_positive("eps", self.eps)
-        base.check_not_negative("weight_decay", self.weight_decay)
+        checks.positive(
+            self,
+            "decay_exponent",
+            "clipping_threshold",
+            "min_dim_size_to_factor",
+            "eps",
+        )
+        checks.not_negative(self, "weight_decay")
         if self.multiply_by_parameter_scale and self.rules is not STANDARD:
             raise ValueError(
                 f"rules = {self.rules.name} cannot scale steps that are relative to "

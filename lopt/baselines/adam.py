@@ -6,6 +6,7 @@ import dataclasses
 
 import optax
 
+from lopt import checks
 from lopt.base import Specs
 from lopt.baselines import base
 from lopt.baselines.links import (
@@ -47,10 +48,9 @@ class Adam(base.RateTuned):
     def __post_init__(self) -> None:
         base.check_common(self)
         base.check_normalized(self.rules, "Adam's")
-        base.check_positive("eps", self.eps)
-        base.check_decay("b1", self.b1)
-        base.check_decay("b2", self.b2)
-        base.check_not_negative("weight_decay", self.weight_decay)
+        checks.positive(self, "eps")
+        checks.decay(self, "b1", "b2")
+        checks.not_negative(self, "weight_decay")
 
     def with_rate(
         self, rate: optax.Schedule, specs: Specs

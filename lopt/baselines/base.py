@@ -47,7 +47,7 @@ class RateTuned(abc.ABC):
 
 def check_common(baseline: RateTuned) -> None:
     """Checks learning rate and schedule."""
-    check_positive("learning_rate", baseline.learning_rate)
+    checks.positive(baseline, "learning_rate")
     check_schedule(baseline.schedule)
 
 
@@ -67,29 +67,3 @@ def check_proportional(rules: Rules, name: str) -> None:
             f"rules = {rules.name} scales steps of Θ(1) per element; those of {name} "
             "are proportional to the gradient: use SGD_LIKE or COMPLETEP_SGD_LIKE"
         )
-
-
-def check_positive(name: str, value: float) -> None:
-    """Refuses what is not a positive finite number."""
-    _check_number(name, value)
-    if not 0 < value <= checks.LARGEST:
-        raise ValueError(f"{name} = {value} must be positive, at most {checks.LARGEST}")
-
-
-def _check_number(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} = {value!r} must be a number")
-
-
-def check_not_negative(name: str, value: float) -> None:
-    """Refuses what is negative or not finite."""
-    _check_number(name, value)
-    if not 0 <= value <= checks.LARGEST:
-        raise ValueError(f"{name} = {value} must not be negative")
-
-
-def check_decay(name: str, value: float) -> None:
-    """Refuses what is no decay of a running average."""
-    _check_number(name, value)
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} = {value} must lie in [0, 1)")

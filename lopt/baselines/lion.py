@@ -6,6 +6,7 @@ import dataclasses
 
 import optax
 
+from lopt import checks
 from lopt.base import Specs
 from lopt.baselines import base
 from lopt.baselines.links import add_decayed_weights, in_float32, scale_by_specs
@@ -39,9 +40,8 @@ class Lion(base.RateTuned):
     def __post_init__(self) -> None:
         base.check_common(self)
         base.check_normalized(self.rules, "Lion's")
-        base.check_decay("b1", self.b1)
-        base.check_decay("b2", self.b2)
-        base.check_not_negative("weight_decay", self.weight_decay)
+        checks.decay(self, "b1", "b2")
+        checks.not_negative(self, "weight_decay")
 
     def with_rate(
         self, rate: optax.Schedule, specs: Specs

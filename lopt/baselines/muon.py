@@ -31,6 +31,7 @@ from typing import Any, Literal, get_args
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from lopt import checks
 from lopt.base import Specs
 from lopt.baselines import base
 from lopt.baselines.links import (
@@ -93,11 +94,9 @@ class Muon(base.RateTuned):
             raise ValueError(
                 f"scaling = {self.scaling!r} must be one of {get_args(Scaling)}"
             )
-        for name in ("adam_ratio", "eps", "newton_schulz_steps"):
-            base.check_positive(name, getattr(self, name))
-        for name in ("momentum", "b1", "b2"):
-            base.check_decay(name, getattr(self, name))
-        base.check_not_negative("weight_decay", self.weight_decay)
+        checks.positive(self, "adam_ratio", "eps", "newton_schulz_steps")
+        checks.decay(self, "momentum", "b1", "b2")
+        checks.not_negative(self, "weight_decay")
 
     def with_rate(
         self, rate: optax.Schedule, specs: Specs

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from lopt import checks
 from lopt.base import Specs
 from lopt.baselines import base
 from lopt.baselines.links import in_float32, map_with_specs
@@ -58,11 +59,9 @@ class Prodigy(base.RateTuned):
     def __post_init__(self) -> None:
         base.check_common(self)
         base.check_normalized(self.rules, "Prodigy's")
-        base.check_positive("eps", self.eps)
-        base.check_positive("first_estimate", self.first_estimate)
-        base.check_decay("b1", self.b1)
-        base.check_decay("b2", self.b2)
-        base.check_not_negative("weight_decay", self.weight_decay)
+        checks.positive(self, "eps", "first_estimate")
+        checks.decay(self, "b1", "b2")
+        checks.not_negative(self, "weight_decay")
 
     def with_rate(
         self, rate: optax.Schedule, specs: Specs

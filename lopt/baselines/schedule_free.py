@@ -17,6 +17,7 @@ import jax
 import optax
 from optax import contrib
 
+from lopt import checks
 from lopt.base import Specs, is_masked
 from lopt.baselines import base
 from lopt.baselines.links import (
@@ -60,15 +61,14 @@ class ScheduleFreeAdamW(base.RateTuned):
     def __post_init__(self) -> None:
         base.check_common(self)
         base.check_normalized(self.rules, "schedule-free Adam's")
-        base.check_positive("eps", self.eps)
-        base.check_decay("b1", self.b1)
+        checks.positive(self, "eps")
+        checks.decay(self, "b1")
         if self.b1 == 0:
             raise ValueError(
                 "b1 = 0.0 must lie in (0, 1): the average is found by 1/b1"
             )
-        base.check_decay("b2", self.b2)
-        base.check_not_negative("weight_decay", self.weight_decay)
-        base.check_not_negative("weight_lr_power", self.weight_lr_power)
+        checks.decay(self, "b2")
+        checks.not_negative(self, "weight_decay", "weight_lr_power")
 
     def with_rate(
         self, rate: optax.Schedule, specs: Specs

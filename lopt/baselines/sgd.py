@@ -6,6 +6,7 @@ import dataclasses
 
 import optax
 
+from lopt import checks
 from lopt.base import Specs
 from lopt.baselines import base
 from lopt.baselines.links import in_float32, scale_by_specs
@@ -32,7 +33,7 @@ class SGD(base.RateTuned):
     def __post_init__(self) -> None:
         base.check_common(self)
         base.check_proportional(self.rules, "SGD")
-        base.check_decay("momentum", self.momentum)
+        checks.decay(self, "momentum")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov = True needs a momentum, and momentum = 0.0")
 

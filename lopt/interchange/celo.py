@@ -20,8 +20,6 @@ from lopt.interchange.tables import Table
 from lopt.interchange.theta_files import Format, count
 from lopt.weights import Shapes, Tensors
 
-PLACES = ((), ("params",), ("gradient_learner_state", "theta_opt_state", "params"))
-
 
 def load(path: str | Path, **fields: Any) -> Artifact:
     """An optimizer from `theta.state`.
@@ -33,7 +31,7 @@ def load(path: str | Path, **fields: Any) -> Artifact:
     Raises:
         ValueError: in one line, naming the file and what is wrong.
     """
-    return theta_files.load(path, "celo", FORMATS, PLACES, fields)
+    return theta_files.load(path, "celo", FORMATS, fields)
 
 
 def _celo2(tensors: Tensors, fields: Mapping[str, Any]) -> Celo2:

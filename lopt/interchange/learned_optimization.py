@@ -29,12 +29,6 @@ from lopt.weights import Shapes, Tensors
 
 T = TypeVar("T")
 
-PLACES = (
-    (),
-    ("params",),
-    ("gradient_learner_state", "theta_opt_state", "params"),
-)
-
 
 def load(path: str | Path, **fields: Any) -> Artifact:
     """An optimizer from a checkpoint or a file of `save_state`.
@@ -46,7 +40,7 @@ def load(path: str | Path, **fields: Any) -> Artifact:
     Raises:
         ValueError: in one line, naming the file and what is wrong.
     """
-    return theta_files.load(path, "learned_optimization", FORMATS, PLACES, fields)
+    return theta_files.load(path, "learned_optimization", FORMATS, fields)
 
 
 def _small_fc(tensors: Tensors, fields: Mapping[str, Any]) -> SmallFC:

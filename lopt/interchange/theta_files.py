@@ -18,7 +18,13 @@ from lopt.interchange.tables import Table
 from lopt.registry import AnyLearned
 from lopt.weights import Shapes, Tensors
 
-Place = tuple[str, ...]
+PLACES: tuple[tuple[str, ...], ...] = (
+    (),
+    ("params",),
+    ("gradient_learner_state", "theta_opt_state", "params"),
+)
+"""Where θ may stand in a file: θ alone, a checkpoint's parameters, or its whole state;
+Celo is meta-trained by learned_optimization and keeps its files alike."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +49,6 @@ def load(
     path: str | Path,
     library: str,
     formats: Sequence[Format],
-    places: Sequence[Place],
     fields: Mapping[str, Any],
 ) -> Artifact:
     """An optimizer from a file in flax's msgpack form.
@@ -52,14 +57,13 @@ def load(
         path: the file.
         library: whose it is, for the provenance.
         formats: classes that it may hold.
-        places: where θ may stand in it.
         fields: of our optimizer, beside the sizes that the file tells.
 
     Raises:
         ValueError: in one line, if the file cannot be read, holds something else than
             arrays, or holds no θ that is known; naming the tensor or field at fault.
     """
-    tensors, kind = _find(msgpack.read_tree(path), formats, places, path)
+    tensors, kind = _find(msgpack.read_tree(path), formats, path)
     artifact = from_tensors(tensors, kind, fields, path)
     imported = {"format": library, "class": kind.name, "from": Path(path).name}
     return dataclasses.replace(artifact, provenance={"imported": imported})
@@ -111,11 +115,10 @@ def count(tensors: Tensors, pattern: str) -> int:
 def _find(
     tree: dict[str, Any],
     formats: Sequence[Format],
-    places: Sequence[Place],
     where: object,
 ) -> tuple[Tensors, Format]:
     """θ and its class, wherever in the tree it stands."""
-    for place in places:
+    for place in PLACES:
         node: Any = tree
         for key in place:
             node = node.get(key) if isinstance(node, Mapping) else None

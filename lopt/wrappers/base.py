@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from lopt.base import LearnedOptimizer, Specs, Theta
+from lopt.base import LearnedOptimizer, Specs, Theta, frozen_parts
 from parametrization.axes import KINDS, Kind
 from parametrization.rules import Rules
 
@@ -28,7 +28,7 @@ class Wrapper:
     @property
     def frozen(self) -> tuple[str, ...]:
         """Parts of θ that meta-training leaves alone (see `Celo.frozen`)."""
-        return tuple(getattr(self.inner, "frozen", ()))
+        return frozen_parts(self.inner)
 
     def init(self, key: jax.Array) -> Theta:
         """θ of the wrapped optimizer."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lopt import checks
 from lopt.base import LearnedOptimizer, Specs, Theta
 from lopt.clipping import clipping
 from lopt.wrappers.base import Wrapper
@@ -32,8 +32,7 @@ class ClippedGradients(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.max_norm) and self.max_norm > 0):
-            raise ValueError(f"max_norm = {self.max_norm} must be positive")
+        checks.positive(self, "max_norm")
 
     def as_optax(
         self, theta: Theta, specs: Specs, num_steps: int | jax.Array
@@ -68,10 +67,7 @@ class AccumulatedGradients(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.num_batches, int) or self.num_batches < 1:
-            raise ValueError(
-                f"num_batches = {self.num_batches} must be a positive whole number"
-            )
+        checks.positive_integer(self, "num_batches")
 
     def as_optax(
         self, theta: Theta, specs: Specs, num_steps: int | jax.Array

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import optax
 
+from lopt import checks
 from lopt.base import LearnedOptimizer, Specs, Theta, is_masked
 from lopt.schedules import AnySchedule, check_schedule, learning_rate_schedule
+from lopt.tensors import need
 from lopt.wrappers.base import Wrapper, check_kinds
 from parametrization.axes import Kind
 
@@ -34,8 +35,7 @@ class WeightDecay(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay = {self.weight_decay} must not be negative")
+        checks.not_negative(self, "weight_decay")
         check_kinds(self.kinds)
 
     def as_optax(
@@ -44,10 +44,7 @@ class WeightDecay(Wrapper):
         """The optimizer (see `LearnedOptimizer.as_optax`)."""
 
         def decay(updates: optax.Updates, params: optax.Params | None) -> Any:
-            if params is None:
-                raise ValueError(
-                    "WeightDecay needs params: update(grads, state, params)"
-                )
+            params = need(params, "WeightDecay")
             return jax.tree.map(one, updates, params, specs, is_leaf=is_masked)
 
         def one(step: Any, param: Any, spec: Any) -> Any:
@@ -76,8 +73,7 @@ class ScheduledSteps(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate = {self.learning_rate} must be positive")
+        checks.positive(self, "learning_rate")
         check_schedule(self.schedule)
 
     def as_optax(

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from lopt.base import Theta
+from lopt.base import Theta, frozen_parts
 from metatrain.estimators.base import Estimate, Problem, Windowed
 from metatrain.frozen import keep_frozen
 from metatrain.keys import stream
@@ -161,7 +161,7 @@ class EvolutionStrategy:
         begins = pair.episodes.step[0] == 0
         flat, unravel = ravel_pytree(theta)
         noise = self._noise(flat, stream(key, "noise"))
-        if frozen := getattr(problem, "frozen", ()):
+        if frozen := frozen_parts(problem):  # else nothing is unraveled
             noise = ravel_pytree(keep_frozen(unravel(noise), frozen))[0]
         noise, credit = self._credited(noise, pair.credit, begins)
         members = jax.vmap(unravel)(jnp.stack([flat + noise, flat - noise]))

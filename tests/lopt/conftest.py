@@ -1,7 +1,6 @@
 """Fixtures of the optimizers' tests: random θ, uneven gradients, one runner."""
 
 import functools
-import json
 
 import jax
 import numpy as np
@@ -9,12 +8,7 @@ import optax
 import pytest
 
 from parametrization import Axes, ParamSpec
-
-# A third of the compile time of these small programs; the numbers are the same.
-FAST_COMPILATION = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
+from tests.lopt.trajectories import FAST_COMPILATION, Trajectory
 
 AXES = {
     "scalar": "->",
@@ -132,69 +126,6 @@ def run():
         return jax.tree.map(np.asarray, scan(params, grads, *arguments))
 
     return trajectory
-
-
-class Trajectory:
-    """A reference file, and an optimizer run on its gradients in both precisions."""
-
-    def __init__(self, path):
-        with np.load(path, allow_pickle=False) as file:
-            self.arrays = {key: file[key] for key in file.files}
-        self.config = json.loads(str(self.arrays["config"]))
-
-    def group(self, prefix):
-        """Arrays `prefix/name` by name."""
-        prefix += "/"
-        return {
-            key.removeprefix(prefix): value
-            for key, value in self.arrays.items()
-            if key.startswith(prefix)
-        }
-
-    def run(self, optimizer, theta, specs, num_steps, dtype, watch=None, loss=False):
-        """Parameters after each update, the final state, and what `watch` saw.
-
-        `watch(theta, state, grads, params)` is called before every update.
-        """
-
-        def whole(theta, params, grads, losses):
-            rule = optimizer.as_optax(theta, specs, num_steps)
-
-            def step(carry, inputs):
-                params, state = carry
-                grads, value = inputs
-                seen = () if watch is None else watch(theta, state, grads, params)
-                extra = {"loss": value} if loss else {}
-                updates, state = rule.update(grads, state, params, **extra)
-                params = optax.apply_updates(params, updates)
-                return (params, state), (params, seen)
-
-            start = (params, rule.init(params))
-            (_, state), (path, seen) = jax.lax.scan(step, start, (grads, losses))
-            return path, state, seen
-
-        params = {name: value[0] for name, value in self.group("params").items()}
-        grads = self.group("grads")
-        losses = self.arrays.get("loss", np.zeros(len(next(iter(grads.values())))))
-        inputs = (theta, params, grads, losses)
-        compiled = jax.jit(whole, compiler_options=FAST_COMPILATION)
-        with jax.enable_x64(dtype == np.float64):
-            return jax.tree.map(np.asarray, compiled(*jax.tree.map(dtype, inputs)))
-
-    def check(self, path, dtype, atol):
-        """Every parameter after every update."""
-        exact = dtype == np.float64
-        wants = self.group("params_f64" if exact else "params")
-        assert sorted(path) == sorted(wants)
-        for name, want in wants.items():
-            assert path[name].dtype == dtype
-            np.testing.assert_allclose(
-                path[name],
-                want[1:],
-                rtol=0 if exact else 1e-5,
-                atol=1e-6 if exact else atol,
-                err_msg=name,
-            )
 
 
 @pytest.fixture(scope="session")

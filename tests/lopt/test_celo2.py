@@ -63,14 +63,15 @@ def test_the_weights_are_of_this_optimizer(theta):
 def test_every_step_in_float32(name, theta, specs, trajectory):
     optimizer, atol = CASES[name]
     reference = trajectory(name)
-    path, _, _ = reference.run(optimizer, theta, specs, 100, np.float32)
+    path, _ = reference.run(optimizer, theta, np.float32, specs=specs, num_steps=100)
     reference.check(path, np.float32, atol)
 
 
 @pytest.mark.parametrize("name", IN_FLOAT64)
 def test_every_step_in_float64(name, theta, specs, trajectory):
     reference = trajectory(name)
-    path, _, _ = reference.run(CASES[name][0], theta, specs, 100, np.float64)
+    optimizer, _ = CASES[name]
+    path, _ = reference.run(optimizer, theta, np.float64, specs=specs, num_steps=100)
     reference.check(path, np.float64, None)
 
 

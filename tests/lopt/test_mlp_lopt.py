@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -36,8 +37,10 @@ def results(request, reference, spec_of):
     params = reference.group("params")
     specs = {n: spec_of(axes, params[n].shape[1:]) for n, axes in LEAVES.items()}
     dtype = request.param
-    run = reference.run(optimizer, theta, specs, 100, dtype, optimizer.features)
-    return dtype, *run
+    path, states, features = reference.run(
+        optimizer, theta, dtype, specs=specs, num_steps=100, watch=optimizer.features
+    )
+    return dtype, path, jax.tree.map(lambda x: x[-1], states), features
 
 
 def test_every_step(reference, results):

@@ -15,7 +15,17 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from lopt import SGD, Adafactor, Adam, Lion, Muon, Prodigy, ScheduleFreeAdamW, SmallFC
+from lopt import (
+    SGD,
+    Adafactor,
+    Adam,
+    Lion,
+    Muon,
+    Prodigy,
+    ScheduleFreeAdamW,
+    SmallFC,
+    registry,
+)
 from lopt.baselines.base import RateTuned
 from lopt.celo import Celo
 from lopt.celo2 import Celo2
@@ -35,7 +45,7 @@ from lopt.wrappers import (
     StochasticBfloat16,
     WeightDecay,
 )
-from parametrization import ADAM_LIKE, SGD_LIKE, Axes, ParamSpec
+from parametrization import ADAM_LIKE, Axes, ParamSpec
 
 SMALL = {"hidden_size": 4, "hidden_layers": 1}
 
@@ -51,7 +61,6 @@ class Case:
     random: bool = False  # rounds by chance, so that order matters within rounding
     delayed: bool = False  # moves at every second gradient
     loss: bool = False  # update needs the loss
-    mup: object = ADAM_LIKE
     slow: bool = False  # compiles long, and has others of its kind in the table
 
 
@@ -84,10 +93,10 @@ CASES = {
         loss=True,
         slow=True,
     ),
-    "learnable_sgd": Case(LearnableSGD(), mup=SGD_LIKE),
-    "learnable_sgdm": Case(LearnableSGDM(), mup=SGD_LIKE, slow=True),
+    "learnable_sgd": Case(LearnableSGD()),
+    "learnable_sgdm": Case(LearnableSGDM(), slow=True),
     "learnable_adam": Case(LearnableAdam()),
-    "sgd": Case(SGD(momentum=0.9, nesterov=True), mup=SGD_LIKE, slow=True),
+    "sgd": Case(SGD(momentum=0.9, nesterov=True), slow=True),
     "adam": Case(Adam(weight_decay=0.1, schedule="cosine")),
     "nadamw": Case(Adam(weight_decay=0.1, nesterov=True), slow=True),
     "lion": Case(Lion(), slow=True),
@@ -190,18 +199,6 @@ def assert_close(got, want, start, share):
 )
 def name(request):
     return request.param
-
-
-def with_rules(optimizer, rules):
-    """The optimizer, and what it wraps, in another parametrization."""
-    changed = {}
-    for field in dataclasses.fields(optimizer):
-        value = getattr(optimizer, field.name)
-        if field.name == "rules":
-            changed["rules"] = rules
-        elif dataclasses.is_dataclass(value) and hasattr(value, "as_optax"):
-            changed[field.name] = with_rules(value, rules)
-    return dataclasses.replace(optimizer, **changed)
 
 
 class Subject:
@@ -327,7 +324,7 @@ def test_bfloat16_parameters_stay_and_accumulators_are_float32(subject):
 
 
 def test_at_the_base_width_mup_is_the_standard_parametrization(subject):
-    theirs = with_rules(subject.optimizer, subject.case.mup)
+    theirs = registry.with_rules(subject.optimizer, ADAM_LIKE)
     assert theirs != subject.optimizer
     run = jit(training(subject.case, optimizer=theirs))
     path, _ = run(subject.theta, PARAMS, GRADS, LOSSES)

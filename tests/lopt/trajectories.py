@@ -1,4 +1,4 @@
-"""A golden file of a rule that takes the loss, and our run on its inputs."""
+"""A golden file, and an optimizer's run on its gradients and losses."""
 
 import functools
 import json
@@ -32,8 +32,7 @@ class Trajectory:
             self.arrays = {key: file[key] for key in file.files}
         self.config = json.loads(str(self.arrays["config"]))
         self.arguments = self.config["constructor_args"]
-        self.num_steps = self.config["num_steps"]
-        assert self.config["leaf_order"] == LEAVES
+        self.num_steps = self.config.get("num_steps")
 
     def group(self, prefix):
         """Arrays under a prefix by the rest of their path."""
@@ -45,14 +44,29 @@ class Trajectory:
         assert found, prefix
         return found
 
-    def run(self, optimizer, theta, dtype, inputs=None):
-        """`(path, states)`: parameters and states after each update, as numpy.
+    def run(
+        self,
+        optimizer,
+        theta,
+        dtype,
+        inputs=None,
+        specs=None,
+        num_steps=None,
+        watch=None,
+    ):
+        """Parameters and states after each update, as numpy; and what was watched.
 
         `inputs`: `{"grads": ..., keyword: [T]}` instead of the file's own.
+        `specs`: instead of those under which nothing scales.
+        `watch(theta, state, grads, params)`: called before each update.
         """
-        inputs = inputs or {"grads": self.group("grads"), "loss": self.arrays["loss"]}
         params = {name: value[0] for name, value in self.group("params").items()}
-        specs = fixed_specs(params)
+        if specs is None:
+            assert self.config["leaf_order"] == LEAVES
+            specs = fixed_specs(params)
+        if inputs is None:
+            inputs = {"grads": self.group("grads")}
+            inputs |= {k: self.arrays[k] for k in ("loss",) if k in self.arrays}
 
         @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
         def whole(theta, params, inputs, num_steps):
@@ -61,15 +75,33 @@ class Trajectory:
             def step(carry, given):
                 params, state = carry
                 keywords = {k: v for k, v in given.items() if k != "grads"}
-                updates, state = lopt.update(given["grads"], state, params, **keywords)
+                grads = given["grads"]
+                seen = () if watch is None else (watch(theta, state, grads, params),)
+                updates, state = lopt.update(grads, state, params, **keywords)
                 params = optax.apply_updates(params, updates)
-                return (params, state), (params, state)
+                return (params, state), (params, state, *seen)
 
             return jax.lax.scan(step, (params, lopt.init(params)), inputs)[1]
 
         with jax.enable_x64(dtype == np.float64):
             given = jax.tree.map(dtype, (theta, params, inputs))
-            return jax.tree.map(np.asarray, whole(*given, self.num_steps))
+            given = (*given, num_steps or self.num_steps)
+            return jax.tree.map(np.asarray, whole(*given))
+
+    def check(self, path, dtype, atol):
+        """Every parameter after every update; `atol` is that of float32."""
+        exact = dtype == np.float64
+        wants = self.group("params_f64" if exact else "params")
+        assert sorted(path) == sorted(wants)
+        for name, want in wants.items():
+            assert path[name].dtype == dtype
+            np.testing.assert_allclose(
+                path[name],
+                want[1:],
+                rtol=0 if exact else 1e-5,
+                atol=1e-6 if exact else atol,
+                err_msg=name,
+            )
 
 
 def dense(arrays, path):
