@@ -16,7 +16,8 @@ from lopt.registry import AnyLearned
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.objective import Objective
-from metatrain.outer import MetaTraining, OuterOptimizer
+from metatrain.outer import MetaTraining
+from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification

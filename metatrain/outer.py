@@ -23,143 +23,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from lopt.base import LearnedOptimizer, Theta, frozen_parts
-from metatrain import inner
-from metatrain.estimators.base import Estimate, Problem, Windowed
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.base import (
+    Estimate,
+    Estimator,
+    Problem,
+    Windowed,
+)
 from metatrain.frozen import keep_frozen
-from metatrain.inner import InnerState
+from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
 from metatrain.objective import Objective
-from metatrain.unroll import unroll
-from tasks.base import Dataset, Parametric, Task
+from metatrain.outer_optimizer import OuterOptimizer
+from tasks.base import Dataset, Task
 from tasks.groups import EachStep, TaskDistribution
-from tasks.variation import Variant, Variation
-
-
-@dataclasses.dataclass(frozen=True)
-class InnerTraining:
-    """The `Problem` of meta-training: a task trained by a learned optimizer."""
-
-    task: Task
-    lopt: LearnedOptimizer
-    objective: Objective
-    variation: Variation = Variation()
-
-    def __post_init__(self) -> None:
-        self.variation.check(self.task)
-
-    def sample(self, key: jax.Array) -> Variant:
-        """What is particular about one episode (see `Problem.sample`)."""
-        return self.variation.sample(self.task, key)
-
-    def start(
-        self, theta: Theta, variant: Variant, key: jax.Array, length: jax.Array
-    ) -> InnerState:
-        """A new episode (see `Problem.start`)."""
-        return inner.start(self.task, self.lopt, theta, key, length, variant)
-
-    def unroll(
-        self,
-        theta: Theta,
-        episode: InnerState,
-        variant: Variant,
-        dataset: Dataset | Windowed,
-        key: jax.Array,
-        num_steps: int,
-    ) -> tuple[InnerState, jax.Array, jax.Array]:
-        """Advances an episode (see `Problem.unroll`)."""
-        window = None
-        if isinstance(dataset, Windowed):
-            dataset, window = dataset
-        episode, losses, _ = unroll(
-            self.task,
-            self.lopt,
-            theta,
-            episode,
-            dataset,
-            key,
-            num_steps,
-            self.objective.split,
-            variant,
-            window,
-        )
-        losses = self.objective.normalize(losses, self._loss_at_chance)
-        return episode, losses, self.objective.diverged(losses[-1])
-
-    @property
-    def frozen(self) -> tuple[str, ...]:
-        """Parts of θ that are not perturbed (see `metatrain.frozen`)."""
-        return frozen_parts(self.lopt)
-
-    @property
-    def _loss_at_chance(self) -> float:
-        if isinstance(self.task, Parametric):
-            return self.task.loss_at_chance_over_configs()
-        return self.task.loss_at_chance
-
-
-@dataclasses.dataclass(frozen=True)
-class OuterOptimizer:
-    """AdamW on θ after clipping the meta-gradient, warm-up and cosine decay.
-
-    Clipping comes first: behind AdamW, whose updates are bounded anyway, it would not
-    protect from the spikes of a PES gradient.
-    """
-
-    learning_rate: float = 3e-3
-    """Peak learning rate."""
-    warmup_steps: int = 100
-    """Outer steps of linear warm-up."""
-    final_fraction: float = 1.0 / 3.0
-    """Learning rate at the end, as a fraction of the peak."""
-    clip_norm: float = 1.0
-    """Largest global norm of the meta-gradient."""
-    b1: float = 0.9
-    """Decay of AdamW's momentum."""
-    b2: float = 0.999
-    """Decay of AdamW's second moment."""
-    weight_decay: float = 1e-4
-    """Decoupled weight decay of θ."""
-    averaging: float = 0.98
-    """Decay of the running average of θ that is validated and released."""
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            if not 0.0 < value <= 1e6:
-                raise ValueError(f"{name} = {value} must lie in (0, 1e6]")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps = {self.warmup_steps} must not be negative")
-        if not 0.0 <= self.weight_decay <= 1e6:
-            raise ValueError(f"weight_decay = {self.weight_decay} must lie in [0, 1e6]")
-        for name in ("b1", "b2", "averaging"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1)")
-        if not 0.0 <= self.final_fraction <= 1.0:
-            raise ValueError(
-                f"final_fraction = {self.final_fraction} must lie in [0, 1]"
-            )
-
-    def build(self, num_steps: int) -> optax.GradientTransformation:
-        """The transformation for a run of `num_steps` outer steps."""
-        warmup = min(self.warmup_steps, max(num_steps - 1, 0))
-        schedule = optax.warmup_cosine_decay_schedule(
-            init_value=self.learning_rate / (warmup + 1),
-            peak_value=self.learning_rate,
-            warmup_steps=warmup,
-            decay_steps=max(num_steps, warmup + 1),
-            end_value=self.learning_rate * self.final_fraction,
-        )
-        chain = optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(
-                schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay
-            ),
-        )
-        # One vector instead of θ's many small arrays: less to compile and to launch.
-        return optax.flatten(chain)
 
 
 class OuterState(NamedTuple):
@@ -190,11 +69,13 @@ class MetaTraining:
 
     groups: tuple[ProblemGroup, ...]
     lopt: LearnedOptimizer
-    estimator: EvolutionStrategy
+    estimator: Estimator
     outer: OuterOptimizer
     num_steps: int
     seed: int = 0
     each_step: EachStep = "all"
+    mesh: Mesh | None = None
+    """Devices that share the particles; it changes no result."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps < 10**8:
@@ -218,7 +99,7 @@ class MetaTraining:
         cls,
         tasks: Task | TaskDistribution,
         lopt: LearnedOptimizer,
-        estimator: EvolutionStrategy,
+        estimator: Estimator,
         outer: OuterOptimizer,
         num_steps: int,
         *,
@@ -252,7 +133,7 @@ class MetaTraining:
     def inner_steps_per_step(self) -> int:
         """Inner steps of one outer step, both members of every pair counted."""
         groups = len(self.groups) if self.each_step == "all" else 1
-        return groups * 2 * self.estimator.num_pairs * self.estimator.truncation
+        return groups * self.estimator.num_members * self.estimator.truncation
 
     def groups_at(self, step: int) -> tuple[int, ...]:
         """Which groups the outer step after `step` others runs.
@@ -356,6 +237,8 @@ class MetaTraining:
             estimator_state,
             dataset,
             self.group_key(index, step),
+            step,
+            self.mesh,
         )
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

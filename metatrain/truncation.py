@@ -38,8 +38,17 @@ class EpisodeLengths:
                 f"lengths.minimum = {self.minimum}"
             )
 
-    def sample(self, key: jax.Array, window: int) -> jax.Array:
-        """The length `[]` int32 of an episode, a multiple of `window`."""
+    def sample(
+        self, key: jax.Array, window: int, outer_step: int | jax.Array = 0
+    ) -> jax.Array:
+        """The length `[]` int32 of an episode, a multiple of `window`.
+
+        Args:
+            key: consumed.
+            window: inner steps T of a window.
+            outer_step: `[]` int32, when the episode begins.
+        """
+        del outer_step
         low, high = jnp.log(float(self.minimum)), jnp.log(float(self.maximum))
         length = jnp.exp(jax.random.uniform(key, (), minval=low, maxval=high))
         if self.minimum == self.maximum:

@@ -32,9 +32,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
 
 from lopt.base import Theta, frozen_parts
 from metatrain.estimators.base import Estimate, Problem, Windowed
+from metatrain.estimators.particles import over_particles
 from metatrain.frozen import keep_frozen
 from metatrain.keys import stream
 from metatrain.truncation import EpisodeLengths
@@ -84,6 +86,11 @@ class EvolutionStrategy:
                 f"chunk = {self.chunk} must divide num_pairs = {self.num_pairs}"
             )
 
+    @property
+    def num_members(self) -> int:
+        """Members of all pairs."""
+        return 2 * self.num_pairs
+
     def init(self, problem: Problem, theta: Theta) -> PairState:
         """Pairs that have not begun, `[N]` in front: their episodes have length 0.
 
@@ -92,7 +99,11 @@ class EvolutionStrategy:
         """
         shapes = jax.eval_shape(
             lambda: self._new_pair(
-                problem, theta, jax.random.key(0), first=jnp.asarray(True)
+                problem,
+                theta,
+                jax.random.key(0),
+                jnp.int32(0),
+                first=jnp.asarray(True),
             )
         )
         return jax.tree.map(
@@ -106,37 +117,29 @@ class EvolutionStrategy:
         state: PairState,
         dataset: Any,
         key: jax.Array,
+        outer_step: int | jax.Array = 0,
+        mesh: Mesh | None = None,
     ) -> tuple[Estimate, PairState]:
-        """Advances every pair by one window and estimates the meta-gradient.
+        """See `Estimator.estimate`; the particles are pairs."""
+        windows = None
+        if isinstance(dataset, Windowed):
+            dataset, windows = dataset
 
-        Args:
-            problem: what is unrolled.
-            theta: meta-parameters.
-            state: the pairs, `[N]` in front.
-            dataset: passed through to the problem; of `Windowed` data, to each pair its
-                own windows.
-            key: consumed.
-        """
-        windows = dataset.windows if isinstance(dataset, Windowed) else None
-
-        def one(pair: PairState, index: jax.Array, window: Any) -> Any:
-            data = dataset
-            if isinstance(dataset, Windowed):
-                data = dataset._replace(windows=window)
+        def one(shared: Any, particle: Any) -> Any:
+            theta, data, key, outer_step = shared
+            pair, index, window = particle
+            if window is not None:
+                data = Windowed(data, window)
             pair_key = _pair_key(key, index)
-            return self._window(problem, theta, pair, data, pair_key)
+            return self._window(problem, theta, pair, data, pair_key, outer_step)
 
-        chunk = min(self.chunk, self.num_pairs)
-
-        def split(x: jax.Array) -> jax.Array:
-            return x.reshape((self.num_pairs // chunk, chunk, *x.shape[1:]))
-
-        def merge(x: jax.Array) -> jax.Array:
-            return x.reshape((self.num_pairs, *x.shape[2:]))
-
-        chunks = jax.tree.map(split, (state, jnp.arange(self.num_pairs), windows))
-        out = jax.lax.map(lambda xs: jax.vmap(one)(*xs), chunks)
-        state, terms, metrics = jax.tree.map(merge, out)
+        state, terms, metrics = over_particles(
+            one,
+            (theta, dataset, key, outer_step),
+            (state, jnp.arange(self.num_pairs), windows),
+            chunk=self.chunk,
+            mesh=mesh,
+        )
         metrics = jax.tree.map(jnp.mean, metrics)
         grad = jax.tree.map(lambda x: jnp.mean(x, axis=0), terms)
         return Estimate(grad, metrics["meta_loss"], metrics, terms), state
@@ -153,10 +156,11 @@ class EvolutionStrategy:
         pair: PairState,
         dataset: Any,
         key: jax.Array,
+        outer_step: jax.Array,
     ) -> tuple[PairState, Theta, dict[str, jax.Array]]:
         finished = pair.episodes.step[0] >= pair.episodes.length[0]
         first = pair.episodes.length[0] == 0
-        fresh = self._new_pair(problem, theta, key, first=first)
+        fresh = self._new_pair(problem, theta, key, outer_step, first=first)
         pair = jax.tree.map(lambda new, old: jnp.where(finished, new, old), fresh, pair)
         begins = pair.episodes.step[0] == 0
         flat, unravel = ravel_pytree(theta)
@@ -165,17 +169,18 @@ class EvolutionStrategy:
             noise = ravel_pytree(keep_frozen(unravel(noise), frozen))[0]
         noise, credit = self._credited(noise, pair.credit, begins)
         members = jax.vmap(unravel)(jnp.stack([flat + noise, flat - noise]))
-        episodes, losses, diverged = jax.vmap(
+        unrolled = jax.vmap(
             lambda member, episode: problem.unroll(
                 member, episode, pair.variant, dataset, _data_key(key), self.truncation
             )
         )(members, pair.episodes)
-        means = losses.mean(axis=1)
+        episodes = unrolled.episode
+        means = unrolled.contributions.mean(axis=1)
         weight = (means[0] - means[1]) / (2.0 * self.sigma**2)
         term = unravel(weight * credit)
         metrics = {
-            "meta_loss": means.mean(),
-            "diverged": diverged.astype(jnp.float32).mean(),
+            "meta_loss": unrolled.losses.mean(),
+            "diverged": unrolled.diverged.astype(jnp.float32).mean(),
             "finished": (episodes.step[0] >= episodes.length[0]).astype(jnp.float32),
             "episode_length": episodes.length[0].astype(jnp.float32),
         }
@@ -196,11 +201,17 @@ class EvolutionStrategy:
         return noise, noise
 
     def _new_pair(
-        self, problem: Problem, theta: Theta, key: jax.Array, *, first: jax.Array
+        self,
+        problem: Problem,
+        theta: Theta,
+        key: jax.Array,
+        outer_step: jax.Array,
+        *,
+        first: jax.Array,
     ) -> PairState:
         key = stream(key, "episode")
         length_key, stagger_key, start_key = jax.random.split(key, 3)
-        length = self.lengths.sample(length_key, self.truncation)
+        length = self.lengths.sample(length_key, self.truncation, outer_step)
         shortened = self.lengths.stagger(stagger_key, length, self.truncation)
         length = jnp.where(first, shortened, length)
         variant = problem.sample(stream(key, "variant"))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metatrain.estimators.base import Unrolled
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.keys import stream
 from metatrain.truncation import EpisodeLengths
@@ -47,7 +48,7 @@ class Toy:
             return state._replace(x=x, step=state.step + 1), x**2
 
         episode, losses = jax.lax.scan(body, episode, None, length=num_steps)
-        return episode, losses, losses[-1] > 1e6
+        return Unrolled(episode, losses, losses, losses[-1] > 1e6)
 
 
 def episode_gradient():
@@ -56,7 +57,7 @@ def episode_gradient():
     def loss(theta):
         toy = Toy()
         state = toy.start(theta, (), None, 0)
-        return toy.unroll(theta, state, (), None, None, WINDOW * WINDOWS)[1].mean()
+        return toy.unroll(theta, state, (), None, None, WINDOW * WINDOWS).losses.mean()
 
     return jax.grad(loss)(THETA)["a"]
 
