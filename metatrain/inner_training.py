@@ -46,6 +46,7 @@ class InnerTraining:
         dataset: Dataset | Windowed,
         key: jax.Array,
         num_steps: int,
+        remat: bool = False,
     ) -> Unrolled:
         """Advances an episode (see `Problem.unroll`)."""
         window = None
@@ -62,6 +63,7 @@ class InnerTraining:
             self.objective.split,
             variant,
             window,
+            remat,
         )
         losses = self.objective.normalize(losses, self._loss_at_chance)
         return Unrolled(episode, losses, losses, self.objective.diverged(losses[-1]))
