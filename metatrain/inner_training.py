@@ -24,6 +24,8 @@ class InnerTraining:
     lopt: LearnedOptimizer
     objective: Objective
     variation: Variation = Variation()
+    still: tuple[str, ...] = ()
+    """Parts of θ that are frozen beside the optimizer's own."""
 
     def __post_init__(self) -> None:
         self.variation.check(self.task)
@@ -71,7 +73,7 @@ class InnerTraining:
     @property
     def frozen(self) -> tuple[str, ...]:
         """Parts of θ that are not perturbed (see `metatrain.frozen`)."""
-        return frozen_parts(self.lopt)
+        return frozen_parts(self.lopt) + self.still
 
     @property
     def _loss_at_chance(self) -> float:
