@@ -48,6 +48,7 @@ class InnerTraining:
         dataset: Dataset | Windowed,
         key: jax.Array,
         num_steps: int,
+        remat: bool = False,
     ) -> Unrolled:
         """Advances an episode (see `Problem.unroll`)."""
         window = None
@@ -64,6 +65,7 @@ class InnerTraining:
             self.objective.split,
             variant,
             window,
+            remat,
         )
         losses = self.objective.normalize(losses, self._loss_at_chance)
         return Unrolled(episode, losses, losses, self.objective.diverged(losses[-1]))
