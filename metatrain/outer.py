@@ -32,6 +32,7 @@ from metatrain.estimators.base import (
     Problem,
     Windowed,
 )
+from metatrain.expert import Expert
 from metatrain.frozen import keep_frozen
 from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
@@ -105,6 +106,7 @@ class MetaTraining:
         *,
         objective: Objective = _DEFAULT_OBJECTIVE,
         seed: int = 0,
+        expert: Expert | None = None,
     ) -> Self:
         """Meta-training of an optimizer on a task, or on the groups of a distribution.
 
@@ -116,13 +118,14 @@ class MetaTraining:
             num_steps: outer steps.
             objective: what counts as meta-loss.
             seed: of everything random.
+            expert: an optimizer to imitate at first.
         """
         if not isinstance(tasks, TaskDistribution):
             tasks = TaskDistribution.single(tasks)
         groups = tuple(
             ProblemGroup(
                 group.name,
-                InnerTraining(group.task, lopt, objective, group.variation),
+                InnerTraining(group.task, lopt, objective, group.variation, expert),
                 group.weight,
             )
             for group in tasks.groups

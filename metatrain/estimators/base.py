@@ -45,6 +45,8 @@ class Problem(Protocol):
         dataset: Any,
         key: jax.Array,
         num_steps: int,
+        *,
+        outer_step: int | jax.Array = 0,
     ) -> Unrolled:
         """Advances an episode.
 
@@ -55,6 +57,7 @@ class Problem(Protocol):
             dataset: data; `Windowed` where only the batches of this window are there.
             key: of the batches.
             num_steps: how far (`T`).
+            outer_step: `[]` int32, outer steps done before this window.
         """
         ...
 

@@ -171,7 +171,13 @@ class EvolutionStrategy:
         members = jax.vmap(unravel)(jnp.stack([flat + noise, flat - noise]))
         unrolled = jax.vmap(
             lambda member, episode: problem.unroll(
-                member, episode, pair.variant, dataset, _data_key(key), self.truncation
+                member,
+                episode,
+                pair.variant,
+                dataset,
+                _data_key(key),
+                self.truncation,
+                outer_step=outer_step,
             )
         )(members, pair.episodes)
         episodes = unrolled.episode
@@ -180,6 +186,7 @@ class EvolutionStrategy:
         term = unravel(weight * credit)
         metrics = {
             "meta_loss": unrolled.losses.mean(),
+            "objective": unrolled.contributions.mean(),
             "diverged": unrolled.diverged.astype(jnp.float32).mean(),
             "finished": (episodes.step[0] >= episodes.length[0]).astype(jnp.float32),
             "episode_length": episodes.length[0].astype(jnp.float32),

@@ -42,7 +42,7 @@ class Toy:
     def start(self, theta, variant, key, length):
         return ToyState(jnp.float32(0.0), jnp.int32(0), jnp.asarray(length, jnp.int32))
 
-    def unroll(self, theta, episode, variant, dataset, key, num_steps):
+    def unroll(self, theta, episode, variant, dataset, key, num_steps, *, outer_step=0):
         def body(state, _):
             x = DECAY * state.x + WEIGHTS @ theta["a"]
             return state._replace(x=x, step=state.step + 1), x**2
