@@ -27,6 +27,8 @@ class InnerTraining:
     lopt: LearnedOptimizer
     objective: Objective
     variation: Variation = Variation()
+    still: tuple[str, ...] = ()
+    """Parts of θ that are frozen beside the optimizer's own."""
     expert: Expert | None = None
 
     def __post_init__(self) -> None:
@@ -54,6 +56,7 @@ class InnerTraining:
         dataset: Dataset | Windowed,
         key: jax.Array,
         num_steps: int,
+        remat: bool = False,
         *,
         outer_step: int | jax.Array = 0,
     ) -> Unrolled:
@@ -74,6 +77,7 @@ class InnerTraining:
                 self.objective.split,
                 variant,
                 window,
+                remat,
             )
 
         before, imitation = episode, None
@@ -127,7 +131,7 @@ class InnerTraining:
     @property
     def frozen(self) -> tuple[str, ...]:
         """Parts of θ that are not perturbed (see `metatrain.frozen`)."""
-        return frozen_parts(self.lopt)
+        return frozen_parts(self.lopt) + self.still
 
     @property
     def _loss_at_chance(self) -> float:

@@ -18,10 +18,10 @@ that one state.
 
 **What it costs.** A warm-started episode is credited from its restart on: that state
 depends on noise of before, and on older θ, for which nobody is credited. An estimator
-that is unbiased stays so for the objective of *what is left* of such episodes, at the
-distribution of states that the buffer holds; their share is no longer the objective of
-whole runs from the start, and a short-sighted part of the estimate. Each stored state is
-as large as a member's, so a buffer of two states doubles the memory of a pair.
+that is unbiased stays so for the objective of *what is left* of such episodes, where
+they begin being given; that θ also decides which states are stored is not in the
+estimate. Each stored state is as large as a member's, so a buffer of two states doubles
+the memory of a pair.
 
 Buffers belong to pairs: nothing is exchanged between chunks or devices, and no result
 depends on how these share the pairs.
@@ -62,8 +62,8 @@ class Watch(NamedTuple):
 class ResumeBuffer:
     """When a window counts as struggling, and how often episodes begin from one."""
 
-    slots: int = 2
-    """States that a pair keeps."""
+    slots: int = 0
+    """States that a pair keeps; 0: there is no buffer. ELO keeps 2."""
     fresh: float = 0.2
     """Probability that an episode begins anew although there are stored states."""
     threshold: float = 0.1
@@ -74,11 +74,12 @@ class ResumeBuffer:
     """No state of a later inner step is stored, so that episodes have an end."""
 
     def __post_init__(self) -> None:
-        for name in ("slots", "latest"):
+        for name, least in (("slots", 0), ("latest", 1)):
             value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= 10**9:
+            if type(value) is not int or not least <= value <= 10**9:
                 raise ValueError(
-                    f"resume.{name} = {value!r} must be a whole number in [1, 10⁹]"
+                    f"resume.{name} = {value!r} must be a whole number in "
+                    f"[{least}, 10⁹]"
                 )
         if not 0 <= self.fresh <= 1:
             raise ValueError(f"resume.fresh = {self.fresh} must lie in [0, 1]")
@@ -87,22 +88,27 @@ class ResumeBuffer:
             if not 0 <= value <= 1e6:
                 raise ValueError(f"resume.{name} = {value} must lie in [0, 1e6]")
 
-    def init(self, variant: Any, episode: Any) -> Watch:
-        """Of a pair that has seen nothing.
+    def unbegun(self, variants: Any, episodes: Any) -> Watch:
+        """Of pairs that have seen nothing, `[N]` in front.
 
         Args:
-            variant: of any episode.
-            episode: of one member.
+            variants: `[N]`, of any values.
+            episodes: `[N, 2]`, of any values.
         """
+        num = episodes.step.shape[0]
+
+        def empty(x: jax.Array, front: int) -> jax.Array:
+            return jnp.zeros((num, self.slots, *x.shape[front:]), x.dtype)
+
         return Watch(
-            jax.tree.map(
-                lambda x: jnp.zeros((self.slots, *jnp.shape(x)), jnp.result_type(x)),
-                Snapshot(variant, episode),
+            Snapshot(
+                jax.tree.map(lambda x: empty(x, 1), variants),
+                jax.tree.map(lambda x: empty(x, 2), episodes),
             ),
-            stored=jnp.int32(0),
-            last=jnp.full(2, jnp.inf),
-            cusum=jnp.zeros(2),
-            peak=jnp.zeros(2),
+            stored=jnp.zeros(num, jnp.int32),
+            last=jnp.zeros((num, 2)),
+            cusum=jnp.zeros((num, 2)),
+            peak=jnp.zeros((num, 2)),
         )
 
     def observe(
@@ -134,40 +140,41 @@ class ResumeBuffer:
         stored = watch.stored + store.astype(jnp.int32)
         return Watch(snapshots, stored, losses[:, -1], cusum, peak), rises
 
-    def restart(
-        self, watch: Watch, key: jax.Array, variant: Any, episodes: Any
-    ) -> tuple[Watch, Any, Any, jax.Array]:
-        """Begins an episode: the given one, or one from a stored state.
+    def renewed(
+        self, watch: Watch, key: jax.Array, begins: jax.Array, runs: tuple[Any, Any]
+    ) -> tuple[Watch, tuple[Any, Any], jax.Array]:
+        """Where an episode begins: in the given state, or in a stored one.
 
         Args:
             watch: what is remembered.
             key: consumed.
-            variant: of the new episode.
-            episodes: its members' states `[2]`, which are the same.
+            begins: `[]` bool; where it is false, everything stays.
+            runs: variant and members' states `[2]`; those of a new episode if one
+                begins.
 
         Returns:
-            What is remembered now, the variant, the members' states `[2]`, and whether
-            they are stored ones: `[]` bool.
+            What is remembered now, the runs, and whether they are stored ones now:
+            `[]` bool.
         """
         choice_key, slot_key = jax.random.split(key)
-        warm = (watch.stored > 0) & (jax.random.uniform(choice_key) >= self.fresh)
+        chosen = jax.random.uniform(choice_key) >= self.fresh
+        warm = begins & (watch.stored > 0) & chosen
         full = jnp.clip(watch.stored, 1, self.slots)
         slot = jax.random.randint(slot_key, (), 0, full)
         old = jax.tree.map(lambda x: x[slot], watch.snapshots)
-        longer = old.episode.step + episodes.length[0]
-        old = old._replace(episode=old.episode._replace(length=longer))
-        pair = jax.tree.map(lambda x: jnp.stack([x, x]), old.episode)
-        variant, episodes = jax.tree.map(
-            lambda stored, new: jnp.where(warm, stored, new),
-            (old.variant, pair),
-            (variant, episodes),
+        longer = old.episode.step + runs[1].length[0]
+        pair = jax.tree.map(
+            lambda x: jnp.stack([x, x]), old.episode._replace(length=longer)
+        )
+        runs = jax.tree.map(
+            lambda stored, new: jnp.where(warm, stored, new), (old.variant, pair), runs
         )
         watch = watch._replace(
-            last=jnp.full_like(watch.last, jnp.inf),
-            cusum=jnp.zeros_like(watch.cusum),
-            peak=jnp.zeros_like(watch.peak),
+            last=jnp.where(begins, jnp.inf, watch.last),
+            cusum=jnp.where(begins, 0.0, watch.cusum),
+            peak=jnp.where(begins, 0.0, watch.peak),
         )
-        return watch, variant, episodes, warm
+        return watch, runs, warm
 
     def _sums(self, watch: Watch, losses: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The members' sums `[2]` after a window `[2, T]`, and the largest so far."""

@@ -62,6 +62,7 @@ def unroll(
     split: Split = "train",
     variant: Variant = UNVARIED,
     window: Window | None = None,
+    remat: bool = False,
 ) -> tuple[InnerState, jax.Array, dict[str, jax.Array]]:
     """Trains for `num_steps` steps.
 
@@ -79,6 +80,8 @@ def unroll(
             another split records, after each update, the loss of a fresh batch of it.
         variant: what is particular about this run of the task.
         window: plan and training batches, where the dataset does not hold these.
+        remat: whether a derivative keeps the state before each step and computes all
+            else anew, instead of keeping what the steps compute.
 
     Returns:
         The state after the last step, losses `[T]` in nats, auxiliary scalars `[T]`;
@@ -113,5 +116,7 @@ def unroll(
             aux = aux | {"imitation": state.opt_state.imitation}
         return state, (loss, aux)
 
+    if remat:
+        body = jax.checkpoint(body, prevent_cse=False)  # a scan prevents it anyway
     state, (losses, aux) = jax.lax.scan(body, state, plan, length=num_steps)
     return state, losses, aux

@@ -45,6 +45,7 @@ class Problem(Protocol):
         dataset: Any,
         key: jax.Array,
         num_steps: int,
+        remat: bool = False,
         *,
         outer_step: int | jax.Array = 0,
     ) -> Unrolled:
@@ -57,6 +58,8 @@ class Problem(Protocol):
             dataset: data; `Windowed` where only the batches of this window are there.
             key: of the batches.
             num_steps: how far (`T`).
+            remat: whether a derivative computes each step anew, which saves memory.
+                Only backpropagation asks for it.
             outer_step: `[]` int32, outer steps done before this window.
         """
         ...
