@@ -46,6 +46,9 @@ class Validation:
     baselines are tuned."""
     num_seeds: int = 4
     """Validation runs, from seeds that no evaluation uses."""
+    suite: str | None = None
+    """Named suite on whose cells θ is chosen, each for at most num_steps inner steps;
+    None: the tasks that are trained on."""
 
     def __post_init__(self) -> None:
         for name in ("every", "num_steps", "num_seeds"):
@@ -102,6 +105,9 @@ class TrainConfig:
     """How the released θ is chosen."""
     seed: int = 0
     """Seed of everything random."""
+    init_from: Path | None = None
+    """Artifact whose θ, or parts of it, the run begins with (a warm start, or the rule
+    of an earlier phase); the outer optimizer begins anew."""
     run: RunOptions = RunOptions()
     """Where the run lies and how it is shown."""
     expert: Expert | None = None

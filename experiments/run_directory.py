@@ -3,7 +3,8 @@
     config.json        the resolved configuration
     metrics.jsonl      one line per outer step: the record of the run, no clock in it
     validation.jsonl   one line per validation
-    timing.jsonl       seconds spent, one line per flush
+    timing.jsonl       seconds and inner steps per second, one line per flush
+    parent.json        the artifact that the run began with, if it began with one
     checkpoints/       the complete state, newest few
     artifact/          the released optimizer
 
@@ -27,6 +28,7 @@ from lopt.integrity import write_text
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
 TIMING = "timing.jsonl"
+PARENT = "parent.json"
 _RECORDS = (METRICS, VALIDATION, TIMING)
 
 
@@ -153,6 +155,24 @@ def read_config(path: Path) -> dict[str, Any]:
     if isinstance(lopt := config.get("lopt"), dict) and "kind" not in lopt:
         config["lopt"] = {"kind": "SmallFC", **lopt}  # once it was the only one
     return config
+
+
+def write_parent(path: Path, parent: dict[str, Any]) -> None:
+    """Records what a run began with (see `experiments.warm_start`)."""
+    write_text(path / PARENT, json.dumps(parent, indent=2) + "\n")
+
+
+def read_parent(path: Path) -> dict[str, Any] | None:
+    """What a run began with; None if it began with a fresh θ.
+
+    Raises:
+        InputError: if the record is damaged.
+    """
+    file = path / PARENT
+    try:
+        return json.loads(file.read_text()) if os.path.lexists(file) else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is damaged: {error}") from None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

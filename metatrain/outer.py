@@ -94,6 +94,13 @@ class MetaTraining:
                 )
         if self.each_step not in get_args(EachStep):
             raise ValueError(f"each_step = {self.each_step!r} must be 'all' or 'one'")
+        if self._frozen:
+            theta = jax.eval_shape(self.lopt.init, jax.random.key(0))
+            jax.eval_shape(functools.partial(keep_frozen, parts=self._frozen), theta)
+
+    @property
+    def _frozen(self) -> tuple[str, ...]:
+        return frozen_parts(self.lopt) + self.outer.frozen
 
     @classmethod
     def on(
@@ -277,7 +284,7 @@ class MetaTraining:
         updates, outer_opt_state = self.outer.accumulated(self.num_steps).update(
             grad, old_opt_state, old_theta
         )
-        updates = keep_frozen(updates, frozen_parts(self.lopt) + self.outer.frozen)
+        updates = keep_frozen(updates, self._frozen)
         theta = optax.apply_updates(old_theta, updates)
         # Nothing that is not finite may enter the state: such a step is not taken.
         finite = jnp.isfinite(optax.tree.norm(theta)) & jnp.isfinite(
