@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 from lopt.registry import AnyLearned
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
+from metatrain.expert import Expert
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
@@ -109,6 +110,8 @@ class TrainConfig:
     of an earlier phase); the outer optimizer begins anew."""
     run: RunOptions = RunOptions()
     """Where the run lies and how it is shown."""
+    expert: Expert | None = None
+    """An optimizer to follow and to imitate at first; none by default."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps < 10**8:
@@ -140,6 +143,7 @@ class TrainConfig:
             self.num_steps,
             objective=self.objective,
             seed=self.seed,
+            expert=self.expert,
         )
 
 

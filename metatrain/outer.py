@@ -32,6 +32,7 @@ from metatrain.estimators.base import (
     Problem,
     Windowed,
 )
+from metatrain.expert import Expert
 from metatrain.frozen import keep_frozen
 from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
@@ -112,6 +113,7 @@ class MetaTraining:
         *,
         objective: Objective = _DEFAULT_OBJECTIVE,
         seed: int = 0,
+        expert: Expert | None = None,
     ) -> Self:
         """Meta-training of an optimizer on a task, or on the groups of a distribution.
 
@@ -123,6 +125,7 @@ class MetaTraining:
             num_steps: outer steps.
             objective: what counts as meta-loss.
             seed: of everything random.
+            expert: an optimizer to imitate at first.
         """
         if not isinstance(tasks, TaskDistribution):
             tasks = TaskDistribution.single(tasks)
@@ -130,7 +133,7 @@ class MetaTraining:
             ProblemGroup(
                 group.name,
                 InnerTraining(
-                    group.task, lopt, objective, group.variation, outer.frozen
+                    group.task, lopt, objective, group.variation, outer.frozen, expert
                 ),
                 group.weight,
             )

@@ -201,7 +201,7 @@ class Broken:
     def start(self, theta, variant, key, length):
         return Episode(jnp.int32(0), jnp.asarray(length, jnp.int32))
 
-    def unroll(self, theta, episode, variant, dataset, key, num_steps):
+    def unroll(self, theta, episode, variant, dataset, key, num_steps, *, outer_step=0):
         losses = jnp.full(num_steps, jnp.nan) * theta["learning_rate"]
         episode = episode._replace(step=episode.step + num_steps)
         return Unrolled(episode, losses, losses, jnp.array(True))
