@@ -29,6 +29,7 @@ from experiments.display import TrainingDisplay
 from experiments.optimizers import OPTIMIZERS, take_optimizer
 from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
 from experiments.serialization import decode, encode
+from experiments.sinks import VALIDATION_PREFIX, open_sinks
 from lopt.artifact import FILES, Artifact
 from lopt.base import Theta
 from metatrain import streaming
@@ -147,7 +148,7 @@ def _advance(
     first = int(state.outer.step)
     last = min(config.num_steps, config.run.stop_after or config.num_steps)
     display = TrainingDisplay(first, config.num_steps, training.inner_steps_per_step)
-    recorder = _Recorder(config, directory, display)
+    recorder = _Recorder(config, directory, display, first)
     outer, best = state
     if first:
         print(f"{directory.path}: going on from step {first}")
@@ -155,7 +156,7 @@ def _advance(
     programs = f", {len(tasks)} groups" if len(tasks) > 1 else ""
     print(f"compiling the outer step (seconds, once{programs})", flush=True)
     feed = Feed(training, tasks, datasets)
-    with feed, display, _stop_on_signals() as interrupt:
+    with feed, display, recorder.sinks, _stop_on_signals() as interrupt:
         for step in range(first + 1, last + 1):
             outer, metrics = training.step(outer, feed.at(step - 1))
             recorder.add(step, metrics)
@@ -179,9 +180,14 @@ class _Recorder:
     """Collects metrics on the device and writes them a few at a time."""
 
     def __init__(
-        self, config: TrainConfig, directory: RunDirectory, display: TrainingDisplay
+        self,
+        config: TrainConfig,
+        directory: RunDirectory,
+        display: TrainingDisplay,
+        step: int,
     ) -> None:
         self.config, self.directory, self.display = config, directory, display
+        self.sinks = open_sinks(config, directory.path, step)
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._clock = time.monotonic()
 
@@ -201,6 +207,7 @@ class _Recorder:
         ]
         self._pending.clear()
         self.directory.append(METRICS, rows)
+        self.sinks.write(rows)
         now = time.monotonic()
         timing = {"step": rows[-1]["step"], "seconds": round(now - self._clock, 3)}
         self.directory.append(TIMING, [timing])
@@ -251,6 +258,7 @@ def _validate(
             row[f"held_out_loss/{group.name}"] = float(pair[0])
             row[f"train_loss/{group.name}"] = float(pair[1])
     recorder.directory.append(VALIDATION, [row])
+    recorder.sinks.write([row], VALIDATION_PREFIX)
     recorder.display.say(
         f"step {row['step']:>5}: validation loss: training {float(train_loss):.4f}, "
         f"held out {float(held_out):.4f}{', best so far' if better else ''}"
