@@ -28,6 +28,9 @@ INCOMPLETE = 1
 
 PROGRAM = "python -m experiments.fleet"
 
+_FRUITLESS = 2
+"""Times that workers may be killed in a row before they have done any job."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Slurm:
@@ -126,9 +129,9 @@ def run(options: FleetOptions) -> int:
 def _run_here(
     options: FleetOptions, folder: JobFolder, jobs: Sequence[Job], children: Children
 ) -> None:
-    """Workers on this machine; again, as long as killed ones leave jobs to others."""
-    left = len(unbegun(folder, jobs))
-    while left and children.interrupted is None:
+    """Workers on this machine; others, as long as killed ones leave jobs to them."""
+    left, fruitless = len(unbegun(folder, jobs)), 0
+    while left and fruitless < _FRUITLESS and children.interrupted is None:
         line = worker_command(options.jobs, folder.path)
         workers = [start(line) for _ in range(min(options.workers, left))]
         for worker in workers:
@@ -138,7 +141,8 @@ def _run_here(
             if code and children.interrupted is None:
                 print(f"a worker ended with exit code {code}", file=sys.stderr)
         before, left = left, len(unbegun(folder, jobs))
-        if left >= before:
+        fruitless = 0 if left < before else fruitless + 1
+        if fruitless and not any((worker.returncode or 0) < 0 for worker in workers):
             return
 
 

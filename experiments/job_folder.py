@@ -146,6 +146,7 @@ class JobFolder:
             folder.mkdir(parents=True, exist_ok=True)
             number = 1 + len(list(folder.iterdir()))
             self._result(job).rename(folder / f"{number}.json")
+            os.ftruncate(handle, 0)  # nobody left it: it waits
             return True
         finally:
             os.close(handle)
