@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluation.run import mean_loss
-from experiments import command_line, run_directory
+from experiments import command_line, dry_run, run_directory
 from experiments.command_line import InputError, reported
 from experiments.configs import PRESETS, TrainConfig, with_optimizer
 from experiments.display import TrainingDisplay
@@ -341,12 +341,17 @@ def main() -> None:
     """Command line."""
     program = "python -m experiments.train"
     lopt, arguments = take_optimizer(sys.argv[1:])
+    dry, arguments = dry_run.take_flag(arguments)
     if {"-h", "--help"} & set(arguments):
+        print(f"{dry_run.FLAG} only prints what the run would be, and how long")
         print(
             f"--lopt NAME puts another optimizer into a preset: {', '.join(OPTIMIZERS)}"
         )
     presets = PRESETS if lopt is None else with_optimizer(PRESETS, lopt)
     name, config = command_line.choose_preset(presets, program, arguments)
+    if dry:
+        print(dry_run.report(config, name))
+        return
     path = train(config, name)
     print(f"run directory: {path}")
 
