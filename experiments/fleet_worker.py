@@ -174,8 +174,11 @@ class SlurmWorker:
         """Lets the job save and end; returns the worker that goes on."""
         import submitit.helpers  # pyright: ignore # optional, and running already
 
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait()
+        # In a signal's handler: the call that it interrupts holds the lock of `wait`.
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self._process.pid, signal.SIGTERM)
+            while os.waitpid(self._process.pid, os.WNOHANG) == (0, 0):
+                time.sleep(_PAUSE)
         again = SlurmWorker(self.jobs, self.directory)
         return submitit.helpers.DelayedSubmission(again)
 

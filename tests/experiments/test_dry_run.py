@@ -126,7 +126,8 @@ def test_flop_of_an_update_grow_as_the_network_of_the_optimizer():
     grown = 2 * (64**2 - 32**2 + 2 * 32)
     assert grown + 2 * 16 * 32 < large - small < grown + 2 * 39 * 32
     plain, source = flop_per_update(task, LearnableSGD())
-    assert 2 <= plain / params <= 4 and source == "XLA"
+    # A product with the learning rate, of weights and biases.
+    assert 0 <= plain - (params + 256 + 10) <= 10 and source == "XLA"
 
 
 def test_a_forward_pass_more_is_counted_for_another_split():

@@ -337,19 +337,37 @@ def test_slurm_gets_no_more_workers_than_there_are_jobs(tmp_path, submitit, caps
 def test_a_preempted_slurm_worker_saves_and_is_queued_again(
     tmp_path, submitit, monkeypatch
 ):
-    ready = tmp_path / "ready"
-    code = f"import time; open({str(ready)!r}, 'w'); time.sleep(600)"
+    """The signal comes, as in SLURM, to all its processes while it waits."""
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    code = (
+        "import signal, sys, time\n"
+        f"def save(*a): time.sleep(.2); open({str(saved)!r}, 'w'); sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        f"open({str(ready)!r}, 'w'); time.sleep(600)"
+    )
     line = [sys.executable, "-I", "-S", "-c", code]
     monkeypatch.setattr("experiments.fleet_worker.worker_command", lambda *a: line)
-    worker, codes = SlurmWorker("jobs", "folder"), []
-    thread = threading.Thread(target=lambda: codes.append(worker()))
-    thread.start()
-    wait_until(ready.exists)
-    os.kill(worker._process.pid, signal.SIGUSR2)  # as SLURM does, to all processes
-    again, call = worker.checkpoint()
-    thread.join(60)
-    assert codes == [-signal.SIGTERM]
-    assert again == "again" and (call.jobs, call.directory) == ("jobs", "folder")
+    worker, queued = SlurmWorker("jobs", "folder"), []
+
+    def preempt():
+        wait_until(ready.exists)
+        os.kill(worker._process.pid, signal.SIGUSR2)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    def handle(number, frame):
+        queued.append((worker.checkpoint(), saved.exists()))
+
+    old = signal.signal(signal.SIGUSR2, handle)
+    try:
+        thread = threading.Thread(target=preempt)
+        thread.start()
+        worker()
+        thread.join(60)
+    finally:
+        signal.signal(signal.SIGUSR2, old)
+    (((again, call), was_saved),) = queued
+    assert again == "again" and was_saved
+    assert (call.jobs, call.directory) == ("jobs", "folder")
 
 
 SMALL = [
