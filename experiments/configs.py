@@ -74,6 +74,10 @@ class RunOptions:
     stop_after: int | None = None
     """Stop, with a checkpoint, after this outer step; the same command without it goes
     on."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard's event files, to RUN/tensorboard."""
+    wandb: str | None = None
+    """Also send the metrics to this project at Weights & Biases."""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
@@ -81,6 +85,8 @@ class RunOptions:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")
         if self.stop_after is not None and self.stop_after < 1:
             raise ValueError(f"stop_after = {self.stop_after} must be positive")
+        if self.wandb is not None and not self.wandb.strip():
+            raise ValueError(f"wandb = {self.wandb!r} must be the name of a project")
 
 
 @dataclasses.dataclass(frozen=True)

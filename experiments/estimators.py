@@ -1,8 +1,8 @@
 """The estimators that a command line can name: `--estimator NAME`.
 
-The name puts another estimator into a preset of `experiments.train`, with as much of the
-preset's own as applies to both (particles, windows, lengths, σ); `--estimator.FIELD
-VALUE` then changes its fields.
+The name puts another estimator into a preset of `experiments.train`, with as much of
+the preset's own as applies to both (particles, windows, lengths, σ);
+`--estimator.FIELD VALUE` then changes its fields.
 """
 
 from __future__ import annotations
