@@ -97,8 +97,8 @@ def train(config: TrainConfig, name: str) -> Path:
     """
     with RunDirectory(config.run.directory or Path("runs") / name) as directory:
         directory.claim(encode(config))
-        training = config.build()
         with reported():
+            training = config.build()
             datasets = [
                 streaming.load(group.task, stream=config.run.stream)
                 for group in config.distribution.groups
@@ -119,6 +119,7 @@ def _start_or_resume(
 ) -> TrainingState:
     template = jax.eval_shape(lambda: _first_state(training))
     with reported():
+        checkpoints.recover()
         restored = checkpoints.restore(template)
     for warning in restored.warnings if restored else []:
         print(f"warning: {warning}", file=sys.stderr)
