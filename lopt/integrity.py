@@ -48,10 +48,17 @@ def verify_sums(folder: Path, required: Collection[str]) -> None:
     if not sums.is_file():
         raise ValueError(f"{sums} is missing: the folder is incomplete")
     listed = set()
-    for line in sums.read_text(errors="replace").splitlines():
+    *lines, rest = sums.read_text(errors="replace").split("\n")
+    for line in [*lines, rest] if rest else lines:  # the last line ends, too
         digest, _, name = line.partition("  ")
         path = folder / name
-        if len(digest) != 64 or not name or Path(name).is_absolute() or ".." in name:
+        if (
+            len(digest) != 64
+            or not name
+            or line is rest
+            or Path(name).is_absolute()
+            or ".." in name
+        ):
             raise ValueError(f"{sums} is damaged at the line {line!r}")
         if not path.is_file():
             raise ValueError(f"{path} is missing, though {SUMS} lists it")
@@ -89,28 +96,33 @@ def publish(
             )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    old = temporary.with_name(temporary.name + _OLD)
     try:
         with _naming(folder):
             write(temporary)
             write_sums(temporary)
             _make_durable(temporary)
-        if replace and folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if old.exists() or not os.path.lexists(folder):
-                raise
-            # Somebody else was quicker; a rename never takes a folder's place.
-            raise FileExistsError(f"{folder} exists already") from None
-        _sync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+            _take_place(folder, temporary, replace=replace)
     except BaseException:
-        if old.exists() and not folder.exists():
-            os.rename(old, folder)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _take_place(folder: Path, temporary: Path, *, replace: bool) -> None:
+    """Renames what is complete."""
+    old = temporary.with_name(temporary.name + _OLD)
+    if replace and folder.exists():
+        os.rename(folder, old)
+    try:
+        os.rename(temporary, folder)
+    except BaseException as error:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        elif isinstance(error, OSError) and os.path.lexists(folder):
+            # Somebody else was quicker; a rename never takes a folder's place.
+            raise FileExistsError(f"{folder} exists already") from None
+        raise
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def recover(folder: Path) -> None:
@@ -132,7 +144,7 @@ def recover(folder: Path) -> None:
 def discard(path: Path) -> None:
     """Removes a folder: no kill leaves a part of it under its name.
 
-    Of a link only the link is removed.
+    Of a link only the link is removed. What cannot be deleted stays, hidden.
     """
     if path.is_symlink() or not path.is_dir():
         path.unlink()
@@ -141,7 +153,7 @@ def discard(path: Path) -> None:
         aside = tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
         os.rename(path, aside)  # an empty folder gives way
         path = Path(aside)
-    shutil.rmtree(path)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -10,10 +10,14 @@ killed at any. One process writes; others may read meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import logging
 import os
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +31,8 @@ _TREE = "tree.json"
 _SHOWN = 5
 """Differing leaves that an error lists."""
 
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+"""In the messages of tensorstore."""
 _UNREADABLE = (ValueError, LookupError, TypeError, OSError)
 """What orbax raises over files that it does not understand."""
 
@@ -78,11 +84,10 @@ class Checkpoints:
 
         def write(temporary: Path) -> None:
             try:
-                with ocp.StandardCheckpointer() as checkpointer:
+                with _quiet(), ocp.StandardCheckpointer() as checkpointer:
                     checkpointer.save((temporary / "state").absolute(), state)
-            except (ValueError, RuntimeError) as error:  # of the library that writes
-                reason = f"cannot be written: {_first_line(error)}"
-                raise OSError(errno.EIO, reason, str(path)) from error
+            except (ValueError, RuntimeError) as error:
+                raise _as_os_error(error, path) from error
             (temporary / _TREE).write_text(json.dumps(_describe(state), indent=1))
 
         publish(path, write, replace=True)
@@ -112,7 +117,7 @@ class Checkpoints:
             _check_tree(path, stored, _describe(template))
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
             try:
-                with ocp.StandardCheckpointer() as checkpointer:
+                with _quiet(), ocp.StandardCheckpointer() as checkpointer:
                     state = checkpointer.restore((path / "state").absolute(), abstract)
             except _UNREADABLE as error:
                 reason = f"{path / 'state'} cannot be read: {_first_line(error)}"
@@ -141,6 +146,25 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracebacks of threads: what they say is raised as well."""
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    disabled, logger.disabled = logger.disabled, True
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield
+    finally:
+        logger.disabled, sys.unraisablehook = disabled, hook
+
+
+def _as_os_error(error: Exception, path: Path) -> OSError:
+    """What tensorstore says of a file that it could not write."""
+    if match := _OS_ERROR.search(str(error)):
+        return OSError(int(match[1]), os.strerror(int(match[1])), str(path))
+    return OSError(errno.EIO, f"cannot be written: {_first_line(error)}", str(path))
 
 
 def _describe(state: Any) -> dict[str, list[Any]]:
