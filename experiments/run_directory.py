@@ -150,10 +150,13 @@ class RunDirectory:
         """Drops what was recorded after a checkpoint's step; it will be done again.
 
         Raises:
-            InputError: if steps before the checkpoint are not on record, or twice.
+            InputError: if steps before the checkpoint are not on record, or twice; if
+                a record is a link, which could lead elsewhere.
         """
         for name in _RECORDS:
             path = self.path / name
+            if path.is_symlink():
+                raise InputError(f"{path} is a link, not a file; move it away")
             rows = [row for row in read_rows(path) if row["step"] <= step]
             if name == METRICS and [row["step"] for row in rows] != [
                 *range(1, step + 1)
