@@ -134,6 +134,7 @@ def _prepare(config: TrainConfig, directory: RunDirectory) -> _Run:
 def _start_or_resume(run: _Run) -> TrainingState:
     template = jax.eval_shape(lambda: _first_state(run.training))
     with reported():
+        run.checkpoints.recover()
         restored = run.checkpoints.restore(template)
     for warning in restored.warnings if restored else []:
         print(f"warning: {warning}", file=sys.stderr)
