@@ -16,6 +16,7 @@ from lopt.registry import AnyLearned
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.expert import Expert
+from metatrain.inner import Precision
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
@@ -111,6 +112,8 @@ class TrainConfig:
     """How the released θ is chosen."""
     seed: int = 0
     """Seed of everything random."""
+    precision: Precision = "float32"
+    """What the inner models compute in; bfloat16 pays on accelerators, not on CPUs."""
     init_from: Path | None = None
     """Artifact whose θ, or parts of it, the run begins with (a warm start, or the rule
     of an earlier phase); the outer optimizer begins anew."""
@@ -150,6 +153,7 @@ class TrainConfig:
             objective=self.objective,
             seed=self.seed,
             expert=self.expert,
+            precision=self.precision,
         )
 
 
