@@ -13,7 +13,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -135,6 +135,39 @@ def parse(kind: Callable[..., T], program: str, arguments: Sequence[str]) -> T:
     """Reads the fields of a dataclass from `--field value`."""
     arguments = take_data_dir(arguments)
     return _parse(lambda: tyro.cli(kind, prog=program, args=list(arguments)), arguments)
+
+
+def take_name(
+    arguments: Sequence[str], flag: str, kind: str, known: Iterable[str]
+) -> tuple[str | None, list[str]]:
+    """Takes `FLAG NAME` out of a command line: the name, and what is left.
+
+    Args:
+        arguments: of the command line.
+        flag: with its dashes.
+        kind: of what it names, for the errors.
+        known: names that it may be.
+
+    Raises:
+        InputError: if the name is missing or unknown.
+    """
+    chosen, kept, rest, names = None, [], list(arguments), list(known)
+    while rest:
+        word = rest.pop(0)
+        start, equals, value = word.partition("=")
+        if start != flag:
+            kept.append(word)
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("-"):
+                raise InputError(f"{flag} needs a name: {', '.join(names)}")
+            value = rest.pop(0)
+        if value not in names:
+            raise InputError(
+                f"unknown {kind} {flag} {value!r}: known are {', '.join(names)}"
+            )
+        chosen = value
+    return chosen, kept
 
 
 def take_data_dir(arguments: Sequence[str]) -> list[str]:

@@ -122,19 +122,8 @@ def take_optimizer(arguments: Sequence[str]) -> tuple[AnyLearned | None, list[st
     Raises:
         InputError: if the name is missing or unknown.
     """
-    chosen, kept, rest = None, [], list(arguments)
-    while rest:
-        word = rest.pop(0)
-        flag, equals, value = word.partition("=")
-        if flag != "--lopt":
-            kept.append(word)
-            continue
-        if not equals:
-            if not rest or rest[0].startswith("-"):
-                raise InputError(f"--lopt needs a name: {', '.join(OPTIMIZERS)}")
-            value = rest.pop(0)
-        chosen = named(value)
-    return chosen, kept
+    name, rest = command_line.take_name(arguments, "--lopt", "optimizer", OPTIMIZERS)
+    return None if name is None else named(name), rest
 
 
 def table() -> str:

@@ -25,6 +25,7 @@ from experiments import command_line, dry_run, run_directory
 from experiments.command_line import ComputationError, InputError, reported
 from experiments.configs import PRESETS, TrainConfig, with_optimizer
 from experiments.display import TrainingDisplay
+from experiments.experts import EXPERTS, take_expert, with_expert
 from experiments.optimizers import OPTIMIZERS, take_optimizer
 from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
 from experiments.serialization import decode, encode
@@ -356,13 +357,16 @@ def main() -> None:
     """Command line."""
     program = "python -m experiments.train"
     lopt, arguments = take_optimizer(sys.argv[1:])
+    expert, arguments = take_expert(arguments)
     dry, arguments = dry_run.take_flag(arguments)
     if {"-h", "--help"} & set(arguments):
         print(f"{dry_run.FLAG} only prints what the run would be, and how long")
         print(
             f"--lopt NAME puts another optimizer into a preset: {', '.join(OPTIMIZERS)}"
         )
+        print(f"--expert NAME adds an expert to imitate: {', '.join(EXPERTS)}")
     presets = PRESETS if lopt is None else with_optimizer(PRESETS, lopt)
+    presets = presets if expert is None else with_expert(presets, expert)
     name, config = command_line.choose_preset(presets, program, arguments)
     if dry:
         print(dry_run.report(config, name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,24 @@ class InnerState(NamedTuple):
     opt_state: Any
     step: jax.Array  # [] int32, inner steps taken
     length: jax.Array  # [] int32, inner steps of the episode
-    minimum: jax.Array | None = None  # [] smallest loss, where the objective needs it
+
+
+class TrackedState(NamedTuple):
+    """An `InnerState` that remembers its smallest loss.
+
+    A class of its own, since even an empty field would change what a checkpoint of all
+    other runs has to hold.
+    """
+
+    params: Any
+    opt_state: Any
+    step: jax.Array  # [] int32, inner steps taken
+    length: jax.Array  # [] int32, inner steps of the episode
+    minimum: jax.Array  # [] smallest normalized loss
+
+
+AnyState = InnerState | TrackedState
+State = TypeVar("State", bound=AnyState)
 
 
 def start(
@@ -56,12 +73,12 @@ def start(
 def inner_step(
     task: Task,
     optimizer: optax.GradientTransformationExtraArgs,
-    state: InnerState,
+    state: State,
     batch: Batch,
     key: jax.Array,
     variant: Variant = UNVARIED,
     precision: Precision = "float32",
-) -> tuple[InnerState, jax.Array, dict[str, jax.Array]]:
+) -> tuple[State, jax.Array, dict[str, jax.Array]]:
     """One step of training.
 
     Returns:

@@ -17,7 +17,7 @@ import jax
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import evaluation_params
 from metatrain.expert import GuidedState
-from metatrain.inner import InnerState, Precision, inner_step, lowered
+from metatrain.inner import Precision, State, inner_step, lowered
 from metatrain.keys import stream
 from tasks import variation
 from tasks.base import Dataset, Draws, Split, Streamable, Task
@@ -55,7 +55,7 @@ def unroll(
     task: Task,
     lopt: LearnedOptimizer,
     theta: Theta,
-    state: InnerState,
+    state: State,
     dataset: Dataset,
     key: jax.Array | None,
     num_steps: int,
@@ -64,7 +64,7 @@ def unroll(
     window: Window | None = None,
     remat: bool = False,
     precision: Precision = "float32",
-) -> tuple[InnerState, jax.Array, dict[str, jax.Array]]:
+) -> tuple[State, jax.Array, dict[str, jax.Array]]:
     """Trains for `num_steps` steps.
 
     All randomness of the batches is drawn before the loop and gathered inside it.
@@ -101,8 +101,8 @@ def unroll(
     held_out = split != "train"
 
     def body(
-        state: InnerState, xs: Plan
-    ) -> tuple[InnerState, tuple[jax.Array, dict[str, jax.Array]]]:
+        state: State, xs: Plan
+    ) -> tuple[State, tuple[jax.Array, dict[str, jax.Array]]]:
         draw, loss_key, held_draw = xs
         batch = task.batch(dataset, draw, "train")
         batch = variation.relabel(task, variant, batch, draw)
