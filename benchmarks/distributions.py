@@ -26,13 +26,10 @@ from lopt.base import LearnedOptimizer
 from lopt.baselines import Adam
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
+from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
-from metatrain.outer import (
-    InnerTraining,
-    MetaTraining,
-    OuterOptimizer,
-    ProblemGroup,
-)
+from metatrain.outer import MetaTraining, ProblemGroup
+from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.streaming import Feed, load
 from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
@@ -112,7 +109,7 @@ def variations(repeats: int) -> list[dict[str, Any]]:
                 training(lopt, ("varied", DIGITS, variation)), [DIGITS], stream=False
             )
             in_turn(repeats, plain, varied)
-            sampling = _time_sampling(variation, plain.meta.estimator.num_pairs)
+            sampling = _time_sampling(variation, plain.meta.estimator.num_members // 2)
             rows.append(
                 {
                     "table": "variation",

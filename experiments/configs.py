@@ -15,8 +15,10 @@ from typing import Literal, TypeAlias
 from lopt.registry import AnyLearned
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
+from metatrain.expert import Expert
 from metatrain.objective import Objective
-from metatrain.outer import MetaTraining, OuterOptimizer
+from metatrain.outer import MetaTraining
+from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification
@@ -44,6 +46,9 @@ class Validation:
     baselines are tuned."""
     num_seeds: int = 4
     """Validation runs, from seeds that no evaluation uses."""
+    suite: str | None = None
+    """Named suite on whose cells θ is chosen, each for at most num_steps inner steps;
+    None: the tasks that are trained on."""
 
     def __post_init__(self) -> None:
         for name in ("every", "num_steps", "num_seeds"):
@@ -106,8 +111,13 @@ class TrainConfig:
     """How the released θ is chosen."""
     seed: int = 0
     """Seed of everything random."""
+    init_from: Path | None = None
+    """Artifact whose θ, or parts of it, the run begins with (a warm start, or the rule
+    of an earlier phase); the outer optimizer begins anew."""
     run: RunOptions = RunOptions()
     """Where the run lies and how it is shown."""
+    expert: Expert | None = None
+    """An optimizer to follow and to imitate at first; none by default."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps < 10**8:
@@ -139,6 +149,7 @@ class TrainConfig:
             self.num_steps,
             objective=self.objective,
             seed=self.seed,
+            expert=self.expert,
         )
 
 

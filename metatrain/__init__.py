@@ -3,7 +3,8 @@
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.inner import InnerState
 from metatrain.objective import Objective
-from metatrain.outer import MetaTraining, OuterOptimizer, OuterState, ProblemGroup
+from metatrain.outer import MetaTraining, OuterState, ProblemGroup
+from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from metatrain.unroll import unroll
 

@@ -1,4 +1,4 @@
-"""The outer step: meta-gradients of groups of tasks, clipping, AdamW on θ.
+"""The outer step: meta-gradients of groups of tasks, and how they move θ.
 
 Tasks of one static shape are a group, and each group is a program of its own: an outer
 step runs the programs of its groups one after the other, takes the weighted mean of
@@ -23,143 +23,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from lopt.base import LearnedOptimizer, Theta, frozen_parts
-from metatrain import inner
-from metatrain.estimators.base import Estimate, Problem, Windowed
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.base import (
+    Estimate,
+    Estimator,
+    Problem,
+    Windowed,
+)
+from metatrain.expert import Expert
 from metatrain.frozen import keep_frozen
-from metatrain.inner import InnerState
+from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
 from metatrain.objective import Objective
-from metatrain.unroll import unroll
-from tasks.base import Dataset, Parametric, Task
+from metatrain.outer_optimizer import OuterOptimizer
+from tasks.base import Dataset, Task
 from tasks.groups import EachStep, TaskDistribution
-from tasks.variation import Variant, Variation
-
-
-@dataclasses.dataclass(frozen=True)
-class InnerTraining:
-    """The `Problem` of meta-training: a task trained by a learned optimizer."""
-
-    task: Task
-    lopt: LearnedOptimizer
-    objective: Objective
-    variation: Variation = Variation()
-
-    def __post_init__(self) -> None:
-        self.variation.check(self.task)
-
-    def sample(self, key: jax.Array) -> Variant:
-        """What is particular about one episode (see `Problem.sample`)."""
-        return self.variation.sample(self.task, key)
-
-    def start(
-        self, theta: Theta, variant: Variant, key: jax.Array, length: jax.Array
-    ) -> InnerState:
-        """A new episode (see `Problem.start`)."""
-        return inner.start(self.task, self.lopt, theta, key, length, variant)
-
-    def unroll(
-        self,
-        theta: Theta,
-        episode: InnerState,
-        variant: Variant,
-        dataset: Dataset | Windowed,
-        key: jax.Array,
-        num_steps: int,
-    ) -> tuple[InnerState, jax.Array, jax.Array]:
-        """Advances an episode (see `Problem.unroll`)."""
-        window = None
-        if isinstance(dataset, Windowed):
-            dataset, window = dataset
-        episode, losses, _ = unroll(
-            self.task,
-            self.lopt,
-            theta,
-            episode,
-            dataset,
-            key,
-            num_steps,
-            self.objective.split,
-            variant,
-            window,
-        )
-        losses = self.objective.normalize(losses, self._loss_at_chance)
-        return episode, losses, self.objective.diverged(losses[-1])
-
-    @property
-    def frozen(self) -> tuple[str, ...]:
-        """Parts of θ that are not perturbed (see `metatrain.frozen`)."""
-        return frozen_parts(self.lopt)
-
-    @property
-    def _loss_at_chance(self) -> float:
-        if isinstance(self.task, Parametric):
-            return self.task.loss_at_chance_over_configs()
-        return self.task.loss_at_chance
-
-
-@dataclasses.dataclass(frozen=True)
-class OuterOptimizer:
-    """AdamW on θ after clipping the meta-gradient, warm-up and cosine decay.
-
-    Clipping comes first: behind AdamW, whose updates are bounded anyway, it would not
-    protect from the spikes of a PES gradient.
-    """
-
-    learning_rate: float = 3e-3
-    """Peak learning rate."""
-    warmup_steps: int = 100
-    """Outer steps of linear warm-up."""
-    final_fraction: float = 1.0 / 3.0
-    """Learning rate at the end, as a fraction of the peak."""
-    clip_norm: float = 1.0
-    """Largest global norm of the meta-gradient."""
-    b1: float = 0.9
-    """Decay of AdamW's momentum."""
-    b2: float = 0.999
-    """Decay of AdamW's second moment."""
-    weight_decay: float = 1e-4
-    """Decoupled weight decay of θ."""
-    averaging: float = 0.98
-    """Decay of the running average of θ that is validated and released."""
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            if not 0.0 < value <= 1e6:
-                raise ValueError(f"{name} = {value} must lie in (0, 1e6]")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps = {self.warmup_steps} must not be negative")
-        if not 0.0 <= self.weight_decay <= 1e6:
-            raise ValueError(f"weight_decay = {self.weight_decay} must lie in [0, 1e6]")
-        for name in ("b1", "b2", "averaging"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1)")
-        if not 0.0 <= self.final_fraction <= 1.0:
-            raise ValueError(
-                f"final_fraction = {self.final_fraction} must lie in [0, 1]"
-            )
-
-    def build(self, num_steps: int) -> optax.GradientTransformation:
-        """The transformation for a run of `num_steps` outer steps."""
-        warmup = min(self.warmup_steps, max(num_steps - 1, 0))
-        schedule = optax.warmup_cosine_decay_schedule(
-            init_value=self.learning_rate / (warmup + 1),
-            peak_value=self.learning_rate,
-            warmup_steps=warmup,
-            decay_steps=max(num_steps, warmup + 1),
-            end_value=self.learning_rate * self.final_fraction,
-        )
-        chain = optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(
-                schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay
-            ),
-        )
-        # One vector instead of θ's many small arrays: less to compile and to launch.
-        return optax.flatten(chain)
 
 
 class OuterState(NamedTuple):
@@ -190,11 +70,13 @@ class MetaTraining:
 
     groups: tuple[ProblemGroup, ...]
     lopt: LearnedOptimizer
-    estimator: EvolutionStrategy
+    estimator: Estimator
     outer: OuterOptimizer
     num_steps: int
     seed: int = 0
     each_step: EachStep = "all"
+    mesh: Mesh | None = None
+    """Devices that share the particles; it changes no result."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps < 10**8:
@@ -212,18 +94,26 @@ class MetaTraining:
                 )
         if self.each_step not in get_args(EachStep):
             raise ValueError(f"each_step = {self.each_step!r} must be 'all' or 'one'")
+        if self._frozen:
+            theta = jax.eval_shape(self.lopt.init, jax.random.key(0))
+            jax.eval_shape(functools.partial(keep_frozen, parts=self._frozen), theta)
+
+    @property
+    def _frozen(self) -> tuple[str, ...]:
+        return frozen_parts(self.lopt) + self.outer.frozen
 
     @classmethod
     def on(
         cls,
         tasks: Task | TaskDistribution,
         lopt: LearnedOptimizer,
-        estimator: EvolutionStrategy,
+        estimator: Estimator,
         outer: OuterOptimizer,
         num_steps: int,
         *,
         objective: Objective = _DEFAULT_OBJECTIVE,
         seed: int = 0,
+        expert: Expert | None = None,
     ) -> Self:
         """Meta-training of an optimizer on a task, or on the groups of a distribution.
 
@@ -235,13 +125,16 @@ class MetaTraining:
             num_steps: outer steps.
             objective: what counts as meta-loss.
             seed: of everything random.
+            expert: an optimizer to imitate at first.
         """
         if not isinstance(tasks, TaskDistribution):
             tasks = TaskDistribution.single(tasks)
         groups = tuple(
             ProblemGroup(
                 group.name,
-                InnerTraining(group.task, lopt, objective, group.variation),
+                InnerTraining(
+                    group.task, lopt, objective, group.variation, outer.frozen, expert
+                ),
                 group.weight,
             )
             for group in tasks.groups
@@ -252,7 +145,7 @@ class MetaTraining:
     def inner_steps_per_step(self) -> int:
         """Inner steps of one outer step, both members of every pair counted."""
         groups = len(self.groups) if self.each_step == "all" else 1
-        return groups * 2 * self.estimator.num_pairs * self.estimator.truncation
+        return groups * self.estimator.num_members * self.estimator.truncation
 
     def groups_at(self, step: int) -> tuple[int, ...]:
         """Which groups the outer step after `step` others runs.
@@ -267,16 +160,20 @@ class MetaTraining:
         return (min(bisect.bisect_right(ends, place), len(ends) - 1),)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def init(self) -> OuterState:
-        """The state before the first outer step."""
-        key = jax.random.key(self.seed)
-        theta = self.lopt.init(stream(key, "theta"))
+    def init(self, theta: Theta | None = None) -> OuterState:
+        """The state before the first outer step.
+
+        Args:
+            theta: where to begin; None: where `LearnedOptimizer.init` says.
+        """
+        fresh = self.lopt.init(stream(jax.random.key(self.seed), "theta"))
+        begin: Any = fresh if theta is None else theta
         return OuterState(
-            theta=theta,
-            average=jax.tree.map(jnp.copy, theta),
-            outer_opt_state=self.outer.build(self.num_steps).init(theta),
+            theta=jax.tree.map(jnp.copy, begin),
+            average=jax.tree.map(jnp.copy, begin),
+            outer_opt_state=self.outer.accumulated(self.num_steps).init(begin),
             estimator_states=tuple(
-                self.estimator.init(group.problem, theta) for group in self.groups
+                self.estimator.init(group.problem, begin) for group in self.groups
             ),
             step=jnp.zeros([], jnp.int32),
         )
@@ -296,7 +193,7 @@ class MetaTraining:
         """
         chosen = self._chosen(datasets)
         states = list(state.estimator_states)
-        estimates: list[Estimate] = []
+        estimates: list[tuple[Theta, dict[str, jax.Array]]] = []
         for index in chosen:
             estimate, states[index] = self._estimate(
                 index, state.theta, states[index], state.step, datasets[index]
@@ -306,13 +203,13 @@ class MetaTraining:
         weights /= weights.max()  # so that no sum leaves the range of a float
         core, metrics = self._move(
             (state.theta, state.average, state.outer_opt_state, state.step),
-            [(estimate.grad, estimate.metrics) for estimate in estimates],
+            estimates,
             jnp.asarray(weights / weights.sum(), jnp.float32),
         )
         if len(self.groups) > 1:
-            for index, estimate in zip(chosen, estimates, strict=True):
+            for index, (_, of_group) in zip(chosen, estimates, strict=True):
                 name = self.groups[index].name
-                metrics |= {f"{k}/{name}": v for k, v in estimate.metrics.items()}
+                metrics |= {f"{k}/{name}": v for k, v in of_group.items()}
         theta, average, outer_opt_state, step = core
         new = OuterState(theta, average, outer_opt_state, tuple(states), step)
         return new, metrics
@@ -348,15 +245,27 @@ class MetaTraining:
         estimator_state: Any,
         step: jax.Array,
         dataset: Dataset | Windowed,
-    ) -> tuple[Estimate, Any]:
-        """One group's meta-gradient."""
-        return self.estimator.estimate(
+    ) -> tuple[tuple[Theta, dict[str, jax.Array]], Any]:
+        """One group's meta-gradient and metrics, and the state of its estimator."""
+        estimate, estimator_state = self.estimator.estimate(
             self.groups[index].problem,
             theta,
             estimator_state,
             dataset,
             self.group_key(index, step),
+            step,
+            self.mesh,
         )
+        norm = optax.tree.norm(estimate.grad)
+        metrics = estimate.metrics | {
+            "grad_norm": norm,
+            "signal_to_noise": signal_to_noise(estimate),
+        }
+        grad = estimate.grad
+        if self.outer.group_gradients == "normalized":
+            scale = jnp.where(norm > 0.0, norm, 1.0)
+            grad = jax.tree.map(lambda x: x / scale, grad)
+        return (grad, metrics), estimator_state
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _move(
@@ -372,26 +281,62 @@ class MetaTraining:
             return sum(w * x for w, x in zip(weights, values, strict=True))  # pyright: ignore
 
         grad, metrics = jax.tree.map(mean, *estimates)
-        updates, outer_opt_state = self.outer.build(self.num_steps).update(
+        updates, outer_opt_state = self.outer.accumulated(self.num_steps).update(
             grad, old_opt_state, old_theta
         )
-        updates = keep_frozen(updates, frozen_parts(self.lopt))
+        updates = keep_frozen(updates, self._frozen)
         theta = optax.apply_updates(old_theta, updates)
-        # θ must stay finite whatever happens: a step that would spoil it is not taken.
-        finite = jnp.isfinite(optax.tree.norm(theta))
+        # Nothing that is not finite may enter the state: such a step is not taken.
+        finite = jnp.isfinite(optax.tree.norm(theta)) & jnp.isfinite(
+            optax.tree.norm(grad)
+        )
         theta, outer_opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (theta, outer_opt_state),
             (old_theta, old_opt_state),
         )
-        # A young average forgets faster, so that the initial θ does not linger.
-        decay = jnp.minimum(self.outer.averaging, step / (step + 10.0))
-        average = jax.tree.map(
-            lambda old, new: decay * old + (1.0 - decay) * new, old_average, theta
-        )
+        update_norm = jnp.where(finite, optax.tree.norm(updates), 0.0)
+        average = self._average(old_average, theta, step, update_norm > 0.0)
         metrics |= {
             "grad_norm": optax.tree.norm(grad),
-            "update_norm": jnp.where(finite, optax.tree.norm(updates), 0.0),
+            "update_norm": update_norm,
             "skipped": 1.0 - finite.astype(jnp.float32),
         }
+        metrics |= _learned_decays(self.lopt, theta)
         return (theta, average, outer_opt_state, step + 1), metrics
+
+    def _average(
+        self, average: Theta, theta: Theta, step: jax.Array, moved: jax.Array
+    ) -> Theta:
+        """The running average of θ after an outer step; it counts moves of θ."""
+        moves = step // self.outer.accumulate
+        # A young average forgets faster, so that the initial θ does not linger.
+        decay = jnp.minimum(self.outer.averaging, moves / (moves + 10.0))
+        if self.outer.accumulate > 1:
+            decay = jnp.where(moved, decay, 1.0)
+        return jax.tree.map(
+            lambda old, new: decay * old + (1.0 - decay) * new, average, theta
+        )
+
+
+def signal_to_noise(estimate: Estimate) -> jax.Array:
+    """How far a meta-gradient stands out of its own noise, `[]`.
+
+    ‖ĝ‖² over the trace of ĝ's covariance, as the terms of the particles estimate it:
+    1 is what noise alone has. Infinite or NaN where one particle or no noise is there.
+    """
+    num = jax.tree.leaves(estimate.terms)[0].shape[0]
+    deviations = jax.tree.map(
+        lambda terms, mean: terms - mean[None], estimate.terms, estimate.grad
+    )
+    variance = jnp.square(optax.tree.norm(deviations)) / jnp.float32((num - 1) * num)
+    return jnp.square(optax.tree.norm(estimate.grad)) / variance
+
+
+def _learned_decays(lopt: LearnedOptimizer, theta: Theta) -> dict[str, jax.Array]:
+    """The decays of an optimizer that learns them, scalars by name."""
+    decays = getattr(lopt, "decays", None)
+    if decays is None:
+        return {}
+    named = decays(theta).items()
+    return {f"decay/{name}_{k}": x[k] for name, x in named for k in range(x.shape[0])}

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from metatrain.estimators.base import Windowed
-from metatrain.outer import InnerTraining, MetaTraining
+from metatrain.inner_training import InnerTraining
+from metatrain.outer import MetaTraining
 from metatrain.unroll import Plan, Window, make_plan
 from tasks.base import Dataset, Split, Streamable, Task
 

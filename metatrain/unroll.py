@@ -16,6 +16,7 @@ import jax
 
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import evaluation_params
+from metatrain.expert import GuidedState
 from metatrain.inner import InnerState, inner_step
 from metatrain.keys import stream
 from tasks import variation
@@ -61,6 +62,7 @@ def unroll(
     split: Split = "train",
     variant: Variant = UNVARIED,
     window: Window | None = None,
+    remat: bool = False,
 ) -> tuple[InnerState, jax.Array, dict[str, jax.Array]]:
     """Trains for `num_steps` steps.
 
@@ -78,10 +80,13 @@ def unroll(
             another split records, after each update, the loss of a fresh batch of it.
         variant: what is particular about this run of the task.
         window: plan and training batches, where the dataset does not hold these.
+        remat: whether a derivative keeps the state before each step and computes all
+            else anew, instead of keeping what the steps compute.
 
     Returns:
         The state after the last step, losses `[T]` in nats, auxiliary scalars `[T]`;
-        where the losses are of another split, `train_loss` is among the latter.
+        where the losses are of another split, `train_loss` is among the latter, and
+        `imitation` where an expert guides the optimizer.
     """
     optimizer = lopt.as_optax(theta, task.specs(), state.length)
     if window is None:
@@ -107,7 +112,11 @@ def unroll(
             params = evaluation_params(state.opt_state, state.params)
             loss, aux = variation.loss(task, variant, params, held_key, batch)
             aux = aux | {"train_loss": train_loss}
+        if isinstance(state.opt_state, GuidedState):
+            aux = aux | {"imitation": state.opt_state.imitation}
         return state, (loss, aux)
 
+    if remat:
+        body = jax.checkpoint(body, prevent_cse=False)  # a scan prevents it anyway
     state, (losses, aux) = jax.lax.scan(body, state, plan, length=num_steps)
     return state, losses, aux

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import jax
+from jax.sharding import Mesh
 
 from lopt.base import Theta
 
@@ -44,7 +45,10 @@ class Problem(Protocol):
         dataset: Any,
         key: jax.Array,
         num_steps: int,
-    ) -> tuple[Any, jax.Array, jax.Array]:
+        remat: bool = False,
+        *,
+        outer_step: int | jax.Array = 0,
+    ) -> Unrolled:
         """Advances an episode.
 
         Args:
@@ -54,12 +58,20 @@ class Problem(Protocol):
             dataset: data; `Windowed` where only the batches of this window are there.
             key: of the batches.
             num_steps: how far (`T`).
-
-        Returns:
-            The episode `num_steps` later, its normalized and finite losses `[T]`, and
-            whether it has diverged, `[]` bool.
+            remat: whether a derivative computes each step anew, which saves memory.
+                Only backpropagation asks for it.
+            outer_step: `[]` int32, outer steps done before this window.
         """
         ...
+
+
+class Unrolled(NamedTuple):
+    """What a window of an episode came to; all that is in it is finite."""
+
+    episode: Any  # where it stands after the window
+    contributions: jax.Array  # [T]; their mean over an episode is its objective
+    losses: jax.Array  # [T] normalized losses, for the record
+    diverged: jax.Array  # [] bool
 
 
 class Windowed(NamedTuple):
@@ -76,3 +88,49 @@ class Estimate(NamedTuple):
     loss: jax.Array  # [] mean normalized loss over all members and steps
     metrics: dict[str, jax.Array]
     terms: Theta  # [N, ...] each pair's contribution; grad is their mean
+
+
+class Estimator(Protocol):
+    """Estimates meta-gradients from windows of unrolls; frozen, static under `jit`."""
+
+    @property
+    def truncation(self) -> int:
+        """Inner steps T of a window."""
+        ...
+
+    @property
+    def num_members(self) -> int:
+        """Unrolls that one estimate advances by a window each."""
+        ...
+
+    def init(self, problem: Problem, theta: Theta) -> Any:
+        """Particles that have not begun: a pytree with their number `[N]` in front."""
+        ...
+
+    def estimate(
+        self,
+        problem: Problem,
+        theta: Theta,
+        state: Any,
+        dataset: Any,
+        key: jax.Array,
+        outer_step: int | jax.Array = 0,
+        mesh: Mesh | None = None,
+    ) -> tuple[Estimate, Any]:
+        """Advances every particle by one window and estimates the meta-gradient.
+
+        Args:
+            problem: what is unrolled.
+            theta: meta-parameters.
+            state: the particles, `[N]` in front.
+            dataset: passed through to the problem; of `Windowed` data, to each particle
+                its own windows.
+            key: consumed.
+            outer_step: `[]` int32, outer steps done before.
+            mesh: devices that share the particles (see `estimators.particles`).
+        """
+        ...
+
+    def data_keys(self, key: jax.Array) -> jax.Array:
+        """The keys `[N]` of the unrolls of `estimate` with this key, by particle."""
+        ...

@@ -23,7 +23,7 @@ from experiments.train import load_trained, train
 from lopt.artifact import Artifact
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
-from metatrain.outer import OuterOptimizer
+from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from tasks.classification import ImageClassification
 from tasks.models.mlp import MLP

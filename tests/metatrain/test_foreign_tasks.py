@@ -9,8 +9,10 @@ from evaluation.run import evaluate
 from lopt.baselines import SGD, Adam
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
+from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
-from metatrain.outer import InnerTraining, MetaTraining, OuterOptimizer
+from metatrain.outer import MetaTraining
+from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from tasks.adapted import adapt
 from tests.tasks.foreign import Averaging, Classifier, Returning, Scales
@@ -65,7 +67,8 @@ def test_a_loss_that_is_nan_counts_as_the_cap():
     theta = adam.init(KEY)
     variant = problem.sample(KEY)
     episode = problem.start(theta, variant, KEY, jnp.int32(4))
-    _, losses, diverged = problem.unroll(theta, episode, variant, (), KEY, 4)
+    unrolled = problem.unroll(theta, episode, variant, (), KEY, 4)
+    losses, diverged = unrolled.losses, unrolled.diverged
     np.testing.assert_array_equal(losses, np.full(4, 1.25, np.float32))
     assert bool(diverged)
 
@@ -81,7 +84,8 @@ def test_every_pair_trains_on_a_configuration_of_its_own():
         episode = problem.start(SGD(1e-3).init(KEY), variant, KEY, jnp.int32(4))
         want = family.init_with(variant.config, KEY)
         np.testing.assert_array_equal(episode.params["x"], want["x"])
-        _, losses, _ = problem.unroll(SGD(1e-3).init(KEY), episode, variant, (), KEY, 1)
+        theta = SGD(1e-3).init(KEY)
+        losses = problem.unroll(theta, episode, variant, (), KEY, 1).losses
         loss, _ = family.loss_with(variant.config, want, KEY, ())
         unit = family.loss_at_chance_over_configs()
         assert float(losses[0]) == pytest.approx(min(float(loss) / unit, 1.5), rel=1e-5)

@@ -12,13 +12,10 @@ import pytest
 
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
+from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
-from metatrain.outer import (
-    InnerTraining,
-    MetaTraining,
-    OuterOptimizer,
-    ProblemGroup,
-)
+from metatrain.outer import MetaTraining, ProblemGroup
+from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification

@@ -13,14 +13,12 @@ import pytest
 
 from lopt.baselines import Adam
 from lopt.small_fc import SmallFC
+from metatrain.estimators.base import Unrolled
 from metatrain.estimators.es import EvolutionStrategy
+from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
-from metatrain.outer import (
-    InnerTraining,
-    MetaTraining,
-    OuterOptimizer,
-    ProblemGroup,
-)
+from metatrain.outer import MetaTraining, ProblemGroup
+from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification
@@ -203,9 +201,10 @@ class Broken:
     def start(self, theta, variant, key, length):
         return Episode(jnp.int32(0), jnp.asarray(length, jnp.int32))
 
-    def unroll(self, theta, episode, variant, dataset, key, num_steps):
+    def unroll(self, theta, episode, variant, dataset, key, num_steps, *, outer_step=0):
         losses = jnp.full(num_steps, jnp.nan) * theta["learning_rate"]
-        return episode._replace(step=episode.step + num_steps), losses, jnp.array(True)
+        episode = episode._replace(step=episode.step + num_steps)
+        return Unrolled(episode, losses, losses, jnp.array(True))
 
 
 def test_a_step_that_would_spoil_theta_is_skipped_and_counted():
@@ -227,9 +226,9 @@ def test_held_out_objective_uses_other_batches(dataset):
     for name, chosen in (("train", PROBLEM), ("inner_valid", problem)):
         variant = chosen.sample(jax.random.key(0))
         episode = chosen.start(theta, variant, jax.random.key(1), 8)
-        _, losses[name], _ = chosen.unroll(
+        losses[name] = chosen.unroll(
             theta, episode, variant, dataset, jax.random.key(2), 3
-        )
+        ).losses
     # Before the first update every loss is at chance; after it none need be.
     assert float(losses["train"][0]) == pytest.approx(1.0, abs=1e-6)
     assert float(losses["inner_valid"][0]) != pytest.approx(1.0, abs=1e-6)

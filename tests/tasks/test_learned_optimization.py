@@ -23,7 +23,8 @@ from learned_optimization.tasks.parametric import image_mlp as parametric_mlp
 
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
-from metatrain.outer import MetaTraining, OuterOptimizer
+from metatrain.outer import MetaTraining
+from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from tasks.adapted import adapt
 
