@@ -33,6 +33,7 @@ if set_deathsig is not None:
     set_deathsig(1, int(signal.SIGTERM))
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
+sys.exit(143)  # it died before we asked
 """
 """What a process does before it becomes the command: on Linux it asks for SIGTERM when
 its parent dies (PR_SET_PDEATHSIG is 1); elsewhere it outlives its parent and ends by
@@ -56,7 +57,6 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     It has a session of its own, so that Ctrl-C reaches it once, through us; and it
     ignores SIGUSR2, by which SLURM tells all processes at once that time is up.
     """
-
     return subprocess.Popen[bytes](
         [sys.executable, "-I", "-S", "-c", _BEGIN, str(os.getpid()), *command],
         stdin=subprocess.DEVNULL,
