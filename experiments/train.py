@@ -24,8 +24,14 @@ import numpy as np
 from evaluation.run import mean_loss
 from experiments import command_line, run_directory
 from experiments.command_line import InputError, reported
-from experiments.configs import PRESETS, TrainConfig, with_optimizer
+from experiments.configs import (
+    PRESETS,
+    TrainConfig,
+    with_estimator,
+    with_optimizer,
+)
 from experiments.display import TrainingDisplay
+from experiments.estimators import ESTIMATORS, take_estimator
 from experiments.optimizers import OPTIMIZERS, take_optimizer
 from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
 from experiments.serialization import decode, encode
@@ -333,11 +339,15 @@ def main() -> None:
     """Command line."""
     program = "python -m experiments.train"
     lopt, arguments = take_optimizer(sys.argv[1:])
+    estimator, arguments = take_estimator(arguments)
     if {"-h", "--help"} & set(arguments):
         print(
             f"--lopt NAME puts another optimizer into a preset: {', '.join(OPTIMIZERS)}"
         )
+        print(f"--estimator NAME does so with the estimator: {', '.join(ESTIMATORS)}")
     presets = PRESETS if lopt is None else with_optimizer(PRESETS, lopt)
+    if estimator is not None:
+        presets = with_estimator(presets, estimator)
     name, config = command_line.choose_preset(presets, program, arguments)
     path = train(config, name)
     print(f"run directory: {path}")
