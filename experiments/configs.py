@@ -12,6 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import jax
+
+from experiments.estimators import ESTIMATORS, AnyEstimator
 from lopt.registry import AnyLearned
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
@@ -98,8 +101,9 @@ class TrainConfig:
     """What the optimizer is trained on: a task, or groups of them."""
     lopt: AnyLearned
     """The learned optimizer; --lopt NAME puts another one into the preset."""
-    estimator: EvolutionStrategy
-    """The estimator of the meta-gradient."""
+    estimator: AnyEstimator
+    """The estimator of the meta-gradient; --estimator NAME puts another one into the
+    preset."""
     outer: OuterOptimizer
     """The optimizer of θ."""
     num_steps: int
@@ -127,6 +131,9 @@ class TrainConfig:
             raise ValueError(f"num_steps = {self.num_steps} must lie in [1, 10⁸)")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed = {self.seed} must lie in [0, 2³¹)")
+        es = self.estimator
+        if isinstance(es, EvolutionStrategy) and (es.sigma_factors or es.orthogonal):
+            es.check(jax.eval_shape(self.lopt.init, jax.random.key(0)))
         if not isinstance(self.task, TaskDistribution):
             self.variation.check(self.task)
         elif self.variation != Variation():
@@ -270,5 +277,17 @@ def with_optimizer(presets: Presets, lopt: AnyLearned) -> Presets:
 
     def make(preset: Callable[[], TrainConfig]) -> TrainConfig:
         return dataclasses.replace(preset(), lopt=lopt)
+
+    return {name: (text, partial(make, old)) for name, (text, old) in presets.items()}
+
+
+def with_estimator(presets: Presets, chosen: str) -> Presets:
+    """The same presets with another of `ESTIMATORS`, made of each one's own."""
+
+    def make(preset: Callable[[], TrainConfig]) -> TrainConfig:
+        config = preset()
+        assert isinstance(config.estimator, EvolutionStrategy)
+        estimator = ESTIMATORS[chosen](config.estimator)
+        return dataclasses.replace(config, estimator=estimator)
 
     return {name: (text, partial(make, old)) for name, (text, old) in presets.items()}

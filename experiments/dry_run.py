@@ -152,7 +152,7 @@ def _theta(config: TrainConfig, state: OuterState) -> list[str]:
 def _memory(
     config: TrainConfig, groups: Sequence[Described], state: OuterState
 ) -> list[str]:
-    pairs = config.estimator.num_pairs
+    members = config.estimator.num_members
     total = tree_bytes(state)
     lines = [
         f"memory: {size(total)} of state",
@@ -164,7 +164,7 @@ def _memory(
         known = group.cost.dataset_bytes if group.cost else None
         data = "not known before it is read" if known is None else size(known)
         lines.append(
-            f"  {group.entry.title}: estimator {size(tree_bytes(its))} ({2 * pairs} "
+            f"  {group.entry.title}: estimator {size(tree_bytes(its))} ({members} "
             f"particles), data {data}{' on the host' * config.run.stream}"
         )
     return lines

@@ -71,9 +71,11 @@ def migrated(stored: dict[str, Any]) -> dict[str, Any]:
     """
     if "kind" in stored:
         return stored
-    credits = {"accumulated": (1, "accumulated"), "fresh": (1, "window")}
-    credits["episode"] = ("episode", "accumulated")
-    refresh, credit = credits.get(stored.get("credit", ""), (1, stored.get("credit")))
+    credit = stored.get("credit")
+    refresh, credit = {
+        "fresh": (1, "window"),
+        "episode": ("episode", "accumulated"),
+    }.get(str(credit), (1, credit))
     later = {
         "pairs_per_task": 1,
         "sigma_factors": [],

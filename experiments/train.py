@@ -23,8 +23,14 @@ import numpy as np
 
 from experiments import command_line, dry_run, run_directory
 from experiments.command_line import ComputationError, InputError, reported
-from experiments.configs import PRESETS, TrainConfig, with_optimizer
+from experiments.configs import (
+    PRESETS,
+    TrainConfig,
+    with_estimator,
+    with_optimizer,
+)
 from experiments.display import TrainingDisplay
+from experiments.estimators import ESTIMATORS, take_estimator
 from experiments.experts import EXPERTS, take_expert, with_expert
 from experiments.optimizers import OPTIMIZERS, take_optimizer
 from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
@@ -357,6 +363,7 @@ def main() -> None:
     """Command line."""
     program = "python -m experiments.train"
     lopt, arguments = take_optimizer(sys.argv[1:])
+    estimator, arguments = take_estimator(arguments)
     expert, arguments = take_expert(arguments)
     dry, arguments = dry_run.take_flag(arguments)
     if {"-h", "--help"} & set(arguments):
@@ -364,8 +371,11 @@ def main() -> None:
         print(
             f"--lopt NAME puts another optimizer into a preset: {', '.join(OPTIMIZERS)}"
         )
+        print(f"--estimator NAME does so with the estimator: {', '.join(ESTIMATORS)}")
         print(f"--expert NAME adds an expert to imitate: {', '.join(EXPERTS)}")
     presets = PRESETS if lopt is None else with_optimizer(PRESETS, lopt)
+    if estimator is not None:
+        presets = with_estimator(presets, estimator)
     presets = presets if expert is None else with_expert(presets, expert)
     name, config = command_line.choose_preset(presets, program, arguments)
     if dry:
