@@ -13,7 +13,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -137,39 +137,6 @@ def parse(kind: Callable[..., T], program: str, arguments: Sequence[str]) -> T:
     return _parse(lambda: tyro.cli(kind, prog=program, args=list(arguments)), arguments)
 
 
-def take_name(
-    arguments: Sequence[str], flag: str, kind: str, known: Iterable[str]
-) -> tuple[str | None, list[str]]:
-    """Takes `FLAG NAME` out of a command line: the name, and what is left.
-
-    Args:
-        arguments: of the command line.
-        flag: with its dashes.
-        kind: of what it names, for the errors.
-        known: names that it may be.
-
-    Raises:
-        InputError: if the name is missing or unknown.
-    """
-    chosen, kept, rest, names = None, [], list(arguments), list(known)
-    while rest:
-        word = rest.pop(0)
-        start, equals, value = word.partition("=")
-        if start != flag:
-            kept.append(word)
-            continue
-        if not equals:
-            if not rest or rest[0].startswith("-"):
-                raise InputError(f"{flag} needs a name: {', '.join(names)}")
-            value = rest.pop(0)
-        if value not in names:
-            raise InputError(
-                f"unknown {kind} {flag} {value!r}: known are {', '.join(names)}"
-            )
-        chosen = value
-    return chosen, kept
-
-
 def take_data_dir(arguments: Sequence[str]) -> list[str]:
     """Obeys `--data-dir DIR`, which every command understands, and takes it out.
 
@@ -195,6 +162,38 @@ def take_data_dir(arguments: Sequence[str]) -> list[str]:
             raise InputError(f"--data-dir {value!r} is not a folder")
         os.environ[DATA_DIR] = str(folder)
     return kept
+
+
+def take_name(
+    arguments: Sequence[str], flag: str, what: str, known: Collection[str]
+) -> tuple[str | None, list[str]]:
+    """Takes `FLAG NAME` out of a command line: the last name, and what is left.
+
+    Args:
+        arguments: of the command line.
+        flag: with its dashes; `FLAG.FIELD` is left alone.
+        what: a word for what is named.
+        known: the names.
+
+    Raises:
+        InputError: if the name is missing or unknown.
+    """
+    chosen, kept, rest = None, [], list(arguments)
+    names = ", ".join(known)
+    while rest:
+        word = rest.pop(0)
+        given, equals, value = word.partition("=")
+        if given != flag:
+            kept.append(word)
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("-"):
+                raise InputError(f"{flag} needs a name: {names}")
+            value = rest.pop(0)
+        if value not in known:
+            raise InputError(f"unknown {what} {flag} {value!r}: known are {names}")
+        chosen = value
+    return chosen, kept
 
 
 def _parse(read: Callable[[], T], arguments: Sequence[str]) -> T:

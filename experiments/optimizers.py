@@ -16,7 +16,7 @@ from evaluation.cost import optimizer_cost
 from evaluation.plan import MORE
 from evaluation.text_table import text_table
 from experiments import command_line
-from experiments.command_line import InputError
+from experiments.command_line import InputError, take_name
 from lopt.celo import Celo
 from lopt.celo2 import Celo2
 from lopt.celo_adam import CeloAdam
@@ -122,8 +122,8 @@ def take_optimizer(arguments: Sequence[str]) -> tuple[AnyLearned | None, list[st
     Raises:
         InputError: if the name is missing or unknown.
     """
-    name, rest = command_line.take_name(arguments, "--lopt", "optimizer", OPTIMIZERS)
-    return None if name is None else named(name), rest
+    name, rest = take_name(arguments, "--lopt", "optimizer", OPTIMIZERS)
+    return None if name is None else OPTIMIZERS[name].make(), rest
 
 
 def table() -> str:

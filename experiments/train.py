@@ -21,14 +21,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import command_line, run_directory
+from experiments import command_line, dry_run, run_directory
 from experiments.command_line import ComputationError, InputError, reported
-from experiments.configs import PRESETS, TrainConfig, with_optimizer
+from experiments.configs import (
+    PRESETS,
+    TrainConfig,
+    with_estimator,
+    with_optimizer,
+)
 from experiments.display import TrainingDisplay
+from experiments.estimators import ESTIMATORS, take_estimator
 from experiments.experts import EXPERTS, take_expert, with_expert
 from experiments.optimizers import OPTIMIZERS, take_optimizer
 from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
 from experiments.serialization import decode, encode
+from experiments.sinks import VALIDATION_PREFIX, open_sinks
 from experiments.validation import Validation
 from experiments.warm_start import begin_with, parent_of
 from lopt.artifact import FILES, Artifact
@@ -134,6 +141,7 @@ def _prepare(config: TrainConfig, directory: RunDirectory) -> _Run:
 def _start_or_resume(run: _Run) -> TrainingState:
     template = jax.eval_shape(lambda: _first_state(run.training))
     with reported():
+        run.checkpoints.recover()
         restored = run.checkpoints.restore(template)
     for warning in restored.warnings if restored else []:
         print(f"warning: {warning}", file=sys.stderr)
@@ -165,7 +173,7 @@ def _advance(run: _Run, state: TrainingState) -> TrainingState:
     first = int(state.outer.step)
     last = min(config.num_steps, config.run.stop_after or config.num_steps)
     display = TrainingDisplay(first, config.num_steps, training.inner_steps_per_step)
-    recorder = _Recorder(config, training, run.directory, display)
+    recorder = _Recorder(run, display, first)
     outer, best = state
     if first:
         print(f"{run.directory.path}: going on from step {first}")
@@ -173,7 +181,7 @@ def _advance(run: _Run, state: TrainingState) -> TrainingState:
     programs = f", {len(tasks)} groups" if len(tasks) > 1 else ""
     print(f"compiling the outer step (seconds, once{programs})", flush=True)
     feed = Feed(training, tasks, run.datasets)
-    with feed, display, _stop_on_signals() as interrupt:
+    with feed, display, recorder.sinks, _stop_on_signals() as interrupt:
         for step in range(first + 1, last + 1):
             outer, metrics = training.step(outer, feed.at(step - 1))
             recorder.add(step, metrics)
@@ -196,15 +204,11 @@ def _advance(run: _Run, state: TrainingState) -> TrainingState:
 class _Recorder:
     """Collects metrics on the device and writes them a few at a time."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        training: MetaTraining,
-        directory: RunDirectory,
-        display: TrainingDisplay,
-    ) -> None:
-        self.config, self.directory, self.display = config, directory, display
-        self._inner_steps = training.inner_steps_per_step
+    def __init__(self, run: _Run, display: TrainingDisplay, step: int) -> None:
+        """Args: the run; what shows it; outer steps done before."""
+        self.config, self.directory, self.display = run.config, run.directory, display
+        self.sinks = open_sinks(run.config, run.directory.path, step)
+        self._inner_steps = run.training.inner_steps_per_step
         self._skipped = 0  # outer steps in a row that were not taken
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._clock = time.monotonic()
@@ -225,6 +229,7 @@ class _Recorder:
         ]
         self._pending.clear()
         self.directory.append(METRICS, rows)
+        self.sinks.write(rows)
         now = time.monotonic()
         seconds = now - self._clock
         timing = {
@@ -265,6 +270,7 @@ def _validate(run: _Run, outer: OuterState, best: Best, recorder: _Recorder) -> 
     better = loss < float(best.loss)
     row = {"step": int(outer.step)} | scores | {"chosen": better}
     recorder.directory.append(VALIDATION, [row])
+    recorder.sinks.write([row], VALIDATION_PREFIX)
     recorder.display.say(
         f"step {row['step']:>5}: validation loss: training {row['train_loss']:.4f}, "
         f"held out {row['held_out_loss']:.4f}{', best so far' if better else ''}"
@@ -357,15 +363,24 @@ def main() -> None:
     """Command line."""
     program = "python -m experiments.train"
     lopt, arguments = take_optimizer(sys.argv[1:])
+    estimator, arguments = take_estimator(arguments)
     expert, arguments = take_expert(arguments)
+    dry, arguments = dry_run.take_flag(arguments)
     if {"-h", "--help"} & set(arguments):
+        print(f"{dry_run.FLAG} only prints what the run would be, and how long")
         print(
             f"--lopt NAME puts another optimizer into a preset: {', '.join(OPTIMIZERS)}"
         )
+        print(f"--estimator NAME does so with the estimator: {', '.join(ESTIMATORS)}")
         print(f"--expert NAME adds an expert to imitate: {', '.join(EXPERTS)}")
     presets = PRESETS if lopt is None else with_optimizer(PRESETS, lopt)
+    if estimator is not None:
+        presets = with_estimator(presets, estimator)
     presets = presets if expert is None else with_expert(presets, expert)
     name, config = command_line.choose_preset(presets, program, arguments)
+    if dry:
+        print(dry_run.report(config, name))
+        return
     path = train(config, name)
     print(f"run directory: {path}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,16 @@ from lopt.base import LearnedOptimizer, Theta
 from tasks import variation
 from tasks.base import Batch, Task
 from tasks.variation import UNVARIED, Variant
+
+Precision = Literal["float32", "bfloat16"]
+"""What the inner model computes in; parameters and optimizer stay in float32."""
+
+
+def lowered(params: Any, precision: Precision) -> Any:
+    """Parameters as the model is given them; derivatives arrive in their own dtype."""
+    if precision == "float32":
+        return params
+    return jax.tree.map(lambda x: x.astype(jnp.dtype(precision)), params)
 
 
 class InnerState(NamedTuple):
@@ -67,6 +77,7 @@ def inner_step(
     batch: Batch,
     key: jax.Array,
     variant: Variant = UNVARIED,
+    precision: Precision = "float32",
 ) -> tuple[State, jax.Array, dict[str, jax.Array]]:
     """One step of training.
 
@@ -76,6 +87,7 @@ def inner_step(
     """
 
     def scaled_loss(params: Any) -> tuple[jax.Array, Any]:
+        params = lowered(params, precision)
         loss, aux = variation.loss(task, variant, params, key, batch)
         scale = variant.loss_scale
         return loss if scale is None else scale * loss, (loss, aux)

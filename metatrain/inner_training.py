@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from lopt.base import LearnedOptimizer, Theta, frozen_parts
 from metatrain import inner
 from metatrain.estimators.base import Unrolled, Windowed
 from metatrain.expert import Expert, Guided
-from metatrain.inner import AnyState, TrackedState
+from metatrain.inner import AnyState, Precision, TrackedState
 from metatrain.objective import Objective
 from metatrain.unroll import unroll
 from tasks.base import Dataset, Parametric, Task
@@ -31,8 +31,15 @@ class InnerTraining:
     """Parts of θ that are frozen beside the optimizer's own."""
     expert: Expert | None = None
     """Whom the optimizer follows and imitates at first."""
+    precision: Precision = "float32"
+    """What the model computes in."""
 
     def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision = {self.precision!r} must be one of "
+                f"{', '.join(get_args(Precision))}"
+            )
         self.variation.check(self.task)
 
     def sample(self, key: jax.Array) -> Variant:
@@ -79,6 +86,7 @@ class InnerTraining:
                 variant,
                 window,
                 remat,
+                self.precision,
             )
 
         if self.expert is None:

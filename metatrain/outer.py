@@ -34,6 +34,7 @@ from metatrain.estimators.base import (
 )
 from metatrain.expert import Expert
 from metatrain.frozen import keep_frozen
+from metatrain.inner import Precision
 from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
 from metatrain.objective import Objective
@@ -114,6 +115,7 @@ class MetaTraining:
         objective: Objective = _DEFAULT_OBJECTIVE,
         seed: int = 0,
         expert: Expert | None = None,
+        precision: Precision = "float32",
     ) -> Self:
         """Meta-training of an optimizer on a task, or on the groups of a distribution.
 
@@ -126,6 +128,7 @@ class MetaTraining:
             objective: what counts as meta-loss.
             seed: of everything random.
             expert: an optimizer to imitate at first.
+            precision: what the inner models compute in.
         """
         if not isinstance(tasks, TaskDistribution):
             tasks = TaskDistribution.single(tasks)
@@ -133,7 +136,13 @@ class MetaTraining:
             ProblemGroup(
                 group.name,
                 InnerTraining(
-                    group.task, lopt, objective, group.variation, outer.frozen, expert
+                    group.task,
+                    lopt,
+                    objective,
+                    group.variation,
+                    outer.frozen,
+                    expert,
+                    precision,
                 ),
                 group.weight,
             )

@@ -1,4 +1,4 @@
-"""Backpropagation through unrolls: exact derivatives, for small problems and as a control.
+"""Backpropagation through unrolls: exact derivatives, for small problems, as a control.
 
 In each window every particle takes the derivative of its mean loss over T steps with
 respect to θ, and the estimate is the mean over particles. The state with which a window

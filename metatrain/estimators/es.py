@@ -11,7 +11,7 @@ for how many windows K a noise is kept before the next is drawn, and `credit` wh
 is: the sum of all noises drawn since the episode began, or the window's own alone.
 
 * K = 1 is PES, K = the whole episode is noise-reuse ES (ES-Single), and what lies
-  between is GPES_K: all unbiased, with a variance that falls as K grows.
+  between is GPES_K: all unbiased, noise-reuse ES with the smallest variance.
 * Full ES is any of them with windows as long as episodes.
 * A window's own noise alone is truncated ES: biased, since noise also acts on the
   windows that follow it. It is there as a control.
@@ -83,7 +83,7 @@ class EvolutionStrategy:
     """Pairs, each with a noise of its own, that share a task: its variant,
     initialization, episode length and batches."""
     sigma_factors: perturbation.Factors = ()
-    """Factors of sigma by part of θ: a path, as layer_0 or layer_0.kernel, and a
+    """Factors of sigma by part of θ: a path, as layer_0 or layer_0/kernel, and a
     factor; of several that fit, the last counts."""
     sign_difference: float | None = None
     """Replaces the difference of a pair's losses by its sign times this."""
@@ -146,7 +146,7 @@ class EvolutionStrategy:
 
     @classmethod
     def truncated_es(cls, **fields: Any) -> Self:
-        """Truncated ES, the biased control: a window's noise is credited in it alone."""
+        """Truncated ES, the biased control: noise is credited in its window alone."""
         return cls(**fields, refresh=1, credit="window")
 
     @classmethod
@@ -324,10 +324,12 @@ class EvolutionStrategy:
         """
         step = pair.episodes.step[0]
         accumulated = jnp.where(begins, 0.0, pair.credit)
-        if self.refresh == 1:
-            draws = jnp.asarray(True)
-        elif self.refresh == "episode":
+        if self.refresh == "episode":
             draws = begins
+        elif self.refresh == 1:
+            # Always, but not so that the compiler knows: with a choice in it, and so
+            # the same roundings, the whole family is the same bits in a first window.
+            draws = step >= 0
         else:
             draws = begins | ((step // self.truncation) % self.refresh == 0)
         kept = pair.credit if pair.noise is None else pair.noise
