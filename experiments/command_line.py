@@ -2,7 +2,7 @@
 
 tyro reads the fields and writes the help; its framed, many-line errors are reduced to
 one line that names the field, the value and what would be right. Exit code 2 means bad
-input, 130 an interruption that lost nothing.
+input, 1 a computation that cannot go on, 130 an interruption that lost nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tasks.data.prepared import VARIABLE as DATA_DIR
 
 T = TypeVar("T")
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -31,12 +32,16 @@ class InputError(Exception):
     """Something that the user can mend; the message is one line."""
 
 
-def fail(message: str) -> NoReturn:
-    """Prints one line to standard error and exits with code 2."""
+class ComputationError(Exception):
+    """What was asked for is right, but went wrong; the message is one line."""
+
+
+def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
+    """Prints one line to standard error and exits."""
     line = " ".join(message.split())
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     print(f"error: {line}", file=sys.stderr)
-    raise SystemExit(BAD_INPUT)
+    raise SystemExit(code)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -49,6 +54,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         fail(str(error))
+    except ComputationError as error:
+        fail(str(error), FAILED)
     except BrokenPipeError:  # whoever reads our output has seen enough
         os._exit(0)
     except OSError as error:

@@ -18,6 +18,7 @@ from experiments.estimators import ESTIMATORS, AnyEstimator
 from lopt.registry import AnyLearned
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
+from metatrain.expert import Expert
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
@@ -48,6 +49,9 @@ class Validation:
     baselines are tuned."""
     num_seeds: int = 4
     """Validation runs, from seeds that no evaluation uses."""
+    suite: str | None = None
+    """Named suite on whose cells θ is chosen, each for at most num_steps inner steps;
+    None: the tasks that are trained on."""
 
     def __post_init__(self) -> None:
         for name in ("every", "num_steps", "num_seeds"):
@@ -73,6 +77,10 @@ class RunOptions:
     stop_after: int | None = None
     """Stop, with a checkpoint, after this outer step; the same command without it goes
     on."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard's event files, to RUN/tensorboard."""
+    wandb: str | None = None
+    """Also send the metrics to this project at Weights & Biases."""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
@@ -80,6 +88,8 @@ class RunOptions:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")
         if self.stop_after is not None and self.stop_after < 1:
             raise ValueError(f"stop_after = {self.stop_after} must be positive")
+        if self.wandb is not None and not self.wandb.strip():
+            raise ValueError(f"wandb = {self.wandb!r} must be the name of a project")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +115,13 @@ class TrainConfig:
     """How the released θ is chosen."""
     seed: int = 0
     """Seed of everything random."""
+    init_from: Path | None = None
+    """Artifact whose θ, or parts of it, the run begins with (a warm start, or the rule
+    of an earlier phase); the outer optimizer begins anew."""
     run: RunOptions = RunOptions()
     """Where the run lies and how it is shown."""
+    expert: Expert | None = None
+    """An optimizer to follow and to imitate at first; none by default."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps < 10**8:
@@ -141,6 +156,7 @@ class TrainConfig:
             self.num_steps,
             objective=self.objective,
             seed=self.seed,
+            expert=self.expert,
         )
 
 

@@ -21,9 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evaluation.run import mean_loss
-from experiments import command_line, run_directory
-from experiments.command_line import InputError, reported
+from experiments import command_line, dry_run, run_directory
+from experiments.command_line import ComputationError, InputError, reported
 from experiments.configs import (
     PRESETS,
     TrainConfig,
@@ -35,6 +34,9 @@ from experiments.estimators import ESTIMATORS, take_estimator
 from experiments.optimizers import OPTIMIZERS, take_optimizer
 from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
 from experiments.serialization import decode, encode
+from experiments.sinks import VALIDATION_PREFIX, open_sinks
+from experiments.validation import Validation
+from experiments.warm_start import begin_with, parent_of
 from lopt.artifact import FILES, Artifact
 from lopt.base import Theta
 from metatrain import streaming
@@ -43,9 +45,6 @@ from metatrain.outer import MetaTraining, OuterState
 from metatrain.streaming import Feed, HostDataset
 from tasks.base import Dataset
 from tasks.modelled import ModelTask
-
-FIRST_SEED = 2000
-"""Validation runs have the seeds from here on; evaluations use others."""
 
 
 class Best(NamedTuple):
@@ -99,20 +98,15 @@ def train(config: TrainConfig, name: str) -> Path:
 
     Raises:
         InputError: if the directory is in use, unwritable or of another configuration.
+        ComputationError: if too many meta-gradients in a row are not finite.
         SystemExit: with code 130 after an interruption, which loses nothing.
     """
     with RunDirectory(config.run.directory or Path("runs") / name) as directory:
         directory.claim(encode(config))
-        training = config.build()
-        with reported():
-            datasets = [
-                streaming.load(group.task, stream=config.run.stream)
-                for group in config.distribution.groups
-            ]
-        checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
-        state = _start_or_resume(training, checkpoints, directory)
+        run = _prepare(config, directory)
+        state = _start_or_resume(run)
         if int(state.outer.step) < config.num_steps:
-            state = _advance(config, training, datasets, state, checkpoints, directory)
+            state = _advance(run, state)
         else:
             print(f"{directory.path} is trained: {config.num_steps} outer steps")
         if int(state.outer.step) >= config.num_steps:
@@ -120,60 +114,85 @@ def train(config: TrainConfig, name: str) -> Path:
         return directory.path
 
 
-def _start_or_resume(
-    training: MetaTraining, checkpoints: Checkpoints, directory: RunDirectory
-) -> TrainingState:
-    template = jax.eval_shape(lambda: _first_state(training))
+class _Run(NamedTuple):
+    """What a run consists of, before its first step."""
+
+    config: TrainConfig
+    training: MetaTraining
+    datasets: list[Dataset | HostDataset]
+    validation: Validation
+    checkpoints: Checkpoints
+    directory: RunDirectory
+
+
+def _prepare(config: TrainConfig, directory: RunDirectory) -> _Run:
     with reported():
-        restored = checkpoints.restore(template)
+        training = config.build()
+        datasets = [
+            streaming.load(group.task, stream=config.run.stream)
+            for group in config.distribution.groups
+        ]
+    validation = Validation(config, base_sizes(config), datasets)
+    checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
+    return _Run(config, training, datasets, validation, checkpoints, directory)
+
+
+def _start_or_resume(run: _Run) -> TrainingState:
+    template = jax.eval_shape(lambda: _first_state(run.training))
+    with reported():
+        run.checkpoints.recover()
+        restored = run.checkpoints.restore(template)
     for warning in restored.warnings if restored else []:
         print(f"warning: {warning}", file=sys.stderr)
     step = restored.step if restored else 0
-    directory.truncate_after(step)
+    run.directory.truncate_after(step)
     if restored:
         return restored.state
-    return _first_state(training)
+    folder = run.config.init_from
+    if folder is None:
+        return _first_state(run.training)
+    with reported():
+        artifact = Artifact.load(folder)
+        fresh = jax.device_get(run.training.init().theta)
+        theta, parts = begin_with(artifact, run.config.lopt, fresh, folder)
+    run_directory.write_parent(run.directory.path, parent_of(folder, artifact, parts))
+    print(f"beginning with {', '.join(parts)} of {folder}")
+    return _first_state(run.training, theta)
 
 
-def _first_state(training: MetaTraining) -> TrainingState:
-    outer = training.init()
+def _first_state(training: MetaTraining, theta: Theta | None = None) -> TrainingState:
+    outer = training.init(theta)
     best = Best(jax.tree.map(jnp.copy, outer.theta), jnp.float32(jnp.inf), jnp.int32(0))
     return TrainingState(outer, best)
 
 
-def _advance(
-    config: TrainConfig,
-    training: MetaTraining,
-    datasets: list[Dataset | HostDataset],
-    state: TrainingState,
-    checkpoints: Checkpoints,
-    directory: RunDirectory,
-) -> TrainingState:
+def _advance(run: _Run, state: TrainingState) -> TrainingState:
     """Outer steps until the end, `stop_after` or a signal; each of them checkpoints."""
+    config, training = run.config, run.training
     first = int(state.outer.step)
     last = min(config.num_steps, config.run.stop_after or config.num_steps)
     display = TrainingDisplay(first, config.num_steps, training.inner_steps_per_step)
-    recorder = _Recorder(config, directory, display)
+    recorder = _Recorder(run, display, first)
     outer, best = state
     if first:
-        print(f"{directory.path}: going on from step {first}")
+        print(f"{run.directory.path}: going on from step {first}")
     tasks = [group.task for group in config.distribution.groups]
     programs = f", {len(tasks)} groups" if len(tasks) > 1 else ""
     print(f"compiling the outer step (seconds, once{programs})", flush=True)
-    feed = Feed(training, tasks, datasets)
-    with feed, display, _stop_on_signals() as interrupt:
+    feed = Feed(training, tasks, run.datasets)
+    with feed, display, recorder.sinks, _stop_on_signals() as interrupt:
         for step in range(first + 1, last + 1):
             outer, metrics = training.step(outer, feed.at(step - 1))
             recorder.add(step, metrics)
             if step % config.validation.every == 0 or step == config.num_steps:
                 recorder.flush()
-                best = _validate(config, datasets, outer, best, recorder)
+                best = _validate(run, outer, best, recorder)
                 display.restart_clock()
             interrupted = interrupt.requested  # read once: a signal may come any time
             if interrupted or step == last or step % config.run.checkpoint_every == 0:
                 recorder.flush()
                 with reported():
-                    checkpoints.save(step, TrainingState(outer, best))
+                    run.checkpoints.save(step, TrainingState(outer, best))
                 display.restart_clock()
             if interrupted and step < config.num_steps:
                 display.say(f"interrupted at step {step}; the same command goes on")
@@ -184,10 +203,12 @@ def _advance(
 class _Recorder:
     """Collects metrics on the device and writes them a few at a time."""
 
-    def __init__(
-        self, config: TrainConfig, directory: RunDirectory, display: TrainingDisplay
-    ) -> None:
-        self.config, self.directory, self.display = config, directory, display
+    def __init__(self, run: _Run, display: TrainingDisplay, step: int) -> None:
+        """Args: the run; what shows it; outer steps done before."""
+        self.config, self.directory, self.display = run.config, run.directory, display
+        self.sinks = open_sinks(run.config, run.directory.path, step)
+        self._inner_steps = run.training.inner_steps_per_step
+        self._skipped = 0  # outer steps in a row that were not taken
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._clock = time.monotonic()
 
@@ -207,13 +228,33 @@ class _Recorder:
         ]
         self._pending.clear()
         self.directory.append(METRICS, rows)
+        self.sinks.write(rows)
         now = time.monotonic()
-        timing = {"step": rows[-1]["step"], "seconds": round(now - self._clock, 3)}
+        seconds = now - self._clock
+        timing = {
+            "step": rows[-1]["step"],
+            "seconds": round(seconds, 3),
+            "inner_steps_per_second": round(len(rows) * self._inner_steps / seconds, 1),
+        }
         self.directory.append(TIMING, [timing])
         self._clock = now
+        losses = [x for row in rows if (x := row["meta_loss"]) is not None]
         self.display.update(
-            rows[-1]["step"], float(np.mean([row["meta_loss"] for row in rows]))
+            rows[-1]["step"], float(np.mean(losses)) if losses else float("nan")
         )
+        for row in rows:
+            self._count_skipped(row)
+
+    def _count_skipped(self, row: dict[str, Any]) -> None:
+        self._skipped = self._skipped + 1 if row["skipped"] else 0
+        limit = self.config.outer.max_skipped
+        if self._skipped >= limit:
+            raise ComputationError(
+                f"the meta-gradient of {limit} outer steps in a row, up to step "
+                f"{row['step']}, was not finite and moved nothing; a smaller "
+                "estimator.sigma or outer.clip_value may help (outer.max_skipped is "
+                "the limit)"
+            )
 
 
 def _number(value: jax.Array) -> float | None:
@@ -221,45 +262,17 @@ def _number(value: jax.Array) -> float | None:
     return float(value) if np.isfinite(float(value)) else None
 
 
-def _validate(
-    config: TrainConfig,
-    datasets: list[Dataset | HostDataset],
-    outer: OuterState,
-    best: Best,
-    recorder: _Recorder,
-) -> Best:
-    validation, groups = config.validation, config.distribution.groups
-    losses = np.array(
-        [
-            mean_loss(
-                group.task,
-                config.lopt,
-                outer.average,
-                validation.num_steps,
-                range(FIRST_SEED, FIRST_SEED + validation.num_seeds),
-                dataset,
-            )
-            for group, dataset in zip(groups, datasets, strict=True)
-        ]
-    )
-    weights = np.array([group.weight for group in groups])
-    held_out, train_loss = np.average(losses, 0, weights)
-    loss = held_out if validation.figure == "held_out" else train_loss
-    better = float(loss) < float(best.loss)
-    row = {
-        "step": int(outer.step),
-        "held_out_loss": float(held_out),
-        "train_loss": float(train_loss),
-        "chosen": better,
-    }
-    if len(groups) > 1:
-        for group, pair in zip(groups, losses, strict=True):
-            row[f"held_out_loss/{group.name}"] = float(pair[0])
-            row[f"train_loss/{group.name}"] = float(pair[1])
+def _validate(run: _Run, outer: OuterState, best: Best, recorder: _Recorder) -> Best:
+    scores = run.validation.row(outer.average)
+    figure = run.config.validation.figure
+    loss = scores["held_out_loss" if figure == "held_out" else "train_loss"]
+    better = loss < float(best.loss)
+    row = {"step": int(outer.step)} | scores | {"chosen": better}
     recorder.directory.append(VALIDATION, [row])
+    recorder.sinks.write([row], VALIDATION_PREFIX)
     recorder.display.say(
-        f"step {row['step']:>5}: validation loss: training {float(train_loss):.4f}, "
-        f"held out {float(held_out):.4f}{', best so far' if better else ''}"
+        f"step {row['step']:>5}: validation loss: training {row['train_loss']:.4f}, "
+        f"held out {row['held_out_loss']:.4f}{', best so far' if better else ''}"
     )
     if better:
         # Copies: the outer state's own buffers are donated to the next step.
@@ -275,7 +288,8 @@ def _release(
     config: TrainConfig, directory: RunDirectory, state: TrainingState
 ) -> None:
     folder = directory.path / "artifact"
-    artifact = make_artifact(config, state)
+    parent = run_directory.read_parent(directory.path)
+    artifact = make_artifact(config, state, parent)
     if folder.is_dir() and not folder.is_symlink():
         foreign = sorted({path.name for path in folder.iterdir()} - set(FILES))
         if foreign:
@@ -293,27 +307,36 @@ def _release(
     print(f"released {folder} (θ of step {int(state.best.step)})")
 
 
-def make_artifact(config: TrainConfig, state: TrainingState) -> Artifact:
-    """The optimizer of the best validated θ, with its provenance."""
+def base_sizes(config: TrainConfig) -> dict[str, int]:
+    """The sizes of the base model that all groups of a run agree on."""
     tasks = [group.task for group in config.distribution.groups]
     bases = [t.model.base_sizes if isinstance(t, ModelTask) else {} for t in tasks]
-    # Only what all groups agree on is the base of the optimizer.
-    sizes = dict(set(bases[0].items()).intersection(*(base.items() for base in bases)))
-    return Artifact(
-        config.lopt,
-        state.best.theta,
-        base=sizes,
-        provenance={
-            "config": {k: v for k, v in encode(config).items() if k != "run"},
-            "outer_steps": int(state.outer.step),
-            "best_step": int(state.best.step),
-            "validation_figure": config.validation.figure,
-            "validation_loss": float(state.best.loss),
-            "jax": jax.__version__,
-            "platform": f"{platform.system()} {platform.machine()}",
-            "backend": jax.default_backend(),
-        },
-    )
+    return dict(set(bases[0].items()).intersection(*(base.items() for base in bases)))
+
+
+def make_artifact(
+    config: TrainConfig, state: TrainingState, parent: dict[str, Any] | None = None
+) -> Artifact:
+    """The optimizer of the best validated θ, with its provenance.
+
+    Args:
+        config: of the run.
+        state: where it stands.
+        parent: what it began with (see `experiments.warm_start`).
+    """
+    provenance = {
+        "config": {k: v for k, v in encode(config).items() if k != "run"},
+        "outer_steps": int(state.outer.step),
+        "best_step": int(state.best.step),
+        "validation_figure": config.validation.figure,
+        "validation_loss": float(state.best.loss),
+        "jax": jax.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "backend": jax.default_backend(),
+    }
+    if parent is not None:
+        provenance["parent"] = parent
+    return Artifact(config.lopt, state.best.theta, base_sizes(config), provenance)
 
 
 def load_trained(path: Path) -> tuple[TrainConfig, TrainingState]:
@@ -340,7 +363,9 @@ def main() -> None:
     program = "python -m experiments.train"
     lopt, arguments = take_optimizer(sys.argv[1:])
     estimator, arguments = take_estimator(arguments)
+    dry, arguments = dry_run.take_flag(arguments)
     if {"-h", "--help"} & set(arguments):
+        print(f"{dry_run.FLAG} only prints what the run would be, and how long")
         print(
             f"--lopt NAME puts another optimizer into a preset: {', '.join(OPTIMIZERS)}"
         )
@@ -349,6 +374,9 @@ def main() -> None:
     if estimator is not None:
         presets = with_estimator(presets, estimator)
     name, config = command_line.choose_preset(presets, program, arguments)
+    if dry:
+        print(dry_run.report(config, name))
+        return
     path = train(config, name)
     print(f"run directory: {path}")
 

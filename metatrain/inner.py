@@ -21,6 +21,7 @@ class InnerState(NamedTuple):
     opt_state: Any
     step: jax.Array  # [] int32, inner steps taken
     length: jax.Array  # [] int32, inner steps of the episode
+    minimum: jax.Array | None = None  # [] smallest loss, where the objective needs it
 
 
 def start(
@@ -69,4 +70,5 @@ def inner_step(
         grads, state.opt_state, state.params, loss=seen
     )
     params = optax.apply_updates(state.params, updates)
-    return InnerState(params, opt_state, state.step + 1, state.length), loss, aux
+    state = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
+    return state, loss, aux

@@ -32,6 +32,7 @@ from metatrain.estimators.base import (
     Problem,
     Windowed,
 )
+from metatrain.expert import Expert
 from metatrain.frozen import keep_frozen
 from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
@@ -93,6 +94,13 @@ class MetaTraining:
                 )
         if self.each_step not in get_args(EachStep):
             raise ValueError(f"each_step = {self.each_step!r} must be 'all' or 'one'")
+        if self._frozen:
+            theta = jax.eval_shape(self.lopt.init, jax.random.key(0))
+            jax.eval_shape(functools.partial(keep_frozen, parts=self._frozen), theta)
+
+    @property
+    def _frozen(self) -> tuple[str, ...]:
+        return frozen_parts(self.lopt) + self.outer.frozen
 
     @classmethod
     def on(
@@ -105,6 +113,7 @@ class MetaTraining:
         *,
         objective: Objective = _DEFAULT_OBJECTIVE,
         seed: int = 0,
+        expert: Expert | None = None,
     ) -> Self:
         """Meta-training of an optimizer on a task, or on the groups of a distribution.
 
@@ -116,6 +125,7 @@ class MetaTraining:
             num_steps: outer steps.
             objective: what counts as meta-loss.
             seed: of everything random.
+            expert: an optimizer to imitate at first.
         """
         if not isinstance(tasks, TaskDistribution):
             tasks = TaskDistribution.single(tasks)
@@ -123,7 +133,7 @@ class MetaTraining:
             ProblemGroup(
                 group.name,
                 InnerTraining(
-                    group.task, lopt, objective, group.variation, outer.frozen
+                    group.task, lopt, objective, group.variation, outer.frozen, expert
                 ),
                 group.weight,
             )
@@ -274,7 +284,7 @@ class MetaTraining:
         updates, outer_opt_state = self.outer.accumulated(self.num_steps).update(
             grad, old_opt_state, old_theta
         )
-        updates = keep_frozen(updates, frozen_parts(self.lopt) + self.outer.frozen)
+        updates = keep_frozen(updates, self._frozen)
         theta = optax.apply_updates(old_theta, updates)
         # Nothing that is not finite may enter the state: such a step is not taken.
         finite = jnp.isfinite(optax.tree.norm(theta)) & jnp.isfinite(

@@ -16,6 +16,7 @@ import jax
 
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import evaluation_params
+from metatrain.expert import GuidedState
 from metatrain.inner import InnerState, inner_step
 from metatrain.keys import stream
 from tasks import variation
@@ -84,7 +85,8 @@ def unroll(
 
     Returns:
         The state after the last step, losses `[T]` in nats, auxiliary scalars `[T]`;
-        where the losses are of another split, `train_loss` is among the latter.
+        where the losses are of another split, `train_loss` is among the latter, and
+        `imitation` where an expert guides the optimizer.
     """
     optimizer = lopt.as_optax(theta, task.specs(), state.length)
     if window is None:
@@ -110,6 +112,8 @@ def unroll(
             params = evaluation_params(state.opt_state, state.params)
             loss, aux = variation.loss(task, variant, params, held_key, batch)
             aux = aux | {"train_loss": train_loss}
+        if isinstance(state.opt_state, GuidedState):
+            aux = aux | {"imitation": state.opt_state.imitation}
         return state, (loss, aux)
 
     if remat:

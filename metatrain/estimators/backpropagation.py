@@ -135,6 +135,7 @@ class Backpropagation:
                 data_key(key),
                 self.truncation,
                 remat=self.remat,
+                outer_step=outer_step,
             )
             return unrolled.contributions.mean(), unrolled
 

@@ -46,6 +46,8 @@ class Problem(Protocol):
         key: jax.Array,
         num_steps: int,
         remat: bool = False,
+        *,
+        outer_step: int | jax.Array = 0,
     ) -> Unrolled:
         """Advances an episode.
 
@@ -58,6 +60,7 @@ class Problem(Protocol):
             num_steps: how far (`T`).
             remat: whether a derivative computes each step anew, which saves memory.
                 Only backpropagation asks for it.
+            outer_step: `[]` int32, outer steps done before this window.
         """
         ...
 

@@ -152,6 +152,7 @@ def seen(unrolled: Any, episodes: Any, nonfinite: jax.Array) -> dict[str, jax.Ar
     """Metrics of one particle's window; `episodes` after it, `[M]` in front."""
     return {
         "meta_loss": unrolled.losses.mean(),
+        "objective": unrolled.contributions.mean(),
         "diverged": unrolled.diverged.astype(jnp.float32).mean(),
         "finished": (episodes.step[0] >= episodes.length[0]).astype(jnp.float32),
         "episode_length": episodes.length[0].astype(jnp.float32),

@@ -43,6 +43,7 @@ from metatrain.estimators.base import Estimate, Problem, Unrolled, Windowed
 from metatrain.estimators.episodes import data_key, particle_key
 from metatrain.frozen import keep_frozen
 from metatrain.keys import stream
+from metatrain.resume_buffer import ResumeBuffer, Watch
 from metatrain.truncation import EpisodeLengths
 
 Credit = Literal["accumulated", "window"]
@@ -55,6 +56,7 @@ class PairState(NamedTuple):
     variant: Any  # what is particular about the episode; both members have the same
     episodes: Any  # the two members' episodes, `[2]` in front
     noise: jax.Array | None = None  # [D] in use, where it is kept and is not the credit
+    watch: Watch | None = None  # states to begin again from, where they are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +93,9 @@ class EvolutionStrategy:
     """Whether both members of a pair see the same batches; False is a control."""
     orthogonal: bool = False
     """Whether the noises of a task's pairs are orthogonal to each other."""
+    resume: ResumeBuffer = ResumeBuffer()
+    """States in which episodes began to go wrong, to begin others from; by default none
+    are kept."""
 
     def __post_init__(self) -> None:
         episodes.check_counts(self, "num_pairs", "pairs_per_task")
@@ -117,6 +122,12 @@ class EvolutionStrategy:
             value = getattr(self, name)
             if value is not None and not 0.0 < value < float("inf"):
                 raise ValueError(f"{name} = {value} must be positive and finite")
+        if self.resume.slots and self.pairs_per_task > 1:
+            raise ValueError(
+                f"pairs_per_task = {self.pairs_per_task} pairs share their episodes' "
+                f"beginnings, which resume.slots = {self.resume.slots} would tear "
+                "apart: one of them must be its default"
+            )
         if self.sign_difference is not None and self.clip_difference is not None:
             raise ValueError(
                 f"clip_difference = {self.clip_difference} has no effect on signs: "
@@ -176,7 +187,9 @@ class EvolutionStrategy:
         flat = ravel_pytree(theta)[0]
         zeros = jnp.zeros((self.num_pairs, *flat.shape), flat.dtype)
         apart = self.refresh not in (1, "episode") and self.credit == "accumulated"
-        return PairState(zeros, variant, members, jnp.copy(zeros) if apart else None)
+        noise = jnp.copy(zeros) if apart else None
+        watch = self.resume.unbegun(variant, members) if self.resume.slots else None
+        return PairState(zeros, variant, members, noise, watch)
 
     def estimate(
         self,
@@ -226,31 +239,58 @@ class EvolutionStrategy:
         outer_step: jax.Array,
     ) -> tuple[PairState, Theta, dict[str, jax.Array]]:
         task_key = particle_key(key, index // self.pairs_per_task)
+        begins = pair.episodes.step[0] >= pair.episodes.length[0]
+        pair, resumed = self._renewed(problem, theta, pair, task_key, outer_step)
+        before = pair
+        flat, unravel = ravel_pytree(theta)
+        noise = self._fresh(problem, theta, key, index)
+        noise, credit = self._credited(noise, pair, begins)
+        members = jax.vmap(unravel)(jnp.stack([flat + noise, flat - noise]))
+        unrolled = self._unrolled(problem, members, pair, dataset, task_key, outer_step)
+        difference, finite = self._difference(unrolled.contributions)
+        term = difference / (2.0 * self.sigma**2) * credit
+        if self.sigma_factors:
+            factors = perturbation.raveled_factors(theta, self.sigma_factors)
+            term = term / jnp.asarray(factors**2, term.dtype)
+        metrics = episodes.seen(unrolled, unrolled.episode, ~finite) | resumed
+        pair = pair._replace(credit=credit, episodes=unrolled.episode)
+        if before.watch is not None:
+            watch, struggles = self.resume.observe(
+                before.watch, before.variant, before.episodes, unrolled.losses
+            )
+            pair = pair._replace(watch=watch)
+            metrics["struggling"] = struggles.astype(jnp.float32)
+        if pair.noise is not None:
+            pair = pair._replace(noise=noise)
+        return pair, unravel(term), metrics
+
+    def _renewed(
+        self,
+        problem: Problem,
+        theta: Theta,
+        pair: PairState,
+        key: jax.Array,
+        outer_step: jax.Array,
+    ) -> tuple[PairState, dict[str, jax.Array]]:
+        """A pair whose episodes begin, anew or from a stored state, if they ended."""
+        begins = pair.episodes.step[0] >= pair.episodes.length[0]
         runs = episodes.renewed(
             problem,
             theta,
             (pair.variant, pair.episodes),
             self.lengths,
             self.truncation,
-            task_key,
+            key,
             outer_step,
         )
-        pair = pair._replace(variant=runs[0], episodes=runs[1])
-        flat, unravel = ravel_pytree(theta)
-        noise = self._fresh(problem, theta, key, index)
-        noise, credit = self._credited(noise, pair)
-        members = jax.vmap(unravel)(jnp.stack([flat + noise, flat - noise]))
-        unrolled = self._unrolled(problem, members, pair, dataset, task_key)
-        difference, finite = self._difference(unrolled.contributions)
-        term = difference / (2.0 * self.sigma**2) * credit
-        if self.sigma_factors:
-            factors = perturbation.raveled_factors(theta, self.sigma_factors)
-            term = term / jnp.asarray(factors**2, term.dtype)
-        metrics = episodes.seen(unrolled, unrolled.episode, ~finite)
-        pair = pair._replace(credit=credit, episodes=unrolled.episode)
-        if pair.noise is not None:
-            pair = pair._replace(noise=noise)
-        return pair, unravel(term), metrics
+        metrics: dict[str, jax.Array] = {}
+        if pair.watch is not None:
+            watch, runs, warm = self.resume.renewed(
+                pair.watch, stream(key, "resume"), begins, runs
+            )
+            pair = pair._replace(watch=watch)
+            metrics["resumed"] = warm.astype(jnp.float32)
+        return pair._replace(variant=runs[0], episodes=runs[1]), metrics
 
     def _fresh(
         self, problem: Problem, theta: Theta, key: jax.Array, index: jax.Array
@@ -273,11 +313,16 @@ class EvolutionStrategy:
         return noise
 
     def _credited(
-        self, fresh: jax.Array, pair: PairState
+        self, fresh: jax.Array, pair: PairState, begins: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """This window's noise `[D]`, and what its loss difference is credited with."""
+        """This window's noise `[D]`, and what its loss difference is credited with.
+
+        Args:
+            fresh: noise `[D]` of this window.
+            pair: before the window.
+            begins: `[]` bool, whether the episode does; it may begin in a later step.
+        """
         step = pair.episodes.step[0]
-        begins = step == 0
         accumulated = jnp.where(begins, 0.0, pair.credit)
         if self.refresh == "episode":
             draws = begins
@@ -286,7 +331,7 @@ class EvolutionStrategy:
             # the same roundings, the whole family is the same bits in a first window.
             draws = step >= 0
         else:
-            draws = (step // self.truncation) % self.refresh == 0
+            draws = begins | ((step // self.truncation) % self.refresh == 0)
         kept = pair.credit if pair.noise is None else pair.noise
         noise = jnp.where(draws, fresh, kept)
         if self.credit == "window" or self.refresh == "episode":
@@ -300,12 +345,19 @@ class EvolutionStrategy:
         pair: PairState,
         dataset: Any,
         key: jax.Array,
+        outer_step: jax.Array,
     ) -> Unrolled:
         """The window of both members, `[2]` in front."""
 
         def one(member: Theta, episode: Any, key: jax.Array) -> Unrolled:
             return problem.unroll(
-                member, episode, pair.variant, dataset, key, self.truncation
+                member,
+                episode,
+                pair.variant,
+                dataset,
+                key,
+                self.truncation,
+                outer_step=outer_step,
             )
 
         key = data_key(key)

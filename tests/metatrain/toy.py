@@ -49,7 +49,18 @@ class Toy:
         x = self.noise * jax.random.normal(key) if self.noise else jnp.float32(0.0)
         return ToyState(x, jnp.int32(0), jnp.asarray(length, jnp.int32))
 
-    def unroll(self, theta, episode, variant, dataset, key, num_steps, remat=False):
+    def unroll(
+        self,
+        theta,
+        episode,
+        variant,
+        dataset,
+        key,
+        num_steps,
+        remat=False,
+        *,
+        outer_step=0,
+    ):
         push = WEIGHTS @ theta["a"] + (theta["c"].sum() if "c" in theta else 0.0)
         pushes = jnp.zeros(num_steps) + push
         if self.noise:
