@@ -195,6 +195,8 @@ def test_runs_of_the_time_of_one_estimator_go_on(tmp_path, credit, refresh, toda
     stored = encode(configs.QUICKSTART)
     names = ("num_pairs", "truncation", "sigma", "chunk", "lengths")
     old = {name: stored["estimator"][name] for name in names} | {"credit": credit}
+    lengths = ("minimum", "maximum", "staggered")
+    old["lengths"] = {name: old["lengths"][name] for name in lengths}
     (tmp_path / "config.json").write_text(json.dumps(stored | {"estimator": old}))
     again = decode(configs.TrainConfig, run_directory.read_config(tmp_path)).estimator
     own = configs.QUICKSTART.estimator

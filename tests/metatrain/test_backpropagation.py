@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from lopt.learnable import LearnableSGD
+from lopt.learnable import LearnableAdam, LearnableSGD
 from lopt.small_fc import SmallFC
 from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.estimators.es import EvolutionStrategy
@@ -98,15 +98,23 @@ def in_float64(tree):
     return jax.tree.map(cast, tree)
 
 
-def test_it_equals_finite_differences_in_float64():
-    """small_fc on a quadratic: from the beginning, and from a state with a history."""
+@pytest.mark.parametrize(
+    "lopt",
+    [
+        pytest.param(LearnableAdam(rules=ADAM_LIKE), id="learnable_adam"),
+        pytest.param(SMALL.lopt, id="small_fc", marks=pytest.mark.slow),
+    ],
+)
+def test_it_equals_finite_differences_in_float64(lopt):
+    """On a quadratic: from the beginning, and from a state with a history."""
+    problem = dataclasses.replace(SMALL, lopt=lopt)
     lengths = EpisodeLengths(2 * STEPS, 2 * STEPS, staggered=False)
     es = backpropagation(num_particles=1, truncation=STEPS, lengths=lengths)
     with jax.enable_x64(True):
-        theta = in_float64(SMALL.lopt.init(jax.random.key(0)))
+        theta = in_float64(lopt.init(jax.random.key(0)))
         dataset = in_float64(SMALL.task.load_data())
-        state = in_float64(es.init(SMALL, theta))
-        step = jax.jit(lambda t, s, k: es.estimate(SMALL, t, s, dataset, k))
+        state = in_float64(es.init(problem, theta))
+        step = jax.jit(lambda t, s, k: es.estimate(problem, t, s, dataset, k))
         flat, unravel = ravel_pytree(theta)
         for window in range(2):
             key = jax.random.key(window)

@@ -193,7 +193,7 @@ class Episode(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Broken:
-    """A problem whose losses are not finite, as none of ours can be."""
+    """A problem whose losses are so large that no gradient is finite."""
 
     def sample(self, key):
         return ()
@@ -202,7 +202,7 @@ class Broken:
         return Episode(jnp.int32(0), jnp.asarray(length, jnp.int32))
 
     def unroll(self, theta, episode, variant, dataset, key, num_steps, *, outer_step=0):
-        losses = jnp.full(num_steps, jnp.nan) * theta["learning_rate"]
+        losses = jnp.full(num_steps, 1e37) * theta["learning_rate"]
         episode = episode._replace(step=episode.step + num_steps)
         return Unrolled(episode, losses, losses, jnp.array(True))
 
