@@ -26,6 +26,7 @@ import optax
 from jax.sharding import Mesh
 
 from lopt.base import LearnedOptimizer, Theta, frozen_parts
+from metatrain import devices
 from metatrain.estimators.base import (
     Estimate,
     Estimator,
@@ -91,6 +92,7 @@ class MetaTraining:
                     f"groups: weight = {group.weight} of {group.name!r} must be "
                     "positive and finite"
                 )
+        devices.check_shares(self.estimator.num_chunks, self.mesh)
         if self.each_step not in get_args(EachStep):
             raise ValueError(f"each_step = {self.each_step!r} must be 'all' or 'one'")
 
@@ -105,6 +107,7 @@ class MetaTraining:
         *,
         objective: Objective = _DEFAULT_OBJECTIVE,
         seed: int = 0,
+        mesh: Mesh | None = None,
     ) -> Self:
         """Meta-training of an optimizer on a task, or on the groups of a distribution.
 
@@ -116,6 +119,7 @@ class MetaTraining:
             num_steps: outer steps.
             objective: what counts as meta-loss.
             seed: of everything random.
+            mesh: devices that share the particles (see `metatrain.devices`).
         """
         if not isinstance(tasks, TaskDistribution):
             tasks = TaskDistribution.single(tasks)
@@ -127,7 +131,9 @@ class MetaTraining:
             )
             for group in tasks.groups
         )
-        return cls(groups, lopt, estimator, outer, num_steps, seed, tasks.each_step)
+        return cls(
+            groups, lopt, estimator, outer, num_steps, seed, tasks.each_step, mesh
+        )
 
     @property
     def inner_steps_per_step(self) -> int:
@@ -152,7 +158,7 @@ class MetaTraining:
         """The state before the first outer step."""
         key = jax.random.key(self.seed)
         theta = self.lopt.init(stream(key, "theta"))
-        return OuterState(
+        state = OuterState(
             theta=theta,
             average=jax.tree.map(jnp.copy, theta),
             outer_opt_state=self.outer.build(self.num_steps).init(theta),
@@ -161,6 +167,15 @@ class MetaTraining:
             ),
             step=jnp.zeros([], jnp.int32),
         )
+        whole = devices.constrain(state._replace(estimator_states=()), self.mesh)
+        pairs = devices.constrain(state.estimator_states, self.mesh, sharded=True)
+        return whole._replace(estimator_states=pairs)
+
+    def place(self, state: OuterState) -> OuterState:
+        """Puts a state, say one from a checkpoint, where the devices expect it."""
+        whole = devices.replicate(state._replace(estimator_states=()), self.mesh)
+        pairs = devices.shard(state.estimator_states, self.mesh)
+        return whole._replace(estimator_states=pairs)
 
     def step(
         self, state: OuterState, datasets: Mapping[int, Dataset | Windowed]
@@ -188,7 +203,7 @@ class MetaTraining:
         core, metrics = self._move(
             (state.theta, state.average, state.outer_opt_state, state.step),
             [(estimate.grad, estimate.metrics) for estimate in estimates],
-            jnp.asarray(weights / weights.sum(), jnp.float32),
+            np.asarray(weights / weights.sum(), np.float32),
         )
         if len(self.groups) > 1:
             for index, estimate in zip(chosen, estimates, strict=True):
@@ -246,7 +261,7 @@ class MetaTraining:
         self,
         core: tuple[Theta, Theta, Any, jax.Array],
         estimates: list[tuple[Theta, dict[str, jax.Array]]],
-        weights: jax.Array,
+        weights: np.ndarray,
     ) -> tuple[tuple[Theta, Theta, Any, jax.Array], dict[str, jax.Array]]:
         """Moves θ along the mean of meta-gradients, by weights `[G]` of sum 1."""
         old_theta, old_average, old_opt_state, step = core

@@ -36,7 +36,12 @@ from jax.sharding import Mesh
 
 from lopt.base import Theta, frozen_parts
 from metatrain.estimators.base import Estimate, Problem, Windowed
-from metatrain.estimators.particles import over_particles
+from metatrain.estimators.particles import (
+    Reduce,
+    ordered_mean,
+    over_particles,
+    sum_over_particles,
+)
 from metatrain.frozen import keep_frozen
 from metatrain.keys import stream
 from metatrain.truncation import EpisodeLengths
@@ -69,6 +74,10 @@ class EvolutionStrategy:
     follow one another. Fixed, so that results do not depend on the devices."""
     lengths: EpisodeLengths = EpisodeLengths()
     """Lengths of the episodes."""
+    reduce: Reduce = "ordered"
+    """How pairs' terms are averaged. ordered: in their order, the same bits for any
+    number of devices; psum: on each device, then over devices, for θ so large that no
+    device should hold N terms; last bits then depend on the devices."""
 
     def __post_init__(self) -> None:
         for name in ("num_pairs", "truncation", "chunk"):
@@ -81,6 +90,10 @@ class EvolutionStrategy:
             raise ValueError(
                 f"credit = {self.credit!r} must be one of {', '.join(get_args(Credit))}"
             )
+        if self.reduce not in get_args(Reduce):
+            raise ValueError(
+                f"reduce = {self.reduce!r} must be one of {', '.join(get_args(Reduce))}"
+            )
         if self.num_pairs % min(self.chunk, self.num_pairs):
             raise ValueError(
                 f"chunk = {self.chunk} must divide num_pairs = {self.num_pairs}"
@@ -90,6 +103,11 @@ class EvolutionStrategy:
     def num_members(self) -> int:
         """Members of all pairs."""
         return 2 * self.num_pairs
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of pairs, which devices may share."""
+        return self.num_pairs // min(self.chunk, self.num_pairs)
 
     def init(self, problem: Problem, theta: Theta) -> PairState:
         """Pairs that have not begun, `[N]` in front: their episodes have length 0.
@@ -133,15 +151,27 @@ class EvolutionStrategy:
             pair_key = _pair_key(key, index)
             return self._window(problem, theta, pair, data, pair_key, outer_step)
 
-        state, terms, metrics = over_particles(
-            one,
+        arguments = (
             (theta, dataset, key, outer_step),
             (state, jnp.arange(self.num_pairs), windows),
-            chunk=self.chunk,
-            mesh=mesh,
         )
-        metrics = jax.tree.map(jnp.mean, metrics)
-        grad = jax.tree.map(lambda x: jnp.mean(x, axis=0), terms)
+        terms = None
+        if self.reduce == "psum":
+
+            def parted(shared: Any, particle: Any) -> Any:
+                state, term, metrics = one(shared, particle)
+                return (state, metrics), term
+
+            (state, metrics), total = sum_over_particles(
+                parted, *arguments, chunk=self.chunk, mesh=mesh
+            )
+            grad = jax.tree.map(lambda x: x / self.num_pairs, total)
+            metrics, _ = ordered_mean(metrics, mesh)
+        else:
+            state, terms, metrics = over_particles(
+                one, *arguments, chunk=self.chunk, mesh=mesh
+            )
+            (grad, metrics), (terms, _) = ordered_mean((terms, metrics), mesh)
         return Estimate(grad, metrics["meta_loss"], metrics, terms), state
 
     def data_keys(self, key: jax.Array) -> jax.Array:
