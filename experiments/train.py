@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluation.run import mean_loss
-from experiments import command_line, run_directory
+from experiments import command_line, processes, run_directory
 from experiments.command_line import InputError, reported
 from experiments.configs import PRESETS, TrainConfig, with_optimizer
 from experiments.display import TrainingDisplay
@@ -31,7 +32,7 @@ from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
 from experiments.serialization import decode, encode
 from lopt.artifact import FILES, Artifact
 from lopt.base import Theta
-from metatrain import streaming
+from metatrain import devices, streaming
 from metatrain.checkpoint import Checkpoints
 from metatrain.outer import MetaTraining, OuterState
 from metatrain.streaming import Feed, HostDataset
@@ -72,8 +73,9 @@ def _stop_on_signals() -> Iterator[_Interrupt]:
         del number, frame
         interrupt.requested = True
         os.write(2, b"\nstopping after this step, with a checkpoint\n")
+        processes.tell_to_stop()
 
-    old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    old = {s: signal.signal(s, handle) for s in processes.own_signals()}
     try:
         yield interrupt
     finally:
@@ -95,13 +97,19 @@ def train(config: TrainConfig, name: str) -> Path:
         InputError: if the directory is in use, unwritable or of another configuration.
         SystemExit: with code 130 after an interruption, which loses nothing.
     """
-    with RunDirectory(config.run.directory or Path("runs") / name) as directory:
-        directory.claim(encode(config))
-        training = config.build()
+    path = config.run.directory or Path("runs") / name
+    with processes.run_directory(path) as directory:
+        encoded = encode(config)
+        processes.check_equal(encoded, "configuration")
+        processes.on_first(lambda: directory.claim(encoded))
         with reported():
+            per_process = 1 if jax.default_backend() == "cpu" else None
+            mesh = devices.make_mesh(config.run.devices or per_process)
+            training = config.build(mesh)
             datasets = [
-                streaming.load(group.task, stream=config.run.stream)
+                data if isinstance(data, HostDataset) else devices.replicate(data, mesh)
                 for group in config.distribution.groups
+                for data in [streaming.load(group.task, stream=config.run.stream)]
             ]
         checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
         state = _start_or_resume(training, checkpoints, directory)
@@ -110,7 +118,7 @@ def train(config: TrainConfig, name: str) -> Path:
         else:
             print(f"{directory.path} is trained: {config.num_steps} outer steps")
         if int(state.outer.step) >= config.num_steps:
-            _release(config, directory, state)
+            processes.on_first(lambda: _release(config, directory, state))
         return directory.path
 
 
@@ -118,21 +126,30 @@ def _start_or_resume(
     training: MetaTraining, checkpoints: Checkpoints, directory: RunDirectory
 ) -> TrainingState:
     template = jax.eval_shape(lambda: _first_state(training))
-    with reported():
-        restored = checkpoints.restore(template)
-    for warning in restored.warnings if restored else []:
-        print(f"warning: {warning}", file=sys.stderr)
-    step = restored.step if restored else 0
-    directory.truncate_after(step)
-    if restored:
-        return restored.state
-    return _first_state(training)
+
+    def read() -> TrainingState | None:
+        with reported():
+            restored = checkpoints.restore(template)
+        for warning in restored.warnings if restored else []:
+            print(f"warning: {warning}", file=sys.stderr)
+        directory.truncate_after(restored.step if restored else 0)
+        return restored.state if restored else None
+
+    state = processes.on_first(read)
+    if processes.several():  # what the first has read is what all go on with
+        if not int(devices.broadcast(np.int32(state is not None))):
+            return _first_state(training)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+        state = devices.broadcast(state or zeros)
+    if state is None:
+        return _first_state(training)
+    return TrainingState(training.place(state.outer), state.best)
 
 
 def _first_state(training: MetaTraining) -> TrainingState:
     outer = training.init()
-    best = Best(jax.tree.map(jnp.copy, outer.theta), jnp.float32(jnp.inf), jnp.int32(0))
-    return TrainingState(outer, best)
+    theta = jax.tree.map(jnp.copy, devices.local(outer.theta))
+    return TrainingState(outer, Best(theta, jnp.float32(jnp.inf), jnp.int32(0)))
 
 
 def _advance(
@@ -155,19 +172,24 @@ def _advance(
     programs = f", {len(tasks)} groups" if len(tasks) > 1 else ""
     print(f"compiling the outer step (seconds, once{programs})", flush=True)
     feed = Feed(training, tasks, datasets)
+    pace = processes.Pace(training.mesh is not None)
     with feed, display, _stop_on_signals() as interrupt:
         for step in range(first + 1, last + 1):
             outer, metrics = training.step(outer, feed.at(step - 1))
+            pace.after(metrics)
             recorder.add(step, metrics)
             if step % config.validation.every == 0 or step == config.num_steps:
                 recorder.flush()
-                best = _validate(config, datasets, outer, best, recorder)
+                if processes.is_first():
+                    best = _validate(config, datasets, outer, best, recorder)
                 display.restart_clock()
-            interrupted = interrupt.requested  # read once: a signal may come any time
+            # Asked once: a signal may come any time.
+            interrupted = processes.stops_after(step, interrupt.requested)
             if interrupted or step == last or step % config.run.checkpoint_every == 0:
                 recorder.flush()
+                whole = devices.gather(TrainingState(outer, best), training.mesh)
                 with reported():
-                    checkpoints.save(step, TrainingState(outer, best))
+                    processes.on_first(partial(checkpoints.save, step, whole))
                 display.restart_clock()
             if interrupted and step < config.num_steps:
                 display.say(f"interrupted at step {step}; the same command goes on")
@@ -223,6 +245,8 @@ def _validate(
     recorder: _Recorder,
 ) -> Best:
     validation, groups = config.validation, config.distribution.groups
+    # The first process validates alone, on one device.
+    outer = devices.local(outer._replace(estimator_states=()))
     losses = np.array(
         [
             mean_loss(
@@ -231,7 +255,7 @@ def _validate(
                 outer.average,
                 validation.num_steps,
                 range(FIRST_SEED, FIRST_SEED + validation.num_seeds),
-                dataset,
+                dataset if isinstance(dataset, HostDataset) else devices.local(dataset),
             )
             for group, dataset in zip(groups, datasets, strict=True)
         ]
@@ -332,16 +356,22 @@ def load_trained(path: Path) -> tuple[TrainConfig, TrainingState]:
 def main() -> None:
     """Command line."""
     program = "python -m experiments.train"
-    lopt, arguments = take_optimizer(sys.argv[1:])
+    meeting, arguments = processes.take_meeting(sys.argv[1:])
+    lopt, arguments = take_optimizer(arguments)
     if {"-h", "--help"} & set(arguments):
         print(
             f"--lopt NAME puts another optimizer into a preset: {', '.join(OPTIMIZERS)}"
         )
+        print(
+            "--coordinator HOST:PORT --num-processes N --process-id I: this is one of "
+            "N processes that train together"
+        )
     presets = PRESETS if lopt is None else with_optimizer(PRESETS, lopt)
     name, config = command_line.choose_preset(presets, program, arguments)
+    processes.join(meeting, config.run.hosts, config.run.devices)
     path = train(config, name)
     print(f"run directory: {path}")
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    processes.run(main)

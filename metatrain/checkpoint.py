@@ -18,6 +18,11 @@ import orbax.checkpoint as ocp
 
 from lopt.integrity import publish, verify_sums
 
+# The processes of a run have one folder, and its first process alone reads and writes
+# it: orbax must not wait for the others.
+_ALONE = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix="metatrain"
+)
 _NAME = re.compile(r"step_(\d{8})")
 
 
@@ -60,7 +65,7 @@ class Checkpoints:
             shutil.rmtree(stale, ignore_errors=True)
 
         def write(temporary: Path) -> None:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _checkpointer() as checkpointer:
                 checkpointer.save((temporary / "state").absolute(), state)
             (temporary / "tree.json").write_text(json.dumps(_describe(state), indent=1))
 
@@ -88,7 +93,7 @@ class Checkpoints:
                 continue
             _check_tree(path / "tree.json", _describe(template))
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _checkpointer() as checkpointer:
                 state = checkpointer.restore((path / "state").absolute(), abstract)
             return Restored(step, state, warnings)
         if warnings:
@@ -100,6 +105,10 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    return ocp.StandardCheckpointer(multiprocessing_options=_ALONE)
 
 
 def _describe(state: Any) -> dict[str, list[Any]]:

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
@@ -23,6 +25,8 @@ T = TypeVar("T")
 
 AXIS = "particles"
 """Name of the mesh's only axis."""
+
+_PIECE = 2**20  # bytes of one broadcast
 
 
 def make_mesh(per_process: int | None = None) -> Mesh | None:
@@ -122,7 +126,9 @@ def local(tree: T) -> T:
     """
 
     def pick(x: Any) -> Any:
-        if not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1:
+        if not isinstance(x, jax.Array) or isinstance(x, Tracer):
+            return x
+        if len(x.sharding.device_set) == 1:
             return x
         if not x.is_fully_replicated:
             raise ValueError(f"an array {x.shape} cut by {x.sharding} has no own copy")
@@ -161,17 +167,29 @@ def broadcast(tree: T) -> T:
     if jax.process_count() == 1:
         return tree
 
-    def send(x: Any) -> Any:
-        array = np.ascontiguousarray(x)
-        flat = array.reshape(-1).view(np.uint8)
-        sent = np.asarray(multihost_utils.broadcast_one_to_all(flat))
-        return sent.view(array.dtype).reshape(array.shape)
-
-    return jax.tree.map(lambda x: _through_data(send, x), tree)
+    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+    data = np.concatenate(
+        [np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in leaves]
+    )
+    sent = np.zeros(-(-data.size // _PIECE) * _PIECE, np.uint8)
+    sent[: data.size] = data
+    for start in range(0, data.size, _PIECE):  # of one size: one program
+        piece = slice(start, start + _PIECE)
+        sent[piece] = multihost_utils.broadcast_one_to_all(sent[piece])
+    ends = np.cumsum([0, *(x.nbytes for x in leaves)])
+    return jax.tree.unflatten(
+        structure,
+        [
+            sent[begin : begin + x.nbytes].view(x.dtype).reshape(x.shape)
+            for begin, x in zip(ends, leaves, strict=False)
+        ],
+    )
 
 
 def _put(tree: T, sharding: Sharding) -> T:
     def put(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and x.sharding == sharding:
+            return x
         if sharding.is_fully_addressable:
             return jax.device_put(x, sharding)
         array = np.asarray(x)
@@ -184,7 +202,7 @@ def _put(tree: T, sharding: Sharding) -> T:
 
 def _through_data(function: Callable[[Any], Any], x: Any) -> Any:
     """Applies a function to an array, or to the integers that typed keys consist of."""
-    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = function(jax.random.key_data(x))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     return function(x)
