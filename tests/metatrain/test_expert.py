@@ -112,7 +112,11 @@ def test_after_the_ramp_bits_are_those_of_a_run_without_expert(guided, data):
 
 
 @pytest.mark.parametrize(
-    "expert", [Adam(0.1, weight_decay=0.1), SGD(0.2, momentum=0.9)]
+    "expert",
+    [
+        Adam(0.1, weight_decay=0.1),
+        pytest.param(SGD(0.2, momentum=0.9), marks=pytest.mark.slow),
+    ],
 )
 def test_at_full_weight_parameters_follow_the_expert(data, expert):
     followed = InnerTraining(TASK, LOPT, Objective(), expert=Expert(expert, **RAMP))
