@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import jax
+from jax.sharding import Mesh
 
 from experiments.estimators import ESTIMATORS, AnyEstimator
 from lopt.registry import AnyLearned
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.expert import Expert
+from metatrain.inner import Precision
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
@@ -74,6 +76,13 @@ class RunOptions:
     stream: bool = False
     """Keep the training rows on the host, for data that does not fit on the device: the
     same batches, fetched window by window while the device computes."""
+    devices: int | None = None
+    """Devices of each process that share the particles; they must divide the number of
+    chunks. By default one on CPUs, on accelerators all that JAX sees."""
+    hosts: Literal["one", "auto"] = "one"
+    """auto: processes that SLURM, Kubernetes, MPI or a TPU pod has started train
+    together, as JAX finds them. Elsewhere --coordinator HOST:PORT --num-processes N
+    --process-id I, or python -m experiments.hosts, says who they are."""
     stop_after: int | None = None
     """Stop, with a checkpoint, after this outer step; the same command without it goes
     on."""
@@ -90,6 +99,8 @@ class RunOptions:
             raise ValueError(f"stop_after = {self.stop_after} must be positive")
         if self.wandb is not None and not self.wandb.strip():
             raise ValueError(f"wandb = {self.wandb!r} must be the name of a project")
+        if self.devices is not None and self.devices < 1:
+            raise ValueError(f"devices = {self.devices} must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +126,8 @@ class TrainConfig:
     """How the released θ is chosen."""
     seed: int = 0
     """Seed of everything random."""
+    precision: Precision = "float32"
+    """What the inner models compute in; bfloat16 pays on accelerators, not on CPUs."""
     init_from: Path | None = None
     """Artifact whose θ, or parts of it, the run begins with (a warm start, or the rule
     of an earlier phase); the outer optimizer begins anew."""
@@ -146,8 +159,8 @@ class TrainConfig:
             return self.task
         return TaskDistribution.single(self.task, self.variation)
 
-    def build(self) -> MetaTraining:
-        """The meta-training that this configuration describes."""
+    def build(self, mesh: Mesh | None = None) -> MetaTraining:
+        """The meta-training that this configuration describes, on these devices."""
         return MetaTraining.on(
             self.distribution,
             self.lopt,
@@ -157,6 +170,8 @@ class TrainConfig:
             objective=self.objective,
             seed=self.seed,
             expert=self.expert,
+            precision=self.precision,
+            mesh=mesh,
         )
 
 

@@ -122,8 +122,8 @@ def take_optimizer(arguments: Sequence[str]) -> tuple[AnyLearned | None, list[st
     Raises:
         InputError: if the name is missing or unknown.
     """
-    name, kept = take_name(arguments, "--lopt", "optimizer", OPTIMIZERS)
-    return None if name is None else OPTIMIZERS[name].make(), kept
+    name, rest = take_name(arguments, "--lopt", "optimizer", OPTIMIZERS)
+    return None if name is None else OPTIMIZERS[name].make(), rest
 
 
 def table() -> str:

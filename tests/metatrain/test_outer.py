@@ -247,3 +247,31 @@ def test_held_out_objective_uses_other_batches(dataset):
 def test_bad_fields_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         OuterOptimizer(**fields)
+
+
+def test_only_the_model_computes_in_bfloat16(dataset):
+    low = dataclasses.replace(PROBLEM, precision="bfloat16")
+    theta, products = LOPT.init(jax.random.key(0)), {}
+    for problem in (PROBLEM, low):
+        variant = problem.sample(jax.random.key(0))
+        episode = problem.start(theta, variant, jax.random.key(1), jnp.int32(8))
+
+        def window(episode, problem=problem, variant=variant):
+            return problem.unroll(
+                theta, episode, variant, dataset, jax.random.key(2), 2
+            )
+
+        kept = jax.eval_shape(window, episode).episode
+        assert jax.tree.map(jnp.result_type, kept) == jax.tree.map(
+            jnp.result_type, episode
+        )
+        text = str(jax.make_jaxpr(window)(episode))
+        products[problem.precision] = {
+            line.split(":")[1].split("[")[0]
+            for line in text.splitlines()
+            if "dot_general" in line
+        }
+    assert products["float32"] == {"f32"}
+    assert products["bfloat16"] == {"f32", "bf16"}
+    with pytest.raises(ValueError, match="precision = 'float16'"):
+        dataclasses.replace(PROBLEM, precision="float16")
