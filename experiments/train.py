@@ -133,6 +133,7 @@ def _prepare(config: TrainConfig, directory: RunDirectory) -> _Run:
 
 def _start_or_resume(run: _Run) -> TrainingState:
     template = jax.eval_shape(lambda: _first_state(run.training))
+    _check_size(template)
     with reported():
         run.checkpoints.recover()
         restored = run.checkpoints.restore(template)
@@ -152,6 +153,17 @@ def _start_or_resume(run: _Run) -> TrainingState:
     run_directory.write_parent(run.directory.path, parent_of(folder, artifact, parts))
     print(f"beginning with {', '.join(parts)} of {folder}")
     return _first_state(run.training, theta)
+
+
+def _check_size(template: TrainingState) -> None:
+    """Refuses what this machine cannot hold, before anything is compiled."""
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(template))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise InputError(
+            f"the state of this run has {size:.1e} bytes, this machine {memory:.1e}: "
+            "make the task, the optimizer or the number of particles smaller"
+        )
 
 
 def _first_state(training: MetaTraining, theta: Theta | None = None) -> TrainingState:
