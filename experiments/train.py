@@ -151,6 +151,7 @@ def _prepare(config: TrainConfig, directory: RunDirectory) -> _Run:
 def _start_or_resume(run: _Run) -> TrainingState:
     training = run.training
     template = jax.eval_shape(lambda: _first_state(training))
+    _check_size(template)
 
     def read() -> TrainingState | None:
         with reported():
@@ -185,6 +186,17 @@ def _begin(run: _Run) -> TrainingState:
     processes.on_first(lambda: run_directory.write_parent(run.directory.path, parent))
     print(f"beginning with {', '.join(parts)} of {folder}")
     return _first_state(run.training, theta)
+
+
+def _check_size(template: TrainingState) -> None:
+    """Refuses what no such machine can hold, before anything is compiled."""
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(template))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory * jax.process_count():
+        raise InputError(
+            f"the state of this run has {size:.1e} bytes, this machine {memory:.1e}: "
+            "make the task, the optimizer or the number of particles smaller"
+        )
 
 
 def _first_state(training: MetaTraining, theta: Theta | None = None) -> TrainingState:

@@ -81,14 +81,18 @@ class OuterOptimizer:
                 raise ValueError(f"{name} = {value} must lie in (0, 1e6]")
         if self.clip_value is not None and not 0.0 < self.clip_value <= 1e6:
             raise ValueError(f"clip_value = {self.clip_value} must lie in (0, 1e6]")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps = {self.warmup_steps} must not be negative")
+        if not 0 <= self.warmup_steps <= 10**9:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} must not be negative, at most 10⁹"
+            )
         if not 0.0 <= self.weight_decay <= 1e6:
             raise ValueError(f"weight_decay = {self.weight_decay} must lie in [0, 1e6]")
         for name in ("accumulate", "max_skipped"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} = {value} must be a positive whole number")
+            if value > 10**9:
+                raise ValueError(f"{name} = {value} must be at most 10⁹")
 
     def build(self, num_steps: int) -> optax.GradientTransformation:
         """The chain for a run of `num_steps` moves of θ, without the accumulation."""

@@ -46,6 +46,8 @@ def check_counts(estimator: Any, particles: str, *others: str) -> None:
         value = getattr(estimator, name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} = {value} must be a positive whole number")
+        if value > 10**6:
+            raise ValueError(f"{name} = {value} must be at most 10⁶")
     num, chunk = getattr(estimator, particles), estimator.chunk
     if num % min(chunk, num):
         raise ValueError(f"chunk = {chunk} must divide {particles} = {num}")

@@ -202,9 +202,18 @@ def check_rules(rules: Rules) -> None:
         raise ValueError(f"rules = {rules!r} must be one of {names}")
 
 
+LARGEST = 2**31 - 1
+"""Sizes are indices of int32."""
+DEEPEST = 10_000
+"""Layers are traced one by one: more would never end."""
+
+
 def check_positive(model: Any, *names: str) -> None:
     """Raises ValueError if one of the named fields is not a positive whole number."""
     for name in names:
         value = getattr(model, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} = {value!r} must be a positive whole number")
+        most = DEEPEST if name in ("depth", "base_depth") else LARGEST
+        if value > most:
+            raise ValueError(f"{name} = {value} must be at most {most:,}")
