@@ -13,7 +13,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -162,6 +162,38 @@ def take_data_dir(arguments: Sequence[str]) -> list[str]:
             raise InputError(f"--data-dir {value!r} is not a folder")
         os.environ[DATA_DIR] = str(folder)
     return kept
+
+
+def take_name(
+    arguments: Sequence[str], flag: str, what: str, known: Collection[str]
+) -> tuple[str | None, list[str]]:
+    """Takes `FLAG NAME` out of a command line: the last name, and what is left.
+
+    Args:
+        arguments: of the command line.
+        flag: with its dashes; `FLAG.FIELD` is left alone.
+        what: a word for what is named.
+        known: the names.
+
+    Raises:
+        InputError: if the name is missing or unknown.
+    """
+    chosen, kept, rest = None, [], list(arguments)
+    names = ", ".join(known)
+    while rest:
+        word = rest.pop(0)
+        given, equals, value = word.partition("=")
+        if given != flag:
+            kept.append(word)
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("-"):
+                raise InputError(f"{flag} needs a name: {names}")
+            value = rest.pop(0)
+        if value not in known:
+            raise InputError(f"unknown {what} {flag} {value!r}: known are {names}")
+        chosen = value
+    return chosen, kept
 
 
 def _parse(read: Callable[[], T], arguments: Sequence[str]) -> T:

@@ -12,10 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import jax
+from jax.sharding import Mesh
+
+from experiments.estimators import ESTIMATORS, AnyEstimator
 from lopt.registry import AnyLearned
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.expert import Expert
+from metatrain.inner import Precision
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
@@ -71,6 +76,13 @@ class RunOptions:
     stream: bool = False
     """Keep the training rows on the host, for data that does not fit on the device: the
     same batches, fetched window by window while the device computes."""
+    devices: int | None = None
+    """Devices of each process that share the particles; they must divide the number of
+    chunks. By default one on CPUs, on accelerators all that JAX sees."""
+    hosts: Literal["one", "auto"] = "one"
+    """auto: processes that SLURM, Kubernetes, MPI or a TPU pod has started train
+    together, as JAX finds them. Elsewhere --coordinator HOST:PORT --num-processes N
+    --process-id I, or python -m experiments.hosts, says who they are."""
     stop_after: int | None = None
     """Stop, with a checkpoint, after this outer step; the same command without it goes
     on."""
@@ -87,6 +99,8 @@ class RunOptions:
             raise ValueError(f"stop_after = {self.stop_after} must be positive")
         if self.wandb is not None and not self.wandb.strip():
             raise ValueError(f"wandb = {self.wandb!r} must be the name of a project")
+        if self.devices is not None and self.devices < 1:
+            raise ValueError(f"devices = {self.devices} must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +111,9 @@ class TrainConfig:
     """What the optimizer is trained on: a task, or groups of them."""
     lopt: AnyLearned
     """The learned optimizer; --lopt NAME puts another one into the preset."""
-    estimator: EvolutionStrategy
-    """The estimator of the meta-gradient."""
+    estimator: AnyEstimator
+    """The estimator of the meta-gradient; --estimator NAME puts another one into the
+    preset."""
     outer: OuterOptimizer
     """The optimizer of θ."""
     num_steps: int
@@ -111,6 +126,8 @@ class TrainConfig:
     """How the released θ is chosen."""
     seed: int = 0
     """Seed of everything random."""
+    precision: Precision = "float32"
+    """What the inner models compute in; bfloat16 pays on accelerators, not on CPUs."""
     init_from: Path | None = None
     """Artifact whose θ, or parts of it, the run begins with (a warm start, or the rule
     of an earlier phase); the outer optimizer begins anew."""
@@ -124,6 +141,9 @@ class TrainConfig:
             raise ValueError(f"num_steps = {self.num_steps} must lie in [1, 10⁸)")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed = {self.seed} must lie in [0, 2³¹)")
+        es = self.estimator
+        if isinstance(es, EvolutionStrategy) and (es.sigma_factors or es.orthogonal):
+            es.check(jax.eval_shape(self.lopt.init, jax.random.key(0)))
         if not isinstance(self.task, TaskDistribution):
             self.variation.check(self.task)
         elif self.variation != Variation():
@@ -139,8 +159,8 @@ class TrainConfig:
             return self.task
         return TaskDistribution.single(self.task, self.variation)
 
-    def build(self) -> MetaTraining:
-        """The meta-training that this configuration describes."""
+    def build(self, mesh: Mesh | None = None) -> MetaTraining:
+        """The meta-training that this configuration describes, on these devices."""
         return MetaTraining.on(
             self.distribution,
             self.lopt,
@@ -150,6 +170,8 @@ class TrainConfig:
             objective=self.objective,
             seed=self.seed,
             expert=self.expert,
+            precision=self.precision,
+            mesh=mesh,
         )
 
 
@@ -266,5 +288,17 @@ def with_optimizer(presets: Presets, lopt: AnyLearned) -> Presets:
 
     def make(preset: Callable[[], TrainConfig]) -> TrainConfig:
         return dataclasses.replace(preset(), lopt=lopt)
+
+    return {name: (text, partial(make, old)) for name, (text, old) in presets.items()}
+
+
+def with_estimator(presets: Presets, chosen: str) -> Presets:
+    """The same presets with another of `ESTIMATORS`, made of each one's own."""
+
+    def make(preset: Callable[[], TrainConfig]) -> TrainConfig:
+        config = preset()
+        assert isinstance(config.estimator, EvolutionStrategy)
+        estimator = ESTIMATORS[chosen](config.estimator)
+        return dataclasses.replace(config, estimator=estimator)
 
     return {name: (text, partial(make, old)) for name, (text, old) in presets.items()}

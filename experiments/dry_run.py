@@ -30,6 +30,7 @@ from experiments.tasks import (
     with_prefix,
 )
 from lopt.base import frozen_parts
+from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.outer import MetaTraining, OuterState
 from tasks.description import missing_data, undescribed
 
@@ -104,8 +105,13 @@ def group_work(
 ) -> list[GroupWork]:
     """The FLOP of every group.
 
-    An objective on another split costs a forward pass more, a third of a step.
+    An objective on another split costs a forward pass more, a third of a step. The way
+    back through an unroll costs about twice the way there, and with rematerialization
+    the way there once more.
     """
+    passes = 1
+    if isinstance(config.estimator, Backpropagation):
+        passes = 4 if config.estimator.remat else 3
     weights = [group.weight for group in training.groups]
     total = sum(weights) if training.each_step == "one" else len(weights)
     forward = 0.0 if config.objective.split == "train" else 1 / 3
@@ -118,8 +124,8 @@ def group_work(
         found.append(
             GroupWork(
                 group.entry.title,
-                (1 + forward) * group.cost.flop_per_step,
-                update,
+                passes * (1 + forward) * group.cost.flop_per_step,
+                passes * update,
                 share * training.inner_steps_per_step,
                 " and ".join(sources),
             )
@@ -152,7 +158,7 @@ def _theta(config: TrainConfig, state: OuterState) -> list[str]:
 def _memory(
     config: TrainConfig, groups: Sequence[Described], state: OuterState
 ) -> list[str]:
-    pairs = config.estimator.num_pairs
+    members = config.estimator.num_members
     total = tree_bytes(state)
     lines = [
         f"memory: {size(total)} of state",
@@ -164,7 +170,7 @@ def _memory(
         known = group.cost.dataset_bytes if group.cost else None
         data = "not known before it is read" if known is None else size(known)
         lines.append(
-            f"  {group.entry.title}: estimator {size(tree_bytes(its))} ({2 * pairs} "
+            f"  {group.entry.title}: estimator {size(tree_bytes(its))} ({members} "
             f"particles), data {data}{' on the host' * config.run.stream}"
         )
     return lines

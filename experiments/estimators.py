@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from experiments.command_line import take_name
+from lopt import encoding
 from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.estimators.es import EvolutionStrategy
 
@@ -66,21 +67,29 @@ def take_estimator(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def migrated(stored: dict[str, Any]) -> dict[str, Any]:
     """A stored estimator in today's form.
 
-    Before there were several, its credit was accumulated, fresh or episode, and what
-    has a field today was as the defaults are.
+    Before there were several, its credit was accumulated, fresh or episode; what has
+    become a field since then was as the defaults are.
     """
     if "kind" in stored:
         return stored
-    credits = {"accumulated": (1, "accumulated"), "fresh": (1, "window")}
-    credits["episode"] = ("episode", "accumulated")
-    refresh, credit = credits.get(stored.get("credit", ""), (1, stored.get("credit")))
-    later = {
-        "pairs_per_task": 1,
-        "sigma_factors": [],
-        "sign_difference": None,
-        "clip_difference": None,
-        "common_random_numbers": True,
-        "orthogonal": False,
-    }
-    known = {"kind": "EvolutionStrategy", "refresh": refresh, **later}
-    return {**known, **stored, "credit": credit}
+    credit, lengths = stored.get("credit"), stored.get("lengths")
+    refresh, credit = {
+        "fresh": (1, "window"),
+        "episode": ("episode", "accumulated"),
+    }.get(str(credit), (1, credit))
+    today = encoding.encode(EvolutionStrategy(), {})
+    if isinstance(lengths, dict):
+        lengths = (
+            _later(today["lengths"], ("minimum", "maximum", "staggered")) | lengths
+        )
+    known = {"kind": "EvolutionStrategy", "refresh": refresh}
+    changed = {"credit": credit, "lengths": lengths}
+    return known | _later(today, (*_FIRST, "refresh")) | stored | changed
+
+
+_FIRST = ("num_pairs", "truncation", "sigma", "credit", "chunk", "lengths")
+"""Fields that a stored estimator always had."""
+
+
+def _later(fields: dict[str, Any], first: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in first}

@@ -9,7 +9,6 @@ SIGTERM to the processes whose parent is gone, on which training saves and ends.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
 import shlex
@@ -26,9 +25,20 @@ from experiments.command_line import INTERRUPTED, InputError
 from experiments.job_file import Job, read_jobs
 from experiments.job_folder import Claim, JobFolder
 
-_PR_SET_PDEATHSIG = 1
-_prctl = getattr(ctypes.CDLL(None), "prctl", None)
-"""Of Linux; elsewhere a child outlives its parent and ends by itself."""
+_BEGIN = """
+import ctypes, os, signal, sys
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+set_deathsig = getattr(ctypes.CDLL(None), "prctl", None)
+if set_deathsig is not None:
+    set_deathsig(1, int(signal.SIGTERM))
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+sys.exit(143)  # it died before we asked
+"""
+"""What a process does before it becomes the command: on Linux it asks for SIGTERM when
+its parent dies (PR_SET_PDEATHSIG is 1); elsewhere it outlives its parent and ends by
+itself. In a program of its own, since code between fork and exec may hang where there
+are threads."""
 
 _PAUSE = 0.1
 """Seconds between looking twice for jobs: a look at the state locks for an instant."""
@@ -42,22 +52,15 @@ def python_module(job: Job) -> list[str]:
 
 
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Starts a process that ends with us.
+    """Starts a process, by the path of its program, that ends with us.
 
     It has a session of its own, so that Ctrl-C reaches it once, through us; and it
     ignores SIGUSR2, by which SLURM tells all processes at once that time is up.
     """
-
-    def prepare() -> None:
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        if _prctl is not None:
-            _prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-
     return subprocess.Popen[bytes](
-        command,
+        [sys.executable, "-I", "-S", "-c", _BEGIN, str(os.getpid()), *command],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=prepare,
         **options,
     )
 

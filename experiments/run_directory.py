@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from experiments.command_line import InputError
+from experiments.estimators import migrated
 from experiments.serialization import differences
 from lopt.integrity import recover, write_text
 
@@ -201,6 +202,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{file} is damaged: it holds no configuration")
     if isinstance(lopt := config.get("lopt"), dict) and "kind" not in lopt:
         config["lopt"] = {"kind": "SmallFC", **lopt}  # once it was the only one
+    if isinstance(run := config.get("run"), dict):
+        config["run"] = {"tensorboard": False, "wandb": None, **run}  # once without
+    if isinstance(estimator := config.get("estimator"), dict):
+        config["estimator"] = migrated(estimator)
     return config
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,19 +22,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import command_line, dry_run, run_directory
+from experiments import command_line, dry_run, processes, run_directory
 from experiments.command_line import ComputationError, InputError, reported
-from experiments.configs import PRESETS, TrainConfig, with_optimizer
+from experiments.configs import (
+    PRESETS,
+    TrainConfig,
+    with_estimator,
+    with_optimizer,
+)
 from experiments.display import TrainingDisplay
+from experiments.estimators import ESTIMATORS, take_estimator
+from experiments.experts import EXPERTS, take_expert, with_expert
 from experiments.optimizers import OPTIMIZERS, take_optimizer
 from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
 from experiments.serialization import decode, encode
-from experiments.sinks import VALIDATION_PREFIX, open_sinks
+from experiments.sinks import VALIDATION_PREFIX, Sinks, open_sinks
 from experiments.validation import Validation
 from experiments.warm_start import begin_with, parent_of
 from lopt.artifact import FILES, Artifact
 from lopt.base import Theta
-from metatrain import streaming
+from metatrain import devices, streaming
 from metatrain.checkpoint import Checkpoints
 from metatrain.outer import MetaTraining, OuterState
 from metatrain.streaming import Feed, HostDataset
@@ -71,8 +79,9 @@ def _stop_on_signals() -> Iterator[_Interrupt]:
         del number, frame
         interrupt.requested = True
         os.write(2, b"\nstopping after this step, with a checkpoint\n")
+        processes.tell_to_stop()
 
-    old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    old = {s: signal.signal(s, handle) for s in processes.own_signals()}
     try:
         yield interrupt
     finally:
@@ -95,8 +104,11 @@ def train(config: TrainConfig, name: str) -> Path:
         ComputationError: if too many meta-gradients in a row are not finite.
         SystemExit: with code 130 after an interruption, which loses nothing.
     """
-    with RunDirectory(config.run.directory or Path("runs") / name) as directory:
-        directory.claim(encode(config))
+    path = config.run.directory or Path("runs") / name
+    with processes.run_directory(path) as directory:
+        encoded = encode(config)
+        processes.check_equal(encoded, "configuration")
+        processes.on_first(lambda: directory.claim(encoded))
         run = _prepare(config, directory)
         state = _start_or_resume(run)
         if int(state.outer.step) < config.num_steps:
@@ -104,7 +116,7 @@ def train(config: TrainConfig, name: str) -> Path:
         else:
             print(f"{directory.path} is trained: {config.num_steps} outer steps")
         if int(state.outer.step) >= config.num_steps:
-            _release(config, directory, state)
+            processes.on_first(lambda: _release(config, directory, state))
         return directory.path
 
 
@@ -114,35 +126,55 @@ class _Run(NamedTuple):
     config: TrainConfig
     training: MetaTraining
     datasets: list[Dataset | HostDataset]
-    validation: Validation
+    validation: Validation | None  # of the first process
     checkpoints: Checkpoints
     directory: RunDirectory
 
 
 def _prepare(config: TrainConfig, directory: RunDirectory) -> _Run:
     with reported():
-        training = config.build()
+        per_process = 1 if jax.default_backend() == "cpu" else None
+        mesh = devices.make_mesh(config.run.devices or per_process)
+        training = config.build(mesh)
         datasets = [
-            streaming.load(group.task, stream=config.run.stream)
+            data if isinstance(data, HostDataset) else devices.replicate(data, mesh)
             for group in config.distribution.groups
+            for data in [streaming.load(group.task, stream=config.run.stream)]
         ]
-    validation = Validation(config, base_sizes(config), datasets)
+    validation = None
+    if processes.is_first():
+        validation = Validation(config, base_sizes(config), datasets)
     checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
     return _Run(config, training, datasets, validation, checkpoints, directory)
 
 
 def _start_or_resume(run: _Run) -> TrainingState:
-    template = jax.eval_shape(lambda: _first_state(run.training))
+    training = run.training
+    template = jax.eval_shape(lambda: _first_state(training))
     _check_size(template)
-    with reported():
-        run.checkpoints.recover()
-        restored = run.checkpoints.restore(template)
-    for warning in restored.warnings if restored else []:
-        print(f"warning: {warning}", file=sys.stderr)
-    step = restored.step if restored else 0
-    run.directory.truncate_after(step)
-    if restored:
-        return restored.state
+
+    def read() -> TrainingState | None:
+        with reported():
+            run.checkpoints.recover()
+            restored = run.checkpoints.restore(template)
+        for warning in restored.warnings if restored else []:
+            print(f"warning: {warning}", file=sys.stderr)
+        run.directory.truncate_after(restored.step if restored else 0)
+        return restored.state if restored else None
+
+    state = processes.on_first(read)
+    if processes.several():  # what the first has read is what all go on with
+        if not int(devices.broadcast(np.int32(state is not None))):
+            return _begin(run)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+        state = devices.broadcast(state or zeros)
+    if state is None:
+        return _begin(run)
+    return TrainingState(training.place(state.outer), state.best)
+
+
+def _begin(run: _Run) -> TrainingState:
+    """The state before the first step, with the θ of an artifact if one is named."""
     folder = run.config.init_from
     if folder is None:
         return _first_state(run.training)
@@ -150,16 +182,17 @@ def _start_or_resume(run: _Run) -> TrainingState:
         artifact = Artifact.load(folder)
         fresh = jax.device_get(run.training.init().theta)
         theta, parts = begin_with(artifact, run.config.lopt, fresh, folder)
-    run_directory.write_parent(run.directory.path, parent_of(folder, artifact, parts))
+    parent = parent_of(folder, artifact, parts)
+    processes.on_first(lambda: run_directory.write_parent(run.directory.path, parent))
     print(f"beginning with {', '.join(parts)} of {folder}")
     return _first_state(run.training, theta)
 
 
 def _check_size(template: TrainingState) -> None:
-    """Refuses what this machine cannot hold, before anything is compiled."""
+    """Refuses what no such machine can hold, before anything is compiled."""
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(template))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > memory:
+    if size > memory * jax.process_count():
         raise InputError(
             f"the state of this run has {size:.1e} bytes, this machine {memory:.1e}: "
             "make the task, the optimizer or the number of particles smaller"
@@ -168,8 +201,8 @@ def _check_size(template: TrainingState) -> None:
 
 def _first_state(training: MetaTraining, theta: Theta | None = None) -> TrainingState:
     outer = training.init(theta)
-    best = Best(jax.tree.map(jnp.copy, outer.theta), jnp.float32(jnp.inf), jnp.int32(0))
-    return TrainingState(outer, best)
+    begun = jax.tree.map(jnp.copy, devices.local(outer.theta))
+    return TrainingState(outer, Best(begun, jnp.float32(jnp.inf), jnp.int32(0)))
 
 
 def _advance(run: _Run, state: TrainingState) -> TrainingState:
@@ -186,19 +219,24 @@ def _advance(run: _Run, state: TrainingState) -> TrainingState:
     programs = f", {len(tasks)} groups" if len(tasks) > 1 else ""
     print(f"compiling the outer step (seconds, once{programs})", flush=True)
     feed = Feed(training, tasks, run.datasets)
+    pace = processes.Pace(training.mesh is not None)
     with feed, display, recorder.sinks, _stop_on_signals() as interrupt:
         for step in range(first + 1, last + 1):
             outer, metrics = training.step(outer, feed.at(step - 1))
+            pace.after(metrics)
             recorder.add(step, metrics)
             if step % config.validation.every == 0 or step == config.num_steps:
                 recorder.flush()
-                best = _validate(run, outer, best, recorder)
+                if processes.is_first():
+                    best = _validate(run, outer, best, recorder)
                 display.restart_clock()
-            interrupted = interrupt.requested  # read once: a signal may come any time
+            # Asked once: a signal may come any time.
+            interrupted = processes.stops_after(step, interrupt.requested)
             if interrupted or step == last or step % config.run.checkpoint_every == 0:
                 recorder.flush()
+                whole = devices.gather(TrainingState(outer, best), training.mesh)
                 with reported():
-                    run.checkpoints.save(step, TrainingState(outer, best))
+                    processes.on_first(partial(run.checkpoints.save, step, whole))
                 display.restart_clock()
             if interrupted and step < config.num_steps:
                 display.say(f"interrupted at step {step}; the same command goes on")
@@ -212,7 +250,9 @@ class _Recorder:
     def __init__(self, run: _Run, display: TrainingDisplay, step: int) -> None:
         """Args: the run; what shows it; outer steps done before."""
         self.config, self.directory, self.display = run.config, run.directory, display
-        self.sinks = open_sinks(run.config, run.directory.path, step)
+        self.sinks = Sinks({})  # those of the first process show what there is
+        if processes.is_first():
+            self.sinks = open_sinks(run.config, run.directory.path, step)
         self._inner_steps = run.training.inner_steps_per_step
         self._skipped = 0  # outer steps in a row that were not taken
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
@@ -269,6 +309,9 @@ def _number(value: jax.Array) -> float | None:
 
 
 def _validate(run: _Run, outer: OuterState, best: Best, recorder: _Recorder) -> Best:
+    assert run.validation is not None
+    # The first process validates alone, on one device.
+    outer = devices.local(outer._replace(estimator_states=()))
     scores = run.validation.row(outer.average)
     figure = run.config.validation.figure
     loss = scores["held_out_loss" if figure == "held_out" else "train_loss"]
@@ -367,21 +410,34 @@ def load_trained(path: Path) -> tuple[TrainConfig, TrainingState]:
 def main() -> None:
     """Command line."""
     program = "python -m experiments.train"
-    lopt, arguments = take_optimizer(sys.argv[1:])
+    meeting, arguments = processes.take_meeting(sys.argv[1:])
+    lopt, arguments = take_optimizer(arguments)
+    estimator, arguments = take_estimator(arguments)
+    expert, arguments = take_expert(arguments)
     dry, arguments = dry_run.take_flag(arguments)
     if {"-h", "--help"} & set(arguments):
         print(f"{dry_run.FLAG} only prints what the run would be, and how long")
         print(
             f"--lopt NAME puts another optimizer into a preset: {', '.join(OPTIMIZERS)}"
         )
+        print(f"--estimator NAME does so with the estimator: {', '.join(ESTIMATORS)}")
+        print(f"--expert NAME adds an expert to imitate: {', '.join(EXPERTS)}")
+        print(
+            "--coordinator HOST:PORT --num-processes N --process-id I: this is one of "
+            "N processes that train together"
+        )
     presets = PRESETS if lopt is None else with_optimizer(PRESETS, lopt)
+    if estimator is not None:
+        presets = with_estimator(presets, estimator)
+    presets = presets if expert is None else with_expert(presets, expert)
     name, config = command_line.choose_preset(presets, program, arguments)
     if dry:
         print(dry_run.report(config, name))
         return
+    processes.join(meeting, config.run.hosts, config.run.devices)
     path = train(config, name)
     print(f"run directory: {path}")
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    processes.run(main)

@@ -18,7 +18,7 @@ from experiments.configs import TrainConfig
 from experiments.evaluate import find_suite
 from lopt.artifact import Artifact
 from lopt.base import Theta
-from metatrain import streaming
+from metatrain import devices, streaming
 from metatrain.streaming import HostDataset
 from tasks.base import Dataset, Task
 
@@ -78,7 +78,9 @@ class Validation:
                     theta,
                     problem.num_steps,
                     range(FIRST_SEED, FIRST_SEED + config.num_seeds),
-                    problem.dataset,
+                    problem.dataset
+                    if isinstance(problem.dataset, HostDataset)
+                    else devices.local(problem.dataset),
                 )
                 for problem in self._problems
             ]

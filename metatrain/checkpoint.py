@@ -26,6 +26,11 @@ import orbax.checkpoint as ocp
 
 from lopt.integrity import HIDDEN, SUMS, discard, publish, recover, verify_sums
 
+# The processes of a run have one folder, and its first process alone reads and writes
+# it: orbax must not wait for the others.
+_ALONE = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix="metatrain"
+)
 _NAME = re.compile(r"step_(\d{8})")
 _TREE = "tree.json"
 _SHOWN = 5
@@ -84,7 +89,7 @@ class Checkpoints:
 
         def write(temporary: Path) -> None:
             try:
-                with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+                with _quiet(), _checkpointer() as checkpointer:
                     checkpointer.save((temporary / "state").absolute(), state)
             except (ValueError, RuntimeError) as error:
                 raise _as_os_error(error, path) from error
@@ -117,7 +122,7 @@ class Checkpoints:
             _check_tree(path, stored, _describe(template))
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
             try:
-                with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+                with _quiet(), _checkpointer() as checkpointer:
                     state = checkpointer.restore((path / "state").absolute(), abstract)
             except _UNREADABLE as error:
                 reason = f"{path / 'state'} cannot be read: {_first_line(error)}"
@@ -165,6 +170,10 @@ def _as_os_error(error: Exception, path: Path) -> OSError:
     if match := _OS_ERROR.search(str(error)):
         return OSError(int(match[1]), os.strerror(int(match[1])), str(path))
     return OSError(errno.EIO, f"cannot be written: {_first_line(error)}", str(path))
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    return ocp.StandardCheckpointer(multiprocessing_options=_ALONE)
 
 
 def _describe(state: Any) -> dict[str, list[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from lopt.base import LearnedOptimizer, Theta, frozen_parts
 from metatrain import inner
 from metatrain.estimators.base import Unrolled, Windowed
 from metatrain.expert import Expert, Guided
-from metatrain.inner import InnerState
+from metatrain.inner import AnyState, Precision, TrackedState
 from metatrain.objective import Objective
 from metatrain.unroll import unroll
 from tasks.base import Dataset, Parametric, Task
@@ -30,8 +30,16 @@ class InnerTraining:
     still: tuple[str, ...] = ()
     """Parts of θ that are frozen beside the optimizer's own."""
     expert: Expert | None = None
+    """Whom the optimizer follows and imitates at first."""
+    precision: Precision = "float32"
+    """What the model computes in."""
 
     def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision = {self.precision!r} must be one of "
+                f"{', '.join(get_args(Precision))}"
+            )
         self.variation.check(self.task)
 
     def sample(self, key: jax.Array) -> Variant:
@@ -40,18 +48,18 @@ class InnerTraining:
 
     def start(
         self, theta: Theta, variant: Variant, key: jax.Array, length: jax.Array
-    ) -> InnerState:
+    ) -> AnyState:
         """A new episode (see `Problem.start`)."""
         lopt = self.lopt if self.expert is None else Guided(self.lopt, self.expert)
         episode = inner.start(self.task, lopt, theta, key, length, variant)
         if self.objective.remembers_minimum:
-            episode = episode._replace(minimum=jnp.float32(self.objective.cap))
+            return TrackedState(*episode, minimum=jnp.float32(self.objective.cap))
         return episode
 
     def unroll(
         self,
         theta: Theta,
-        episode: InnerState,
+        episode: AnyState,
         variant: Variant,
         dataset: Dataset | Windowed,
         key: jax.Array,
@@ -65,7 +73,7 @@ class InnerTraining:
         if isinstance(dataset, Windowed):
             dataset, window = dataset
 
-        def run(lopt: LearnedOptimizer, episode: InnerState) -> Any:
+        def run(lopt: LearnedOptimizer, episode: AnyState) -> Any:
             return unroll(
                 self.task,
                 lopt,
@@ -78,29 +86,31 @@ class InnerTraining:
                 variant,
                 window,
                 remat,
+                self.precision,
             )
 
-        before, imitation = episode, None
         if self.expert is None:
-            episode, losses, _ = run(self.lopt, episode)
-        else:
-            episode, losses, imitation = self._accompanied(run, episode, outer_step)
+            after, losses, _ = run(self.lopt, episode)
+            return self._judged(episode, after, losses)
+        after, losses, imitation = self._accompanied(run, episode, outer_step)
+        unrolled = self._judged(episode, after, losses)
+        return unrolled._replace(contributions=unrolled.contributions + imitation)
+
+    def _judged(self, before: AnyState, after: AnyState, losses: jax.Array) -> Unrolled:
+        """What a window came to by the objective, from its losses `[T]` in nats."""
         losses = self.objective.normalize(losses, self._loss_at_chance)
+        tracked = before.minimum if isinstance(before, TrackedState) else None
         contributions, minimum = self.objective.contributions(
-            losses, before.step, before.length, before.minimum
+            losses, before.step, before.length, tracked
         )
-        if imitation is not None:
-            contributions = contributions + imitation
-        return Unrolled(
-            episode._replace(minimum=minimum),
-            contributions,
-            losses,
-            self.objective.diverged(losses[-1]),
-        )
+        if isinstance(after, TrackedState) and minimum is not None:
+            after = after._replace(minimum=minimum)
+        diverged = self.objective.diverged(losses[-1])
+        return Unrolled(after, contributions, losses, diverged)
 
     def _accompanied(
-        self, run: Any, episode: InnerState, outer_step: int | jax.Array
-    ) -> tuple[InnerState, jax.Array, jax.Array]:
+        self, run: Any, episode: AnyState, outer_step: int | jax.Array
+    ) -> tuple[AnyState, jax.Array, jax.Array]:
         """A window with the expert, or without it once its time is over.
 
         The branch is taken by all particles alike, and the second one is the program
@@ -113,11 +123,11 @@ class InnerTraining:
         ramp = self.expert.ramp(outer_step)
         guided = Guided(self.lopt, self.expert, ramp)
 
-        def together(episode: InnerState) -> tuple[InnerState, jax.Array, jax.Array]:
+        def together(episode: AnyState) -> tuple[AnyState, jax.Array, jax.Array]:
             episode, losses, aux = run(guided, episode)
             return episode, losses, aux["imitation"]
 
-        def alone(episode: InnerState) -> tuple[InnerState, jax.Array, jax.Array]:
+        def alone(episode: AnyState) -> tuple[AnyState, jax.Array, jax.Array]:
             both = episode.opt_state
             episode, losses, _ = run(
                 self.lopt, episode._replace(opt_state=both.learned)

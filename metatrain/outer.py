@@ -26,14 +26,15 @@ import optax
 from jax.sharding import Mesh
 
 from lopt.base import LearnedOptimizer, Theta, frozen_parts
+from metatrain import devices
 from metatrain.estimators.base import (
-    Estimate,
     Estimator,
     Problem,
     Windowed,
 )
 from metatrain.expert import Expert
 from metatrain.frozen import keep_frozen
+from metatrain.inner import Precision
 from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
 from metatrain.objective import Objective
@@ -92,6 +93,7 @@ class MetaTraining:
                     f"groups: weight = {group.weight} of {group.name!r} must be "
                     "positive and finite"
                 )
+        devices.check_shares(self.estimator.num_chunks, self.mesh)
         if self.each_step not in get_args(EachStep):
             raise ValueError(f"each_step = {self.each_step!r} must be 'all' or 'one'")
         if self._frozen:
@@ -114,6 +116,8 @@ class MetaTraining:
         objective: Objective = _DEFAULT_OBJECTIVE,
         seed: int = 0,
         expert: Expert | None = None,
+        precision: Precision = "float32",
+        mesh: Mesh | None = None,
     ) -> Self:
         """Meta-training of an optimizer on a task, or on the groups of a distribution.
 
@@ -126,6 +130,8 @@ class MetaTraining:
             objective: what counts as meta-loss.
             seed: of everything random.
             expert: an optimizer to imitate at first.
+            precision: what the inner models compute in.
+            mesh: devices that share the particles (see `metatrain.devices`).
         """
         if not isinstance(tasks, TaskDistribution):
             tasks = TaskDistribution.single(tasks)
@@ -133,13 +139,21 @@ class MetaTraining:
             ProblemGroup(
                 group.name,
                 InnerTraining(
-                    group.task, lopt, objective, group.variation, outer.frozen, expert
+                    group.task,
+                    lopt,
+                    objective,
+                    group.variation,
+                    outer.frozen,
+                    expert,
+                    precision,
                 ),
                 group.weight,
             )
             for group in tasks.groups
         )
-        return cls(groups, lopt, estimator, outer, num_steps, seed, tasks.each_step)
+        return cls(
+            groups, lopt, estimator, outer, num_steps, seed, tasks.each_step, mesh
+        )
 
     @property
     def inner_steps_per_step(self) -> int:
@@ -168,7 +182,7 @@ class MetaTraining:
         """
         fresh = self.lopt.init(stream(jax.random.key(self.seed), "theta"))
         begin: Any = fresh if theta is None else theta
-        return OuterState(
+        state = OuterState(
             theta=jax.tree.map(jnp.copy, begin),
             average=jax.tree.map(jnp.copy, begin),
             outer_opt_state=self.outer.accumulated(self.num_steps).init(begin),
@@ -177,6 +191,15 @@ class MetaTraining:
             ),
             step=jnp.zeros([], jnp.int32),
         )
+        whole = devices.constrain(state._replace(estimator_states=()), self.mesh)
+        pairs = devices.constrain(state.estimator_states, self.mesh, sharded=True)
+        return whole._replace(estimator_states=pairs)
+
+    def place(self, state: OuterState) -> OuterState:
+        """Puts a state, say one from a checkpoint, where the devices expect it."""
+        whole = devices.replicate(state._replace(estimator_states=()), self.mesh)
+        pairs = devices.shard(state.estimator_states, self.mesh)
+        return whole._replace(estimator_states=pairs)
 
     def step(
         self, state: OuterState, datasets: Mapping[int, Dataset | Windowed]
@@ -204,7 +227,7 @@ class MetaTraining:
         core, metrics = self._move(
             (state.theta, state.average, state.outer_opt_state, state.step),
             estimates,
-            jnp.asarray(weights / weights.sum(), jnp.float32),
+            np.asarray(weights / weights.sum(), np.float32),
         )
         if len(self.groups) > 1:
             for index, (_, of_group) in zip(chosen, estimates, strict=True):
@@ -257,10 +280,9 @@ class MetaTraining:
             self.mesh,
         )
         norm = optax.tree.norm(estimate.grad)
-        metrics = estimate.metrics | {
-            "grad_norm": norm,
-            "signal_to_noise": signal_to_noise(estimate),
-        }
+        metrics = estimate.metrics | {"grad_norm": norm}
+        if estimate.terms is not None:
+            metrics["signal_to_noise"] = signal_to_noise(estimate.terms, estimate.grad)
         grad = estimate.grad
         if self.outer.group_gradients == "normalized":
             scale = jnp.where(norm > 0.0, norm, 1.0)
@@ -272,7 +294,7 @@ class MetaTraining:
         self,
         core: tuple[Theta, Theta, Any, jax.Array],
         estimates: list[tuple[Theta, dict[str, jax.Array]]],
-        weights: jax.Array,
+        weights: np.ndarray,
     ) -> tuple[tuple[Theta, Theta, Any, jax.Array], dict[str, jax.Array]]:
         """Moves θ along the mean of meta-gradients, by weights `[G]` of sum 1."""
         old_theta, old_average, old_opt_state, step = core
@@ -319,18 +341,20 @@ class MetaTraining:
         )
 
 
-def signal_to_noise(estimate: Estimate) -> jax.Array:
+def signal_to_noise(terms: Theta, grad: Theta) -> jax.Array:
     """How far a meta-gradient stands out of its own noise, `[]`.
 
     ‖ĝ‖² over the trace of ĝ's covariance, as the terms of the particles estimate it:
     1 is what noise alone has. Infinite or NaN where one particle or no noise is there.
+
+    Args:
+        terms: of the particles, `[N]` in front.
+        grad: their mean ĝ.
     """
-    num = jax.tree.leaves(estimate.terms)[0].shape[0]
-    deviations = jax.tree.map(
-        lambda terms, mean: terms - mean[None], estimate.terms, estimate.grad
-    )
+    num = jax.tree.leaves(terms)[0].shape[0]
+    deviations = jax.tree.map(lambda x, mean: x - mean[None], terms, grad)
     variance = jnp.square(optax.tree.norm(deviations)) / jnp.float32((num - 1) * num)
-    return jnp.square(optax.tree.norm(estimate.grad)) / variance
+    return jnp.square(optax.tree.norm(grad)) / variance
 
 
 def _learned_decays(lopt: LearnedOptimizer, theta: Theta) -> dict[str, jax.Array]:

@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 import jax
 import jax.numpy as jnp
 
+from metatrain import devices
 from metatrain.estimators.base import Windowed
 from metatrain.inner_training import InnerTraining
 from metatrain.outer import MetaTraining
@@ -51,8 +52,8 @@ class HostDataset:
         with _on_host():
             return _plans(task, self.whole, keys, num_steps, split)
 
-    def window(self, task: Task, plan: Plan) -> Window:
-        """Fetches what a plan needs and sends it to the device.
+    def fetch(self, task: Task, plan: Plan) -> Window:
+        """What a plan needs, in the host's memory.
 
         Args:
             task: whose data this is.
@@ -60,7 +61,11 @@ class HostDataset:
         """
         assert isinstance(task, Streamable)
         rows, draws = task.fetch(self.whole, plan.draws)
-        return jax.device_put(Window(rows, plan._replace(draws=draws)))
+        return Window(rows, plan._replace(draws=draws))
+
+    def window(self, task: Task, plan: Plan) -> Window:
+        """Fetches what a plan needs and sends it to the device (see `fetch`)."""
+        return jax.device_put(self.fetch(task, plan))
 
 
 def load(task: Task, *, stream: bool) -> Dataset | HostDataset:
@@ -84,7 +89,11 @@ def ahead(make: Callable[[int], T], num: int) -> Iterator[T]:
 
 
 class Feed:
-    """The datasets of each outer step of a run; a context that ends its thread."""
+    """The datasets of each outer step of a run; a context that ends its thread.
+
+    On a mesh they lie where its devices expect them: of windows, each process fetches
+    those of its own pairs.
+    """
 
     def __init__(
         self,
@@ -100,6 +109,12 @@ class Feed:
             datasets: theirs, on the device or on the host.
         """
         self._training, self._tasks, self._datasets = training, tasks, datasets
+        self._placed = [
+            devices.replicate(
+                data.resident if isinstance(data, HostDataset) else data, training.mesh
+            )
+            for data in datasets
+        ]
         self._streams = any(isinstance(data, HostDataset) for data in datasets)
         self._pool = ThreadPoolExecutor(1)
         self._pending: dict[int, Future[dict[int, Any]]] = {}
@@ -128,14 +143,16 @@ class Feed:
     def _of_group(self, index: int, step: int) -> Dataset | Windowed:
         data, task = self._datasets[index], self._tasks[index]
         if not isinstance(data, HostDataset):
-            return data
+            return self._placed[index]
         problem = self._training.groups[index].problem
         assert isinstance(problem, InnerTraining)
         estimator = self._training.estimator
         with _on_host():
             keys = _data_keys(self._training, index, jnp.asarray(step))
+            keys = keys[devices.own_part(keys.shape[0], self._training.mesh)]
         plan = data.plan(task, keys, estimator.truncation, problem.objective.split)
-        return Windowed(data.resident, data.window(task, plan))
+        window = devices.shard_own(data.fetch(task, plan), self._training.mesh)
+        return Windowed(self._placed[index], window)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))

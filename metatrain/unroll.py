@@ -17,7 +17,7 @@ import jax
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import evaluation_params
 from metatrain.expert import GuidedState
-from metatrain.inner import InnerState, inner_step
+from metatrain.inner import Precision, State, inner_step, lowered
 from metatrain.keys import stream
 from tasks import variation
 from tasks.base import Dataset, Draws, Split, Streamable, Task
@@ -55,7 +55,7 @@ def unroll(
     task: Task,
     lopt: LearnedOptimizer,
     theta: Theta,
-    state: InnerState,
+    state: State,
     dataset: Dataset,
     key: jax.Array | None,
     num_steps: int,
@@ -63,7 +63,8 @@ def unroll(
     variant: Variant = UNVARIED,
     window: Window | None = None,
     remat: bool = False,
-) -> tuple[InnerState, jax.Array, dict[str, jax.Array]]:
+    precision: Precision = "float32",
+) -> tuple[State, jax.Array, dict[str, jax.Array]]:
     """Trains for `num_steps` steps.
 
     All randomness of the batches is drawn before the loop and gathered inside it.
@@ -82,6 +83,7 @@ def unroll(
         window: plan and training batches, where the dataset does not hold these.
         remat: whether a derivative keeps the state before each step and computes all
             else anew, instead of keeping what the steps compute.
+        precision: what the model computes in.
 
     Returns:
         The state after the last step, losses `[T]` in nats, auxiliary scalars `[T]`;
@@ -99,17 +101,20 @@ def unroll(
     held_out = split != "train"
 
     def body(
-        state: InnerState, xs: Plan
-    ) -> tuple[InnerState, tuple[jax.Array, dict[str, jax.Array]]]:
+        state: State, xs: Plan
+    ) -> tuple[State, tuple[jax.Array, dict[str, jax.Array]]]:
         draw, loss_key, held_draw = xs
         batch = task.batch(dataset, draw, "train")
         batch = variation.relabel(task, variant, batch, draw)
-        state, loss, aux = inner_step(task, optimizer, state, batch, loss_key, variant)
+        state, loss, aux = inner_step(
+            task, optimizer, state, batch, loss_key, variant, precision
+        )
         if held_out:
             train_loss = loss
             batch = task.batch(dataset, held_draw, split)
             held_key = stream(loss_key, "held out")
             params = evaluation_params(state.opt_state, state.params)
+            params = lowered(params, precision)
             loss, aux = variation.loss(task, variant, params, held_key, batch)
             aux = aux | {"train_loss": train_loss}
         if isinstance(state.opt_state, GuidedState):

@@ -72,6 +72,11 @@ class Backpropagation:
         """One for each particle."""
         return self.num_particles
 
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of particles, which devices may share."""
+        return self.num_particles // min(self.chunk, self.num_particles)
+
     def init(self, problem: Problem, theta: Theta) -> UnrollState:
         """See `Estimator.init`; the particles are single unrolls."""
         runs = episodes.unbegun(problem, theta, self.num_particles, members=1)

@@ -87,7 +87,8 @@ class Estimate(NamedTuple):
     grad: Theta
     loss: jax.Array  # [] mean normalized loss over all members and steps
     metrics: dict[str, jax.Array]
-    terms: Theta  # [N, ...] each pair's contribution; grad is their mean
+    terms: Theta | None  # [N, ...] each particle's part, grad is their mean; None
+    # where they never lie together
 
 
 class Estimator(Protocol):
@@ -101,6 +102,11 @@ class Estimator(Protocol):
     @property
     def num_members(self) -> int:
         """Unrolls that one estimate advances by a window each."""
+        ...
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of particles, which devices may share (see `estimators.particles`)."""
         ...
 
     def init(self, problem: Problem, theta: Theta) -> Any:

@@ -16,7 +16,12 @@ from jax.sharding import Mesh
 
 from lopt.base import Theta
 from metatrain.estimators.base import Estimate, Problem, Windowed
-from metatrain.estimators.particles import over_particles
+from metatrain.estimators.particles import (
+    Reduce,
+    ordered_mean,
+    over_particles,
+    sum_over_particles,
+)
 from metatrain.keys import stream
 from metatrain.truncation import EpisodeLengths
 
@@ -112,6 +117,7 @@ def advanced(
     *,
     chunk: int,
     mesh: Mesh | None,
+    reduce: Reduce = "ordered",
 ) -> tuple[Estimate, Any]:
     """Advances every particle by a window; the estimate is the mean of their terms.
 
@@ -125,6 +131,7 @@ def advanced(
         outer_step: `[]` int32.
         chunk: particles of one vmapped program.
         mesh: devices that share the chunks.
+        reduce: how the terms are averaged (see `estimators.particles`).
     """
     windows = None
     if isinstance(dataset, Windowed):
@@ -138,15 +145,25 @@ def advanced(
             data = Windowed(data, own)
         return window(theta, particle, data, key, index, outer_step)
 
-    state, terms, metrics = over_particles(
-        one,
+    arguments = (
         (theta, dataset, key, outer_step),
         (state, jnp.arange(num), windows),
-        chunk=chunk,
-        mesh=mesh,
     )
-    metrics = jax.tree.map(jnp.mean, metrics)
-    grad = jax.tree.map(lambda x: jnp.mean(x, axis=0), terms)
+    terms = None
+    if reduce == "psum":
+
+        def parted(shared: Any, particle: Any) -> Any:
+            state, term, metrics = one(shared, particle)
+            return (state, metrics), term
+
+        (state, metrics), total = sum_over_particles(
+            parted, *arguments, chunk=chunk, mesh=mesh
+        )
+        grad = jax.tree.map(lambda x: x / num, total)
+        metrics, _ = ordered_mean(metrics, mesh)
+    else:
+        state, terms, metrics = over_particles(one, *arguments, chunk=chunk, mesh=mesh)
+        (grad, metrics), (terms, _) = ordered_mean((terms, metrics), mesh)
     return Estimate(grad, metrics["meta_loss"], metrics, terms), state
 
 

@@ -41,6 +41,7 @@ from lopt.base import Theta, frozen_parts
 from metatrain.estimators import episodes, perturbation
 from metatrain.estimators.base import Estimate, Problem, Unrolled, Windowed
 from metatrain.estimators.episodes import data_key, particle_key
+from metatrain.estimators.particles import Reduce
 from metatrain.frozen import keep_frozen
 from metatrain.keys import stream
 from metatrain.resume_buffer import ResumeBuffer, Watch
@@ -96,6 +97,10 @@ class EvolutionStrategy:
     resume: ResumeBuffer = ResumeBuffer()
     """States in which episodes began to go wrong, to begin others from; by default none
     are kept."""
+    reduce: Reduce = "ordered"
+    """How pairs' terms are averaged. ordered: in their order, the same bits for any
+    number of devices; psum: on each device, then over devices, for θ so large that no
+    device should hold N terms; last bits then depend on the devices."""
 
     def __post_init__(self) -> None:
         episodes.check_counts(self, "num_pairs", "pairs_per_task")
@@ -111,6 +116,10 @@ class EvolutionStrategy:
         if self.credit not in get_args(Credit):
             raise ValueError(
                 f"credit = {self.credit!r} must be one of {', '.join(get_args(Credit))}"
+            )
+        if self.reduce not in get_args(Reduce):
+            raise ValueError(
+                f"reduce = {self.reduce!r} must be one of {', '.join(get_args(Reduce))}"
             )
         if self.num_pairs % self.pairs_per_task:
             raise ValueError(
@@ -166,6 +175,11 @@ class EvolutionStrategy:
         """Members of all pairs."""
         return 2 * self.num_pairs
 
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of pairs, which devices may share."""
+        return self.num_pairs // min(self.chunk, self.num_pairs)
+
     def check(self, theta: Theta) -> None:
         """Refuses a θ, arrays or their shapes, that these fields do not fit.
 
@@ -213,6 +227,7 @@ class EvolutionStrategy:
             outer_step,
             chunk=self.chunk,
             mesh=mesh,
+            reduce=self.reduce,
         )
 
     def data_keys(self, key: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from experiments import configs, dry_run, train
 from experiments.command_line import InputError
 from lopt.learnable import LearnableAdam, LearnableSGD
 from lopt.small_fc import SmallFC
+from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.truncation import EpisodeLengths
 from parametrization import ADAM_LIKE
@@ -130,20 +131,21 @@ def test_flop_of_an_update_grow_as_the_network_of_the_optimizer():
     assert 0 <= plain - (params + 256 + 10) <= 10 and source == "XLA"
 
 
-def test_a_forward_pass_more_is_counted_for_another_split():
+def test_another_split_and_the_way_back_through_an_unroll_are_counted():
     objective = dataclasses.replace(TINY.objective, split="inner_valid")
-    one, other = (
-        dataclasses.replace(TINY, task=WIDE, objective=each)
-        for each in (TINY.objective, objective)
-    )
+    one = dataclasses.replace(TINY, task=WIDE)
+    other = dataclasses.replace(one, objective=objective)
+    back = Backpropagation(num_particles=6, truncation=5, chunk=6)
     work = [
         dry_run.group_work(
             config,
             config.build(),
             [dry_run.describe(e) for e in dry_run.entries_of(config.distribution)],
         )[0]
-        for config in (one, other)
+        for config in (one, other, dataclasses.replace(one, estimator=back))
     ]
+    assert work[2].flop == pytest.approx(4 * work[0].flop)
+    assert work[2].inner_steps == 30
     assert work[1].task_flop == pytest.approx(4 / 3 * work[0].task_flop)
     assert work[0].inner_steps == 30 and work[0].update_flop == work[1].update_flop
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import shutil
 import struct
 import sys
 import types
@@ -17,7 +18,7 @@ from experiments import configs, sinks
 from experiments.command_line import InputError
 from experiments.run_directory import METRICS, VALIDATION, read_rows
 from experiments.sinks import Sinks, TensorBoard, open_sinks
-from experiments.train import train
+from experiments.train import load_trained, train
 from lopt.learnable import LearnableSGD
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.outer import OuterOptimizer
@@ -117,6 +118,15 @@ def test_what_is_no_finite_number_is_left_out(tmp_path):
     with Sinks({"TensorBoard": lambda: TensorBoard(tmp_path, 6)}) as opened:
         opened.write([row | {"e": True, "f": "text"}], "x/")
     assert shown(tmp_path) == {(7, "x/a"): [1.5], (7, "x/e"): [1.0]}
+
+
+def test_a_run_from_before_there_were_sinks_is_read(plain, tmp_path):
+    shutil.copytree(plain, tmp_path / "run")
+    path = tmp_path / "run/config.json"
+    stored = json.loads(path.read_text())
+    del stored["run"]["tensorboard"], stored["run"]["wandb"]
+    path.write_text(json.dumps(stored))
+    assert load_trained(tmp_path / "run")[0] == config(plain)
 
 
 class Failing:

@@ -253,6 +253,7 @@ def test_pairs_that_share_batches_and_members_that_do_not_are_unbiased():
         es.estimate(NOISY, THETA, None, Windowed(None, None), jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_orthogonal_noises_are_orthogonal_normal_and_unbiased():
     es = strategy(num_pairs=MANY, pairs_per_task=2, orthogonal=True)
     _, state = advance(es, PLAIN, begin(es, PLAIN), jax.random.key(0))

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.configs import QUICKSTART, TrainConfig
-from experiments.serialization import decode, encode
 from lopt.baselines import SGD, Adam, Muon, ScheduleFreeAdamW
 from lopt.learnable import LearnableSGD
 from lopt.small_fc import SmallFC
@@ -117,7 +112,11 @@ def test_after_the_ramp_bits_are_those_of_a_run_without_expert(guided, data):
 
 
 @pytest.mark.parametrize(
-    "expert", [Adam(0.1, weight_decay=0.1), SGD(0.2, momentum=0.9)]
+    "expert",
+    [
+        Adam(0.1, weight_decay=0.1),
+        pytest.param(SGD(0.2, momentum=0.9), marks=pytest.mark.slow),
+    ],
 )
 def test_at_full_weight_parameters_follow_the_expert(data, expert):
     followed = InnerTraining(TASK, LOPT, Objective(), expert=Expert(expert, **RAMP))
@@ -205,14 +204,6 @@ def test_the_ramp_is_whole_then_falls_in_a_line_and_ends():
     expected = np.interp(steps, [5_000, 50_000], [1.0, 0.0])
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found[5] > 0.0 == found[6]
-
-
-def test_an_expert_is_stored_with_the_run():
-    expert = Expert(Muon(0.02), full_until=3, over_at=9, blend=0.5)
-    config = dataclasses.replace(QUICKSTART, expert=expert)
-    assert decode(TrainConfig, json.loads(json.dumps(encode(config)))) == config
-    assert config.build().groups[0].problem.expert == expert
-    assert QUICKSTART.expert is None
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,9 @@ def walk(es, windows):
     return rows
 
 
-@pytest.mark.parametrize("refresh", [1, "episode", 2])
+@pytest.mark.parametrize(
+    "refresh", [1, "episode", pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_pairs_begin_again_at_the_cliff_and_are_credited_from_there(refresh):
     es = EvolutionStrategy(
         num_pairs=PAIRS,

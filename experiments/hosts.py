@@ -1,0 +1,134 @@
+"""Training by several processes of one machine: `python -m experiments.hosts`.
+
+    python -m experiments.hosts --processes 2 -- PRESET [--field value ...]
+
+starts `python -m experiments.train PRESET ...` so many times, as processes that train
+together (see `experiments.processes`). A signal is passed on to all of them. When one
+ends, the others get `--grace` seconds to end too, and are killed then. The exit code is
+the largest of theirs; that of a process ended by signal n counts as 128 + n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from experiments import command_line
+from experiments.command_line import InputError
+
+GRACE = 60.0
+_TICK = 0.1  # seconds between looks at the processes
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def launch(num: int, arguments: Sequence[str], grace: float = GRACE) -> int:
+    """Starts the processes and waits for all of them.
+
+    Args:
+        num: how many.
+        arguments: of each, those of `experiments.train`.
+        grace: seconds between the end of the first process, or a second signal, and
+            the death of those that are left.
+
+    Returns:
+        The exit code.
+    """
+    where = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "experiments.train", *arguments]
+    command += ["--coordinator", where, "--num-processes", str(num), "--process-id"]
+    started: list[subprocess.Popen[bytes]] = []
+    signals: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        del frame
+        signals.append(number)
+        for process in started:
+            process.send_signal(number)
+
+    old = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for index in range(num):
+            # Their own session: a terminal's Ctrl-C reaches them once, from here.
+            started.append(
+                subprocess.Popen([*command, str(index)], start_new_session=True)
+            )
+        _wait(started, signals, grace)
+    finally:
+        _kill(started)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    return max(_code(process) for process in started)
+
+
+def _wait(
+    started: list[subprocess.Popen[bytes]], signals: list[int], grace: float
+) -> None:
+    """Returns when all have ended, or the grace is over."""
+    deadline = float("inf")
+    while left := [p for p in started if p.poll() is None]:
+        ended = len(left) < len(started)
+        if deadline == float("inf") and (ended or len(signals) > 1):
+            deadline = time.monotonic() + grace
+            if bad := [i for i, p in enumerate(started) if p.poll()]:
+                code = _code(started[bad[0]])
+                if code != command_line.INTERRUPTED:
+                    _say(f"process {bad[0]} ended with code {code}; so do the others")
+        if time.monotonic() > deadline:
+            _say(f"{len(left)} processes still run after {grace:g} s: they are killed")
+            return
+        time.sleep(_TICK)
+
+
+def _kill(started: list[subprocess.Popen[bytes]]) -> None:
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def _code(process: subprocess.Popen[bytes]) -> int:
+    code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _say(message: str) -> None:
+    print(f"hosts: {message}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.hosts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--processes", type=int, default=2, metavar="N")
+    parser.add_argument("--grace", type=float, default=GRACE, metavar="SECONDS")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- PRESET ...")
+    given = parser.parse_args()
+    arguments = given.arguments
+    if arguments[:1] == ["--"]:
+        arguments = arguments[1:]
+    if given.processes < 1:
+        raise InputError(f"--processes {given.processes} must be positive")
+    if not 0.0 <= given.grace < float("inf"):
+        raise InputError(f"--grace {given.grace} must be seconds, 0 or more")
+    if not arguments:
+        raise InputError("give the arguments of experiments.train after --")
+    raise SystemExit(launch(given.processes, arguments, given.grace))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

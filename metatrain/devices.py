@@ -1,0 +1,208 @@
+"""Devices that share the particles of a run: a mesh, and what lies where on it.
+
+The mesh has one axis. Particles, `[N]` in front, are cut along it; everything else (θ,
+the state of the outer optimizer, data) lies on every device. Where the devices belong
+to several processes, an array is one of all of them: each process holds its part, and
+whatever computes with it must be called by all.
+
+Nothing here changes a result (see `estimators.particles`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
+
+T = TypeVar("T")
+
+AXIS = "particles"
+"""Name of the mesh's only axis."""
+
+_PIECE = 2**20  # bytes of one broadcast
+
+
+def make_mesh(per_process: int | None = None) -> Mesh | None:
+    """A mesh of the devices of every process; None where there is one device in all.
+
+    Args:
+        per_process: how many devices of each process; all of them by default.
+
+    Raises:
+        ValueError: if a process has fewer.
+    """
+    of_process: dict[int, list[Any]] = {}
+    for device in sorted(jax.devices(), key=lambda d: (d.process_index, d.id)):
+        of_process.setdefault(device.process_index, []).append(device)
+    fewest = min(map(len, of_process.values()))
+    wanted = fewest if per_process is None else per_process
+    if not 1 <= wanted <= fewest:
+        raise ValueError(
+            f"devices = {wanted}: this backend ({jax.default_backend()}) has {fewest} "
+            f"for each process; ask for 1 to {fewest}"
+        )
+    chosen = [device for devices in of_process.values() for device in devices[:wanted]]
+    if len(chosen) == 1:
+        return None
+    # In jax 0.10 axes are Explicit by default, and shapes would carry them.
+    return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check_shares(num_chunks: int, mesh: Mesh | None) -> None:
+    """Refuses a mesh that cannot share the chunks evenly.
+
+    Raises:
+        ValueError: naming both numbers, and what would be right.
+    """
+    if mesh is None or num_chunks % mesh.size == 0:
+        return
+    fitting = [n for n in range(1, num_chunks + 1) if num_chunks % n == 0]
+    raise ValueError(
+        f"{num_chunks} chunks of particles cannot be shared by {mesh.size} devices: "
+        f"take {' or '.join(map(str, fitting))} devices, or an estimator whose number "
+        f"of chunks (num_pairs / chunk) is a multiple of {mesh.size}"
+    )
+
+
+def replicate(tree: T, mesh: Mesh | None) -> T:
+    """Puts values that every process has on every device.
+
+    Args:
+        tree: arrays in the host's memory or on its own devices.
+        mesh: where to; None leaves them where they are.
+    """
+    return tree if mesh is None else _put(tree, NamedSharding(mesh, P()))
+
+
+def shard(tree: T, mesh: Mesh | None) -> T:
+    """Cuts values that every process has along their first axis, `[N]`."""
+    return tree if mesh is None else _put(tree, NamedSharding(mesh, P(AXIS)))
+
+
+def own_part(num: int, mesh: Mesh | None) -> slice:
+    """Which of `num` particles lie on devices of this process."""
+    if mesh is None:
+        return slice(0, num)
+    places = [
+        place
+        for place, device in enumerate(mesh.devices.flat)
+        if device.process_index == jax.process_index()
+    ]
+    share = num // mesh.size
+    return slice(places[0] * share, (places[-1] + 1) * share)
+
+
+def shard_own(tree: T, mesh: Mesh | None) -> T:
+    """Puts what `own_part` says on this process's devices, as its part of `[N]`."""
+    if mesh is None:
+        return jax.device_put(tree)
+    sharding = NamedSharding(mesh, P(AXIS))
+
+    def put(x: Any) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+    return jax.tree.map(lambda x: _through_data(put, x), tree)
+
+
+def constrain(tree: T, mesh: Mesh | None, *, sharded: bool = False) -> T:
+    """Says, under `jit`, that arrays lie on every device, or are cut along `[N]`."""
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, P(AXIS) if sharded else P())
+    return jax.lax.with_sharding_constraint(tree, sharding)
+
+
+def local(tree: T) -> T:
+    """This process's own copy, on one device, of arrays that lie on every device.
+
+    What is computed with it is this process's own affair.
+    """
+
+    def pick(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or isinstance(x, Tracer):
+            return x
+        if len(x.sharding.device_set) == 1:
+            return x
+        if not x.is_fully_replicated:
+            raise ValueError(f"an array {x.shape} cut by {x.sharding} has no own copy")
+        return _through_data(lambda data: data.addressable_data(0), x)
+
+    return jax.tree.map(pick, tree)
+
+
+def gather(tree: T, mesh: Mesh | None) -> T:
+    """Whole arrays in the host's memory; all processes must call it.
+
+    What it returns does not depend on how many devices shared the particles. One array
+    at a time passes through a device as a whole.
+    """
+    if mesh is None:
+        return tree
+
+    def whole(x: Any) -> Any:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(x)
+
+    return jax.tree.map(lambda x: _through_data(whole, x), tree)
+
+
+def broadcast(tree: T) -> T:
+    """What process 0 has, for all, in the host's memory; all processes must call it.
+
+    Args:
+        tree: of the same shapes and dtypes everywhere; values matter on process 0.
+
+    Returns:
+        The same bytes everywhere: they are summed as integers, since a sum of floats
+        would turn −0 into +0.
+    """
+    if jax.process_count() == 1:
+        return tree
+
+    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+    data = np.concatenate(
+        [np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in leaves]
+    )
+    sent = np.zeros(-(-data.size // _PIECE) * _PIECE, np.uint8)
+    sent[: data.size] = data
+    for start in range(0, data.size, _PIECE):  # of one size: one program
+        piece = slice(start, start + _PIECE)
+        sent[piece] = multihost_utils.broadcast_one_to_all(sent[piece])
+    ends = np.cumsum([0, *(x.nbytes for x in leaves)])
+    return jax.tree.unflatten(
+        structure,
+        [
+            sent[begin : begin + x.nbytes].view(x.dtype).reshape(x.shape)
+            for begin, x in zip(ends, leaves, strict=False)
+        ],
+    )
+
+
+def _put(tree: T, sharding: Sharding) -> T:
+    def put(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and x.sharding == sharding:
+            return x
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        array = np.asarray(x)
+        return jax.make_array_from_callback(
+            array.shape, sharding, lambda index: array[index]
+        )
+
+    return jax.tree.map(lambda x: _through_data(put, x), tree)
+
+
+def _through_data(function: Callable[[Any], Any], x: Any) -> Any:
+    """Applies a function to an array, or to the integers that typed keys consist of."""
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = function(jax.random.key_data(x))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    return function(x)
