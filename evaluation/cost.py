@@ -15,12 +15,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 
+from lopt import forms
 from lopt.base import LearnedOptimizer
 from lopt.baselines import Adam
 from lopt.small_fc import SmallFC
@@ -80,6 +83,8 @@ class Role:
     step_scale: float
     forward_scale: float | None
     """Factor on the product of a readout; None for what is no readout."""
+    init_rms: float | None = None
+    """Root mean square at the start; None where it was not measured."""
 
 
 def cost(task: Task) -> Cost:
@@ -90,7 +95,7 @@ def cost(task: Task) -> Cost:
     """
     params = param_shapes(task)
     key, batch = _key(), description.batch_shapes(task)
-    size = _bytes(params)
+    size = tree_bytes(params)
     flop, source = flop_per_step(task)
     specs = task.specs()
     states = [_state_bytes(lopt, specs, params) for lopt in (Adam(), SmallFC())]
@@ -103,8 +108,10 @@ def cost(task: Task) -> Cost:
         gradient_bytes=size,
         adam_bytes=states[0],
         small_fc_bytes=states[1],
-        activation_bytes=_bytes(jax.eval_shape(task.activations, params, key, batch)),
-        batch_bytes=_bytes(batch),
+        activation_bytes=tree_bytes(
+            jax.eval_shape(task.activations, params, key, batch)
+        ),
+        batch_bytes=tree_bytes(batch),
         dataset_bytes=dataset_bytes(task),
     )
 
@@ -158,12 +165,24 @@ def flop_per_step(task: Task) -> tuple[float, str]:
         return task.loss(params, key, batch)[0]
 
     arguments = (param_shapes(task), _key(), description.batch_shapes(task))
-    traced = jax.jit(jax.value_and_grad(loss)).trace(*arguments)
-    if not _has_loop(traced.jaxpr.jaxpr):
-        counted = (traced.lower().cost_analysis() or {}).get("flops", 0.0)
-        if counted > 0:
-            return float(counted), "XLA"
-    return float(_matrix_flop(traced.jaxpr.jaxpr)), "matrix products"
+    return _flop(jax.value_and_grad(loss), *arguments)
+
+
+def flop_per_update(task: Task, lopt: LearnedOptimizer) -> tuple[float, str]:
+    """FLOP of an optimizer's update of all parameters, and what counted them."""
+    specs, params = task.specs(), param_shapes(task)
+
+    def update(theta: Any, state: Any, params: Any, loss: jax.Array) -> Any:
+        rule = lopt.as_optax(theta, specs, 1000)
+        return rule.update(params, state, params, loss=loss)
+
+    theta = jax.eval_shape(lopt.init, _key())
+    state = jax.eval_shape(
+        lambda t, p: lopt.as_optax(t, specs, 1000).init(p), theta, params
+    )
+    loss = jax.ShapeDtypeStruct((), jnp.float32)
+    with forms.forced("plain"):  # the other forms do the same in loops
+        return _flop(update, theta, state, params, loss)
 
 
 def dataset_bytes(task: Task) -> int | None:
@@ -171,7 +190,7 @@ def dataset_bytes(task: Task) -> int | None:
     source = getattr(task, "data", None)
     if isinstance(task, RandomTeacher):  # not made: making it costs seconds
         network = (task.num_inputs,), task.num_targets
-        return 8 * task.num_targets + _bytes(
+        return 8 * task.num_targets + tree_bytes(
             jax.eval_shape(lambda key: task.teacher.init(key, *network), _key())
         )
     try:
@@ -188,33 +207,48 @@ def dataset_bytes(task: Task) -> int | None:
             ):
                 return None
             case Text() | None:
-                return _bytes(task.load_data())
-        return _bytes(source.load())
+                return tree_bytes(task.load_data())
+        return tree_bytes(source.load())
     except ValueError:
         return None
 
 
-def roles(task: Task) -> list[Role]:
-    """The role of every parameter; those alike in all but a number make one line."""
+def roles(task: Task, *, measured: bool = False) -> list[Role]:
+    """The role of every parameter; those alike in all but a number make one line.
+
+    Args:
+        task: whose parameters.
+        measured: also initializes them once, to say at which size they start.
+    """
     rules = task.model.rules if isinstance(task, ModelTask) else STANDARD
-    found: dict[tuple[Any, ...], list[str]] = {}
-    for path, spec in jax.tree_util.tree_leaves_with_path(task.specs()):
+    specs = jax.tree_util.tree_leaves_with_path(task.specs())
+    values: list[Any] = [None] * len(specs)
+    if measured:
+        values = jax.tree.leaves(jax.jit(task.init)(jax.random.key(0)))
+    found: dict[tuple[Any, ...], list[tuple[str, Any]]] = {}
+    for (path, spec), value in zip(specs, values, strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        found.setdefault((re.sub(r"\d+", "*", name), spec), []).append(name)
+        key = (re.sub(r"\d+", "*", name), spec)
+        found.setdefault(key, []).append((name, value))
     return [
-        _role(names[0] if len(names) == 1 else pattern, len(names), spec, rules)
-        for (pattern, spec), names in found.items()
+        _role(alike[0][0] if len(alike) == 1 else pattern, alike, spec, rules)
+        for (pattern, spec), alike in found.items()
     ]
 
 
-def _role(path: str, count: int, spec: ParamSpec, rules: Rules) -> Role:
-    forward = None
+def _role(
+    path: str, alike: Sequence[tuple[str, Any]], spec: ParamSpec, rules: Rules
+) -> Role:
+    forward, start = None, None
     if spec.kind == "output":
         base = round(spec.fan_in / spec.fan_in_mult)
         forward = rules.forward_scale(spec.fan_in, base)
+    values = [np.asarray(value, np.float64) for _, value in alike if value is not None]
+    if values:
+        start = float(np.sqrt(np.mean(np.square(values))))
     return Role(
         path=path,
-        count=count,
+        count=len(alike),
         axes=" ".join(str(spec.axes).split()),
         kind=spec.kind,
         shape=spec.shape,
@@ -222,14 +256,26 @@ def _role(path: str, count: int, spec: ParamSpec, rules: Rules) -> Role:
         fan_in_ratio=spec.fan_in_mult,
         step_scale=rules.step_scale(spec),
         forward_scale=forward,
+        init_rms=start,
     )
+
+
+def _flop(function: Callable[..., Any], *shapes: Any) -> tuple[float, str]:
+    """FLOP of a function of arrays of these shapes, and what counted them."""
+    traced = jax.jit(function).trace(*shapes)
+    if not _has_loop(traced.jaxpr.jaxpr):
+        counted = (traced.lower().cost_analysis() or {}).get("flops", 0.0)
+        if counted > 0:
+            return float(counted), "XLA"
+    return float(_matrix_flop(traced.jaxpr.jaxpr)), "matrix products"
 
 
 def _key() -> Any:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def _bytes(tree: Any) -> int:
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays, or shapes of arrays, of a tree."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
@@ -237,7 +283,7 @@ def _state_bytes(lopt: LearnedOptimizer, specs: Any, params: Any) -> int:
     def state(key: jax.Array, params: Any) -> Any:
         return lopt.as_optax(lopt.init(key), specs, 1000).init(params)
 
-    return _bytes(jax.eval_shape(state, _key(), params))
+    return tree_bytes(jax.eval_shape(state, _key(), params))
 
 
 def _unrolled(task: Task) -> Task:

@@ -2,7 +2,7 @@
 
 tyro reads the fields and writes the help; its framed, many-line errors are reduced to
 one line that names the field, the value and what would be right. Exit code 2 means bad
-input, 130 an interruption that lost nothing.
+input, 1 a computation that cannot go on, 130 an interruption that lost nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -23,6 +23,7 @@ from tasks.data.prepared import VARIABLE as DATA_DIR
 
 T = TypeVar("T")
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -31,12 +32,16 @@ class InputError(Exception):
     """Something that the user can mend; the message is one line."""
 
 
-def fail(message: str) -> NoReturn:
-    """Prints one line to standard error and exits with code 2."""
+class ComputationError(Exception):
+    """What was asked for is right, but went wrong; the message is one line."""
+
+
+def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
+    """Prints one line to standard error and exits."""
     line = " ".join(message.split())
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     print(f"error: {line}", file=sys.stderr)
-    raise SystemExit(BAD_INPUT)
+    raise SystemExit(code)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -49,6 +54,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         fail(str(error))
+    except ComputationError as error:
+        fail(str(error), FAILED)
     except BrokenPipeError:  # whoever reads our output has seen enough
         os._exit(0)
     except OSError as error:
@@ -155,6 +162,38 @@ def take_data_dir(arguments: Sequence[str]) -> list[str]:
             raise InputError(f"--data-dir {value!r} is not a folder")
         os.environ[DATA_DIR] = str(folder)
     return kept
+
+
+def take_name(
+    arguments: Sequence[str], flag: str, what: str, known: Collection[str]
+) -> tuple[str | None, list[str]]:
+    """Takes `FLAG NAME` out of a command line: the last name, and what is left.
+
+    Args:
+        arguments: of the command line.
+        flag: with its dashes; `FLAG.FIELD` is left alone.
+        what: a word for what is named.
+        known: the names.
+
+    Raises:
+        InputError: if the name is missing or unknown.
+    """
+    chosen, kept, rest = None, [], list(arguments)
+    names = ", ".join(known)
+    while rest:
+        word = rest.pop(0)
+        given, equals, value = word.partition("=")
+        if given != flag:
+            kept.append(word)
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("-"):
+                raise InputError(f"{flag} needs a name: {names}")
+            value = rest.pop(0)
+        if value not in known:
+            raise InputError(f"unknown {what} {flag} {value!r}: known are {names}")
+        chosen = value
+    return chosen, kept
 
 
 def _parse(read: Callable[[], T], arguments: Sequence[str]) -> T:

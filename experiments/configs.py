@@ -12,11 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import jax
 from jax.sharding import Mesh
 
+from experiments.estimators import ESTIMATORS, AnyEstimator
 from lopt.registry import AnyLearned
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
+from metatrain.expert import Expert
+from metatrain.inner import Precision
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
@@ -47,6 +51,9 @@ class Validation:
     baselines are tuned."""
     num_seeds: int = 4
     """Validation runs, from seeds that no evaluation uses."""
+    suite: str | None = None
+    """Named suite on whose cells θ is chosen, each for at most num_steps inner steps;
+    None: the tasks that are trained on."""
 
     def __post_init__(self) -> None:
         for name in ("every", "num_steps", "num_seeds"):
@@ -79,6 +86,10 @@ class RunOptions:
     stop_after: int | None = None
     """Stop, with a checkpoint, after this outer step; the same command without it goes
     on."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard's event files, to RUN/tensorboard."""
+    wandb: str | None = None
+    """Also send the metrics to this project at Weights & Biases."""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
@@ -86,6 +97,8 @@ class RunOptions:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")
         if self.stop_after is not None and self.stop_after < 1:
             raise ValueError(f"stop_after = {self.stop_after} must be positive")
+        if self.wandb is not None and not self.wandb.strip():
+            raise ValueError(f"wandb = {self.wandb!r} must be the name of a project")
         if self.devices is not None and self.devices < 1:
             raise ValueError(f"devices = {self.devices} must be positive")
 
@@ -98,8 +111,9 @@ class TrainConfig:
     """What the optimizer is trained on: a task, or groups of them."""
     lopt: AnyLearned
     """The learned optimizer; --lopt NAME puts another one into the preset."""
-    estimator: EvolutionStrategy
-    """The estimator of the meta-gradient."""
+    estimator: AnyEstimator
+    """The estimator of the meta-gradient; --estimator NAME puts another one into the
+    preset."""
     outer: OuterOptimizer
     """The optimizer of θ."""
     num_steps: int
@@ -112,14 +126,24 @@ class TrainConfig:
     """How the released θ is chosen."""
     seed: int = 0
     """Seed of everything random."""
+    precision: Precision = "float32"
+    """What the inner models compute in; bfloat16 pays on accelerators, not on CPUs."""
+    init_from: Path | None = None
+    """Artifact whose θ, or parts of it, the run begins with (a warm start, or the rule
+    of an earlier phase); the outer optimizer begins anew."""
     run: RunOptions = RunOptions()
     """Where the run lies and how it is shown."""
+    expert: Expert | None = None
+    """An optimizer to follow and to imitate at first; none by default."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps < 10**8:
             raise ValueError(f"num_steps = {self.num_steps} must lie in [1, 10⁸)")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed = {self.seed} must lie in [0, 2³¹)")
+        es = self.estimator
+        if isinstance(es, EvolutionStrategy) and (es.sigma_factors or es.orthogonal):
+            es.check(jax.eval_shape(self.lopt.init, jax.random.key(0)))
         if not isinstance(self.task, TaskDistribution):
             self.variation.check(self.task)
         elif self.variation != Variation():
@@ -145,6 +169,8 @@ class TrainConfig:
             self.num_steps,
             objective=self.objective,
             seed=self.seed,
+            expert=self.expert,
+            precision=self.precision,
             mesh=mesh,
         )
 
@@ -262,5 +288,17 @@ def with_optimizer(presets: Presets, lopt: AnyLearned) -> Presets:
 
     def make(preset: Callable[[], TrainConfig]) -> TrainConfig:
         return dataclasses.replace(preset(), lopt=lopt)
+
+    return {name: (text, partial(make, old)) for name, (text, old) in presets.items()}
+
+
+def with_estimator(presets: Presets, chosen: str) -> Presets:
+    """The same presets with another of `ESTIMATORS`, made of each one's own."""
+
+    def make(preset: Callable[[], TrainConfig]) -> TrainConfig:
+        config = preset()
+        assert isinstance(config.estimator, EvolutionStrategy)
+        estimator = ESTIMATORS[chosen](config.estimator)
+        return dataclasses.replace(config, estimator=estimator)
 
     return {name: (text, partial(make, old)) for name, (text, old) in presets.items()}

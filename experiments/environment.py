@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def describe_machine() -> dict[str, Any]:
@@ -19,6 +22,24 @@ def describe_machine() -> dict[str, Any]:
         "JAX": jax.__version__,
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def product_rate(seconds: float = 0.5, side: int = 2048) -> float:
+    """FLOP/s of a product of two square float32 matrices on the default device.
+
+    Args:
+        seconds: for which it is repeated, after a first one that compiles.
+        side: of the matrices.
+    """
+    matrix = jnp.full((side, side), 0.5)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(matrix, matrix))
+    times: list[float] = []
+    while sum(times) < seconds:
+        begin = time.perf_counter()
+        jax.block_until_ready(product(matrix, matrix))
+        times.append(time.perf_counter() - begin)
+    return 2 * side**3 / statistics.median(times)
 
 
 def _processor() -> str:

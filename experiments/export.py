@@ -11,6 +11,7 @@ import tyro
 
 from experiments import command_line
 from experiments.command_line import InputError, reported
+from experiments.run_directory import read_parent
 from experiments.train import load_trained, make_artifact
 
 
@@ -31,7 +32,8 @@ def main() -> None:
         raise InputError(f"{arguments.out_dir} exists already; choose a new folder")
     config, state = load_trained(arguments.run_dir)
     with reported():
-        make_artifact(config, state).save(arguments.out_dir)
+        parent = read_parent(arguments.run_dir)
+        make_artifact(config, state, parent).save(arguments.out_dir)
     print(f"released {arguments.out_dir} (θ of step {int(state.best.step)})")
 
 

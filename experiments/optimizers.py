@@ -16,7 +16,7 @@ from evaluation.cost import optimizer_cost
 from evaluation.plan import MORE
 from evaluation.text_table import text_table
 from experiments import command_line
-from experiments.command_line import InputError
+from experiments.command_line import InputError, take_name
 from lopt.celo import Celo
 from lopt.celo2 import Celo2
 from lopt.celo_adam import CeloAdam
@@ -122,19 +122,8 @@ def take_optimizer(arguments: Sequence[str]) -> tuple[AnyLearned | None, list[st
     Raises:
         InputError: if the name is missing or unknown.
     """
-    chosen, kept, rest = None, [], list(arguments)
-    while rest:
-        word = rest.pop(0)
-        flag, equals, value = word.partition("=")
-        if flag != "--lopt":
-            kept.append(word)
-            continue
-        if not equals:
-            if not rest or rest[0].startswith("-"):
-                raise InputError(f"--lopt needs a name: {', '.join(OPTIMIZERS)}")
-            value = rest.pop(0)
-        chosen = named(value)
-    return chosen, kept
+    name, rest = take_name(arguments, "--lopt", "optimizer", OPTIMIZERS)
+    return None if name is None else OPTIMIZERS[name].make(), rest
 
 
 def table() -> str:

@@ -3,7 +3,8 @@
     config.json        the resolved configuration
     metrics.jsonl      one line per outer step: the record of the run, no clock in it
     validation.jsonl   one line per validation
-    timing.jsonl       seconds spent, one line per flush
+    timing.jsonl       seconds and inner steps per second, one line per flush
+    parent.json        the artifact that the run began with, if it began with one
     checkpoints/       the complete state, newest few
     artifact/          the released optimizer
 
@@ -14,19 +15,23 @@ of what differs.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import socket
 from pathlib import Path
 from typing import IO, Any
 
 from experiments.command_line import InputError
+from experiments.estimators import migrated
 from experiments.serialization import differences
-from lopt.integrity import write_text
+from lopt.integrity import recover, write_text
 
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
 TIMING = "timing.jsonl"
+PARENT = "parent.json"
 _RECORDS = (METRICS, VALIDATION, TIMING)
 
 
@@ -43,26 +48,46 @@ class RunDirectory:
             InputError: if it cannot be written, or another process trains in it.
         """
         self.path = path
+        lock = path / ".lock"
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] = (path / ".lock").open("a+")
-        except OSError as error:
+            self._lock: IO[str] = _open(lock, os.O_RDWR | os.O_CREAT)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(
-                f"run directory {path} cannot be written: {error.strerror}; choose "
-                "another with --run.directory"
+                f"run directory {path} cannot be written: {reason}; choose another "
+                "with --run.directory"
             ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "unknown"
-            raise InputError(
-                f"run directory {path} is in use by process {owner}; wait for it or "
-                "choose another with --run.directory"
-            ) from None
+        except OSError as error:
+            with self._lock:
+                raise InputError(self._not_locked(error)) from None
         self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
+        self._lock.write(f"{os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
+        self._recover()
+
+    def _not_locked(self, error: OSError) -> str:
+        """Why the lock could not be had."""
+        choose = "choose another with --run.directory"
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return (
+                f"run directory {self.path} cannot be locked: {error.strerror}; its "
+                f"file system may have no locks: {choose}"
+            )
+        owner = self._lock.read().strip() or "unknown"
+        return (
+            f"run directory {self.path} is in use by process {owner}; wait for it or "
+            f"{choose}"
+        )
+
+    def _recover(self) -> None:
+        """Ends what a killed process left undone here."""
+        recover(self.path / "artifact")
+        for name in ("config.json", *_RECORDS):
+            for left in self.path.glob(f".{name}-*.tmp"):
+                left.unlink()
 
     def __enter__(self) -> RunDirectory:
         """The folder, locked."""
@@ -117,7 +142,7 @@ class RunDirectory:
         """Appends rows to a record."""
         path = self.path / name
         try:
-            with path.open("a") as file:
+            with _open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file:
                 file.write("".join(json.dumps(row) + "\n" for row in rows))
                 file.flush()
                 os.fsync(file.fileno())
@@ -125,12 +150,37 @@ class RunDirectory:
             raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
     def truncate_after(self, step: int) -> None:
-        """Drops what was recorded after a checkpoint's step; it will be done again."""
+        """Drops what was recorded after a checkpoint's step; it will be done again.
+
+        Raises:
+            InputError: if steps before the checkpoint are not on record, or twice; if
+                a record is a link, which could lead elsewhere.
+        """
         for name in _RECORDS:
             path = self.path / name
+            if path.is_symlink():
+                raise InputError(f"{path} is a link, not a file; move it away")
+            rows = [row for row in read_rows(path) if row["step"] <= step]
+            if name == METRICS and [row["step"] for row in rows] != [
+                *range(1, step + 1)
+            ]:
+                raise InputError(
+                    f"{path} does not hold the steps 1 to {step} of the checkpoint "
+                    "that is continued, each once; bring it back or move the run away"
+                )
             if path.exists():
-                rows = [row for row in read_rows(path) if row["step"] <= step]
                 write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
+
+
+def _open(path: Path, flags: int) -> IO[str]:
+    """Opens a file of ours; a link, which could lead elsewhere, is refused."""
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, f"{path.name} is a link", str(path)) from None
+    return os.fdopen(handle, "r+" if flags & os.O_RDWR else "a")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -152,7 +202,29 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{file} is damaged: it holds no configuration")
     if isinstance(lopt := config.get("lopt"), dict) and "kind" not in lopt:
         config["lopt"] = {"kind": "SmallFC", **lopt}  # once it was the only one
+    if isinstance(run := config.get("run"), dict):
+        config["run"] = {"tensorboard": False, "wandb": None, **run}  # once without
+    if isinstance(estimator := config.get("estimator"), dict):
+        config["estimator"] = migrated(estimator)
     return config
+
+
+def write_parent(path: Path, parent: dict[str, Any]) -> None:
+    """Records what a run began with (see `experiments.warm_start`)."""
+    write_text(path / PARENT, json.dumps(parent, indent=2) + "\n")
+
+
+def read_parent(path: Path) -> dict[str, Any] | None:
+    """What a run began with; None if it began with a fresh θ.
+
+    Raises:
+        InputError: if the record is damaged.
+    """
+    file = path / PARENT
+    try:
+        return json.loads(file.read_text()) if os.path.lexists(file) else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is damaged: {error}") from None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from lopt import encoding, registry
+from metatrain.estimators.backpropagation import Backpropagation
+from metatrain.estimators.es import EvolutionStrategy
 from tasks.autoencoding import Autoencoding
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
@@ -53,6 +55,7 @@ COMPONENTS = encoding.kinds_of(
         Resized,
         *(VectorQuantization, LatentDiffusion, SemanticPrior),
         *(VQAutoEncoder, LatentDenoiser, CodePrior, Shapes),
+        *(EvolutionStrategy, Backpropagation),
     ),
     *registry.KINDS.values(),
 )

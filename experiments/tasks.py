@@ -25,6 +25,7 @@ from tasks import description
 from tasks.base import Task
 from tasks.distributions import DISTRIBUTIONS
 from tasks.families import NAMED, PREPARED, Family
+from tasks.groups import TaskDistribution
 from tasks.suites import SUITES, Suite
 
 PROGRAM = "python -m experiments.tasks"
@@ -111,15 +112,7 @@ def entries(name: str) -> list[Entry]:
     if name in NAMED:
         found.append(Entry(name, NAMED[name].task(), NAMED[name].description))
     if name in DISTRIBUTIONS:
-        groups = DISTRIBUTIONS[name].make().groups
-        found += [
-            Entry(
-                group.name,
-                group.task,
-                f"weight {group.weight:g}, {group.variation.summary}",
-            )
-            for group in groups
-        ]
+        found += entries_of(DISTRIBUTIONS[name].make())
     if name in SUITES:
         for cell in SUITES[name].cells:
             about = f"{cell.axis}, {cell.num_steps:,} steps"
@@ -136,13 +129,33 @@ def entries(name: str) -> list[Entry]:
     )
 
 
-def describe(entry: Entry) -> Described:
-    """What is known of a task; a task whose shapes only a disk knows says so."""
+def entries_of(distribution: TaskDistribution) -> list[Entry]:
+    """The tasks of a distribution."""
+    return [
+        Entry(
+            group.name,
+            group.task,
+            f"weight {group.weight:g}, {group.variation.summary}",
+        )
+        for group in distribution.groups
+    ]
+
+
+def describe(entry: Entry, measured_to: int = 0) -> Described:
+    """What is known of a task; a task whose shapes only a disk knows says so.
+
+    Args:
+        entry: the task.
+        measured_to: numbers of parameters up to which they are initialized once, so
+            that what they start from is known too.
+    """
     problem = description.undescribed(entry.task)
     if problem:
         return Described(entry, None, [], problem)
     missing = description.missing_data(entry.task)
-    return Described(entry, cost(entry.task), roles(entry.task), missing)
+    found = cost(entry.task)
+    measured = found.parameters <= measured_to
+    return Described(entry, found, roles(entry.task, measured=measured), missing)
 
 
 def as_text(described: Described) -> str:
@@ -160,16 +173,16 @@ def as_text(described: Described) -> str:
         return "\n".join(lines)
     batch = getattr(task, "batch_size", None)
     per_batch = f", batch {batch:,}" if batch else ""
-    data = "not known" if found.dataset_bytes is None else _size(found.dataset_bytes)
+    data = "not known" if found.dataset_bytes is None else size(found.dataset_bytes)
     lines += [
         f"  input {description.resolution(task)}{per_batch}",
         f"  {found.parameters:,} parameters in {found.tensors} "
         f"tensor{'s' * (found.tensors != 1)}, "
-        f"{_count(found.flop_per_step)}FLOP per step ({found.flop_source})",
-        f"  memory: parameters {_size(found.parameter_bytes)}, gradients "
-        f"{_size(found.gradient_bytes)}, state of Adam {_size(found.adam_bytes)}, of "
-        f"small_fc {_size(found.small_fc_bytes)}, activations about "
-        f"{_size(found.activation_bytes)}, batch {_size(found.batch_bytes)}; "
+        f"{with_prefix(found.flop_per_step)}FLOP per step ({found.flop_source})",
+        f"  memory: parameters {size(found.parameter_bytes)}, gradients "
+        f"{size(found.gradient_bytes)}, state of Adam {size(found.adam_bytes)}, of "
+        f"small_fc {size(found.small_fc_bytes)}, activations about "
+        f"{size(found.activation_bytes)}, batch {size(found.batch_bytes)}; "
         f"data {data}",
         *(f"  {line}" for line in _table(parameters)),
     ]
@@ -179,7 +192,8 @@ def as_text(described: Described) -> str:
 def _table(parameters: Sequence[Role]) -> list[str]:
     header = ("parameter", "axes", "kind", "shape", "base shape")
     header += ("fan-in ratio", "step ×", "forward ×")
-    lines = [
+    measured = any(role.init_rms is not None for role in parameters)
+    lines: list[tuple[str, ...]] = [
         (
             role.path if role.count == 1 else f"{role.path} ({role.count})",
             role.axes,
@@ -192,6 +206,10 @@ def _table(parameters: Sequence[Role]) -> list[str]:
         )
         for role in parameters
     ]
+    if measured:
+        header += ("init RMS",)
+        starts = [f"{role.init_rms:.2g}" for role in parameters]
+        lines = [(*line, start) for line, start in zip(lines, starts, strict=True)]
     return text_table([header, *lines], grouped=False)
 
 
@@ -214,15 +232,17 @@ def as_json(described: Described) -> dict[str, Any]:
     }
 
 
-def _count(value: float) -> str:
+def with_prefix(value: float) -> str:
+    """Three digits and a prefix of the unit that follows: `1.33 M`."""
     for power, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= power:
             return f"{value / power:.3g} {prefix}"
     return f"{value:g} "
 
 
-def _size(num_bytes: int) -> str:
-    return f"{_count(num_bytes)}B"
+def size(num_bytes: int) -> str:
+    """Bytes, as `1.33 MB`."""
+    return f"{with_prefix(num_bytes)}B"
 
 
 def _print_list(kinds: Mapping[str, Mapping[str, str]]) -> None:

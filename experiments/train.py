@@ -22,14 +22,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evaluation.run import mean_loss
-from experiments import command_line, processes, run_directory
-from experiments.command_line import InputError, reported
-from experiments.configs import PRESETS, TrainConfig, with_optimizer
+from experiments import command_line, dry_run, processes, run_directory
+from experiments.command_line import ComputationError, InputError, reported
+from experiments.configs import (
+    PRESETS,
+    TrainConfig,
+    with_estimator,
+    with_optimizer,
+)
 from experiments.display import TrainingDisplay
+from experiments.estimators import ESTIMATORS, take_estimator
+from experiments.experts import EXPERTS, take_expert, with_expert
 from experiments.optimizers import OPTIMIZERS, take_optimizer
 from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
 from experiments.serialization import decode, encode
+from experiments.sinks import VALIDATION_PREFIX, Sinks, open_sinks
+from experiments.validation import Validation
+from experiments.warm_start import begin_with, parent_of
 from lopt.artifact import FILES, Artifact
 from lopt.base import Theta
 from metatrain import devices, streaming
@@ -38,9 +47,6 @@ from metatrain.outer import MetaTraining, OuterState
 from metatrain.streaming import Feed, HostDataset
 from tasks.base import Dataset
 from tasks.modelled import ModelTask
-
-FIRST_SEED = 2000
-"""Validation runs have the seeds from here on; evaluations use others."""
 
 
 class Best(NamedTuple):
@@ -95,6 +101,7 @@ def train(config: TrainConfig, name: str) -> Path:
 
     Raises:
         InputError: if the directory is in use, unwritable or of another configuration.
+        ComputationError: if too many meta-gradients in a row are not finite.
         SystemExit: with code 130 after an interruption, which loses nothing.
     """
     path = config.run.directory or Path("runs") / name
@@ -102,19 +109,10 @@ def train(config: TrainConfig, name: str) -> Path:
         encoded = encode(config)
         processes.check_equal(encoded, "configuration")
         processes.on_first(lambda: directory.claim(encoded))
-        with reported():
-            per_process = 1 if jax.default_backend() == "cpu" else None
-            mesh = devices.make_mesh(config.run.devices or per_process)
-            training = config.build(mesh)
-            datasets = [
-                data if isinstance(data, HostDataset) else devices.replicate(data, mesh)
-                for group in config.distribution.groups
-                for data in [streaming.load(group.task, stream=config.run.stream)]
-            ]
-        checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
-        state = _start_or_resume(training, checkpoints, directory)
+        run = _prepare(config, directory)
+        state = _start_or_resume(run)
         if int(state.outer.step) < config.num_steps:
-            state = _advance(config, training, datasets, state, checkpoints, directory)
+            state = _advance(run, state)
         else:
             print(f"{directory.path} is trained: {config.num_steps} outer steps")
         if int(state.outer.step) >= config.num_steps:
@@ -122,58 +120,107 @@ def train(config: TrainConfig, name: str) -> Path:
         return directory.path
 
 
-def _start_or_resume(
-    training: MetaTraining, checkpoints: Checkpoints, directory: RunDirectory
-) -> TrainingState:
+class _Run(NamedTuple):
+    """What a run consists of, before its first step."""
+
+    config: TrainConfig
+    training: MetaTraining
+    datasets: list[Dataset | HostDataset]
+    validation: Validation | None  # of the first process
+    checkpoints: Checkpoints
+    directory: RunDirectory
+
+
+def _prepare(config: TrainConfig, directory: RunDirectory) -> _Run:
+    with reported():
+        per_process = 1 if jax.default_backend() == "cpu" else None
+        mesh = devices.make_mesh(config.run.devices or per_process)
+        training = config.build(mesh)
+        datasets = [
+            data if isinstance(data, HostDataset) else devices.replicate(data, mesh)
+            for group in config.distribution.groups
+            for data in [streaming.load(group.task, stream=config.run.stream)]
+        ]
+    validation = None
+    if processes.is_first():
+        validation = Validation(config, base_sizes(config), datasets)
+    checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
+    return _Run(config, training, datasets, validation, checkpoints, directory)
+
+
+def _start_or_resume(run: _Run) -> TrainingState:
+    training = run.training
     template = jax.eval_shape(lambda: _first_state(training))
+    _check_size(template)
 
     def read() -> TrainingState | None:
         with reported():
-            restored = checkpoints.restore(template)
+            run.checkpoints.recover()
+            restored = run.checkpoints.restore(template)
         for warning in restored.warnings if restored else []:
             print(f"warning: {warning}", file=sys.stderr)
-        directory.truncate_after(restored.step if restored else 0)
+        run.directory.truncate_after(restored.step if restored else 0)
         return restored.state if restored else None
 
     state = processes.on_first(read)
     if processes.several():  # what the first has read is what all go on with
         if not int(devices.broadcast(np.int32(state is not None))):
-            return _first_state(training)
+            return _begin(run)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
         state = devices.broadcast(state or zeros)
     if state is None:
-        return _first_state(training)
+        return _begin(run)
     return TrainingState(training.place(state.outer), state.best)
 
 
-def _first_state(training: MetaTraining) -> TrainingState:
-    outer = training.init()
-    theta = jax.tree.map(jnp.copy, devices.local(outer.theta))
-    return TrainingState(outer, Best(theta, jnp.float32(jnp.inf), jnp.int32(0)))
+def _begin(run: _Run) -> TrainingState:
+    """The state before the first step, with the θ of an artifact if one is named."""
+    folder = run.config.init_from
+    if folder is None:
+        return _first_state(run.training)
+    with reported():
+        artifact = Artifact.load(folder)
+        fresh = jax.device_get(run.training.init().theta)
+        theta, parts = begin_with(artifact, run.config.lopt, fresh, folder)
+    parent = parent_of(folder, artifact, parts)
+    processes.on_first(lambda: run_directory.write_parent(run.directory.path, parent))
+    print(f"beginning with {', '.join(parts)} of {folder}")
+    return _first_state(run.training, theta)
 
 
-def _advance(
-    config: TrainConfig,
-    training: MetaTraining,
-    datasets: list[Dataset | HostDataset],
-    state: TrainingState,
-    checkpoints: Checkpoints,
-    directory: RunDirectory,
-) -> TrainingState:
+def _check_size(template: TrainingState) -> None:
+    """Refuses what no such machine can hold, before anything is compiled."""
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(template))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory * jax.process_count():
+        raise InputError(
+            f"the state of this run has {size:.1e} bytes, this machine {memory:.1e}: "
+            "make the task, the optimizer or the number of particles smaller"
+        )
+
+
+def _first_state(training: MetaTraining, theta: Theta | None = None) -> TrainingState:
+    outer = training.init(theta)
+    begun = jax.tree.map(jnp.copy, devices.local(outer.theta))
+    return TrainingState(outer, Best(begun, jnp.float32(jnp.inf), jnp.int32(0)))
+
+
+def _advance(run: _Run, state: TrainingState) -> TrainingState:
     """Outer steps until the end, `stop_after` or a signal; each of them checkpoints."""
+    config, training = run.config, run.training
     first = int(state.outer.step)
     last = min(config.num_steps, config.run.stop_after or config.num_steps)
     display = TrainingDisplay(first, config.num_steps, training.inner_steps_per_step)
-    recorder = _Recorder(config, directory, display)
+    recorder = _Recorder(run, display, first)
     outer, best = state
     if first:
-        print(f"{directory.path}: going on from step {first}")
+        print(f"{run.directory.path}: going on from step {first}")
     tasks = [group.task for group in config.distribution.groups]
     programs = f", {len(tasks)} groups" if len(tasks) > 1 else ""
     print(f"compiling the outer step (seconds, once{programs})", flush=True)
-    feed = Feed(training, tasks, datasets)
+    feed = Feed(training, tasks, run.datasets)
     pace = processes.Pace(training.mesh is not None)
-    with feed, display, _stop_on_signals() as interrupt:
+    with feed, display, recorder.sinks, _stop_on_signals() as interrupt:
         for step in range(first + 1, last + 1):
             outer, metrics = training.step(outer, feed.at(step - 1))
             pace.after(metrics)
@@ -181,7 +228,7 @@ def _advance(
             if step % config.validation.every == 0 or step == config.num_steps:
                 recorder.flush()
                 if processes.is_first():
-                    best = _validate(config, datasets, outer, best, recorder)
+                    best = _validate(run, outer, best, recorder)
                 display.restart_clock()
             # Asked once: a signal may come any time.
             interrupted = processes.stops_after(step, interrupt.requested)
@@ -189,7 +236,7 @@ def _advance(
                 recorder.flush()
                 whole = devices.gather(TrainingState(outer, best), training.mesh)
                 with reported():
-                    processes.on_first(partial(checkpoints.save, step, whole))
+                    processes.on_first(partial(run.checkpoints.save, step, whole))
                 display.restart_clock()
             if interrupted and step < config.num_steps:
                 display.say(f"interrupted at step {step}; the same command goes on")
@@ -200,10 +247,14 @@ def _advance(
 class _Recorder:
     """Collects metrics on the device and writes them a few at a time."""
 
-    def __init__(
-        self, config: TrainConfig, directory: RunDirectory, display: TrainingDisplay
-    ) -> None:
-        self.config, self.directory, self.display = config, directory, display
+    def __init__(self, run: _Run, display: TrainingDisplay, step: int) -> None:
+        """Args: the run; what shows it; outer steps done before."""
+        self.config, self.directory, self.display = run.config, run.directory, display
+        self.sinks = Sinks({})  # those of the first process show what there is
+        if processes.is_first():
+            self.sinks = open_sinks(run.config, run.directory.path, step)
+        self._inner_steps = run.training.inner_steps_per_step
+        self._skipped = 0  # outer steps in a row that were not taken
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._clock = time.monotonic()
 
@@ -223,13 +274,33 @@ class _Recorder:
         ]
         self._pending.clear()
         self.directory.append(METRICS, rows)
+        self.sinks.write(rows)
         now = time.monotonic()
-        timing = {"step": rows[-1]["step"], "seconds": round(now - self._clock, 3)}
+        seconds = now - self._clock
+        timing = {
+            "step": rows[-1]["step"],
+            "seconds": round(seconds, 3),
+            "inner_steps_per_second": round(len(rows) * self._inner_steps / seconds, 1),
+        }
         self.directory.append(TIMING, [timing])
         self._clock = now
+        losses = [x for row in rows if (x := row["meta_loss"]) is not None]
         self.display.update(
-            rows[-1]["step"], float(np.mean([row["meta_loss"] for row in rows]))
+            rows[-1]["step"], float(np.mean(losses)) if losses else float("nan")
         )
+        for row in rows:
+            self._count_skipped(row)
+
+    def _count_skipped(self, row: dict[str, Any]) -> None:
+        self._skipped = self._skipped + 1 if row["skipped"] else 0
+        limit = self.config.outer.max_skipped
+        if self._skipped >= limit:
+            raise ComputationError(
+                f"the meta-gradient of {limit} outer steps in a row, up to step "
+                f"{row['step']}, was not finite and moved nothing; a smaller "
+                "estimator.sigma or outer.clip_value may help (outer.max_skipped is "
+                "the limit)"
+            )
 
 
 def _number(value: jax.Array) -> float | None:
@@ -237,47 +308,20 @@ def _number(value: jax.Array) -> float | None:
     return float(value) if np.isfinite(float(value)) else None
 
 
-def _validate(
-    config: TrainConfig,
-    datasets: list[Dataset | HostDataset],
-    outer: OuterState,
-    best: Best,
-    recorder: _Recorder,
-) -> Best:
-    validation, groups = config.validation, config.distribution.groups
+def _validate(run: _Run, outer: OuterState, best: Best, recorder: _Recorder) -> Best:
+    assert run.validation is not None
     # The first process validates alone, on one device.
     outer = devices.local(outer._replace(estimator_states=()))
-    losses = np.array(
-        [
-            mean_loss(
-                group.task,
-                config.lopt,
-                outer.average,
-                validation.num_steps,
-                range(FIRST_SEED, FIRST_SEED + validation.num_seeds),
-                dataset if isinstance(dataset, HostDataset) else devices.local(dataset),
-            )
-            for group, dataset in zip(groups, datasets, strict=True)
-        ]
-    )
-    weights = np.array([group.weight for group in groups])
-    held_out, train_loss = np.average(losses, 0, weights)
-    loss = held_out if validation.figure == "held_out" else train_loss
-    better = float(loss) < float(best.loss)
-    row = {
-        "step": int(outer.step),
-        "held_out_loss": float(held_out),
-        "train_loss": float(train_loss),
-        "chosen": better,
-    }
-    if len(groups) > 1:
-        for group, pair in zip(groups, losses, strict=True):
-            row[f"held_out_loss/{group.name}"] = float(pair[0])
-            row[f"train_loss/{group.name}"] = float(pair[1])
+    scores = run.validation.row(outer.average)
+    figure = run.config.validation.figure
+    loss = scores["held_out_loss" if figure == "held_out" else "train_loss"]
+    better = loss < float(best.loss)
+    row = {"step": int(outer.step)} | scores | {"chosen": better}
     recorder.directory.append(VALIDATION, [row])
+    recorder.sinks.write([row], VALIDATION_PREFIX)
     recorder.display.say(
-        f"step {row['step']:>5}: validation loss: training {float(train_loss):.4f}, "
-        f"held out {float(held_out):.4f}{', best so far' if better else ''}"
+        f"step {row['step']:>5}: validation loss: training {row['train_loss']:.4f}, "
+        f"held out {row['held_out_loss']:.4f}{', best so far' if better else ''}"
     )
     if better:
         # Copies: the outer state's own buffers are donated to the next step.
@@ -293,7 +337,8 @@ def _release(
     config: TrainConfig, directory: RunDirectory, state: TrainingState
 ) -> None:
     folder = directory.path / "artifact"
-    artifact = make_artifact(config, state)
+    parent = run_directory.read_parent(directory.path)
+    artifact = make_artifact(config, state, parent)
     if folder.is_dir() and not folder.is_symlink():
         foreign = sorted({path.name for path in folder.iterdir()} - set(FILES))
         if foreign:
@@ -311,27 +356,36 @@ def _release(
     print(f"released {folder} (θ of step {int(state.best.step)})")
 
 
-def make_artifact(config: TrainConfig, state: TrainingState) -> Artifact:
-    """The optimizer of the best validated θ, with its provenance."""
+def base_sizes(config: TrainConfig) -> dict[str, int]:
+    """The sizes of the base model that all groups of a run agree on."""
     tasks = [group.task for group in config.distribution.groups]
     bases = [t.model.base_sizes if isinstance(t, ModelTask) else {} for t in tasks]
-    # Only what all groups agree on is the base of the optimizer.
-    sizes = dict(set(bases[0].items()).intersection(*(base.items() for base in bases)))
-    return Artifact(
-        config.lopt,
-        state.best.theta,
-        base=sizes,
-        provenance={
-            "config": {k: v for k, v in encode(config).items() if k != "run"},
-            "outer_steps": int(state.outer.step),
-            "best_step": int(state.best.step),
-            "validation_figure": config.validation.figure,
-            "validation_loss": float(state.best.loss),
-            "jax": jax.__version__,
-            "platform": f"{platform.system()} {platform.machine()}",
-            "backend": jax.default_backend(),
-        },
-    )
+    return dict(set(bases[0].items()).intersection(*(base.items() for base in bases)))
+
+
+def make_artifact(
+    config: TrainConfig, state: TrainingState, parent: dict[str, Any] | None = None
+) -> Artifact:
+    """The optimizer of the best validated θ, with its provenance.
+
+    Args:
+        config: of the run.
+        state: where it stands.
+        parent: what it began with (see `experiments.warm_start`).
+    """
+    provenance = {
+        "config": {k: v for k, v in encode(config).items() if k != "run"},
+        "outer_steps": int(state.outer.step),
+        "best_step": int(state.best.step),
+        "validation_figure": config.validation.figure,
+        "validation_loss": float(state.best.loss),
+        "jax": jax.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "backend": jax.default_backend(),
+    }
+    if parent is not None:
+        provenance["parent"] = parent
+    return Artifact(config.lopt, state.best.theta, base_sizes(config), provenance)
 
 
 def load_trained(path: Path) -> tuple[TrainConfig, TrainingState]:
@@ -358,16 +412,28 @@ def main() -> None:
     program = "python -m experiments.train"
     meeting, arguments = processes.take_meeting(sys.argv[1:])
     lopt, arguments = take_optimizer(arguments)
+    estimator, arguments = take_estimator(arguments)
+    expert, arguments = take_expert(arguments)
+    dry, arguments = dry_run.take_flag(arguments)
     if {"-h", "--help"} & set(arguments):
+        print(f"{dry_run.FLAG} only prints what the run would be, and how long")
         print(
             f"--lopt NAME puts another optimizer into a preset: {', '.join(OPTIMIZERS)}"
         )
+        print(f"--estimator NAME does so with the estimator: {', '.join(ESTIMATORS)}")
+        print(f"--expert NAME adds an expert to imitate: {', '.join(EXPERTS)}")
         print(
             "--coordinator HOST:PORT --num-processes N --process-id I: this is one of "
             "N processes that train together"
         )
     presets = PRESETS if lopt is None else with_optimizer(PRESETS, lopt)
+    if estimator is not None:
+        presets = with_estimator(presets, estimator)
+    presets = presets if expert is None else with_expert(presets, expert)
     name, config = command_line.choose_preset(presets, program, arguments)
+    if dry:
+        print(dry_run.report(config, name))
+        return
     processes.join(meeting, config.run.hosts, config.run.devices)
     path = train(config, name)
     print(f"run directory: {path}")

@@ -13,12 +13,14 @@ optimizer is. The second holds any optimizer of `lopt.registry`: its fields as
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import optax
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from lopt import encoding, pylo_form, registry, weights
@@ -63,6 +65,7 @@ class Artifact:
 
         Raises:
             FileExistsError: if the folder exists and is not to be replaced.
+            OSError: if it cannot be written; an older artifact stays.
             ValueError: if θ is not finite or does not belong to the optimizer, or if
                 the optimizer is of a class that no reader knows.
         """
@@ -73,7 +76,10 @@ class Artifact:
         config = json.dumps(self._config(), indent=2, allow_nan=False)
 
         def write(temporary: Path) -> None:
-            save_file(tensors, temporary / WEIGHTS)
+            try:
+                save_file(tensors, temporary / WEIGHTS)
+            except SafetensorError as error:  # a full disk, too
+                raise OSError(errno.EIO, str(error), str(folder)) from error
             (temporary / CONFIG).write_text(config + "\n")
 
         publish(Path(folder), write, replace=replace)

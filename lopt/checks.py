@@ -29,6 +29,10 @@ def positive_integer(owner: Any, *names: str) -> None:
         value = getattr(owner, name)
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} = {value} must be a positive whole number")
+        # Layers are traced one by one: many more would never end.
+        most = 1000 if name.endswith("layers") else 10**6
+        if value > most:
+            raise ValueError(f"{name} = {value} must be at most {most:,}")
 
 
 def within(owner: Any, name: str, low: float, high: float) -> None:

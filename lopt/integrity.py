@@ -2,18 +2,28 @@
 
 Neither safetensors nor orbax notices a flipped byte, so every folder that we write
 carries `SHA256SUMS` in the format of `sha256sum -c`, and readers check it first.
+
+A folder is written under a hidden name and gets its own by one rename. One that is
+replaced gives way by another rename before that, so a process that is killed between
+the two leaves it hidden: `recover` brings it back.
 """
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
+_OLD = "-old"
+HIDDEN = re.compile(rf"\.(?P<name>.+)-[a-z0-9_]{{8}}(?P<old>{_OLD})?")
+"""Names of folders in the making, and of those that give way to them (`old`)."""
 
 
 def write_sums(folder: Path) -> None:
@@ -38,10 +48,17 @@ def verify_sums(folder: Path, required: Collection[str]) -> None:
     if not sums.is_file():
         raise ValueError(f"{sums} is missing: the folder is incomplete")
     listed = set()
-    for line in sums.read_text(errors="replace").splitlines():
+    *lines, rest = sums.read_text(errors="replace").split("\n")
+    for line in [*lines, rest] if rest else lines:  # the last line ends, too
         digest, _, name = line.partition("  ")
         path = folder / name
-        if len(digest) != 64 or not name or Path(name).is_absolute() or ".." in name:
+        if (
+            len(digest) != 64
+            or not name
+            or line is rest
+            or Path(name).is_absolute()
+            or ".." in name
+        ):
             raise ValueError(f"{sums} is damaged at the line {line!r}")
         if not path.is_file():
             raise ValueError(f"{path} is missing, though {SUMS} lists it")
@@ -67,7 +84,8 @@ def publish(
     Raises:
         FileExistsError: if `folder` exists and is not to be replaced, or is nothing
             that was published so.
-        OSError: if the place cannot be written; what was there stays.
+        OSError: naming the folder, if the place cannot be written; what was there
+            stays.
     """
     if os.path.lexists(folder):
         if not replace:
@@ -78,48 +96,116 @@ def publish(
             )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    old = temporary.with_name(temporary.name + "-old")
     try:
-        write(temporary)
-        write_sums(temporary)
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                path.chmod(0o644)
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        temporary.chmod(0o755)
-        if replace and folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if old.exists() or not os.path.lexists(folder):
-                raise
-            # Somebody else was quicker; a rename never takes a folder's place.
-            raise FileExistsError(f"{folder} exists already") from None
-        shutil.rmtree(old, ignore_errors=True)
+        with _naming(folder):
+            write(temporary)
+            write_sums(temporary)
+            _make_durable(temporary)
+            _take_place(folder, temporary, replace=replace)
     except BaseException:
-        if old.exists() and not folder.exists():
-            os.rename(old, folder)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _take_place(folder: Path, temporary: Path, *, replace: bool) -> None:
+    """Renames what is complete."""
+    old = temporary.with_name(temporary.name + _OLD)
+    if replace and folder.exists():
+        os.rename(folder, old)
+    try:
+        os.rename(temporary, folder)
+    except BaseException as error:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        elif isinstance(error, OSError) and os.path.lexists(folder):
+            # Somebody else was quicker; a rename never takes a folder's place.
+            raise FileExistsError(f"{folder} exists already") from None
+        raise
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Ends what a killed `publish` of this folder left undone.
+
+    What was to be replaced is back under its name, unless the new folder is there; what
+    was half written is gone. Only for who alone publishes here.
+    """
+    for left in sorted(folder.parent.glob(f".{glob.escape(folder.name)}-*")):
+        match = HIDDEN.fullmatch(left.name)
+        if not match or match["name"] != folder.name:
+            continue
+        if match["old"] and not os.path.lexists(folder):
+            os.rename(left, folder)
+        else:
+            discard(left)
+
+
+def discard(path: Path) -> None:
+    """Removes a folder: no kill leaves a part of it under its name.
+
+    Of a link only the link is removed. What cannot be deleted stays, hidden.
+    """
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    if not HIDDEN.fullmatch(path.name):
+        aside = tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
+        os.rename(path, aside)  # an empty folder gives way
+        path = Path(aside)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes a file as a whole or not at all; makes its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    prefix = f".{path.name}-"
+    handle, temporary = tempfile.mkstemp(".tmp", prefix, path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with _naming(path), os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        _sync(path.parent)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise
+
+
+def _make_durable(folder: Path) -> None:
+    """Brings all files of a folder onto the disk, readable for everyone."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)
+        _sync(path)
+    folder.chmod(0o755)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot do it with a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An `OSError` that names no file, as of a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _digest(path: Path) -> str:

@@ -1,5 +1,6 @@
 """How a learned optimizer is learned: unrolls, meta-gradients, outer optimization."""
 
+from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.inner import InnerState
 from metatrain.objective import Objective
@@ -9,6 +10,7 @@ from metatrain.truncation import EpisodeLengths
 from metatrain.unroll import unroll
 
 __all__ = [
+    "Backpropagation",
     "EpisodeLengths",
     "EvolutionStrategy",
     "InnerState",

@@ -3,20 +3,28 @@
 Orbax writes the arrays; it notices neither a flipped byte nor a changed dtype. So each
 checkpoint is a folder with a checksum of every file, published by one rename, and a
 damaged one is never loaded: the newest good one is.
+
+At every moment of a save the newest whole checkpoint can be found, so a process may be
+killed at any. One process writes; others may read meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import logging
+import os
 import re
-import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
-from lopt.integrity import publish, verify_sums
+from lopt.integrity import HIDDEN, SUMS, discard, publish, recover, verify_sums
 
 # The processes of a run have one folder, and its first process alone reads and writes
 # it: orbax must not wait for the others.
@@ -24,6 +32,14 @@ _ALONE = ocp.options.MultiprocessingOptions(
     primary_host=0, active_processes={0}, barrier_sync_key_prefix="metatrain"
 )
 _NAME = re.compile(r"step_(\d{8})")
+_TREE = "tree.json"
+_SHOWN = 5
+"""Differing leaves that an error lists."""
+
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+"""In the messages of tensorstore."""
+_UNREADABLE = (ValueError, LookupError, TypeError, OSError)
+"""What orbax raises over files that it does not understand."""
 
 
 class Restored(NamedTuple):
@@ -46,32 +62,44 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of all published checkpoints, ascending."""
-        if not self.folder.is_dir():
-            return []
-        matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        return sorted(self._published())
+
+    def recover(self) -> None:
+        """Ends what a killed process left undone; only for who alone writes here."""
+        if self.folder.is_dir():
+            hidden = (HIDDEN.fullmatch(path.name) for path in self.folder.iterdir())
+            for name in {match["name"] for match in hidden if match}:
+                if _NAME.fullmatch(name):
+                    recover(self.folder / name)
 
     def save(self, step: int, state: Any) -> None:
-        """Publishes the state of `step`; a damaged folder of that step is replaced.
+        """Publishes the state of `step`, then removes what is no longer needed.
+
+        A checkpoint of that step is replaced. Of later steps none stays: whoever saves
+        this one has not found them whole, or has given them up.
 
         Raises:
-            OSError: if the folder cannot be written; earlier checkpoints stay as good
-                as they were.
+            OSError: naming the folder, if it cannot be written; earlier checkpoints
+                stay as good as they were.
         """
+        self.recover()
         path = self._path(step)
-        if path.exists():
-            shutil.rmtree(path)
-        for stale in self.folder.glob(".step_*"):
-            shutil.rmtree(stale, ignore_errors=True)
+        if os.path.lexists(path) and (path.is_symlink() or not (path / SUMS).is_file()):
+            discard(path)  # it was never whole
 
         def write(temporary: Path) -> None:
-            with _checkpointer() as checkpointer:
-                checkpointer.save((temporary / "state").absolute(), state)
-            (temporary / "tree.json").write_text(json.dumps(_describe(state), indent=1))
+            try:
+                with _quiet(), _checkpointer() as checkpointer:
+                    checkpointer.save((temporary / "state").absolute(), state)
+            except (ValueError, RuntimeError) as error:
+                raise _as_os_error(error, path) from error
+            (temporary / _TREE).write_text(json.dumps(_describe(state), indent=1))
 
-        publish(path, write)
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self._path(old))
+        publish(path, write, replace=True)
+        earlier = [other for other in self.steps() if other <= step]
+        for other in self.steps():
+            if other not in earlier[-self.keep :]:
+                discard(self._path(other))
 
     def restore(self, template: Any) -> Restored | None:
         """The newest checkpoint that is whole, or None if there is none at all.
@@ -81,20 +109,25 @@ class Checkpoints:
 
         Raises:
             ValueError: if there are checkpoints but all are damaged, or the newest one
-                holds another structure than the template.
+                holds another structure than the template, with the leaves that differ.
         """
         warnings: list[str] = []
-        for step in reversed(self.steps()):
-            path = self._path(step)
+        for step, path in sorted(self._published().items(), reverse=True):
             try:
-                verify_sums(path, ("tree.json",))
+                verify_sums(path, (_TREE,))
+                stored = _read_tree(path / _TREE)
             except (ValueError, OSError) as error:
                 warnings.append(f"checkpoint of step {step} is skipped: {error}")
                 continue
-            _check_tree(path / "tree.json", _describe(template))
+            _check_tree(path, stored, _describe(template))
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-            with _checkpointer() as checkpointer:
-                state = checkpointer.restore((path / "state").absolute(), abstract)
+            try:
+                with _quiet(), _checkpointer() as checkpointer:
+                    state = checkpointer.restore((path / "state").absolute(), abstract)
+            except _UNREADABLE as error:
+                reason = f"{path / 'state'} cannot be read: {_first_line(error)}"
+                warnings.append(f"checkpoint of step {step} is skipped: {reason}")
+                continue
             return Restored(step, state, warnings)
         if warnings:
             raise ValueError(
@@ -103,8 +136,40 @@ class Checkpoints:
             )
         return None
 
+    def _published(self) -> dict[int, Path]:
+        """Folders by step; one that is just being replaced is still there, hidden."""
+        if not self.folder.is_dir():
+            return {}
+        found: dict[int, Path] = {}
+        for path in self.folder.iterdir():
+            hidden = HIDDEN.fullmatch(path.name)
+            name = hidden["name"] if hidden and hidden["old"] else path.name
+            match = _NAME.fullmatch(name)
+            if match and not (hidden and int(match[1]) in found):
+                found[int(match[1])] = path
+        return found
+
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracebacks of threads: what they say is raised as well."""
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    disabled, logger.disabled = logger.disabled, True
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield
+    finally:
+        logger.disabled, sys.unraisablehook = disabled, hook
+
+
+def _as_os_error(error: Exception, path: Path) -> OSError:
+    """What tensorstore says of a file that it could not write."""
+    if match := _OS_ERROR.search(str(error)):
+        return OSError(int(match[1]), os.strerror(int(match[1])), str(path))
+    return OSError(errno.EIO, f"cannot be written: {_first_line(error)}", str(path))
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
@@ -120,13 +185,40 @@ def _describe(state: Any) -> dict[str, list[Any]]:
     }
 
 
-def _check_tree(path: Path, expected: dict[str, list[Any]]) -> None:
-    stored = json.loads(path.read_text())
+def _read_tree(path: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} is damaged: it holds no tree of leaves")
+    return stored
+
+
+def _check_tree(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
     names = sorted(stored.keys() | expected.keys())
-    differing = [name for name in names if stored.get(name) != expected.get(name)]
+    differing = [
+        f"{name}: stored {_leaf(stored, name)}, expected {_leaf(expected, name)}"
+        for name in names
+        if stored.get(name) != expected.get(name)
+    ]
     if differing:
-        first = differing[0]
+        more = len(differing) - _SHOWN
+        listed = "; ".join(differing[:_SHOWN]) + (f"; and {more} more" * (more > 0))
         raise ValueError(
-            f"{path.parent} does not fit this run: {len(differing)} leaves differ, "
-            f"first {first}: stored {stored.get(first)}, expected {expected.get(first)}"
+            f"{path} does not fit this run: {len(differing)} leaves differ ({listed})"
         )
+
+
+def _leaf(tree: dict[str, Any], name: str) -> str:
+    match tree.get(name):
+        case None:
+            return "nothing"
+        case [list(shape), str(dtype)]:
+            return f"{dtype}{shape}"
+        case other:
+            return repr(other)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

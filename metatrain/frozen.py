@@ -1,11 +1,14 @@
 """Parts of θ that a phase of meta-training does not learn.
 
-An optimizer may say so by a property `frozen`, names at the top level of its θ (Celo's
-rule, while its scheduler is learned). Those parts are neither perturbed, so that they
-add no variance, nor moved, by weight decay either.
+An optimizer may say so by a property `frozen` (Celo's rule, while its scheduler is
+learned), and a run by a field of its outer optimizer. A part is a path into θ: "rule",
+or "rule/layer_0". Frozen parts are neither perturbed, so that they add no variance, nor
+moved, by weight decay either.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +22,19 @@ def keep_frozen(changes: Theta, parts: tuple[str, ...]) -> Theta:
     Raises:
         ValueError: if θ has no such part.
     """
-    if not parts:
-        return changes
     for part in parts:
-        if part not in changes:
-            raise ValueError(f"frozen = {parts}: theta has no part {part!r}")
-    still = {part: jax.tree.map(jnp.zeros_like, changes[part]) for part in parts}
-    return changes | still
+        changes = _without(changes, part.split("/"), part)
+    return changes
+
+
+def _without(changes: Theta, path: list[str], part: str) -> Theta:
+    name, *rest = path
+    if not isinstance(changes, Mapping) or name not in changes:
+        known = ", ".join(map(str, changes)) if isinstance(changes, Mapping) else "none"
+        raise ValueError(
+            f"frozen: theta has no part {part!r}; where {name!r} is looked for it has "
+            f"{known}"
+        )
+    below = changes[name]
+    still = _without(below, rest, part) if rest else jax.tree.map(jnp.zeros_like, below)
+    return {**changes, name: still}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,16 @@ from tasks import variation
 from tasks.base import Batch, Task
 from tasks.variation import UNVARIED, Variant
 
+Precision = Literal["float32", "bfloat16"]
+"""What the inner model computes in; parameters and optimizer stay in float32."""
+
+
+def lowered(params: Any, precision: Precision) -> Any:
+    """Parameters as the model is given them; derivatives arrive in their own dtype."""
+    if precision == "float32":
+        return params
+    return jax.tree.map(lambda x: x.astype(jnp.dtype(precision)), params)
+
 
 class InnerState(NamedTuple):
     """One training run in progress; scalars unless vmapped."""
@@ -21,6 +31,24 @@ class InnerState(NamedTuple):
     opt_state: Any
     step: jax.Array  # [] int32, inner steps taken
     length: jax.Array  # [] int32, inner steps of the episode
+
+
+class TrackedState(NamedTuple):
+    """An `InnerState` that remembers its smallest loss.
+
+    A class of its own, since even an empty field would change what a checkpoint of all
+    other runs has to hold.
+    """
+
+    params: Any
+    opt_state: Any
+    step: jax.Array  # [] int32, inner steps taken
+    length: jax.Array  # [] int32, inner steps of the episode
+    minimum: jax.Array  # [] smallest normalized loss
+
+
+AnyState = InnerState | TrackedState
+State = TypeVar("State", bound=AnyState)
 
 
 def start(
@@ -45,11 +73,12 @@ def start(
 def inner_step(
     task: Task,
     optimizer: optax.GradientTransformationExtraArgs,
-    state: InnerState,
+    state: State,
     batch: Batch,
     key: jax.Array,
     variant: Variant = UNVARIED,
-) -> tuple[InnerState, jax.Array, dict[str, jax.Array]]:
+    precision: Precision = "float32",
+) -> tuple[State, jax.Array, dict[str, jax.Array]]:
     """One step of training.
 
     Returns:
@@ -58,6 +87,7 @@ def inner_step(
     """
 
     def scaled_loss(params: Any) -> tuple[jax.Array, Any]:
+        params = lowered(params, precision)
         loss, aux = variation.loss(task, variant, params, key, batch)
         scale = variant.loss_scale
         return loss if scale is None else scale * loss, (loss, aux)
@@ -69,4 +99,5 @@ def inner_step(
         grads, state.opt_state, state.params, loss=seen
     )
     params = optax.apply_updates(state.params, updates)
-    return InnerState(params, opt_state, state.step + 1, state.length), loss, aux
+    state = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
+    return state, loss, aux

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, get_args
 
 import jax
+import jax.numpy as jnp
 
 from lopt.base import LearnedOptimizer, Theta, frozen_parts
 from metatrain import inner
 from metatrain.estimators.base import Unrolled, Windowed
-from metatrain.inner import InnerState
+from metatrain.expert import Expert, Guided
+from metatrain.inner import AnyState, Precision, TrackedState
 from metatrain.objective import Objective
 from metatrain.unroll import unroll
 from tasks.base import Dataset, Parametric, Task
@@ -24,8 +27,19 @@ class InnerTraining:
     lopt: LearnedOptimizer
     objective: Objective
     variation: Variation = Variation()
+    still: tuple[str, ...] = ()
+    """Parts of θ that are frozen beside the optimizer's own."""
+    expert: Expert | None = None
+    """Whom the optimizer follows and imitates at first."""
+    precision: Precision = "float32"
+    """What the model computes in."""
 
     def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision = {self.precision!r} must be one of "
+                f"{', '.join(get_args(Precision))}"
+            )
         self.variation.check(self.task)
 
     def sample(self, key: jax.Array) -> Variant:
@@ -34,42 +48,100 @@ class InnerTraining:
 
     def start(
         self, theta: Theta, variant: Variant, key: jax.Array, length: jax.Array
-    ) -> InnerState:
+    ) -> AnyState:
         """A new episode (see `Problem.start`)."""
-        return inner.start(self.task, self.lopt, theta, key, length, variant)
+        lopt = self.lopt if self.expert is None else Guided(self.lopt, self.expert)
+        episode = inner.start(self.task, lopt, theta, key, length, variant)
+        if self.objective.remembers_minimum:
+            return TrackedState(*episode, minimum=jnp.float32(self.objective.cap))
+        return episode
 
     def unroll(
         self,
         theta: Theta,
-        episode: InnerState,
+        episode: AnyState,
         variant: Variant,
         dataset: Dataset | Windowed,
         key: jax.Array,
         num_steps: int,
+        remat: bool = False,
+        *,
+        outer_step: int | jax.Array = 0,
     ) -> Unrolled:
         """Advances an episode (see `Problem.unroll`)."""
         window = None
         if isinstance(dataset, Windowed):
             dataset, window = dataset
-        episode, losses, _ = unroll(
-            self.task,
-            self.lopt,
-            theta,
-            episode,
-            dataset,
-            key,
-            num_steps,
-            self.objective.split,
-            variant,
-            window,
-        )
+
+        def run(lopt: LearnedOptimizer, episode: AnyState) -> Any:
+            return unroll(
+                self.task,
+                lopt,
+                theta,
+                episode,
+                dataset,
+                key,
+                num_steps,
+                self.objective.split,
+                variant,
+                window,
+                remat,
+                self.precision,
+            )
+
+        if self.expert is None:
+            after, losses, _ = run(self.lopt, episode)
+            return self._judged(episode, after, losses)
+        after, losses, imitation = self._accompanied(run, episode, outer_step)
+        unrolled = self._judged(episode, after, losses)
+        return unrolled._replace(contributions=unrolled.contributions + imitation)
+
+    def _judged(self, before: AnyState, after: AnyState, losses: jax.Array) -> Unrolled:
+        """What a window came to by the objective, from its losses `[T]` in nats."""
         losses = self.objective.normalize(losses, self._loss_at_chance)
-        return Unrolled(episode, losses, losses, self.objective.diverged(losses[-1]))
+        tracked = before.minimum if isinstance(before, TrackedState) else None
+        contributions, minimum = self.objective.contributions(
+            losses, before.step, before.length, tracked
+        )
+        if isinstance(after, TrackedState) and minimum is not None:
+            after = after._replace(minimum=minimum)
+        diverged = self.objective.diverged(losses[-1])
+        return Unrolled(after, contributions, losses, diverged)
+
+    def _accompanied(
+        self, run: Any, episode: AnyState, outer_step: int | jax.Array
+    ) -> tuple[AnyState, jax.Array, jax.Array]:
+        """A window with the expert, or without it once its time is over.
+
+        The branch is taken by all particles alike, and the second one is the program
+        of a run that never had an expert: it costs no more, and rounds no differently.
+
+        Returns:
+            The episode, its losses `[T]` in nats, what imitation contributes `[T]`.
+        """
+        assert self.expert is not None
+        ramp = self.expert.ramp(outer_step)
+        guided = Guided(self.lopt, self.expert, ramp)
+
+        def together(episode: AnyState) -> tuple[AnyState, jax.Array, jax.Array]:
+            episode, losses, aux = run(guided, episode)
+            return episode, losses, aux["imitation"]
+
+        def alone(episode: AnyState) -> tuple[AnyState, jax.Array, jax.Array]:
+            both = episode.opt_state
+            episode, losses, _ = run(
+                self.lopt, episode._replace(opt_state=both.learned)
+            )
+            both = both._replace(learned=episode.opt_state)
+            none = jnp.zeros(losses.shape, jnp.float32)
+            return episode._replace(opt_state=both), losses, none
+
+        return jax.lax.cond(ramp > 0, together, alone, episode)
 
     @property
     def frozen(self) -> tuple[str, ...]:
         """Parts of θ that are not perturbed (see `metatrain.frozen`)."""
-        return frozen_parts(self.lopt)
+        return frozen_parts(self.lopt) + self.still
 
     @property
     def _loss_at_chance(self) -> float:

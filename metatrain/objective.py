@@ -1,42 +1,142 @@
-"""What an unroll is judged by: the losses of a window, normalized and capped.
+"""What an unroll is judged by: its losses, normalized and capped, and what counts.
 
 Divergence is data: a loss that is NaN, infinite or far above chance counts as the cap,
 no more, so one diverged member cannot dominate a meta-gradient and none is ever hidden.
+
+An objective is a figure of a whole episode, of which an estimator sees one window at a
+time. So every step *contributes*, and the mean of the contributions over the steps of
+an episode is its objective. With x_i the normalized loss of step i, L the length and
+m_i the minimum of the first i losses (m_0 = 0):
+
+* `mean`: x_i.
+* `final`: L · x_i at the last step, 0 before.
+* `last_k`: (L / k) · x_i at the last k steps; all of an episode that is shorter.
+* `minimum`: L · (m_{i+1} − m_i); the sum telescopes to the smallest loss of all.
+
+The sum does not depend on where windows are cut, so PES is as unbiased for each of them
+as it is for the mean.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
+Split = Literal["train", "inner_valid"]
+Figure = Literal["mean", "final", "last_k", "minimum"]
+CapForm = Literal["hard", "smooth"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The meta-loss: the mean over inner steps of a normalized loss."""
+    """The meta-loss: a figure of an episode's normalized losses."""
 
-    split: Literal["train", "inner_valid"] = "train"
+    split: Split = "train"
     """train: loss of the training batch before the update; inner_valid: of a fresh
     batch of that split after the update."""
     cap: float = 1.5
     """Largest normalized loss; 1 is chance. NaN counts as the cap."""
+    figure: Figure = "mean"
+    """mean: over all steps; final: the last step's; last_k: the mean of the last k
+    steps; minimum: the smallest of the episode."""
+    k: int = 20
+    """Steps at the end of an episode that count; `last_k` alone reads it."""
+    cap_form: CapForm = "hard"
+    """hard: losses are cut off at the cap; smooth: above chance they approach it, so
+    that of two diverging members the worse one still counts as worse."""
 
     def __post_init__(self) -> None:
         if not 0 < self.cap <= 1e6:
             raise ValueError(f"objective.cap = {self.cap} must lie in (0, 1e6]")
-        if self.split not in ("train", "inner_valid"):
+        if self.split not in get_args(Split):
             raise ValueError(
                 f"objective.split = {self.split!r} must be 'train' or 'inner_valid'"
             )
+        for name, choices in (("figure", Figure), ("cap_form", CapForm)):
+            value = getattr(self, name)
+            if value not in get_args(choices):
+                raise ValueError(
+                    f"objective.{name} = {value!r} must be one of "
+                    f"{', '.join(get_args(choices))}"
+                )
+        if type(self.k) is not int or not 1 <= self.k <= 10**9:
+            raise ValueError(
+                f"objective.k = {self.k!r} must be a whole number in [1, 10⁹]"
+            )
+        if self.cap_form == "smooth" and self.cap <= 1:
+            raise ValueError(
+                f"objective.cap = {self.cap} must be above 1 where cap_form is "
+                "'smooth', which leaves losses up to chance as they are"
+            )
+
+    @property
+    def remembers_minimum(self) -> bool:
+        """Whether an episode must carry the smallest loss so far."""
+        return self.figure == "minimum"
 
     def normalize(self, losses: jax.Array, loss_at_chance: float) -> jax.Array:
         """Losses in units of the loss at chance, in [0, cap] (any shape)."""
         normalized = losses / loss_at_chance
-        capped = jnp.clip(normalized, 0.0, self.cap)
+        if self.cap_form == "smooth":
+            capped = self._soften(jnp.maximum(normalized, 0.0))
+        else:
+            capped = jnp.clip(normalized, 0.0, self.cap)
         return jnp.where(jnp.isnan(normalized), self.cap, capped)
 
     def diverged(self, normalized: jax.Array) -> jax.Array:
-        """Which normalized losses stand at the cap (bool, any shape)."""
+        """Which losses lie at the cap or above it, once normalized (bool, any shape).
+
+        Both forms of the cap agree on it: it is about the loss before the cap.
+        """
+        if self.cap_form == "smooth":
+            return normalized >= self._soften(jnp.float32(self.cap))
         return normalized >= self.cap
+
+    def contributions(
+        self,
+        losses: jax.Array,
+        step: jax.Array,
+        length: jax.Array,
+        minimum: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """What each step of a window adds to the objective of its episode.
+
+        Args:
+            losses: `[T]`, normalized.
+            step: `[]` int32, steps of the episode before the window.
+            length: `[]` int32, of the episode.
+            minimum: `[]`, smallest loss before the window, where it is remembered; of
+                no meaning in the first window.
+
+        Returns:
+            Contributions `[T]`, whose mean over an episode is its objective, and the
+            smallest loss so far, where it is remembered.
+        """
+        if self.figure == "mean":
+            return losses, minimum
+        scale = length.astype(losses.dtype)
+        if self.figure == "minimum":
+            assert minimum is not None
+            before = jnp.where(step == 0, jnp.inf, minimum)
+            running = jnp.minimum(jax.lax.cummin(losses), before)
+            # The first loss counts whole: nothing was there to be improved.
+            before = jnp.where(step == 0, 0.0, minimum)
+            previous = jnp.concatenate([before[None], running[:-1]])
+            return scale * (running - previous), running[-1]
+        last = jnp.minimum(1 if self.figure == "final" else self.k, length)
+        counts = step + jnp.arange(len(losses)) >= length - last
+        weight = scale / last.astype(losses.dtype)
+        return jnp.where(counts, weight * losses, 0.0), minimum
+
+    def _soften(self, x: jax.Array) -> jax.Array:
+        """x up to 1; above it monotone towards the cap, with slope 1 at 1.
+
+        With u = (x − 1) / (cap − 1) it is cap − (cap − 1) / (1 + ln(1 + u)): so slow
+        that in float32 losses of 1e20 and 2e20 still differ.
+        """
+        room = self.cap - 1.0
+        excess = jnp.maximum(x - 1.0, 0.0) / room
+        return jnp.where(x <= 1.0, x, self.cap - room / (1.0 + jnp.log1p(excess)))

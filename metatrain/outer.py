@@ -1,4 +1,4 @@
-"""The outer step: meta-gradients of groups of tasks, clipping, AdamW on θ.
+"""The outer step: meta-gradients of groups of tasks, and how they move θ.
 
 Tasks of one static shape are a group, and each group is a program of its own: an outer
 step runs the programs of its groups one after the other, takes the weighted mean of
@@ -28,12 +28,13 @@ from jax.sharding import Mesh
 from lopt.base import LearnedOptimizer, Theta, frozen_parts
 from metatrain import devices
 from metatrain.estimators.base import (
-    Estimate,
     Estimator,
     Problem,
     Windowed,
 )
+from metatrain.expert import Expert
 from metatrain.frozen import keep_frozen
+from metatrain.inner import Precision
 from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
 from metatrain.objective import Objective
@@ -95,6 +96,13 @@ class MetaTraining:
         devices.check_shares(self.estimator.num_chunks, self.mesh)
         if self.each_step not in get_args(EachStep):
             raise ValueError(f"each_step = {self.each_step!r} must be 'all' or 'one'")
+        if self._frozen:
+            theta = jax.eval_shape(self.lopt.init, jax.random.key(0))
+            jax.eval_shape(functools.partial(keep_frozen, parts=self._frozen), theta)
+
+    @property
+    def _frozen(self) -> tuple[str, ...]:
+        return frozen_parts(self.lopt) + self.outer.frozen
 
     @classmethod
     def on(
@@ -107,6 +115,8 @@ class MetaTraining:
         *,
         objective: Objective = _DEFAULT_OBJECTIVE,
         seed: int = 0,
+        expert: Expert | None = None,
+        precision: Precision = "float32",
         mesh: Mesh | None = None,
     ) -> Self:
         """Meta-training of an optimizer on a task, or on the groups of a distribution.
@@ -119,6 +129,8 @@ class MetaTraining:
             num_steps: outer steps.
             objective: what counts as meta-loss.
             seed: of everything random.
+            expert: an optimizer to imitate at first.
+            precision: what the inner models compute in.
             mesh: devices that share the particles (see `metatrain.devices`).
         """
         if not isinstance(tasks, TaskDistribution):
@@ -126,7 +138,15 @@ class MetaTraining:
         groups = tuple(
             ProblemGroup(
                 group.name,
-                InnerTraining(group.task, lopt, objective, group.variation),
+                InnerTraining(
+                    group.task,
+                    lopt,
+                    objective,
+                    group.variation,
+                    outer.frozen,
+                    expert,
+                    precision,
+                ),
                 group.weight,
             )
             for group in tasks.groups
@@ -154,16 +174,20 @@ class MetaTraining:
         return (min(bisect.bisect_right(ends, place), len(ends) - 1),)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def init(self) -> OuterState:
-        """The state before the first outer step."""
-        key = jax.random.key(self.seed)
-        theta = self.lopt.init(stream(key, "theta"))
+    def init(self, theta: Theta | None = None) -> OuterState:
+        """The state before the first outer step.
+
+        Args:
+            theta: where to begin; None: where `LearnedOptimizer.init` says.
+        """
+        fresh = self.lopt.init(stream(jax.random.key(self.seed), "theta"))
+        begin: Any = fresh if theta is None else theta
         state = OuterState(
-            theta=theta,
-            average=jax.tree.map(jnp.copy, theta),
-            outer_opt_state=self.outer.build(self.num_steps).init(theta),
+            theta=jax.tree.map(jnp.copy, begin),
+            average=jax.tree.map(jnp.copy, begin),
+            outer_opt_state=self.outer.accumulated(self.num_steps).init(begin),
             estimator_states=tuple(
-                self.estimator.init(group.problem, theta) for group in self.groups
+                self.estimator.init(group.problem, begin) for group in self.groups
             ),
             step=jnp.zeros([], jnp.int32),
         )
@@ -192,7 +216,7 @@ class MetaTraining:
         """
         chosen = self._chosen(datasets)
         states = list(state.estimator_states)
-        estimates: list[Estimate] = []
+        estimates: list[tuple[Theta, dict[str, jax.Array]]] = []
         for index in chosen:
             estimate, states[index] = self._estimate(
                 index, state.theta, states[index], state.step, datasets[index]
@@ -202,13 +226,13 @@ class MetaTraining:
         weights /= weights.max()  # so that no sum leaves the range of a float
         core, metrics = self._move(
             (state.theta, state.average, state.outer_opt_state, state.step),
-            [(estimate.grad, estimate.metrics) for estimate in estimates],
+            estimates,
             np.asarray(weights / weights.sum(), np.float32),
         )
         if len(self.groups) > 1:
-            for index, estimate in zip(chosen, estimates, strict=True):
+            for index, (_, of_group) in zip(chosen, estimates, strict=True):
                 name = self.groups[index].name
-                metrics |= {f"{k}/{name}": v for k, v in estimate.metrics.items()}
+                metrics |= {f"{k}/{name}": v for k, v in of_group.items()}
         theta, average, outer_opt_state, step = core
         new = OuterState(theta, average, outer_opt_state, tuple(states), step)
         return new, metrics
@@ -244,9 +268,9 @@ class MetaTraining:
         estimator_state: Any,
         step: jax.Array,
         dataset: Dataset | Windowed,
-    ) -> tuple[Estimate, Any]:
-        """One group's meta-gradient."""
-        return self.estimator.estimate(
+    ) -> tuple[tuple[Theta, dict[str, jax.Array]], Any]:
+        """One group's meta-gradient and metrics, and the state of its estimator."""
+        estimate, estimator_state = self.estimator.estimate(
             self.groups[index].problem,
             theta,
             estimator_state,
@@ -255,6 +279,15 @@ class MetaTraining:
             step,
             self.mesh,
         )
+        norm = optax.tree.norm(estimate.grad)
+        metrics = estimate.metrics | {"grad_norm": norm}
+        if estimate.terms is not None:
+            metrics["signal_to_noise"] = signal_to_noise(estimate.terms, estimate.grad)
+        grad = estimate.grad
+        if self.outer.group_gradients == "normalized":
+            scale = jnp.where(norm > 0.0, norm, 1.0)
+            grad = jax.tree.map(lambda x: x / scale, grad)
+        return (grad, metrics), estimator_state
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _move(
@@ -270,26 +303,64 @@ class MetaTraining:
             return sum(w * x for w, x in zip(weights, values, strict=True))  # pyright: ignore
 
         grad, metrics = jax.tree.map(mean, *estimates)
-        updates, outer_opt_state = self.outer.build(self.num_steps).update(
+        updates, outer_opt_state = self.outer.accumulated(self.num_steps).update(
             grad, old_opt_state, old_theta
         )
-        updates = keep_frozen(updates, frozen_parts(self.lopt))
+        updates = keep_frozen(updates, self._frozen)
         theta = optax.apply_updates(old_theta, updates)
-        # θ must stay finite whatever happens: a step that would spoil it is not taken.
-        finite = jnp.isfinite(optax.tree.norm(theta))
+        # Nothing that is not finite may enter the state: such a step is not taken.
+        finite = jnp.isfinite(optax.tree.norm(theta)) & jnp.isfinite(
+            optax.tree.norm(grad)
+        )
         theta, outer_opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (theta, outer_opt_state),
             (old_theta, old_opt_state),
         )
-        # A young average forgets faster, so that the initial θ does not linger.
-        decay = jnp.minimum(self.outer.averaging, step / (step + 10.0))
-        average = jax.tree.map(
-            lambda old, new: decay * old + (1.0 - decay) * new, old_average, theta
-        )
+        update_norm = jnp.where(finite, optax.tree.norm(updates), 0.0)
+        average = self._average(old_average, theta, step, update_norm > 0.0)
         metrics |= {
             "grad_norm": optax.tree.norm(grad),
-            "update_norm": jnp.where(finite, optax.tree.norm(updates), 0.0),
+            "update_norm": update_norm,
             "skipped": 1.0 - finite.astype(jnp.float32),
         }
+        metrics |= _learned_decays(self.lopt, theta)
         return (theta, average, outer_opt_state, step + 1), metrics
+
+    def _average(
+        self, average: Theta, theta: Theta, step: jax.Array, moved: jax.Array
+    ) -> Theta:
+        """The running average of θ after an outer step; it counts moves of θ."""
+        moves = step // self.outer.accumulate
+        # A young average forgets faster, so that the initial θ does not linger.
+        decay = jnp.minimum(self.outer.averaging, moves / (moves + 10.0))
+        if self.outer.accumulate > 1:
+            decay = jnp.where(moved, decay, 1.0)
+        return jax.tree.map(
+            lambda old, new: decay * old + (1.0 - decay) * new, average, theta
+        )
+
+
+def signal_to_noise(terms: Theta, grad: Theta) -> jax.Array:
+    """How far a meta-gradient stands out of its own noise, `[]`.
+
+    ‖ĝ‖² over the trace of ĝ's covariance, as the terms of the particles estimate it:
+    1 is what noise alone has. Infinite or NaN where one particle or no noise is there.
+
+    Args:
+        terms: of the particles, `[N]` in front.
+        grad: their mean ĝ.
+    """
+    num = jax.tree.leaves(terms)[0].shape[0]
+    deviations = jax.tree.map(lambda x, mean: x - mean[None], terms, grad)
+    variance = jnp.square(optax.tree.norm(deviations)) / jnp.float32((num - 1) * num)
+    return jnp.square(optax.tree.norm(grad)) / variance
+
+
+def _learned_decays(lopt: LearnedOptimizer, theta: Theta) -> dict[str, jax.Array]:
+    """The decays of an optimizer that learns them, scalars by name."""
+    decays = getattr(lopt, "decays", None)
+    if decays is None:
+        return {}
+    named = decays(theta).items()
+    return {f"decay/{name}_{k}": x[k] for name, x in named for k in range(x.shape[0])}

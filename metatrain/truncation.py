@@ -1,16 +1,28 @@
-"""How long episodes are, and how they are cut into windows."""
+"""How long episodes are, and how they are cut into windows.
+
+Long episodes teach what training is about, short ones are cheap and do not diverge; so
+lengths are drawn from a range, and the range may grow in the course of meta-training.
+All of it is a function of the outer step, so nothing is compiled anew.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 
+Distribution = Literal["log_uniform", "uniform"]
+Growth = Literal["constant", "linear", "log_linear"]
+Stage: TypeAlias = tuple[int, int, int]
+"""(until, minimum, maximum): bounds before the outer step `until`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeLengths:
-    """Log-uniform episode lengths, rounded up to multiples of the window.
+    """Random episode lengths, rounded up to multiples of the window.
 
     Episodes therefore end only where a window does, so a reset costs one
     initialization per window and no gradient term is ever split. With
@@ -24,19 +36,50 @@ class EpisodeLengths:
     staggered: bool = True
     """Whether the first episode of each pair is cut to a uniform random number of
     windows, so that the pairs' resets do not coincide."""
+    distribution: Distribution = "log_uniform"
+    """log_uniform: as many episodes of 100 to 200 steps as of 200 to 400; uniform:
+    every number of steps is as likely."""
+    stages: tuple[Stage, ...] = ()
+    """(until, minimum, maximum) for episodes that begin before the outer step `until`,
+    by ascending `until`; after the last stage, the bounds above."""
+    growth: Growth = "constant"
+    """How bounds change during a stage: constant: not at all, they jump at its end;
+    linear, log_linear: along a line, or one on a logarithmic scale, from the stage's
+    own to those of what follows it."""
 
     def __post_init__(self) -> None:
-        for name in ("minimum", "maximum"):
+        _check_bounds("lengths.", self.minimum, self.maximum)
+        for name, choices in (("distribution", Distribution), ("growth", Growth)):
             value = getattr(self, name)
-            if not isinstance(value, int) or not 1 <= value <= 10**9:
+            if value not in get_args(choices):
                 raise ValueError(
-                    f"lengths.{name} = {value} must be a whole number in [1, 10⁹]"
+                    f"lengths.{name} = {value!r} must be one of "
+                    f"{', '.join(get_args(choices))}"
                 )
-        if self.maximum < self.minimum:
+        if self.growth != "constant" and not self.stages:
             raise ValueError(
-                f"lengths.maximum = {self.maximum} must be at least "
-                f"lengths.minimum = {self.minimum}"
+                f"lengths.growth = {self.growth!r} needs a stage to grow from: give "
+                "lengths.stages = ((until, minimum, maximum),)"
             )
+        _check_stages(self.stages)
+
+    def bounds(self, outer_step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Shortest and longest episode that may begin at an outer step: `[]` float32.
+
+        Args:
+            outer_step: `[]` int32, outer steps done before.
+        """
+        ends = [until for until, _, _ in self.stages]
+        minima = [low for _, low, _ in self.stages] + [self.minimum]
+        maxima = [high for _, _, high in self.stages] + [self.maximum]
+        if self.growth == "constant":
+            stage = jnp.sum(outer_step >= jnp.asarray(ends, jnp.int32))
+            low, high = (jnp.asarray(x, jnp.float32)[stage] for x in (minima, maxima))
+            return low, high
+        low, high = (
+            _along(outer_step, [0, *ends], x, self.growth) for x in (minima, maxima)
+        )
+        return low, high
 
     def sample(
         self, key: jax.Array, window: int, outer_step: int | jax.Array = 0
@@ -48,17 +91,83 @@ class EpisodeLengths:
             window: inner steps T of a window.
             outer_step: `[]` int32, when the episode begins.
         """
-        del outer_step
-        low, high = jnp.log(float(self.minimum)), jnp.log(float(self.maximum))
-        length = jnp.exp(jax.random.uniform(key, (), minval=low, maxval=high))
-        if self.minimum == self.maximum:
+        if self.distribution == "uniform":
+            return self._uniform(key, window, outer_step)
+        if self.stages:
+            minimum, maximum = self.bounds(outer_step)
+            low, high = jnp.log(minimum), jnp.log(maximum)
+            length = jnp.exp(jax.random.uniform(key, (), minval=low, maxval=high))
+            length = jnp.where(minimum == maximum, minimum, length)
+        elif self.minimum == self.maximum:
             length = jnp.asarray(float(self.minimum))
+        else:
+            low, high = jnp.log(float(self.minimum)), jnp.log(float(self.maximum))
+            length = jnp.exp(jax.random.uniform(key, (), minval=low, maxval=high))
         # The tolerance keeps an exact multiple from being rounded up by log and exp.
         windows = jnp.ceil(length / window - 1e-4).astype(jnp.int32)
         return jnp.maximum(windows, 1) * window
+
+    def _uniform(
+        self, key: jax.Array, window: int, outer_step: int | jax.Array
+    ) -> jax.Array:
+        """Every whole number between the bounds is as likely, before it is rounded."""
+        if self.stages:
+            low, high = (
+                jnp.round(x).astype(jnp.int32) for x in self.bounds(outer_step)
+            )
+        else:
+            low, high = jnp.int32(self.minimum), jnp.int32(self.maximum)
+        length = jax.random.randint(key, (), low, high + 1)
+        return (length + window - 1) // window * window
 
     def stagger(self, key: jax.Array, length: jax.Array, window: int) -> jax.Array:
         """Cuts a first episode to a uniform random number of windows."""
         if not self.staggered:
             return length
         return window * jax.random.randint(key, (), 1, length // window + 1)
+
+
+def _along(
+    outer_step: int | jax.Array, steps: list[int], values: list[int], growth: Growth
+) -> jax.Array:
+    """Values `[]` float32 between those at given outer steps, then the last of them."""
+    x = jnp.asarray(outer_step, jnp.float32)
+    at, y = jnp.asarray(steps, jnp.float32), jnp.asarray(values, jnp.float32)
+    if growth == "linear":
+        return jnp.interp(x, at, y)
+    # Clipped, since exp and log need not undo each other exactly.
+    return jnp.clip(jnp.exp(jnp.interp(x, at, jnp.log(y))), min(values), max(values))
+
+
+def _check_bounds(where: str, minimum: Any, maximum: Any) -> None:
+    for name, value in (("minimum", minimum), ("maximum", maximum)):
+        if not isinstance(value, int) or not 1 <= value <= 10**9:
+            raise ValueError(
+                f"{where}{name} = {value} must be a whole number in [1, 10⁹]"
+            )
+    if maximum < minimum:
+        raise ValueError(
+            f"{where}maximum = {maximum} must be at least {where}minimum = {minimum}"
+        )
+
+
+def _check_stages(stages: Any) -> None:
+    if not isinstance(stages, tuple) or not all(
+        isinstance(stage, tuple) and len(stage) == 3 for stage in stages
+    ):
+        raise ValueError(
+            f"lengths.stages = {stages!r} must hold triples (until, minimum, maximum)"
+        )
+    for index, (until, minimum, maximum) in enumerate(stages):
+        if not isinstance(until, int) or not 1 <= until <= 10**9:
+            raise ValueError(
+                f"lengths.stages[{index}] until = {until!r} must be a whole number in "
+                "[1, 10⁹]"
+            )
+        _check_bounds(f"lengths.stages[{index}] ", minimum, maximum)
+    for (before, *_), (after, *_) in itertools.pairwise(stages):
+        if after <= before:
+            raise ValueError(
+                f"lengths.stages: until = {after} must be greater than the {before} of "
+                "the stage before"
+            )

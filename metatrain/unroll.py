@@ -16,7 +16,8 @@ import jax
 
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import evaluation_params
-from metatrain.inner import InnerState, inner_step
+from metatrain.expert import GuidedState
+from metatrain.inner import Precision, State, inner_step, lowered
 from metatrain.keys import stream
 from tasks import variation
 from tasks.base import Dataset, Draws, Split, Streamable, Task
@@ -54,14 +55,16 @@ def unroll(
     task: Task,
     lopt: LearnedOptimizer,
     theta: Theta,
-    state: InnerState,
+    state: State,
     dataset: Dataset,
     key: jax.Array | None,
     num_steps: int,
     split: Split = "train",
     variant: Variant = UNVARIED,
     window: Window | None = None,
-) -> tuple[InnerState, jax.Array, dict[str, jax.Array]]:
+    remat: bool = False,
+    precision: Precision = "float32",
+) -> tuple[State, jax.Array, dict[str, jax.Array]]:
     """Trains for `num_steps` steps.
 
     All randomness of the batches is drawn before the loop and gathered inside it.
@@ -78,10 +81,14 @@ def unroll(
             another split records, after each update, the loss of a fresh batch of it.
         variant: what is particular about this run of the task.
         window: plan and training batches, where the dataset does not hold these.
+        remat: whether a derivative keeps the state before each step and computes all
+            else anew, instead of keeping what the steps compute.
+        precision: what the model computes in.
 
     Returns:
         The state after the last step, losses `[T]` in nats, auxiliary scalars `[T]`;
-        where the losses are of another split, `train_loss` is among the latter.
+        where the losses are of another split, `train_loss` is among the latter, and
+        `imitation` where an expert guides the optimizer.
     """
     optimizer = lopt.as_optax(theta, task.specs(), state.length)
     if window is None:
@@ -94,20 +101,27 @@ def unroll(
     held_out = split != "train"
 
     def body(
-        state: InnerState, xs: Plan
-    ) -> tuple[InnerState, tuple[jax.Array, dict[str, jax.Array]]]:
+        state: State, xs: Plan
+    ) -> tuple[State, tuple[jax.Array, dict[str, jax.Array]]]:
         draw, loss_key, held_draw = xs
         batch = task.batch(dataset, draw, "train")
         batch = variation.relabel(task, variant, batch, draw)
-        state, loss, aux = inner_step(task, optimizer, state, batch, loss_key, variant)
+        state, loss, aux = inner_step(
+            task, optimizer, state, batch, loss_key, variant, precision
+        )
         if held_out:
             train_loss = loss
             batch = task.batch(dataset, held_draw, split)
             held_key = stream(loss_key, "held out")
             params = evaluation_params(state.opt_state, state.params)
+            params = lowered(params, precision)
             loss, aux = variation.loss(task, variant, params, held_key, batch)
             aux = aux | {"train_loss": train_loss}
+        if isinstance(state.opt_state, GuidedState):
+            aux = aux | {"imitation": state.opt_state.imitation}
         return state, (loss, aux)
 
+    if remat:
+        body = jax.checkpoint(body, prevent_cse=False)  # a scan prevents it anyway
     state, (losses, aux) = jax.lax.scan(body, state, plan, length=num_steps)
     return state, losses, aux

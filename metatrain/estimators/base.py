@@ -45,6 +45,9 @@ class Problem(Protocol):
         dataset: Any,
         key: jax.Array,
         num_steps: int,
+        remat: bool = False,
+        *,
+        outer_step: int | jax.Array = 0,
     ) -> Unrolled:
         """Advances an episode.
 
@@ -55,6 +58,9 @@ class Problem(Protocol):
             dataset: data; `Windowed` where only the batches of this window are there.
             key: of the batches.
             num_steps: how far (`T`).
+            remat: whether a derivative computes each step anew, which saves memory.
+                Only backpropagation asks for it.
+            outer_step: `[]` int32, outer steps done before this window.
         """
         ...
 

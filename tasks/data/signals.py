@@ -75,6 +75,8 @@ class Signals(Images):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} = {value!r} must be at least {least}")
+            if value > 10**8:
+                raise ValueError(f"{name} = {value} must be at most 10⁸")
         if not 0.0 <= self.noise < math.inf:
             raise ValueError(f"noise = {self.noise} must not be negative")
         seed = self.seed

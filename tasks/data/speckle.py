@@ -96,6 +96,8 @@ class Speckle(Images):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} = {value!r} must be at least {least}")
+            if value > 10**8:
+                raise ValueError(f"{name} = {value} must be at most 10⁸")
         shares = self.prevalences
         positive = len(shares) == 4 and all(share > 0 for share in shares)
         if not positive or not abs(sum(shares) - 1) <= 1e-9:
@@ -115,6 +117,8 @@ class Speckle(Images):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} = {value!r} must be at least {least}")
+            if value > 10**8:
+                raise ValueError(f"{name} = {value} must be at most 10⁸")
         for split, (begin, end) in zip(SPLITS, self.bounds, strict=True):
             if 0 in allot(self.prevalences, end - begin):
                 name = "num_test" if split == "test" else "num_train"

@@ -105,4 +105,4 @@ def rotate(x: jax.Array, places: jax.Array) -> jax.Array:
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = x[..., :half], x[..., half:]
     turned = (first * cos - second * sin, first * sin + second * cos)
-    return jnp.concatenate(turned, axis=-1)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)

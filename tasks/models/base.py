@@ -110,9 +110,14 @@ class Model(abc.ABC):
         num_outputs: int,
         key: jax.Array | None = None,
     ) -> Any:
-        """Outputs for inputs `[B, *input_shape]`; `key` is for models that sample."""
+        """Outputs for inputs `[B, *input_shape]`, in float32 at least.
+
+        The layers multiply in the dtype of their parameters: given copies in bfloat16,
+        the network is trained in mixed precision.
+        """
         module = self.module(num_outputs)
-        return module.apply({"params": params}, x, rngs=_rngs(key))
+        outputs = module.apply({"params": params}, x, rngs=_rngs(key))
+        return jax.tree.map(_at_least_float32, outputs)
 
     def activations(
         self,
@@ -149,6 +154,11 @@ def _specs(model: Model, input_shape: tuple[int, ...], num_outputs: int) -> Any:
         lambda key: model._boxed_init(key, input_shape, num_outputs),
         lambda key: base._boxed_init(key, input_shape, num_outputs),
     )
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if floating else x
 
 
 def _rngs(key: jax.Array | None) -> dict[str, jax.Array]:
@@ -192,9 +202,18 @@ def check_rules(rules: Rules) -> None:
         raise ValueError(f"rules = {rules!r} must be one of {names}")
 
 
+LARGEST = 2**31 - 1
+"""Sizes are indices of int32."""
+DEEPEST = 10_000
+"""Layers are traced one by one: more would never end."""
+
+
 def check_positive(model: Any, *names: str) -> None:
     """Raises ValueError if one of the named fields is not a positive whole number."""
     for name in names:
         value = getattr(model, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} = {value!r} must be a positive whole number")
+        most = DEEPEST if name in ("depth", "base_depth") else LARGEST
+        if value > most:
+            raise ValueError(f"{name} = {value} must be at most {most:,}")

@@ -161,6 +161,8 @@ def check_sizes(model: Any, name: str) -> None:
         raise ValueError(
             f"{name} = {sizes!r} must be a non-empty tuple of positive integers"
         )
+    if sum(sizes) > base.DEEPEST:
+        raise ValueError(f"{name} = {sizes!r} must be at most {base.DEEPEST:,} in sum")
 
 
 def check_norm(model: Any, kinds: Any, multipliers: tuple[int, ...]) -> None:

@@ -45,7 +45,8 @@ class Dense(nn.Module):
         kernel: Any = self.param("kernel", kernel_init, (*contracted, *features))
         # One product of two matrices, whatever the number of axes.
         rows = x.reshape(*x.shape[: x.ndim - len(contracted)], math.prod(contracted))
-        product = rows @ kernel.reshape(math.prod(contracted), math.prod(features))
+        matrix = kernel.reshape(math.prod(contracted), math.prod(features))
+        product = rows.astype(kernel.dtype) @ matrix
         out = self.scale * product.reshape(*product.shape[:-1], *features)
         if self.use_bias:
             bias_init = initializer(f"-> {self.fan_out}", self.depth_mult)
@@ -96,7 +97,7 @@ class Conv(nn.Module):
         )
         shape = (size, size, x.shape[-1], self.features)
         kernel: Any = self.param("kernel", kernel_init, shape)
-        patches = _patches(x, size, self.stride)
+        patches = _patches(x.astype(kernel.dtype), size, self.stride)
         out = patches @ kernel.reshape(-1, self.features)
         if self.use_bias:
             bias_init = initializer("-> channels", self.depth_mult)

@@ -39,6 +39,8 @@ class MLP(Model):
                 f"widths = {self.widths} must be positive numbers of units, at least "
                 "one layer, as a tuple"
             )
+        if max(self.widths) > base.LARGEST:
+            raise ValueError(f"widths = {self.widths} must be at most {base.LARGEST:,}")
         base.check_positive(self, "base_width")
         base.check_activation(self)
         base.check_rules(self.rules)

@@ -19,11 +19,13 @@ from experiments import (
     train,
 )
 from experiments.command_line import BAD_INPUT, InputError
+from experiments.estimators import ESTIMATORS, take_estimator
 from experiments.optimizers import OPTIMIZERS, take_optimizer
 from experiments.serialization import decode, differences, encode
 from lopt import registry
 from lopt.celo2 import Celo2
 from lopt.wrappers.base import Wrapper
+from metatrain.estimators.backpropagation import Backpropagation
 from parametrization import ADAM_LIKE, STANDARD
 from tasks.families import FAMILIES
 
@@ -126,6 +128,79 @@ def test_runs_of_the_time_of_one_optimizer_go_on(tmp_path):
     again = run_directory.read_config(tmp_path)
     assert again == encode(configs.QUICKSTART)
     assert decode(configs.TrainConfig, again) == configs.QUICKSTART
+
+
+def parse_with_estimator(*arguments):
+    name, rest = take_estimator(arguments)
+    presets = configs.with_estimator(configs.PRESETS, name)
+    return command_line.choose_preset(presets, "train", rest)[1]
+
+
+def test_a_named_estimator_takes_the_place_of_the_presets_own_and_its_sizes():
+    own = configs.QUICKSTART.estimator
+    for name in ESTIMATORS:
+        config = parse_with_estimator("quickstart", "--estimator", name)
+        es = config.estimator
+        whole = own.lengths.maximum if name == "full_es" else own.truncation
+        assert (es.truncation, es.chunk) == (whole, own.chunk)
+        if name != "full_es":
+            assert es.lengths == own.lengths
+        if name != "backpropagation":
+            assert (es.num_pairs, es.sigma) == (own.num_pairs, own.sigma)
+        stored = json.loads(json.dumps(encode(config), allow_nan=False))
+        assert decode(configs.TrainConfig, stored) == config
+    assert isinstance(es, Backpropagation) and es.num_particles == own.num_pairs
+    given = ("--estimator.pairs-per-task", "4", "--estimator.refresh", "3")
+    factors = ("--estimator.sigma-factors", "layer_0", "2", "layer_1/bias", "0.5")
+    es = parse_with_estimator(
+        "quickstart", "--estimator=pes", *given, *factors
+    ).estimator
+    assert (es.pairs_per_task, es.refresh, es.credit) == (4, 3, "accumulated")
+    assert es.sigma_factors == (("layer_0", 2.0), ("layer_1/bias", 0.5))
+    refresh = ("--estimator.refresh", "episode")
+    assert parse("quickstart", *refresh)[1].estimator.refresh == "episode"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needle"),
+    [
+        (["--estimator"], "--estimator needs a name: pes, truncated_es, "),
+        (["--estimator", "es"], "unknown estimator --estimator 'es': known are pes, "),
+        (
+            ["--estimator=backpropagation", "--estimator.sigma", "1"],
+            "--estimator.sigma",
+        ),
+        (["--estimator=pes", "--estimator.refresh", "0"], "refresh = 0 must be"),
+        (
+            ["--estimator=pes", "--estimator.sigma-factors", "layer_9", "2"],
+            "sigma_factors: theta has nothing at 'layer_9'; it has ",
+        ),
+    ],
+)
+def test_a_wrong_estimator_is_named(arguments, needle):
+    with pytest.raises(InputError) as error:
+        parse_with_estimator("quickstart", *arguments)
+    assert needle in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("credit", "refresh", "today"),
+    [
+        ("accumulated", 1, "accumulated"),
+        ("fresh", 1, "window"),
+        ("episode", "episode", "accumulated"),
+    ],
+)
+def test_runs_of_the_time_of_one_estimator_go_on(tmp_path, credit, refresh, today):
+    stored = encode(configs.QUICKSTART)
+    names = ("num_pairs", "truncation", "sigma", "chunk", "lengths")
+    old = {name: stored["estimator"][name] for name in names} | {"credit": credit}
+    lengths = ("minimum", "maximum", "staggered")
+    old["lengths"] = {name: old["lengths"][name] for name in lengths}
+    (tmp_path / "config.json").write_text(json.dumps(stored | {"estimator": old}))
+    again = decode(configs.TrainConfig, run_directory.read_config(tmp_path)).estimator
+    own = configs.QUICKSTART.estimator
+    assert again == dataclasses.replace(own, refresh=refresh, credit=today)
 
 
 def test_an_unknown_preset_lists_the_known_ones():

@@ -116,10 +116,10 @@ def test_what_has_no_such_name_gets_one_line_and_a_suggestion(monkeypatch, capsy
 
 
 def test_counts_are_rounded_with_prefixes():
-    assert [tasks._count(x) for x in (12, 1500, 2.5e6, 3.333e12, 4e15)] == [
+    assert [tasks.with_prefix(x) for x in (12, 1500, 2.5e6, 3.333e12, 4e15)] == [
         *("12 ", "1.5 k", "2.5 M", "3.33 T", "4 P")
     ]
-    assert tasks._size(999) == "999 B"
+    assert tasks.size(999) == "999 B"
 
 
 @pytest.mark.slow

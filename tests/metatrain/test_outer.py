@@ -193,7 +193,7 @@ class Episode(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Broken:
-    """A problem whose losses are not finite, as none of ours can be."""
+    """A problem whose losses are so large that no gradient is finite."""
 
     def sample(self, key):
         return ()
@@ -201,8 +201,8 @@ class Broken:
     def start(self, theta, variant, key, length):
         return Episode(jnp.int32(0), jnp.asarray(length, jnp.int32))
 
-    def unroll(self, theta, episode, variant, dataset, key, num_steps):
-        losses = jnp.full(num_steps, jnp.nan) * theta["learning_rate"]
+    def unroll(self, theta, episode, variant, dataset, key, num_steps, *, outer_step=0):
+        losses = jnp.full(num_steps, 1e37) * theta["learning_rate"]
         episode = episode._replace(step=episode.step + num_steps)
         return Unrolled(episode, losses, losses, jnp.array(True))
 
@@ -247,3 +247,31 @@ def test_held_out_objective_uses_other_batches(dataset):
 def test_bad_fields_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         OuterOptimizer(**fields)
+
+
+def test_only_the_model_computes_in_bfloat16(dataset):
+    low = dataclasses.replace(PROBLEM, precision="bfloat16")
+    theta, products = LOPT.init(jax.random.key(0)), {}
+    for problem in (PROBLEM, low):
+        variant = problem.sample(jax.random.key(0))
+        episode = problem.start(theta, variant, jax.random.key(1), jnp.int32(8))
+
+        def window(episode, problem=problem, variant=variant):
+            return problem.unroll(
+                theta, episode, variant, dataset, jax.random.key(2), 2
+            )
+
+        kept = jax.eval_shape(window, episode).episode
+        assert jax.tree.map(jnp.result_type, kept) == jax.tree.map(
+            jnp.result_type, episode
+        )
+        text = str(jax.make_jaxpr(window)(episode))
+        products[problem.precision] = {
+            line.split(":")[1].split("[")[0]
+            for line in text.splitlines()
+            if "dot_general" in line
+        }
+    assert products["float32"] == {"f32"}
+    assert products["bfloat16"] == {"f32", "bf16"}
+    with pytest.raises(ValueError, match="precision = 'float16'"):
+        dataclasses.replace(PROBLEM, precision="float16")

@@ -1,0 +1,207 @@
+"""An expert optimizer that a learned one is shown at the beginning of meta-training.
+
+A learned optimizer with a random θ diverges or stands still, and its losses say little
+about where to go. An expert, any baseline with hyperparameters of its own, is therefore
+run on the same gradients of the same trajectory, and helps in two ways:
+
+* **Trajectories are blended**: what is applied is w·(expert's step) + (1 − w)·(learned
+  step). So episodes reach the places that a good optimizer reaches.
+* **Imitation is rewarded**: with e and u the expert's and the learned step, all
+  parameters as one vector, each inner step contributes to the objective
+
+      direction · (1 − cos(e, u)) + log_magnitude · |ln(‖u‖ / ‖e‖)|.
+
+All three weights fall with one ramp, from their full size to 0 between two outer steps.
+What follows is meta-training as if there had never been an expert.
+
+Both steps are taken from the same place, so no second run is needed to compare them.
+Where w = 1 both members of a pair follow the expert, their losses are the same, and it
+is imitation alone that moves θ.
+
+References:
+    ELO, arXiv:2607.06772. There the expert borrows the accumulators of the learned
+    optimizer; the published code compares ‖u‖ and ‖e‖ without the logarithm, weighs the
+    loss itself with what the imitation terms leave of 1, and normalizes differences of
+    the terms between the members of its pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopt.base import LearnedOptimizer, Specs, Theta
+from lopt.baselines import Adam, Baseline, ScheduleFreeAdamW
+
+LARGEST_RATIO = 10.0
+"""Largest |ln(‖u‖/‖e‖)| that counts, a factor of 22,026; NaN counts as that."""
+
+
+class GuidedState(NamedTuple):
+    """State of an optimizer that an expert accompanies."""
+
+    learned: Any
+    expert: Any
+    imitation: jax.Array  # [] what the last step contributes to the objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Expert:
+    """An expert optimizer and how its influence ends."""
+
+    optimizer: Baseline = Adam(learning_rate=1e-3, weight_decay=1e-2)
+    """Any baseline that moves the parameters it is given; its θ is its own learning
+    rate, its schedule spans an episode."""
+    full_until: int = 5_000
+    """Outer steps before which the weights below are whole."""
+    over_at: int = 50_000
+    """Outer step from which on there is no expert; weights fall linearly till then."""
+    blend: float = 1.0
+    """Share of the expert in the applied steps; 0 leaves trajectories alone."""
+    direction: float = 0.7
+    """Weight of 1 − cosine of the steps."""
+    log_magnitude: float = 0.3
+    """Weight of the logarithm of the ratio of the steps' norms."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.optimizer, ScheduleFreeAdamW):
+            raise ValueError(
+                "expert.optimizer = ScheduleFreeAdamW trains an average that a blended "
+                "run would not follow: choose another baseline"
+            )
+        if not isinstance(self.optimizer, Baseline):
+            raise ValueError(
+                f"expert.optimizer = {self.optimizer!r} must be a baseline, as Adam"
+            )
+        for name in ("full_until", "over_at"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= 10**9:
+                raise ValueError(
+                    f"expert.{name} = {value!r} must be a whole number in [0, 10⁹]"
+                )
+        if self.over_at <= self.full_until:
+            raise ValueError(
+                f"expert.over_at = {self.over_at} must be greater than "
+                f"expert.full_until = {self.full_until}"
+            )
+        if not 0 <= self.blend <= 1:
+            raise ValueError(f"expert.blend = {self.blend} must lie in [0, 1]")
+        for name in ("direction", "log_magnitude"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1e6:
+                raise ValueError(f"expert.{name} = {value} must lie in [0, 1e6]")
+
+    def ramp(self, outer_step: int | jax.Array) -> jax.Array:
+        """The factor `[]` float32 on all weights, 1 … 0, at an outer step."""
+        left = self.over_at - jnp.asarray(outer_step, jnp.int32)
+        share = left.astype(jnp.float32) / (self.over_at - self.full_until)
+        return jnp.clip(share, 0.0, 1.0)
+
+    def imitation(self, learned: Any, expert: Any, ramp: jax.Array) -> jax.Array:
+        """What one step contributes to the objective `[]`, finite whatever happens.
+
+        Args:
+            learned: step of the learned optimizer, a tree.
+            expert: that of the expert.
+            ramp: `[]`, see `ramp`.
+        """
+        cosine, log_ratio = compare(learned, expert)
+        terms = self.direction * (1 - cosine) + self.log_magnitude * jnp.abs(log_ratio)
+        return ramp * terms
+
+
+def compare(left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
+    """Cosine `[]` of two trees as vectors, and ln of the ratio of their norms `[]`.
+
+    Norms as small and as large as float32 are fine. Two vectors of zeros are the same;
+    one alone is orthogonal to everything, and smaller by `LARGEST_RATIO`. Where there
+    is a NaN or an infinity, vectors are opposite and as unequal as can be.
+    """
+    (x, log_x), (y, log_y) = _unit(left), _unit(right)
+    pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+    cosine = jnp.clip(sum(jnp.sum(a * b) for a, b in pairs), -1.0, 1.0)
+    # Minus infinity is the logarithm of a norm of 0.
+    nothing = jnp.isneginf(log_x) & jnp.isneginf(log_y)
+    ratio = jnp.clip(log_x - log_y, -LARGEST_RATIO, LARGEST_RATIO)
+    finite = (log_x < jnp.inf) & (log_y < jnp.inf)  # false for NaN
+    cosine = jnp.where(nothing, 1.0, jnp.where(finite, cosine, -1.0))
+    ratio = jnp.where(nothing, 0.0, jnp.where(finite, ratio, LARGEST_RATIO))
+    return cosine, ratio
+
+
+def _unit(tree: Any) -> tuple[Any, jax.Array]:
+    """A tree as a vector of norm 1, or of zeros, and the logarithm of its norm."""
+    tree = jax.tree.map(
+        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
+    )
+    leaves = jax.tree.leaves(tree)
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]))
+    # Squares of what is tiny or huge would leave the range.
+    scale = jnp.where(largest > 0, largest, 1.0)
+    scaled = jax.tree.map(lambda x: x / scale, tree)
+    square = sum(jnp.sum(x**2) for x in jax.tree.leaves(scaled))
+    root = jnp.sqrt(jnp.where(largest > 0, square, 1.0))
+    log_norm = jnp.where(jnp.isnan(largest), jnp.nan, jnp.log(root) + jnp.log(largest))
+    return jax.tree.map(lambda x: x / root, scaled), log_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Guided:
+    """A learned optimizer whose steps are blended with an expert's.
+
+    It is a `LearnedOptimizer` of one window: its weight is a number of that window.
+    """
+
+    lopt: LearnedOptimizer
+    expert: Expert
+    ramp: jax.Array | float = 1.0
+    """`[]`, see `Expert.ramp`."""
+
+    def init(self, key: jax.Array) -> Theta:
+        """θ of the learned optimizer."""
+        return self.lopt.init(key)
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """Both optimizers side by side (see `LearnedOptimizer.as_optax`)."""
+        learned = self.lopt.as_optax(theta, specs, num_steps)
+        optimizer = self.expert.optimizer
+        own = optimizer.init(jax.random.key(0))  # does not depend on the key
+        expert = optimizer.as_optax(own, specs, num_steps)
+        weight = self.ramp * jnp.float32(self.expert.blend)
+
+        def init(params: optax.Params) -> GuidedState:
+            return GuidedState(
+                learned.init(params), expert.init(params), jnp.float32(0.0)
+            )
+
+        def update(
+            updates: optax.Updates,
+            state: GuidedState,
+            params: optax.Params | None = None,
+            **extra_args: Any,
+        ) -> tuple[optax.Updates, GuidedState]:
+            ours, own_state = learned.update(
+                updates, state.learned, params, **extra_args
+            )
+            theirs, expert_state = expert.update(
+                updates, state.expert, params, **extra_args
+            )
+            imitation = self.expert.imitation(ours, theirs, jnp.float32(self.ramp))
+            steps = jax.tree.map(lambda u, e: _blend(weight, u, e), ours, theirs)
+            imitation = imitation.astype(jnp.float32)
+            return steps, GuidedState(own_state, expert_state, imitation)
+
+        return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+
+
+def _blend(weight: jax.Array, learned: jax.Array, expert: jax.Array) -> jax.Array:
+    """One of two steps, exactly, at weights 1 and 0; else the weighted mean."""
+    mean = (weight * expert + (1 - weight) * learned).astype(learned.dtype)
+    whole = jnp.where(weight >= 1, expert.astype(learned.dtype), mean)
+    return jnp.where(weight > 0, whole, learned)
