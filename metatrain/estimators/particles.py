@@ -134,7 +134,8 @@ def _loop(
 
     def turn(i: jax.Array, carry: tuple[T, Any]) -> tuple[T, Any]:
         total, outs = carry
-        total, new = body(total, take(i))
+        total, new = body(total, jax.lax.optimization_barrier(take(i)))
+        new = jax.lax.optimization_barrier(new)
         put = partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
         return total, jax.tree.map(put, outs, new)
 
