@@ -11,14 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import command_line, configs, run_directory
+from experiments import command_line
 from experiments import train as training_command
 from experiments.command_line import BAD_INPUT, InputError
 from experiments.configs import PRESETS, TrainConfig
-from experiments.run_directory import METRICS, TIMING, RunDirectory, read_rows
+from experiments.run_directory import METRICS, RunDirectory, read_rows
 from experiments.serialization import decode, encode
 from experiments.train import load_trained, train
 from metatrain.checkpoint import Checkpoints
+from tasks.distributions import DISTRIBUTIONS
 from tests.experiments.tiny_run import TINY, options, same_run
 
 
@@ -50,8 +51,10 @@ def refused(directory, capfd):
         command_line.run(lambda: train(options(directory), "tiny") and None)
     out, error = capfd.readouterr()
     assert stop.value.code == BAD_INPUT and "compiling" not in out
-    assert error.startswith("error: ") and error.count("\n") == 1, error
-    return error
+    *warnings, line = error.splitlines()
+    assert line.startswith("error: "), error
+    assert all(warning.startswith("warning: ") for warning in warnings)
+    return line
 
 
 def test_a_record_cut_anywhere_loses_at_most_its_last_line(tmp_path):
@@ -105,10 +108,8 @@ def test_all_checkpoints_bad_is_a_stop_and_no_fresh_start(copy, capfd):
 
 
 def test_a_checkpoint_of_something_else_is_refused_before_use(copy, capfd):
-    config, state = load_trained(copy)
-    half = dataclasses.asdict(config.run) and jax.tree.map(
-        lambda x: np.asarray(x, np.float16), state.outer.average
-    )
+    _, state = load_trained(copy)
+    half = jax.tree.map(lambda x: np.asarray(x, np.float16), state.outer.average)
     other = state._replace(outer=state.outer._replace(average=half))
     Checkpoints(copy / "checkpoints").save(12, other)
     error = refused(copy, capfd)
@@ -144,23 +145,37 @@ def test_a_checkpoint_that_is_a_link_is_read_and_nothing_behind_it_is_deleted(
     assert {p: p.read_bytes() for p in outside.rglob("*") if p.is_file()} == kept
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", "checkpoints"])
-def test_a_folder_or_file_in_the_wrong_place_is_named(copy, capfd, name):
-    if name == "checkpoints":
-        shutil.rmtree(copy / name)
-        (copy / name).write_text("")
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json"])
+def test_a_folder_in_the_place_of_a_file_is_named(copy, capfd, name):
+    (copy / name).unlink()
+    (copy / name).mkdir()
+    assert str(copy / name) in refused(copy, capfd)
+
+
+@pytest.mark.parametrize("instead", ["file", "empty", "leavings"])
+def test_steps_on_record_without_any_checkpoint_are_no_fresh_start(
+    copy, capfd, instead
+):
+    shutil.rmtree(copy / "checkpoints")
+    if instead == "file":
+        (copy / "checkpoints").write_text("")
     else:
-        (copy / name).unlink()
-        (copy / name).mkdir()
-    assert name in refused(copy, capfd)
+        (copy / "checkpoints").mkdir()
+    if instead == "leavings":
+        (copy / "checkpoints" / ".step_00000012-abcdefgh").mkdir()
+    before = (copy / METRICS).read_bytes()
+    error = refused(copy, capfd)
+    assert f"{copy / 'checkpoints'} holds none, though 10 steps are recorded" in error
+    assert (copy / METRICS).read_bytes() == before
 
 
 # Configurations.
 
 
-def test_every_preset_is_the_same_after_storing_and_reading():
-    for name, (_, make) in PRESETS.items():
-        config = make()
+def test_a_preset_is_the_same_after_storing_and_reading():
+    """Those of families are read again in `test_command_line.py`."""
+    for name in ("quickstart", *DISTRIBUTIONS):
+        config = PRESETS[name][1]()
         stored = json.loads(json.dumps(encode(config), allow_nan=False))
         again = decode(TrainConfig, stored)
         assert again == config and hash(again) == hash(config), name
@@ -206,7 +221,9 @@ def test_a_missing_dataset_is_refused_at_the_start(tmp_path, monkeypatch, capfd)
     assert "tfds build cifar10" in error  # how to get it
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", pytest.param("flipped", marks=pytest.mark.slow), "missing"]
+)
 def test_a_damaged_dataset_is_refused_at_the_start(
     data_dir, tmp_path, monkeypatch, capfd, damage
 ):
