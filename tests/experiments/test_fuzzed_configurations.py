@@ -62,7 +62,7 @@ def commands(draw):
     return words
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(commands())
 @example(["quickstart", "--task.model.widths", *["1"] * 30])
 @example(["resnet", "--task.model.blocks", "4294967296"])
