@@ -35,7 +35,7 @@ def test_devices_must_divide_the_chunks():
     mesh = Mesh(np.array([device]), (devices.AXIS,))
     devices.check_shares(3, mesh)
     several = type("Several", (), {"size": 2})()
-    with pytest.raises(ValueError, match="3 chunks of particles.*2 devices: take 1 or"):
+    with pytest.raises(ValueError, match=r"3 chunks of particles.*2 devices: take 1 or"):
         devices.check_shares(3, several)
     assert EvolutionStrategy(num_pairs=6, chunk=2).num_chunks == 3
     assert EvolutionStrategy(num_pairs=6, chunk=6).num_chunks == 1
@@ -43,5 +43,5 @@ def test_devices_must_divide_the_chunks():
 
 def test_more_devices_than_there_are_cannot_be_had():
     number = len(jax.devices())
-    with pytest.raises(ValueError, match=f"devices = {number + 1}.* has {number} "):
+    with pytest.raises(ValueError, match=rf"devices = {number + 1}.* has {number} "):
         devices.make_mesh(number + 1)
