@@ -35,7 +35,9 @@ def test_devices_must_divide_the_chunks():
     mesh = Mesh(np.array([device]), (devices.AXIS,))
     devices.check_shares(3, mesh)
     several = type("Several", (), {"size": 2})()
-    with pytest.raises(ValueError, match=r"3 chunks of particles.*2 devices: take 1 or"):
+    with pytest.raises(
+        ValueError, match=r"3 chunks of particles.*2 devices: take 1 or"
+    ):
         devices.check_shares(3, several)
     assert EvolutionStrategy(num_pairs=6, chunk=2).num_chunks == 3
     assert EvolutionStrategy(num_pairs=6, chunk=6).num_chunks == 1
