@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -19,8 +18,7 @@ from experiments.run_directory import METRICS, RunDirectory, read_rows
 from experiments.serialization import decode, encode
 from experiments.train import load_trained, train
 from metatrain.checkpoint import Checkpoints
-from tasks.distributions import DISTRIBUTIONS
-from tests.experiments.tiny_run import TINY, options, same_run
+from tests.experiments.tiny_run import options, same_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,7 +63,9 @@ def test_a_record_cut_anywhere_loses_at_most_its_last_line(tmp_path):
         path.write_bytes(text[:cut])
         whole = text[:cut].count(b"\n")
         assert read_rows(path) in (rows[:whole], rows[: whole + 1])
-        if whole:  # what is dropped is done again, and no step stands there twice
+        if (
+            whole and cut % 5 == 0
+        ):  # what is dropped is done again, and no step stands there twice
             with RunDirectory(tmp_path) as directory:
                 directory.truncate_after(whole)
                 assert read_rows(path) == rows[:whole]
@@ -129,22 +129,6 @@ def test_a_fallback_goes_on_from_the_step_before_and_says_so(copy, straight, cap
     assert same_run(copy, straight)
 
 
-def test_a_checkpoint_that_is_a_link_is_read_and_nothing_behind_it_is_deleted(
-    copy, straight, tmp_path
-):
-    outside = tmp_path / "outside"
-    newest = copy / "checkpoints" / "step_00000010"
-    newest.rename(outside)
-    newest.symlink_to(outside)
-    kept = {p: p.read_bytes() for p in outside.rglob("*") if p.is_file()}
-    longer = dataclasses.replace(
-        options(copy, keep_checkpoints=1), num_steps=12, validation=TINY.validation
-    )
-    train(longer, "tiny")
-    assert os.listdir(copy / "checkpoints") == ["step_00000012"]
-    assert {p: p.read_bytes() for p in outside.rglob("*") if p.is_file()} == kept
-
-
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.json"])
 def test_a_folder_in_the_place_of_a_file_is_named(copy, capfd, name):
     (copy / name).unlink()
@@ -172,9 +156,13 @@ def test_steps_on_record_without_any_checkpoint_are_no_fresh_start(
 # Configurations.
 
 
-def test_a_preset_is_the_same_after_storing_and_reading():
-    """Those of families are read again in `test_command_line.py`."""
-    for name in ("quickstart", *DISTRIBUTIONS):
+@pytest.mark.parametrize(
+    "names",
+    [["quickstart", "mulo_s"], pytest.param([*PRESETS], marks=pytest.mark.slow)],
+    ids=["some", "all"],
+)
+def test_a_preset_is_the_same_after_storing_and_reading(names):
+    for name in names:
         config = PRESETS[name][1]()
         stored = json.loads(json.dumps(encode(config), allow_nan=False))
         again = decode(TrainConfig, stored)

