@@ -60,8 +60,11 @@ CASES = {
 
 def digest(tree):
     leaves = [
-        np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(
-            x.dtype, jax.dtypes.prng_key) else x)
+        np.asarray(
+            jax.random.key_data(x)
+            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+            else x
+        )
         for x in jax.tree.leaves(tree)
     ]
     return hashlib.sha256(b"".join(x.tobytes() for x in leaves)).hexdigest()
