@@ -10,7 +10,6 @@ which google/learned_optimization 32186aa was measured (jax 0.10.2, 2 cores).
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -38,8 +37,7 @@ def build(case: str, optimizer: str) -> tuple[Any, Any]:
 
     Imports stand inside: the parent process, which only starts the cases, stays light.
     """
-    import numpy as np
-
+    from benchmarks.synthetic import Synthetic
     from lopt import Adam, SmallFC
     from metatrain import (
         EpisodeLengths,
@@ -51,20 +49,6 @@ def build(case: str, optimizer: str) -> tuple[Any, Any]:
     from metatrain.outer import InnerTraining, ProblemGroup
     from parametrization import ADAM_LIKE
     from tasks import MLP, ImageClassification
-    from tasks.data.images import ImageDataset, Images, partition
-
-    @dataclasses.dataclass(frozen=True)
-    class Synthetic(Images):
-        """In-memory noise images with labels, 10,000 of them."""
-
-        image_shape: tuple[int, int, int]
-        num_classes: int = 10
-
-        def load(self) -> ImageDataset:
-            random = np.random.default_rng(0)
-            images = random.integers(0, 256, (10000, *self.image_shape), np.uint8)
-            labels = random.integers(0, self.num_classes, 10000)
-            return partition(images, labels, (8000, 8500, 9000))
 
     shape, widths, window = {
         "small": ((8, 8, 1), (32,), 50),

@@ -143,7 +143,7 @@ class TrainConfig:
             raise ValueError(f"seed = {self.seed} must lie in [0, 2³¹)")
         es = self.estimator
         if isinstance(es, EvolutionStrategy) and (es.sigma_factors or es.orthogonal):
-            es.check(jax.eval_shape(self.lopt.init, jax.random.key(0)))
+            es.check(jax.eval_shape(lambda: self.lopt.init(jax.random.key(0))))
         if not isinstance(self.task, TaskDistribution):
             self.variation.check(self.task)
         elif self.variation != Variation():

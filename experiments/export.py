@@ -11,8 +11,9 @@ import tyro
 
 from experiments import command_line
 from experiments.command_line import InputError, reported
+from experiments.release import make_artifact
 from experiments.run_directory import read_parent
-from experiments.train import load_trained, make_artifact
+from experiments.train import load_trained
 
 
 @dataclasses.dataclass(frozen=True)

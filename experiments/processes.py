@@ -13,6 +13,7 @@ from the newest checkpoint, with as many processes as then are there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -120,8 +121,10 @@ def join(meeting: Meeting | None, hosts: str, num_devices: int | None) -> None:
     Raises:
         InputError: if nothing was found, or somebody did not come.
     """
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", num_devices or 1)
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if num_devices is not None and not forced:
+        with contextlib.suppress(RuntimeError):  # JAX has begun with what it had
+            jax.config.update("jax_num_cpu_devices", num_devices)
     if meeting is None and hosts == "one":
         return
     where: dict[str, Any] = {}

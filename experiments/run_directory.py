@@ -129,10 +129,13 @@ class RunDirectory:
                     "--run.directory"
                 )
             every = stored.get("run", {}).get("checkpoint_every", 0)
-            if not self.checkpoints.exists() and recorded[-1]["step"] > every:
+            done = recorded[-1]["step"] if recorded else 0
+            names = ("step_*", ".step_*-old")
+            if done > every and not any(any(self.checkpoints.glob(n)) for n in names):
+                what = "holds none" if self.checkpoints.exists() else "is missing"
                 raise InputError(
-                    f"{self.checkpoints} is missing, though {recorded[-1]['step']} "
-                    "steps are recorded; bring it back or move the run away"
+                    f"{self.checkpoints} {what}, though {done} steps are recorded; "
+                    "bring it back or move the run away"
                 )
         elif begun:
             raise InputError(f"{path} is missing beside a run's files; move them away")

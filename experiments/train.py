@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import command_line, dry_run, processes, run_directory
-from experiments.command_line import ComputationError, InputError, reported
+from experiments.command_line import InputError, reported
 from experiments.configs import (
     PRESETS,
     TrainConfig,
@@ -34,34 +32,19 @@ from experiments.display import TrainingDisplay
 from experiments.estimators import ESTIMATORS, take_estimator
 from experiments.experts import EXPERTS, take_expert, with_expert
 from experiments.optimizers import OPTIMIZERS, take_optimizer
-from experiments.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
+from experiments.recorder import Recorder
+from experiments.release import Best, TrainingState, base_sizes, release
+from experiments.run_directory import RunDirectory
 from experiments.serialization import decode, encode
-from experiments.sinks import VALIDATION_PREFIX, Sinks, open_sinks
 from experiments.validation import Validation
 from experiments.warm_start import begin_with, parent_of
-from lopt.artifact import FILES, Artifact
+from lopt.artifact import Artifact
 from lopt.base import Theta
 from metatrain import devices, streaming
 from metatrain.checkpoint import Checkpoints
 from metatrain.outer import MetaTraining, OuterState
 from metatrain.streaming import Feed, HostDataset
 from tasks.base import Dataset
-from tasks.modelled import ModelTask
-
-
-class Best(NamedTuple):
-    """The θ with the smallest validation loss so far."""
-
-    theta: Theta
-    loss: jax.Array  # [] normalized; infinite before any validation
-    step: jax.Array  # [] int32
-
-
-class TrainingState(NamedTuple):
-    """What a checkpoint holds."""
-
-    outer: OuterState
-    best: Best
 
 
 @dataclasses.dataclass
@@ -116,7 +99,7 @@ def train(config: TrainConfig, name: str) -> Path:
         else:
             print(f"{directory.path} is trained: {config.num_steps} outer steps")
         if int(state.outer.step) >= config.num_steps:
-            processes.on_first(lambda: _release(config, directory, state))
+            processes.on_first(lambda: release(config, directory, state))
         return directory.path
 
 
@@ -211,7 +194,9 @@ def _advance(run: _Run, state: TrainingState) -> TrainingState:
     first = int(state.outer.step)
     last = min(config.num_steps, config.run.stop_after or config.num_steps)
     display = TrainingDisplay(first, config.num_steps, training.inner_steps_per_step)
-    recorder = _Recorder(run, display, first)
+    recorder = Recorder(
+        config, run.directory, display, training.inner_steps_per_step, first
+    )
     outer, best = state
     if first:
         print(f"{run.directory.path}: going on from step {first}")
@@ -244,71 +229,7 @@ def _advance(run: _Run, state: TrainingState) -> TrainingState:
     return TrainingState(outer, best)
 
 
-class _Recorder:
-    """Collects metrics on the device and writes them a few at a time."""
-
-    def __init__(self, run: _Run, display: TrainingDisplay, step: int) -> None:
-        """Args: the run; what shows it; outer steps done before."""
-        self.config, self.directory, self.display = run.config, run.directory, display
-        self.sinks = Sinks({})  # those of the first process show what there is
-        if processes.is_first():
-            self.sinks = open_sinks(run.config, run.directory.path, step)
-        self._inner_steps = run.training.inner_steps_per_step
-        self._skipped = 0  # outer steps in a row that were not taken
-        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        self._clock = time.monotonic()
-
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Keeps one step's metrics; the device is waited for only now and then."""
-        self._pending.append((step, metrics))
-        if step == 1 or step % self.config.run.log_every == 0:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what is pending and shows the last of it."""
-        if not self._pending:
-            return
-        rows: list[dict[str, Any]] = [
-            {"step": step} | {name: _number(x) for name, x in sorted(metrics.items())}
-            for step, metrics in self._pending
-        ]
-        self._pending.clear()
-        self.directory.append(METRICS, rows)
-        self.sinks.write(rows)
-        now = time.monotonic()
-        seconds = now - self._clock
-        timing = {
-            "step": rows[-1]["step"],
-            "seconds": round(seconds, 3),
-            "inner_steps_per_second": round(len(rows) * self._inner_steps / seconds, 1),
-        }
-        self.directory.append(TIMING, [timing])
-        self._clock = now
-        losses = [x for row in rows if (x := row["meta_loss"]) is not None]
-        self.display.update(
-            rows[-1]["step"], float(np.mean(losses)) if losses else float("nan")
-        )
-        for row in rows:
-            self._count_skipped(row)
-
-    def _count_skipped(self, row: dict[str, Any]) -> None:
-        self._skipped = self._skipped + 1 if row["skipped"] else 0
-        limit = self.config.outer.max_skipped
-        if self._skipped >= limit:
-            raise ComputationError(
-                f"the meta-gradient of {limit} outer steps in a row, up to step "
-                f"{row['step']}, was not finite and moved nothing; a smaller "
-                "estimator.sigma or outer.clip_value may help (outer.max_skipped is "
-                "the limit)"
-            )
-
-
-def _number(value: jax.Array) -> float | None:
-    """A metric as JSON has it: null if it is not finite."""
-    return float(value) if np.isfinite(float(value)) else None
-
-
-def _validate(run: _Run, outer: OuterState, best: Best, recorder: _Recorder) -> Best:
+def _validate(run: _Run, outer: OuterState, best: Best, recorder: Recorder) -> Best:
     assert run.validation is not None
     # The first process validates alone, on one device.
     outer = devices.local(outer._replace(estimator_states=()))
@@ -317,8 +238,7 @@ def _validate(run: _Run, outer: OuterState, best: Best, recorder: _Recorder) -> 
     loss = scores["held_out_loss" if figure == "held_out" else "train_loss"]
     better = loss < float(best.loss)
     row = {"step": int(outer.step)} | scores | {"chosen": better}
-    recorder.directory.append(VALIDATION, [row])
-    recorder.sinks.write([row], VALIDATION_PREFIX)
+    recorder.add_validation(row)
     recorder.display.say(
         f"step {row['step']:>5}: validation loss: training {row['train_loss']:.4f}, "
         f"held out {row['held_out_loss']:.4f}{', best so far' if better else ''}"
@@ -331,61 +251,6 @@ def _validate(run: _Run, outer: OuterState, best: Best, recorder: _Recorder) -> 
             jnp.copy(outer.step),
         )
     return best
-
-
-def _release(
-    config: TrainConfig, directory: RunDirectory, state: TrainingState
-) -> None:
-    folder = directory.path / "artifact"
-    parent = run_directory.read_parent(directory.path)
-    artifact = make_artifact(config, state, parent)
-    if folder.is_dir() and not folder.is_symlink():
-        foreign = sorted({path.name for path in folder.iterdir()} - set(FILES))
-        if foreign:
-            print(f"{folder} also holds {', '.join(foreign)}: it is left as it is")
-            return
-        try:
-            if Artifact.load(folder).provenance == artifact.provenance:
-                return
-        except ValueError as error:
-            print(f"warning: {error}; it is released anew", file=sys.stderr)
-    elif os.path.lexists(folder):
-        raise InputError(f"{folder} is not a folder of this run; move it away")
-    with reported():
-        artifact.save(folder, replace=True)
-    print(f"released {folder} (θ of step {int(state.best.step)})")
-
-
-def base_sizes(config: TrainConfig) -> dict[str, int]:
-    """The sizes of the base model that all groups of a run agree on."""
-    tasks = [group.task for group in config.distribution.groups]
-    bases = [t.model.base_sizes if isinstance(t, ModelTask) else {} for t in tasks]
-    return dict(set(bases[0].items()).intersection(*(base.items() for base in bases)))
-
-
-def make_artifact(
-    config: TrainConfig, state: TrainingState, parent: dict[str, Any] | None = None
-) -> Artifact:
-    """The optimizer of the best validated θ, with its provenance.
-
-    Args:
-        config: of the run.
-        state: where it stands.
-        parent: what it began with (see `experiments.warm_start`).
-    """
-    provenance = {
-        "config": {k: v for k, v in encode(config).items() if k != "run"},
-        "outer_steps": int(state.outer.step),
-        "best_step": int(state.best.step),
-        "validation_figure": config.validation.figure,
-        "validation_loss": float(state.best.loss),
-        "jax": jax.__version__,
-        "platform": f"{platform.system()} {platform.machine()}",
-        "backend": jax.default_backend(),
-    }
-    if parent is not None:
-        provenance["parent"] = parent
-    return Artifact(config.lopt, state.best.theta, base_sizes(config), provenance)
 
 
 def load_trained(path: Path) -> tuple[TrainConfig, TrainingState]:

@@ -284,12 +284,9 @@ class MetaTraining:
             ),
             self.mesh,
         )
-        collected = Parts(
-            terms=devices.whole(parts.terms, self.mesh),
-            total=devices.summed(parts.total, self.mesh),
-            metrics=devices.whole(parts.metrics, self.mesh),
-        )
-        return collected, particles
+        terms, metrics = devices.whole((parts.terms, parts.metrics), self.mesh)
+        total = devices.summed(parts.total, self.mesh)
+        return Parts(terms, total, metrics), particles
 
     @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
     def _advance(
@@ -323,7 +320,10 @@ class MetaTraining:
         norm = optax.tree.norm(estimate.grad)
         metrics = estimate.metrics | {"grad_norm": norm}
         if estimate.terms is not None:
-            metrics["signal_to_noise"] = signal_to_noise(estimate.terms, estimate.grad)
+            together = getattr(self.estimator, "pairs_per_task", 1)
+            metrics["signal_to_noise"] = signal_to_noise(
+                estimate.terms, estimate.grad, together
+            )
         grad = estimate.grad
         if self.outer.group_gradients == "normalized":
             scale = jnp.where(norm > 0.0, norm, 1.0)
@@ -387,7 +387,7 @@ def _place(index: int) -> Any:
     return np.int32(index)
 
 
-def signal_to_noise(terms: Theta, grad: Theta) -> jax.Array:
+def signal_to_noise(terms: Theta, grad: Theta, together: int = 1) -> jax.Array:
     """How far a meta-gradient stands out of its own noise, `[]`.
 
     ‖ĝ‖² over the trace of ĝ's covariance, as the terms of the particles estimate it:
@@ -396,7 +396,12 @@ def signal_to_noise(terms: Theta, grad: Theta) -> jax.Array:
     Args:
         terms: of the particles, `[N]` in front.
         grad: their mean ĝ.
+        together: neighbours that are not independent, since they share a task.
     """
+    if together > 1:
+        terms = jax.tree.map(
+            lambda x: x.reshape((-1, together, *x.shape[1:])).mean(axis=1), terms
+        )
     num = jax.tree.leaves(terms)[0].shape[0]
     deviations = jax.tree.map(lambda x, mean: x - mean[None], terms, grad)
     variance = jnp.square(optax.tree.norm(deviations)) / jnp.float32((num - 1) * num)

@@ -301,6 +301,6 @@ def test_what_a_killed_process_left_is_taken_up(straight, tmp_path):
 
 
 def test_an_error_that_is_a_defect_keeps_its_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr(training_command, "_release", lambda *_: 1 / 0)
+    monkeypatch.setattr(training_command, "release", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         command_line.run(lambda: train(options(tmp_path / "run"), "tiny") and None)

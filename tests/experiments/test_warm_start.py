@@ -12,6 +12,7 @@ import pytest
 
 from experiments import configs
 from experiments.command_line import ComputationError, InputError
+from experiments.release import make_artifact
 from experiments.run_directory import (
     METRICS,
     PARENT,
@@ -19,7 +20,7 @@ from experiments.run_directory import (
     VALIDATION,
     read_rows,
 )
-from experiments.train import load_trained, make_artifact, train
+from experiments.train import load_trained, train
 from experiments.warm_start import begin_with
 from lopt.artifact import Artifact
 from lopt.celo import Celo

@@ -28,7 +28,7 @@ def make(root, *cases):
 def killed(tmp_path_factory):
     """`killed(CASE, STRIDE)`: folders in which a save was killed, and one without."""
     root = tmp_path_factory.mktemp("some")
-    some = ("again", "5"), ("artifact", "1")
+    some = ("again", "8"), ("artifact", "1")
     make(root, *some[0], *some[1])  # by one process
 
     def folders(case, stride):
@@ -81,7 +81,7 @@ def check(folder, case):
 @pytest.mark.parametrize(
     ("case", "stride", "least"),
     [
-        ("again", "5", 8),
+        ("again", "8", 5),
         *(
             pytest.param(case, stride, least, marks=pytest.mark.slow)
             for case, stride, least in (

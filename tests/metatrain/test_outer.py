@@ -81,11 +81,12 @@ def leaves_equal(left, right):
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
-def test_nan_in_one_member_leaves_the_other_pairs_bit_unchanged(estimate, begun):
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -3e38])
+def test_what_overflows_leaves_the_other_pairs_bit_unchanged(estimate, begun, value):
     theta, pairs = begun
     key = jax.random.key(3)
     clean, clean_pairs = estimate(theta, pairs, key)
-    params = jax.tree.map(lambda x: x.at[1, 0].set(jnp.nan), pairs.episodes.params)
+    params = jax.tree.map(lambda x: x.at[1, 0].set(value), pairs.episodes.params)
     poisoned = pairs._replace(episodes=pairs.episodes._replace(params=params))
     dirty, dirty_pairs = estimate(theta, poisoned, key)
     for index in (0, 2):

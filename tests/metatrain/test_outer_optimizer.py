@@ -119,6 +119,9 @@ def test_signal_to_noise_is_that_of_the_mean_and_one_for_noise_alone():
     covariance_of_mean = np.cov(flat.T) / len(flat)
     expected = np.sum(flat.mean(0) ** 2) / np.trace(covariance_of_mean)
     assert float(signal_to_noise(terms, mean)) == pytest.approx(expected, rel=1e-5)
+    # Twins are one: they say nothing more of the noise.
+    twice = {"a": jnp.repeat(terms["a"], 2, axis=0)}
+    assert float(signal_to_noise(twice, mean, 2)) == pytest.approx(expected, rel=1e-5)
 
     noise = jax.random.normal(jax.random.key(0), (500, 16, 40))
     found = np.asarray(jax.vmap(lambda x: signal_to_noise(x, x.mean(0)))(noise))
