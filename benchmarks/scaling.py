@@ -7,8 +7,8 @@ network) and tensors (by its depth). An exponent is fitted by least squares to t
 logarithms, over the larger half of the sizes, where overheads no longer count: 1 is
 linear. Each point is measured in a process of its own.
 
-Then two CPU devices with one device of all cores: the same pairs in the same chunks, the
-two in turn, so that other load of the machine meets both.
+Then two CPU devices with one device of all cores: the same pairs in the same chunks,
+the two in turn, so that other load of the machine meets both.
 """
 
 from __future__ import annotations

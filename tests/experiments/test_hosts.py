@@ -1,5 +1,6 @@
 """Several processes: how they are started, how they stop, what a lost one costs."""
 
+import contextlib
 import json
 import os
 import signal
@@ -186,10 +187,8 @@ def end(process, seconds=280):
         return process.communicate(timeout=seconds)[0]
     finally:
         for pid in (process.pid, *left):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
 
 def until_checkpoint(process, path, after):
@@ -226,7 +225,7 @@ def test_lost_stopped_and_continued_by_others_it_is_the_same_run(tmp_path):
     assert time.monotonic() - killed < 60.0
     assert run.returncode == 137, out
     assert "another process was lost" in out
-    assert f"process 1 ended with code 137" in out or f"code {PEER_LOST};" in out
+    assert "process 1 ended with code 137" in out or f"code {PEER_LOST};" in out
     assert len(read_rows(path / METRICS)) < STEPS
 
     run = begin(TWO, path)
@@ -234,7 +233,7 @@ def test_lost_stopped_and_continued_by_others_it_is_the_same_run(tmp_path):
     os.kill(children(run)[1], signal.SIGTERM)  # told to the other one too
     out = end(run)
     assert run.returncode == INTERRUPTED, out
-    assert f"going on from step" in out
+    assert "going on from step" in out
     stopped = read_rows(path / METRICS)[-1]["step"]
     assert step <= stopped < STEPS
     assert (path / "checkpoints" / f"step_{stopped:08d}").exists()

@@ -50,6 +50,7 @@ NETWORK = SmallFC(hidden_size=3, step_mult=0.01, rules=ADAM_LIKE)
 VARIED = Variation("tensor", label_noise=(0.1, 0.3), batch_share=0.5)
 # Tasks with their variation, optimizer, pairs, chunk, whether data is streamed.
 CASES = {
+    "quick": ([(BOWL, UNVARYING)], Adam(0.05), 4, 1, False),  # hardly optimized
     "cheap": ([(BOWL, UNVARYING)], Adam(0.05), 8, 1, False),
     "network": ([(IMAGES, UNVARYING)], NETWORK, 4, 2, False),
     "streamed": ([(IMAGES, VARIED)], Adam(0.05), 4, 2, True),
@@ -148,6 +149,7 @@ def first_gradient(case, mesh):
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_disable_most_optimizations", sys.argv[2] == "quick")
     case, sizes = sys.argv[2], [int(size) for size in sys.argv[3:]]
     work = first_gradient if case == "summed" else run
     rows = {}

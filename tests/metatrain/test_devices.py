@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from lopt.baselines import Adam
 from metatrain import devices
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.estimators.particles import over_particles, sum_over_particles
@@ -20,7 +21,6 @@ from metatrain.objective import Objective
 from metatrain.outer import MetaTraining, ProblemGroup
 from metatrain.outer_optimizer import OuterOptimizer
 from tasks.synthetic import Quadratic
-from lopt.baselines import Adam
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("run_on_devices.py")
@@ -60,12 +60,12 @@ def check_same(want, got, num):
         assert got[name] == want[name], name
     assert got["devices of a particle array"] == [num]
     assert got["compiled later"] == 0
-    assert 0.0 < sum(want["finished"])  # episodes ended, and others began
+    assert sum(want["finished"]) > 0.0  # episodes ended, and others began
     assert len(set(want["each theta"])) == len(want["each theta"])  # θ moved
 
 
 def test_two_devices_give_the_bits_of_one():
-    runs = run("2", "cheap", 0, 2)
+    runs = run("2", "quick", 0, 2)
     check_same(runs["0"], runs["2"], 2)
 
 
@@ -160,17 +160,18 @@ def work(shared, particle):
 
 @pytest.mark.parametrize("chunk", [1, 2, 6, 9])
 def test_particles_run_in_chunks_each_once_and_in_place(chunk):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
+    # Whole numbers: what is not summed is exact.
+    x = jnp.asarray(np.random.default_rng(0).integers(-9, 9, (6, 3)), jnp.float32)
     shared = jnp.asarray([1.0, -2.0, 3.0])
     particles = (x, jnp.arange(6))
-    kept, terms = jax.jit(
-        lambda s, p: over_particles(work, s, p, chunk=chunk)
-    )(shared, particles)
+    kept, terms = jax.jit(lambda s, p: over_particles(work, s, p, chunk=chunk))(
+        shared, particles
+    )
     want = np.asarray(x) * np.asarray(shared) + np.arange(6)[:, None]
-    np.testing.assert_allclose(kept["own"], want, rtol=1e-6)
-    again, total = jax.jit(
-        lambda s, p: sum_over_particles(work, s, p, chunk=chunk)
-    )(shared, particles)
+    np.testing.assert_array_equal(kept["own"], want)
+    again, total = jax.jit(lambda s, p: sum_over_particles(work, s, p, chunk=chunk))(
+        shared, particles
+    )
     np.testing.assert_array_equal(again["own"], kept["own"])
     exact = np.sum(np.asarray(terms, np.float64), axis=0)
     bound = 6 * 2.0**-23 * np.abs(terms).sum(axis=0)
