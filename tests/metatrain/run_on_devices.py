@@ -50,11 +50,10 @@ NETWORK = SmallFC(hidden_size=3, step_mult=0.01, rules=ADAM_LIKE)
 VARIED = Variation("tensor", label_noise=(0.1, 0.3), batch_share=0.5)
 # Tasks with their variation, optimizer, pairs, chunk, whether data is streamed.
 CASES = {
-    "quick": ([(BOWL, UNVARYING)], Adam(0.05), 4, 1, False),  # hardly optimized
-    "cheap": ([(BOWL, UNVARYING)], Adam(0.05), 8, 1, False),
+    "quick": ([(BOWL, UNVARYING)], Adam(0.05), 8, 1, False),  # hardly optimized
     "network": ([(IMAGES, UNVARYING)], NETWORK, 4, 2, False),
     "streamed": ([(IMAGES, VARIED)], Adam(0.05), 4, 2, True),
-    "groups": ([(IMAGES, UNVARYING), (BOWL, UNVARYING)], Adam(0.05), 4, 2, False),
+    "groups": ([(BOWL, UNVARYING), (Quadratic(3), UNVARYING)], Adam(0.05), 4, 2, False),
     "summed": ([(BOWL, UNVARYING)], Adam(0.05), 8, 2, False),
 }
 

@@ -72,7 +72,7 @@ def test_two_devices_give_the_bits_of_one():
 @pytest.mark.slow
 @pytest.mark.parametrize("num", [4, 8])
 def test_more_devices_give_the_bits_of_one(num):
-    check_same(run("1", "cheap", 0)["0"], run(str(num), "cheap", num)[str(num)], num)
+    check_same(run("1", "quick", 0)["0"], run(str(num), "quick", num)[str(num)], num)
 
 
 @pytest.mark.slow
