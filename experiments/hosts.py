@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import command_line
-from experiments.command_line import InputError
+from experiments.command_line import INTERRUPTED, InputError
 
 GRACE = 60.0
+TRAIN = (sys.executable, "-m", "experiments.train")
 _TICK = 0.1  # seconds between looks at the processes
 
 
@@ -33,21 +34,27 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def launch(num: int, arguments: Sequence[str], grace: float = GRACE) -> int:
+def launch(
+    num: int,
+    arguments: Sequence[str],
+    grace: float = GRACE,
+    program: Sequence[str] = TRAIN,
+) -> int:
     """Starts the processes and waits for all of them.
 
     Args:
         num: how many.
-        arguments: of each, those of `experiments.train`.
+        arguments: of each.
         grace: seconds between the end of the first process, or a second signal, and
             the death of those that are left.
+        program: what is started.
 
     Returns:
         The exit code.
     """
     where = f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "experiments.train", *arguments]
-    command += ["--coordinator", where, "--num-processes", str(num), "--process-id"]
+    command = [*program, *arguments, "--coordinator", where]
+    command += ["--num-processes", str(num), "--process-id"]
     started: list[subprocess.Popen[bytes]] = []
     signals: list[int] = []
 
@@ -66,7 +73,10 @@ def launch(num: int, arguments: Sequence[str], grace: float = GRACE) -> int:
             )
         _wait(started, signals, grace)
     finally:
-        _kill(started)
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
         for number, handler in old.items():
             signal.signal(number, handler)
     return max(_code(process) for process in started)
@@ -78,24 +88,17 @@ def _wait(
     """Returns when all have ended, or the grace is over."""
     deadline = float("inf")
     while left := [p for p in started if p.poll() is None]:
-        ended = len(left) < len(started)
+        ended = [i for i, p in enumerate(started) if p.poll() is not None]
         if deadline == float("inf") and (ended or len(signals) > 1):
             deadline = time.monotonic() + grace
-            if bad := [i for i, p in enumerate(started) if p.poll()]:
-                code = _code(started[bad[0]])
-                if code != command_line.INTERRUPTED:
-                    _say(f"process {bad[0]} ended with code {code}; so do the others")
+            for index in ended:
+                if _code(started[index]) not in (0, INTERRUPTED):
+                    code = _code(started[index])
+                    _say(f"process {index} ended with code {code}; so will the others")
         if time.monotonic() > deadline:
-            _say(f"{len(left)} processes still run after {grace:g} s: they are killed")
+            _say(f"{len(left)} still run after {grace:g} s: they are killed")
             return
         time.sleep(_TICK)
-
-
-def _kill(started: list[subprocess.Popen[bytes]]) -> None:
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
 
 
 def _code(process: subprocess.Popen[bytes]) -> int:

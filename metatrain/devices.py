@@ -1,16 +1,25 @@
 """Devices that share the particles of a run: a mesh, and what lies where on it.
 
-The mesh has one axis. Particles, `[N]` in front, are cut along it; everything else (θ,
-the state of the outer optimizer, data) lies on every device. Where the devices belong
-to several processes, an array is one of all of them: each process holds its part, and
-whatever computes with it must be called by all.
+The mesh has one axis. Particles, `[N]` in front, are cut along it and data lies on
+every device; θ and the state of the outer optimizer lie on the first device of each
+process. Where the devices belong to several processes, an array that is cut is one of
+all of them: each process holds its part, and whatever moves it must be called by all.
 
-Nothing here changes a result (see `estimators.particles`).
+A program that XLA partitions over devices is simplified in another order than the same
+program for one device, and then a quotient becomes a product with a reciprocal here and
+not there: last bits differ (jaxlib 0.10.2; Adam as the inner optimizer shows it). So
+what computes is never partitioned. Each device runs, on its own particles, the program
+that one device alone would run on all of them; the terms are gathered to every process
+and averaged there, as a whole and in order, again by the program of one device. Between
+them `whole` and `summed` move data, and do not compute but for the sum of `summed`,
+whose order, and with it the last bits, depend on the devices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -86,17 +95,20 @@ def shard(tree: T, mesh: Mesh | None) -> T:
     return tree if mesh is None else _put(tree, NamedSharding(mesh, P(AXIS)))
 
 
-def own_part(num: int, mesh: Mesh | None) -> slice:
-    """Which of `num` particles lie on devices of this process."""
+def own_devices(mesh: Mesh) -> list[Any]:
+    """The mesh's devices of this process, in the order of the mesh."""
+    me = jax.process_index()
+    return [device for device in mesh.devices.flat if device.process_index == me]
+
+
+def own_part(num: int, mesh: Mesh | None) -> range:
+    """Which of `num` particles this process has; a step is the share of a device."""
     if mesh is None:
-        return slice(0, num)
-    places = [
-        place
-        for place, device in enumerate(mesh.devices.flat)
-        if device.process_index == jax.process_index()
-    ]
+        return range(0, num, num)
     share = num // mesh.size
-    return slice(places[0] * share, (places[-1] + 1) * share)
+    own = own_devices(mesh)
+    first = list(mesh.devices.flat).index(own[0]) * share
+    return range(first, first + len(own) * share, share)
 
 
 def shard_own(tree: T, mesh: Mesh | None) -> T:
@@ -111,12 +123,83 @@ def shard_own(tree: T, mesh: Mesh | None) -> T:
     return jax.tree.map(lambda x: _through_data(put, x), tree)
 
 
-def constrain(tree: T, mesh: Mesh | None, *, sharded: bool = False) -> T:
-    """Says, under `jit`, that arrays lie on every device, or are cut along `[N]`."""
+def constrain(tree: T, mesh: Mesh | None) -> T:
+    """Says, under `jit`, that arrays are cut along `[N]`."""
     if mesh is None:
         return tree
-    sharding = NamedSharding(mesh, P(AXIS) if sharded else P())
-    return jax.lax.with_sharding_constraint(tree, sharding)
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P(AXIS)))
+
+
+def on_first(tree: T, mesh: Mesh | None) -> T:
+    """Puts what every process has on its first device."""
+    return tree if mesh is None else jax.device_put(tree, own_devices(mesh)[0])
+
+
+def shares(tree: T, mesh: Mesh) -> list[T]:
+    """What each device of this process has: its part of what is cut, the rest whole.
+
+    Args:
+        tree: arrays on the mesh, or on one device.
+        mesh: the devices.
+    """
+    own = own_devices(mesh)
+
+    def pieces(x: Any) -> list[Any]:
+        sharding = getattr(x, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh == mesh:
+            of_device = {shard.device: shard.data for shard in x.addressable_shards}
+            return [of_device[device] for device in own]
+        return [jax.device_put(x, device) for device in own]
+
+    leaves, structure = jax.tree.flatten(tree)
+    columns = [pieces(x) for x in leaves]
+    return [
+        jax.tree.unflatten(structure, [column[place] for column in columns])
+        for place in range(len(own))
+    ]
+
+
+def each(work: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
+    """`work` of each row of arguments; they are compiled and begun side by side."""
+    rows = list(zip(*columns, strict=True))
+    if len(rows) == 1:
+        return [work(*rows[0])]
+    with ThreadPoolExecutor(len(rows)) as pool:
+        return list(pool.map(lambda row: work(*row), rows))
+
+
+def assembled(parts: Sequence[T], mesh: Mesh) -> T:
+    """Parts on this process's devices as arrays that are cut along their first axis."""
+    sharding = NamedSharding(mesh, P(AXIS))
+
+    def join(*pieces: jax.Array) -> jax.Array:
+        shape = (pieces[0].shape[0] * mesh.size, *pieces[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, list(pieces))
+
+    return jax.tree.map(join, *parts)
+
+
+def whole(tree: T, mesh: Mesh) -> T:
+    """Arrays that are cut, as a whole on this process's first device."""
+    return local(_everywhere(tree, mesh))
+
+
+def summed(tree: T, mesh: Mesh) -> T:
+    """`[1, ...]` on each device, added up over devices, on this process's first one."""
+    return local(_sum(tree, mesh))
+
+
+@partial(jax.jit, static_argnums=1)
+def _everywhere(tree: T, mesh: Mesh) -> T:
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
+
+
+@partial(jax.jit, static_argnums=1)
+def _sum(tree: T, mesh: Mesh) -> T:
+    add = partial(jax.lax.psum, axis_name=AXIS)
+    return jax.shard_map(
+        lambda part: jax.tree.map(add, part), mesh=mesh, in_specs=P(AXIS), out_specs=P()
+    )(tree)
 
 
 def local(tree: T) -> T:

@@ -27,11 +27,7 @@ from jax.sharding import Mesh
 
 from lopt.base import LearnedOptimizer, Theta, frozen_parts
 from metatrain import devices
-from metatrain.estimators.base import (
-    Estimator,
-    Problem,
-    Windowed,
-)
+from metatrain.estimators.base import Estimator, Parts, Problem, Windowed
 from metatrain.expert import Expert
 from metatrain.frozen import keep_frozen
 from metatrain.inner import Precision
@@ -173,33 +169,39 @@ class MetaTraining:
         place = int.from_bytes(digest[:6], "big") / 2**48 * ends[-1]
         return (min(bisect.bisect_right(ends, place), len(ends) - 1),)
 
-    @functools.partial(jax.jit, static_argnums=0)
     def init(self, theta: Theta | None = None) -> OuterState:
         """The state before the first outer step.
 
         Args:
             theta: where to begin; None: where `LearnedOptimizer.init` says.
         """
+        core = devices.on_first(self._first_core(theta), self.mesh)
+        return core._replace(estimator_states=self._first_particles())
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _first_core(self, theta: Theta | None) -> OuterState:
+        """All but the particles."""
         fresh = self.lopt.init(stream(jax.random.key(self.seed), "theta"))
         begin: Any = fresh if theta is None else theta
-        state = OuterState(
+        return OuterState(
             theta=jax.tree.map(jnp.copy, begin),
             average=jax.tree.map(jnp.copy, begin),
             outer_opt_state=self.outer.accumulated(self.num_steps).init(begin),
-            estimator_states=tuple(
-                self.estimator.init(group.problem, begin) for group in self.groups
-            ),
+            estimator_states=(),
             step=jnp.zeros([], jnp.int32),
         )
-        whole = devices.constrain(state._replace(estimator_states=()), self.mesh)
-        pairs = devices.constrain(state.estimator_states, self.mesh, sharded=True)
-        return whole._replace(estimator_states=pairs)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _first_particles(self) -> tuple[Any, ...]:
+        theta = self.lopt.init(jax.random.key(self.seed))  # for its shapes
+        states = [self.estimator.init(group.problem, theta) for group in self.groups]
+        return devices.constrain(tuple(states), self.mesh)
 
     def place(self, state: OuterState) -> OuterState:
         """Puts a state, say one from a checkpoint, where the devices expect it."""
-        whole = devices.replicate(state._replace(estimator_states=()), self.mesh)
-        pairs = devices.shard(state.estimator_states, self.mesh)
-        return whole._replace(estimator_states=pairs)
+        core = devices.on_first(state._replace(estimator_states=()), self.mesh)
+        particles = devices.shard(state.estimator_states, self.mesh)
+        return core._replace(estimator_states=particles)
 
     def step(
         self, state: OuterState, datasets: Mapping[int, Dataset | Windowed]
@@ -218,10 +220,10 @@ class MetaTraining:
         states = list(state.estimator_states)
         estimates: list[tuple[Theta, dict[str, jax.Array]]] = []
         for index in chosen:
-            estimate, states[index] = self._estimate(
+            parts, states[index] = self._advance_all(
                 index, state.theta, states[index], state.step, datasets[index]
             )
-            estimates.append(estimate)
+            estimates.append(self._estimate(parts))
         weights = np.asarray([self.groups[i].weight for i in chosen], np.float64)
         weights /= weights.max()  # so that no sum leaves the range of a float
         core, metrics = self._move(
@@ -260,25 +262,61 @@ class MetaTraining:
             return key
         return stream(key, f"group {self.groups[index].name}")
 
+    def _advance_all(
+        self, index: int, theta: Theta, particles: Any, step: jax.Array, dataset: Any
+    ) -> tuple[Parts, Any]:
+        """Advances a group's particles, on each device those that lie there.
+
+        Returns:
+            The parts of all particles, on this process's first device; and the
+            particles, where they were.
+        """
+        if self.mesh is None:
+            return self._advance(index, theta, particles, step, dataset, _place(0))
+        num = jax.tree.leaves(particles)[0].shape[0]
+        firsts = devices.own_part(num, self.mesh)
+        shares = devices.shares((theta, particles, step, dataset), self.mesh)
+        parts, particles = devices.assembled(
+            devices.each(
+                lambda share, first: self._advance(index, *share, _place(first)),
+                shares,
+                firsts,
+            ),
+            self.mesh,
+        )
+        terms, metrics = devices.whole((parts.terms, parts.metrics), self.mesh)
+        total = devices.summed(parts.total, self.mesh)
+        return Parts(terms, total, metrics), particles
+
     @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-    def _estimate(
+    def _advance(
         self,
         index: int,
         theta: Theta,
-        estimator_state: Any,
+        particles: Any,
         step: jax.Array,
         dataset: Dataset | Windowed,
-    ) -> tuple[tuple[Theta, dict[str, jax.Array]], Any]:
-        """One group's meta-gradient and metrics, and the state of its estimator."""
-        estimate, estimator_state = self.estimator.estimate(
+        first: int | jax.Array,
+    ) -> tuple[Parts, Any]:
+        """Advances those of a group's particles that lie on one device.
+
+        No program that computes is partitioned: what is compiled for one device is
+        what each of several runs, and so rounds in the same way.
+        """
+        return self.estimator.advance(
             self.groups[index].problem,
             theta,
-            estimator_state,
+            particles,
             dataset,
             self.group_key(index, step),
             step,
-            self.mesh,
+            first,
         )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _estimate(self, parts: Parts) -> tuple[Theta, dict[str, jax.Array]]:
+        """One group's meta-gradient and metrics."""
+        estimate = parts.estimate()
         norm = optax.tree.norm(estimate.grad)
         metrics = estimate.metrics | {"grad_norm": norm}
         if estimate.terms is not None:
@@ -290,7 +328,7 @@ class MetaTraining:
         if self.outer.group_gradients == "normalized":
             scale = jnp.where(norm > 0.0, norm, 1.0)
             grad = jax.tree.map(lambda x: x / scale, grad)
-        return (grad, metrics), estimator_state
+        return grad, metrics
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _move(
@@ -342,6 +380,11 @@ class MetaTraining:
         return jax.tree.map(
             lambda old, new: decay * old + (1.0 - decay) * new, average, theta
         )
+
+
+def _place(index: int) -> Any:
+    """A particle's place as a traced argument: another one is no other program."""
+    return np.int32(index)
 
 
 def signal_to_noise(terms: Theta, grad: Theta, together: int = 1) -> jax.Array:

@@ -149,7 +149,8 @@ class Feed:
         estimator = self._training.estimator
         with _on_host():
             keys = _data_keys(self._training, index, jnp.asarray(step))
-            keys = keys[devices.own_part(keys.shape[0], self._training.mesh)]
+            own = devices.own_part(keys.shape[0], self._training.mesh)
+            keys = keys[own.start : own.stop]
         plan = data.plan(task, keys, estimator.truncation, problem.objective.split)
         window = devices.shard_own(data.fetch(task, plan), self._training.mesh)
         return Windowed(self._placed[index], window)

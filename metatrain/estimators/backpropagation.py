@@ -24,11 +24,10 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from lopt.base import Theta, frozen_parts
 from metatrain.estimators import episodes
-from metatrain.estimators.base import Estimate, Problem, Unrolled
+from metatrain.estimators.base import Estimate, Parts, Problem, Unrolled
 from metatrain.estimators.episodes import data_key, particle_key
 from metatrain.frozen import keep_frozen
 from metatrain.truncation import EpisodeLengths
@@ -82,6 +81,28 @@ class Backpropagation:
         runs = episodes.unbegun(problem, theta, self.num_particles, members=1)
         return UnrollState(*runs)
 
+    def advance(
+        self,
+        problem: Problem,
+        theta: Theta,
+        state: UnrollState,
+        dataset: Any,
+        key: jax.Array,
+        outer_step: int | jax.Array = 0,
+        first: int | jax.Array = 0,
+    ) -> tuple[Parts, UnrollState]:
+        """See `Estimator.advance`; the particles are single unrolls."""
+        return episodes.advanced(
+            partial(self._window, problem),
+            theta,
+            state,
+            dataset,
+            key,
+            outer_step,
+            first,
+            chunk=self.chunk,
+        )
+
     def estimate(
         self,
         problem: Problem,
@@ -90,19 +111,10 @@ class Backpropagation:
         dataset: Any,
         key: jax.Array,
         outer_step: int | jax.Array = 0,
-        mesh: Mesh | None = None,
     ) -> tuple[Estimate, UnrollState]:
-        """See `Estimator.estimate`; the particles are single unrolls."""
-        return episodes.advanced(
-            partial(self._window, problem),
-            theta,
-            state,
-            dataset,
-            key,
-            outer_step,
-            chunk=self.chunk,
-            mesh=mesh,
-        )
+        """See `Estimator.estimate`."""
+        parts, state = self.advance(problem, theta, state, dataset, key, outer_step)
+        return parts.estimate(), state
 
     def data_keys(self, key: jax.Array) -> jax.Array:
         """The keys `[N]` of the unrolls of `estimate` with this key."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
 
 from lopt.base import Theta
 
@@ -91,6 +91,24 @@ class Estimate(NamedTuple):
     # where they never lie together
 
 
+class Parts(NamedTuple):
+    """What particles came to in a window; those of all devices make an estimate."""
+
+    terms: Theta | None  # [N, ...] each particle's term
+    total: Theta | None  # [1, ...] their sum, where terms never lie together
+    metrics: dict[str, jax.Array]  # [N]
+
+    def estimate(self) -> Estimate:
+        """The mean over all particles, in their order."""
+        metrics = jax.tree.map(jnp.mean, self.metrics)
+        if self.terms is not None:
+            grad = jax.tree.map(lambda x: jnp.mean(x, axis=0), self.terms)
+        else:
+            num = jax.tree.leaves(self.metrics)[0].shape[0]
+            grad = jax.tree.map(lambda x: x[0] / num, self.total)
+        return Estimate(grad, metrics["meta_loss"], metrics, self.terms)
+
+
 class Estimator(Protocol):
     """Estimates meta-gradients from windows of unrolls; frozen, static under `jit`."""
 
@@ -106,11 +124,35 @@ class Estimator(Protocol):
 
     @property
     def num_chunks(self) -> int:
-        """Chunks of particles, which devices may share (see `estimators.particles`)."""
+        """Chunks of particles, which devices may share (see `metatrain.devices`)."""
         ...
 
     def init(self, problem: Problem, theta: Theta) -> Any:
         """Particles that have not begun: a pytree with their number `[N]` in front."""
+        ...
+
+    def advance(
+        self,
+        problem: Problem,
+        theta: Theta,
+        state: Any,
+        dataset: Any,
+        key: jax.Array,
+        outer_step: int | jax.Array = 0,
+        first: int | jax.Array = 0,
+    ) -> tuple[Parts, Any]:
+        """Advances particles by one window: all of them, or those of one device.
+
+        Args:
+            problem: what is unrolled.
+            theta: meta-parameters.
+            state: the particles, their number in front.
+            dataset: passed through to the problem; of `Windowed` data, to each particle
+                its own windows.
+            key: consumed.
+            outer_step: `[]` int32, outer steps done before.
+            first: `[]` int32, the place of the first of them among all.
+        """
         ...
 
     def estimate(
@@ -121,20 +163,8 @@ class Estimator(Protocol):
         dataset: Any,
         key: jax.Array,
         outer_step: int | jax.Array = 0,
-        mesh: Mesh | None = None,
     ) -> tuple[Estimate, Any]:
-        """Advances every particle by one window and estimates the meta-gradient.
-
-        Args:
-            problem: what is unrolled.
-            theta: meta-parameters.
-            state: the particles, `[N]` in front.
-            dataset: passed through to the problem; of `Windowed` data, to each particle
-                its own windows.
-            key: consumed.
-            outer_step: `[]` int32, outer steps done before.
-            mesh: devices that share the particles (see `estimators.particles`).
-        """
+        """Advances all particles and estimates the meta-gradient (see `advance`)."""
         ...
 
     def data_keys(self, key: jax.Array) -> jax.Array:

@@ -12,16 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from lopt.base import Theta
-from metatrain.estimators.base import Estimate, Problem, Windowed
-from metatrain.estimators.particles import (
-    Reduce,
-    ordered_mean,
-    over_particles,
-    sum_over_particles,
-)
+from metatrain.estimators.base import Parts, Problem, Windowed
+from metatrain.estimators.particles import Reduce, over_particles, sum_over_particles
 from metatrain.keys import stream
 from metatrain.truncation import EpisodeLengths
 
@@ -114,12 +108,12 @@ def advanced(
     dataset: Any,
     key: jax.Array,
     outer_step: int | jax.Array,
+    first: int | jax.Array,
     *,
     chunk: int,
-    mesh: Mesh | None,
     reduce: Reduce = "ordered",
-) -> tuple[Estimate, Any]:
-    """Advances every particle by a window; the estimate is the mean of their terms.
+) -> tuple[Parts, Any]:
+    """Advances particles by a window (see `Estimator.advance`).
 
     Args:
         window: of (θ, particle, data, key, index, outer step): the particle after the
@@ -129,9 +123,9 @@ def advanced(
         dataset: data; of `Windowed` data, to each particle its own.
         key: the same for all particles.
         outer_step: `[]` int32.
+        first: `[]` int32, the index of the first of these particles.
         chunk: particles of one vmapped program.
-        mesh: devices that share the chunks.
-        reduce: how the terms are averaged (see `estimators.particles`).
+        reduce: psum: only the sum of the terms is returned.
     """
     windows = None
     if isinstance(dataset, Windowed):
@@ -147,24 +141,18 @@ def advanced(
 
     arguments = (
         (theta, dataset, key, outer_step),
-        (state, jnp.arange(num), windows),
+        (state, first + jnp.arange(num), windows),
     )
-    terms = None
     if reduce == "psum":
 
         def parted(shared: Any, particle: Any) -> Any:
             state, term, metrics = one(shared, particle)
             return (state, metrics), term
 
-        (state, metrics), total = sum_over_particles(
-            parted, *arguments, chunk=chunk, mesh=mesh
-        )
-        grad = jax.tree.map(lambda x: x / num, total)
-        metrics, _ = ordered_mean(metrics, mesh)
-    else:
-        state, terms, metrics = over_particles(one, *arguments, chunk=chunk, mesh=mesh)
-        (grad, metrics), (terms, _) = ordered_mean((terms, metrics), mesh)
-    return Estimate(grad, metrics["meta_loss"], metrics, terms), state
+        (state, metrics), total = sum_over_particles(parted, *arguments, chunk=chunk)
+        return Parts(None, jax.tree.map(lambda x: x[None], total), metrics), state
+    state, terms, metrics = over_particles(one, *arguments, chunk=chunk)
+    return Parts(terms, None, metrics), state
 
 
 def seen(unrolled: Any, episodes: Any, nonfinite: jax.Array) -> dict[str, jax.Array]:

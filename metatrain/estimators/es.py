@@ -35,11 +35,10 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh
 
 from lopt.base import Theta, frozen_parts
 from metatrain.estimators import episodes, perturbation
-from metatrain.estimators.base import Estimate, Problem, Unrolled, Windowed
+from metatrain.estimators.base import Estimate, Parts, Problem, Unrolled, Windowed
 from metatrain.estimators.episodes import data_key, particle_key
 from metatrain.estimators.particles import Reduce
 from metatrain.frozen import keep_frozen
@@ -205,7 +204,7 @@ class EvolutionStrategy:
         watch = self.resume.unbegun(variant, members) if self.resume.slots else None
         return PairState(zeros, variant, members, noise, watch)
 
-    def estimate(
+    def advance(
         self,
         problem: Problem,
         theta: Theta,
@@ -213,9 +212,9 @@ class EvolutionStrategy:
         dataset: Any,
         key: jax.Array,
         outer_step: int | jax.Array = 0,
-        mesh: Mesh | None = None,
-    ) -> tuple[Estimate, PairState]:
-        """See `Estimator.estimate`; the particles are pairs."""
+        first: int | jax.Array = 0,
+    ) -> tuple[Parts, PairState]:
+        """See `Estimator.advance`; the particles are pairs."""
         if isinstance(dataset, Windowed):
             self._check_streamed()
         return episodes.advanced(
@@ -225,10 +224,23 @@ class EvolutionStrategy:
             dataset,
             key,
             outer_step,
+            first,
             chunk=self.chunk,
-            mesh=mesh,
             reduce=self.reduce,
         )
+
+    def estimate(
+        self,
+        problem: Problem,
+        theta: Theta,
+        state: PairState,
+        dataset: Any,
+        key: jax.Array,
+        outer_step: int | jax.Array = 0,
+    ) -> tuple[Estimate, PairState]:
+        """See `Estimator.estimate`."""
+        parts, state = self.advance(problem, theta, state, dataset, key, outer_step)
+        return parts.estimate(), state
 
     def data_keys(self, key: jax.Array) -> jax.Array:
         """The keys `[N]` of the unrolls of `estimate` with this key, pair by pair."""
