@@ -4,12 +4,15 @@ Each case runs in a process of its own, so that its compile time and peak memory
 own. Both members of every pair are counted, resets and batch gathering included; the
 product of two 2048×2048 float32 matrices is timed between the outer steps, and the rate
 is also shown scaled to a machine on which that product runs at 282 GFLOP/s, the one on
-which google/learned_optimization 32186aa was measured (jax 0.10.2, 2 cores).
+which google/learned_optimization 32186aa was measured (jax 0.10.2, 2 cores). A row is
+measured with one CPU device, which uses all cores, and with two; `experiments.train`
+takes two by default there. The results are the same bits.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -32,8 +35,8 @@ PEER = {
 }
 
 
-def build(case: str, optimizer: str) -> tuple[Any, Any]:
-    """The meta-training of a case, and its data.
+def build(case: str, optimizer: str, num_devices: int = 1) -> tuple[Any, Any]:
+    """The meta-training of a case on so many CPU devices, and its data.
 
     Imports stand inside: the parent process, which only starts the cases, stays light.
     """
@@ -45,6 +48,7 @@ def build(case: str, optimizer: str) -> tuple[Any, Any]:
         MetaTraining,
         Objective,
         OuterOptimizer,
+        devices,
     )
     from metatrain.outer import InnerTraining, ProblemGroup
     from parametrization import ADAM_LIKE
@@ -59,22 +63,27 @@ def build(case: str, optimizer: str) -> tuple[Any, Any]:
         lopt = Adam()
     else:
         lopt = SmallFC(hidden_size=int(optimizer.split()[-1]), rules=ADAM_LIKE)
+    mesh = devices.make_mesh(num_devices)
     training = MetaTraining(
         (ProblemGroup(case, InnerTraining(task, lopt, Objective())),),
         lopt,
         EvolutionStrategy(truncation=window, lengths=EpisodeLengths(1000, 1000)),
         OuterOptimizer(),
         num_steps=5000,
+        mesh=mesh,
     )
-    return training, task.load_data()
+    return training, devices.replicate(task.load_data(), mesh)
 
 
-def measure(case: str, optimizer: str, seconds: float) -> dict[str, Any]:
+def measure(
+    case: str, optimizer: str, num_devices: int, seconds: float
+) -> dict[str, Any]:
     """One row, in this process."""
     import jax
     import jax.numpy as jnp
 
-    training, dataset = build(case, optimizer)
+    jax.config.update("jax_num_cpu_devices", num_devices)
+    training, dataset = build(case, optimizer, num_devices)
     matrix = jnp.ones((2048, 2048)) * 0.5
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(matrix, matrix))
@@ -99,6 +108,7 @@ def measure(case: str, optimizer: str, seconds: float) -> dict[str, Any]:
     return {
         "case": case,
         "optimizer": optimizer,
+        "devices": num_devices,
         "inner_steps_per_second": round(rate, 1),
         "product_gflops": round(gflops, 1),
         "scaled_to_282": round(rate * REFERENCE_GFLOPS / gflops, 1),
@@ -118,17 +128,17 @@ def main() -> None:
     """Runs every case, prints a table and appends JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=15.0, help="per case")
-    parser.add_argument("--only", help="one row, as 'small:hidden 32'")
+    parser.add_argument("--only", help="one row, as 'small:hidden 32:2'")
     parser.add_argument("--out", type=Path, help="file of JSON lines to append to")
     arguments = parser.parse_args()
     if arguments.only:
-        case, _, optimizer = arguments.only.partition(":")
-        print(json.dumps(measure(case, optimizer, arguments.seconds)))
+        case, optimizer, number = arguments.only.split(":")
+        print(json.dumps(measure(case, optimizer, int(number), arguments.seconds)))
         return
     rows = []
-    for case, optimizer in PEER:
+    for (case, optimizer), number in itertools.product(PEER, (1, 2)):
         command = [sys.executable, "-m", "benchmarks.meta_training"]
-        command += ["--only", f"{case}:{optimizer}"]
+        command += ["--only", f"{case}:{optimizer}:{number}"]
         command += ["--seconds", str(arguments.seconds)]
         output = subprocess.run(command, check=True, capture_output=True, text=True)
         rows.append(json.loads(output.stdout.splitlines()[-1]))
@@ -142,7 +152,8 @@ def describe(row: dict[str, Any]) -> str:
     """One line of the table, the ratio to the peer last."""
     ratio = row["scaled_to_282"] / row["peer_at_282"]
     return (
-        f"{row['case']:>5} {row['optimizer']:<10} "
+        f"{row['case']:>5} {row['optimizer']:<10} {row['devices']} "
+        f"{'devices' if row['devices'] > 1 else 'device '} "
         f"{row['inner_steps_per_second']:>9,.1f} inner steps/s   "
         f"product {row['product_gflops']:>6.1f} GFLOP/s   "
         f"scaled {row['scaled_to_282']:>9,.1f} /s   "

@@ -78,7 +78,8 @@ class RunOptions:
     same batches, fetched window by window while the device computes."""
     devices: int | None = None
     """Devices of each process that share the particles; they must divide the number of
-    chunks. By default one on CPUs, on accelerators all that JAX sees."""
+    chunks. By default, on accelerators all that JAX sees; on CPUs as many as cores and
+    chunks allow, 8 at most, or one if several processes train together."""
     hosts: Literal["one", "auto"] = "one"
     """auto: processes that SLURM, Kubernetes, MPI or a TPU pod has started train
     together, as JAX finds them. Elsewhere --coordinator HOST:PORT --num-processes N
@@ -184,7 +185,7 @@ QUICKSTART = TrainConfig(
     lopt=SmallFC(hidden_size=8, step_mult=0.01, output_scale=0.0, rules=ADAM_LIKE),
     estimator=EvolutionStrategy(
         num_pairs=8,
-        chunk=8,
+        chunk=4,
         truncation=50,
         sigma=0.03,
         lengths=EpisodeLengths(minimum=50, maximum=600),

@@ -42,6 +42,8 @@ PEER_LOST = 75
 """Exit code after another process was lost; that of a temporary failure in sysexits."""
 HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as lost."""
+MOST_CPU_DEVICES = 8
+"""Of a run that does not say how many: each has a copy of resident data."""
 _MESSAGE = 4096  # bytes of an error that is told to all
 _SIGNS_OF_LOSS = ("gloo", "nccl", "connection closed by peer", "coordination service")
 
@@ -147,6 +149,20 @@ def join(meeting: Meeting | None, hosts: str, num_devices: int | None) -> None:
         raise InputError(f"the processes did not meet: {error}") from None
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+
+
+def cpu_devices(num_chunks: int, shown: int = MOST_CPU_DEVICES) -> int:
+    """How many CPU devices share the chunks of a run that does not say.
+
+    Args:
+        num_chunks: chunks of particles.
+        shown: devices that JAX shows, or can be made to show.
+    """
+    if several():
+        return 1
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return devices.largest_share(num_chunks, min(shown, cores, MOST_CPU_DEVICES))
 
 
 def several() -> bool:

@@ -116,8 +116,12 @@ class _Run(NamedTuple):
 
 def _prepare(config: TrainConfig, directory: RunDirectory) -> _Run:
     with reported():
-        per_process = 1 if jax.default_backend() == "cpu" else None
-        mesh = devices.make_mesh(config.run.devices or per_process)
+        per_process = config.run.devices
+        if per_process is None and jax.default_backend() == "cpu":
+            per_process = processes.cpu_devices(
+                config.estimator.num_chunks, jax.local_device_count()
+            )
+        mesh = devices.make_mesh(per_process)
         training = config.build(mesh)
         datasets = [
             data if isinstance(data, HostDataset) else devices.replicate(data, mesh)
@@ -299,7 +303,10 @@ def main() -> None:
     if dry:
         print(dry_run.report(config, name))
         return
-    processes.join(meeting, config.run.hosts, config.run.devices)
+    wanted = config.run.devices
+    if wanted is None and meeting is None and config.run.hosts == "one":
+        wanted = processes.cpu_devices(config.estimator.num_chunks)
+    processes.join(meeting, config.run.hosts, wanted)
     path = train(config, name)
     print(f"run directory: {path}")
 

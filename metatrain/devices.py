@@ -64,6 +64,12 @@ def make_mesh(per_process: int | None = None) -> Mesh | None:
     return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def largest_share(num_chunks: int, most: int) -> int:
+    """How many devices, at most `most`, can share so many chunks evenly."""
+    fitting = range(1, min(most, num_chunks) + 1)
+    return max(n for n in fitting if num_chunks % n == 0)
+
+
 def check_shares(num_chunks: int, mesh: Mesh | None) -> None:
     """Refuses a mesh that cannot share the chunks evenly.
 

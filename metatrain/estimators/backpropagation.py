@@ -48,9 +48,10 @@ class Backpropagation:
     """Unrolls N."""
     truncation: int = 50
     """Inner steps T of a window; derivatives do not reach beyond it."""
-    chunk: int = 8
+    chunk: int = 4
     """Unrolls that run in one vmapped program (all of them if there are fewer); chunks
-    follow one another. Fixed, so that results do not depend on the devices."""
+    follow one another, and devices share them. Fixed, so that results do not depend on
+    the devices."""
     lengths: EpisodeLengths = EpisodeLengths()
     """Lengths of the episodes."""
     remat: bool = True

@@ -13,6 +13,15 @@ import numpy as np
 from tasks.base import SPLITS, Batch, Split
 
 
+def draw_rows(key: jax.Array, size: int, num: int, batch_size: int) -> jax.Array:
+    """Rows of `num` batches `[num, B]` int32, uniform with replacement, of `size` rows.
+
+    Drawn flat: the same bits, in a fraction of the time to compile.
+    """
+    flat = jax.random.randint(key, (num * batch_size,), 0, size)
+    return flat.reshape(num, batch_size)
+
+
 class Splits(NamedTuple):
     """Examples of the four splits: trees of arrays, a row of each array an example."""
 
@@ -29,8 +38,7 @@ class Splits(NamedTuple):
 
     def draw(self, key: jax.Array, name: Split, num: int, batch_size: int) -> jax.Array:
         """Rows of `num` batches, `[num, B]` int32, uniform with replacement."""
-        size = _num_rows(self.rows(name))
-        return jax.random.randint(key, (num, batch_size), 0, size)
+        return draw_rows(key, _num_rows(self.rows(name)), num, batch_size)
 
     def batch(self, rows: jax.Array, name: Split) -> Batch:
         """The examples of those rows."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.base import SPLITS, Split
+from tasks.data.arrays import draw_rows
 from tasks.data.augmentation import AugmentationDraws
 
 
@@ -124,7 +125,7 @@ def draw_indices(
 ) -> jax.Array:
     """Rows of `num` batches `[num, B]`, uniform with replacement."""
     size = len(dataset.split(split).labels)
-    return jax.random.randint(key, (num, batch_size), 0, size)
+    return draw_rows(key, size, num, batch_size)
 
 
 def without_train(dataset: ImageDataset) -> ImageDataset:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.base import SPLITS, Split
+from tasks.data.arrays import draw_rows
 
 
 class Text(abc.ABC):
@@ -103,7 +104,7 @@ def draw_starts(
 ) -> jax.Array:
     """Where the windows of `num` batches start, `[num, B]` int32, uniformly."""
     windows = check_length(dataset, split, length)
-    return jax.random.randint(key, (num, batch_size), 0, windows)
+    return draw_rows(key, windows, num, batch_size)
 
 
 def even_starts(

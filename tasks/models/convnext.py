@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from typing import Any, Self
 
 import flax.linen as nn
@@ -164,7 +165,7 @@ def _zeros(
     key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = float
 ) -> jax.Array:
     # Drawn, as all zero matrices are (see parametrization.rules.initializer).
-    return 0.0 * jax.random.uniform(key, shape, dtype)
+    return (0.0 * jax.random.uniform(key, (math.prod(shape),), dtype)).reshape(shape)
 
 
 class Block(nn.Module):

@@ -63,6 +63,18 @@ def test_a_process_alone_does_everything_itself(tmp_path):
         processes.on_first(lambda: (_ for _ in ()).throw(InputError("mine")))
 
 
+@pytest.mark.parametrize(
+    ("cores", "shown", "expected"), [(2, 8, 2), (1, 8, 1), (7, 8, 6), (64, 2, 2)]
+)
+def test_a_cpu_is_as_many_devices_as_cores_and_chunks_allow(
+    monkeypatch, cores, shown, expected
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert processes.cpu_devices(12, shown) == expected
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    assert processes.cpu_devices(64) == processes.MOST_CPU_DEVICES
+
+
 def test_an_onlooker_touches_nothing(tmp_path):
     with processes.Onlooker(tmp_path / "run") as directory:
         directory.claim({"seed": 1})

@@ -127,6 +127,15 @@ def test_chunks_that_do_not_fit_the_devices_are_refused(num_chunks, num):
     assert f"take {' or '.join(map(str, fitting))} devices" in message
 
 
+@pytest.mark.parametrize(
+    ("num_chunks", "most", "largest"),
+    [(4, 3, 2), (6, 4, 3), (5, 4, 1), (2, 8, 2), (1, 8, 1), (12, 12, 12)],
+)
+def test_the_largest_number_of_devices_that_can_share(num_chunks, most, largest):
+    assert devices.largest_share(num_chunks, most) == largest
+    devices.check_shares(num_chunks, mesh_of(largest))
+
+
 def test_they_are_refused_before_anything_is_computed():
     task, lopt = Quadratic(2), Adam(0.1)
     groups = (ProblemGroup("task", InnerTraining(task, lopt, Objective())),)
