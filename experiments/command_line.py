@@ -26,6 +26,8 @@ T = TypeVar("T")
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+UNREAD = 141
+"""Of a process whose output nobody reads any more: 128 and the number of SIGPIPE."""
 
 
 class InputError(Exception):
@@ -50,6 +52,9 @@ def run(main: Callable[[], None]) -> None:
     An `OSError` (a full disk, a folder without permission) counts as such; an error
     that nobody turned into an `InputError` is a defect and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal has every sign
+            stream.reconfigure(errors="replace")
     try:
         main()
     except InputError as error:
@@ -57,7 +62,7 @@ def run(main: Callable[[], None]) -> None:
     except ComputationError as error:
         fail(str(error), FAILED)
     except BrokenPipeError:  # whoever reads our output has seen enough
-        os._exit(0)
+        os._exit(UNREAD)
     except OSError as error:
         fail(_describe(error))
     except KeyboardInterrupt:

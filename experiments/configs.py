@@ -96,6 +96,10 @@ class RunOptions:
         for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+        if self.directory is not None and not self.directory.name:
+            raise ValueError(
+                f"run.directory = {str(self.directory)!r} must name a folder of its own"
+            )
         if self.stop_after is not None and self.stop_after < 1:
             raise ValueError(f"stop_after = {self.stop_after} must be positive")
         if self.wandb is not None and not self.wandb.strip():

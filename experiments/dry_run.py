@@ -21,6 +21,7 @@ from evaluation.cost import flop_per_update, tree_bytes
 from experiments.command_line import InputError, reported
 from experiments.configs import TrainConfig
 from experiments.environment import product_rate
+from experiments.evaluate import find_suite
 from experiments.tasks import (
     Described,
     as_text,
@@ -29,7 +30,10 @@ from experiments.tasks import (
     size,
     with_prefix,
 )
-from lopt.base import frozen_parts
+from experiments.warm_start import begin_with
+from lopt.artifact import Artifact
+from lopt.base import Theta, frozen_parts
+from metatrain.devices import check_division
 from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.outer import MetaTraining, OuterState
 from tasks.description import missing_data, undescribed
@@ -91,6 +95,7 @@ def report(config: TrainConfig, name: str) -> str:
             if problem:
                 raise InputError(f"{entry.title}: {problem}")
         state = jax.eval_shape(training.init)
+        _check_beginning(config, state.theta)
         groups = [describe(entry, MEASURED_TO) for entry in entries]
         work = group_work(config, training, groups)
     lines = [f"dry run of {name}: nothing is trained, nothing is written", ""]
@@ -98,6 +103,17 @@ def report(config: TrainConfig, name: str) -> str:
         lines += [as_text(group), f"  {_inner_step(its)}", ""]
     lines += [*_theta(config, state), "", *_memory(config, groups, state), ""]
     return "\n".join(lines + _time(config, training, work))
+
+
+def _check_beginning(config: TrainConfig, theta: Theta) -> None:
+    """Refuses what the run would refuse when it begins."""
+    if config.run.devices is not None and config.run.hosts == "one":
+        check_division(config.estimator.num_chunks, config.run.devices)
+    if config.validation.suite is not None:
+        find_suite(config.validation.suite)
+    if config.init_from is not None:
+        artifact = Artifact.load(config.init_from)
+        begin_with(artifact, config.lopt, theta, config.init_from)
 
 
 def group_work(

@@ -63,6 +63,12 @@ class Job:
             raise ValueError(f"command = () of job {self.name!r} must name a module")
         if any("\0" in word for word in self.command):
             raise ValueError(f"command of job {self.name!r} holds a NUL character")
+        try:
+            "".join(self.command).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"command of job {self.name!r} holds half a character (a surrogate)"
+            ) from None
 
     @property
     def sha256(self) -> str:

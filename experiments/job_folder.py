@@ -54,6 +54,17 @@ class Result:
     """Path of the log in the fleet's folder."""
 
 
+_KINDS = {
+    "sha256": str,
+    "command": list,
+    "exit_code": int,
+    "seconds": (int, float),
+    "host": str,
+    "log": str,
+}
+"""Types of a result's fields, which a damaged file may not have."""
+
+
 class JobFolder:
     """A fleet's folder."""
 
@@ -79,8 +90,10 @@ class JobFolder:
         path = self._result(job)
         try:
             result = Result(**json.loads(path.read_text()))
-            good = result.name == job.name and isinstance(result.exit_code, int)
-        except (FileNotFoundError, ValueError, TypeError, RecursionError):
+            good = result.name == job.name and all(
+                isinstance(getattr(result, name), kind) for name, kind in _KINDS.items()
+            )
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
         if not good:
             return None

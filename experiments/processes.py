@@ -22,7 +22,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -243,7 +243,7 @@ class Onlooker(RunDirectory):
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Leaves it to the first process."""
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, validated: Collection[int] = ()) -> None:
         """Leaves it to the first process."""
 
 

@@ -30,6 +30,7 @@ class Recorder:
         display: TrainingDisplay,
         inner_steps: int,
         step: int,
+        skipped: int = 0,
     ) -> None:
         """Opens the sinks.
 
@@ -39,13 +40,14 @@ class Recorder:
             display: what shows it.
             inner_steps: of one outer step.
             step: outer steps done before.
+            skipped: the last of them that were not taken, in a row.
         """
         self.config, self.directory, self.display = config, directory, display
         self.sinks = Sinks({})  # those of the first process show what there is
         if processes.is_first():
             self.sinks = open_sinks(config, directory.path, step)
         self._inner_steps = inner_steps
-        self._skipped = 0  # outer steps in a row that were not taken
+        self._skipped = skipped  # outer steps in a row that were not taken
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._clock = time.monotonic()
 

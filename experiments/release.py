@@ -42,7 +42,9 @@ def release(config: TrainConfig, directory: RunDirectory, state: TrainingState) 
         InputError: if something else lies in its place, or it cannot be written.
     """
     folder = directory.path / "artifact"
-    parent = run_directory.read_parent(directory.path)
+    # A record of an earlier start, which was never trained, may lie there.
+    begun = config.init_from is not None
+    parent = run_directory.read_parent(directory.path) if begun else None
     artifact = make_artifact(config, state, parent)
     if folder.is_dir() and not folder.is_symlink():
         foreign = sorted({path.name for path in folder.iterdir()} - set(FILES))

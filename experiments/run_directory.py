@@ -6,6 +6,7 @@
     timing.jsonl       seconds and inner steps per second, one line per flush
     parent.json        the artifact that the run began with, if it began with one
     checkpoints/       the complete state, newest few
+    .saved             there were checkpoints: without them nothing begins anew
     artifact/          the released optimizer
 
 A run directory belongs to one configuration. What only shows or stores may change when
@@ -17,9 +18,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import socket
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +36,7 @@ VALIDATION = "validation.jsonl"
 TIMING = "timing.jsonl"
 PARENT = "parent.json"
 _RECORDS = (METRICS, VALIDATION, TIMING)
+_SAVED = ".saved"
 
 
 class RunDirectory:
@@ -49,6 +53,13 @@ class RunDirectory:
         """
         self.path = path
         lock = path / ".lock"
+        try:
+            os.fsencode(path).decode()
+        except UnicodeDecodeError:
+            raise InputError(
+                f"run directory {path} has a name that is not UTF-8; choose another "
+                "with --run.directory"
+            ) from None
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock: IO[str] = _open(lock, os.O_RDWR | os.O_CREAT)
@@ -85,7 +96,7 @@ class RunDirectory:
     def _recover(self) -> None:
         """Ends what a killed process left undone here."""
         recover(self.path / "artifact")
-        for name in ("config.json", *_RECORDS):
+        for name in ("config.json", PARENT, _SAVED, *_RECORDS):
             for left in self.path.glob(f".{name}-*.tmp"):
                 left.unlink()
 
@@ -128,14 +139,14 @@ class RunDirectory:
                     f"({'; '.join(changed)}); repeat its fields or choose another "
                     "--run.directory"
                 )
-            every = stored.get("run", {}).get("checkpoint_every", 0)
-            done = recorded[-1]["step"] if recorded else 0
             names = ("step_*", ".step_*-old")
-            if done > every and not any(any(self.checkpoints.glob(n)) for n in names):
+            saved = os.path.lexists(self.path / _SAVED)
+            if saved and not any(any(self.checkpoints.glob(n)) for n in names):
                 what = "holds none" if self.checkpoints.exists() else "is missing"
+                done = recorded[-1]["step"] if recorded else 0
                 raise InputError(
-                    f"{self.checkpoints} {what}, though {done} steps are recorded; "
-                    "bring it back or move the run away"
+                    f"{self.checkpoints} {what}, though {done} steps are recorded and "
+                    "there were checkpoints; bring it back or move the run away"
                 )
         elif begun:
             raise InputError(f"{path} is missing beside a run's files; move them away")
@@ -152,24 +163,44 @@ class RunDirectory:
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
-    def truncate_after(self, step: int) -> None:
+    def mark_saved(self) -> None:
+        """Notes that there is a checkpoint: from now on none at all is a loss."""
+        if not os.path.lexists(self.path / _SAVED):
+            write_text(self.path / _SAVED, "")
+
+    def skipped_in_a_row(self) -> int:
+        """How many of the last recorded steps moved nothing."""
+        rows = reversed(read_rows(self.path / METRICS))
+        return sum(1 for _ in itertools.takewhile(lambda r: r.get("skipped"), rows))
+
+    def truncate_after(self, step: int, validated: Collection[int] = ()) -> None:
         """Drops what was recorded after a checkpoint's step; it will be done again.
 
+        Args:
+            step: of the checkpoint.
+            validated: steps up to it after which there was a validation.
+
         Raises:
-            InputError: if steps before the checkpoint are not on record, or twice; if
-                a record is a link, which could lead elsewhere.
+            InputError: if steps or validations before the checkpoint are not on
+                record, or twice; if a record is a link, which could lead elsewhere.
         """
         for name in _RECORDS:
             path = self.path / name
             if path.is_symlink():
                 raise InputError(f"{path} is a link, not a file; move it away")
             rows = [row for row in read_rows(path) if row["step"] <= step]
-            if name == METRICS and [row["step"] for row in rows] != [
-                *range(1, step + 1)
-            ]:
+            steps = [row["step"] for row in rows]
+            if name == METRICS and steps != [*range(1, step + 1)]:
                 raise InputError(
                     f"{path} does not hold the steps 1 to {step} of the checkpoint "
                     "that is continued, each once; bring it back or move the run away"
+                )
+            lost = sorted(set(validated) - set(steps)) if name == VALIDATION else ()
+            if lost:
+                raise InputError(
+                    f"{path} does not hold the validation of step {lost[0]}, though "
+                    f"the checkpoint of step {step} is continued; bring it back or "
+                    "move the run away"
                 )
             if path.exists():
                 write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
@@ -183,7 +214,8 @@ def _open(path: Path, flags: int) -> IO[str]:
         if error.errno != errno.ELOOP:
             raise
         raise OSError(errno.ELOOP, f"{path.name} is a link", str(path)) from None
-    return os.fdopen(handle, "r+" if flags & os.O_RDWR else "a")
+    mode = "r+" if flags & os.O_RDWR else "a"
+    return os.fdopen(handle, mode, encoding="utf-8", errors="replace")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ hold one of several components, `kind` says which.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any, TypeVar
 
 from lopt import encoding, registry
@@ -74,6 +76,16 @@ def decode(kind: type[T], data: Any, where: str = "config") -> T:
         ValueError: naming the field that is unknown, missing or of a wrong type.
     """
     return encoding.decode(kind, data, where, COMPONENTS)
+
+
+def identity(config: dict[str, Any]) -> str:
+    """What tells a run from others: a digest of all that its results depend on.
+
+    Args:
+        config: of the run, encoded. How it is run, and how long, does not count.
+    """
+    counts = {k: v for k, v in config.items() if k not in ("run", "num_steps")}
+    return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()
 
 
 def flatten(data: Any, prefix: str = "") -> dict[str, Any]:

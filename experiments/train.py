@@ -35,7 +35,7 @@ from experiments.optimizers import OPTIMIZERS, take_optimizer
 from experiments.recorder import Recorder
 from experiments.release import Best, TrainingState, base_sizes, release
 from experiments.run_directory import RunDirectory
-from experiments.serialization import decode, encode
+from experiments.serialization import decode, differences, encode, identity
 from experiments.validation import Validation
 from experiments.warm_start import begin_with, parent_of
 from lopt.artifact import Artifact
@@ -131,7 +131,9 @@ def _prepare(config: TrainConfig, directory: RunDirectory) -> _Run:
     validation = None
     if processes.is_first():
         validation = Validation(config, base_sizes(config), datasets)
-    checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
+    checkpoints = Checkpoints(
+        directory.checkpoints, config.run.keep_checkpoints, identity(encode(config))
+    )
     return _Run(config, training, datasets, validation, checkpoints, directory)
 
 
@@ -146,7 +148,8 @@ def _start_or_resume(run: _Run) -> TrainingState:
             restored = run.checkpoints.restore(template)
         for warning in restored.warnings if restored else []:
             print(f"warning: {warning}", file=sys.stderr)
-        run.directory.truncate_after(restored.step if restored else 0)
+        step = restored.step if restored else 0
+        run.directory.truncate_after(step, _validated(run.config, step))
         return restored.state if restored else None
 
     state = processes.on_first(read)
@@ -160,6 +163,12 @@ def _start_or_resume(run: _Run) -> TrainingState:
     return TrainingState(training.place(state.outer), state.best)
 
 
+def _validated(config: TrainConfig, step: int) -> list[int]:
+    """After which steps up to this one the run has validated."""
+    every, last = config.validation.every, config.num_steps
+    return [*range(every, step + 1, every), *([last] if step >= last else [])]
+
+
 def _begin(run: _Run) -> TrainingState:
     """The state before the first step, with the θ of an artifact if one is named."""
     folder = run.config.init_from
@@ -169,6 +178,8 @@ def _begin(run: _Run) -> TrainingState:
         artifact = Artifact.load(folder)
         fresh = jax.device_get(run.training.init().theta)
         theta, parts = begin_with(artifact, run.config.lopt, fresh, folder)
+    for line in differences(encode(artifact.optimizer), encode(run.config.lopt)):
+        print(f"warning: {folder} was trained with {line} here", file=sys.stderr)
     parent = parent_of(folder, artifact, parts)
     processes.on_first(lambda: run_directory.write_parent(run.directory.path, parent))
     print(f"beginning with {', '.join(parts)} of {folder}")
@@ -198,8 +209,16 @@ def _advance(run: _Run, state: TrainingState) -> TrainingState:
     first = int(state.outer.step)
     last = min(config.num_steps, config.run.stop_after or config.num_steps)
     display = TrainingDisplay(first, config.num_steps, training.inner_steps_per_step)
+    skipped = processes.on_first(run.directory.skipped_in_a_row)
+    if processes.several():
+        skipped = int(devices.broadcast(np.int32(skipped or 0)))
     recorder = Recorder(
-        config, run.directory, display, training.inner_steps_per_step, first
+        config,
+        run.directory,
+        display,
+        training.inner_steps_per_step,
+        first,
+        skipped or 0,
     )
     outer, best = state
     if first:
@@ -226,6 +245,7 @@ def _advance(run: _Run, state: TrainingState) -> TrainingState:
                 whole = devices.gather(TrainingState(outer, best), training.mesh)
                 with reported():
                     processes.on_first(partial(run.checkpoints.save, step, whole))
+                    processes.on_first(run.directory.mark_saved)
                 display.restart_clock()
             if interrupted and step < config.num_steps:
                 display.say(f"interrupted at step {step}; the same command goes on")
@@ -266,7 +286,8 @@ def load_trained(path: Path) -> tuple[TrainConfig, TrainingState]:
     stored = run_directory.read_config(path)
     with reported():
         config = decode(TrainConfig, stored, str(path / "config.json"))
-        checkpoints = Checkpoints(path / "checkpoints", config.run.keep_checkpoints)
+        run = identity(encode(config))
+        checkpoints = Checkpoints(path / "checkpoints", run=run)
         template = jax.eval_shape(lambda: _first_state(config.build()))
         restored = checkpoints.restore(template)
     if restored is None or not np.isfinite(float(restored.state.best.loss)):
@@ -303,9 +324,11 @@ def main() -> None:
     if dry:
         print(dry_run.report(config, name))
         return
-    wanted = config.run.devices
-    if wanted is None and meeting is None and config.run.hosts == "one":
-        wanted = processes.cpu_devices(config.estimator.num_chunks)
+    wanted, num_chunks = config.run.devices, config.estimator.num_chunks
+    if meeting is None and config.run.hosts == "one":
+        wanted = wanted or processes.cpu_devices(num_chunks)
+        with reported():
+            devices.check_division(num_chunks, wanted)
     processes.join(meeting, config.run.hosts, wanted)
     path = train(config, name)
     print(f"run directory: {path}")

@@ -2,7 +2,8 @@
 
 Orbax writes the arrays; it notices neither a flipped byte nor a changed dtype. So each
 checkpoint is a folder with a checksum of every file, published by one rename, and a
-damaged one is never loaded: the newest good one is.
+damaged one is never loaded: the newest good one is. Each says of which run and step it
+is, so that neither a copied nor a renamed folder is taken for another.
 
 At every moment of a save the newest whole checkpoint can be found, so a process may be
 killed at any. One process writes; others may read meanwhile.
@@ -33,6 +34,7 @@ _ALONE = ocp.options.MultiprocessingOptions(
 )
 _NAME = re.compile(r"step_(\d{8})")
 _TREE = "tree.json"
+_ORIGIN = "origin.json"
 _SHOWN = 5
 """Differing leaves that an error lists."""
 
@@ -53,12 +55,20 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run, in one folder."""
 
-    def __init__(self, folder: Path, keep: int = 3) -> None:
-        """Args: folder: where they lie; keep: how many of the newest stay."""
+    def __init__(self, folder: Path, keep: int = 3, run: str | None = None) -> None:
+        """Prepares to read and write them.
+
+        Args:
+            folder: where they lie.
+            keep: how many of the newest stay.
+            run: what tells this run from others; checkpoints of another are skipped.
+                None reads those of any.
+        """
         if keep < 1:
             raise ValueError(f"keep = {keep} checkpoints must be positive")
         self.folder = folder
         self.keep = keep
+        self.run = run
 
     def steps(self) -> list[int]:
         """Steps of all published checkpoints, ascending."""
@@ -94,6 +104,7 @@ class Checkpoints:
             except (ValueError, RuntimeError) as error:
                 raise _as_os_error(error, path) from error
             (temporary / _TREE).write_text(json.dumps(_describe(state), indent=1))
+            (temporary / _ORIGIN).write_text(json.dumps(self._origin(step)))
 
         publish(path, write, replace=True)
         earlier = [other for other in self.steps() if other <= step]
@@ -114,8 +125,9 @@ class Checkpoints:
         warnings: list[str] = []
         for step, path in sorted(self._published().items(), reverse=True):
             try:
-                verify_sums(path, (_TREE,))
-                stored = _read_tree(path / _TREE)
+                verify_sums(path, (_TREE, _ORIGIN))
+                stored = _read_object(path / _TREE)
+                self._check_origin(path, step)
             except (ValueError, OSError) as error:
                 warnings.append(f"checkpoint of step {step} is skipped: {error}")
                 continue
@@ -148,6 +160,18 @@ class Checkpoints:
             if match and not (hidden and int(match[1]) in found):
                 found[int(match[1])] = path
         return found
+
+    def _origin(self, step: int) -> dict[str, Any]:
+        return {"run": self.run, "step": step}
+
+    def _check_origin(self, path: Path, step: int) -> None:
+        stored, expected = _read_object(path / _ORIGIN), self._origin(step)
+        for name, value in expected.items():
+            if stored.get(name) != value and (name == "step" or self.run is not None):
+                raise ValueError(
+                    f"{path / _ORIGIN}: it is of {name} {stored.get(name)!r}, not of "
+                    f"{value!r}"
+                )
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
@@ -185,13 +209,13 @@ def _describe(state: Any) -> dict[str, list[Any]]:
     }
 
 
-def _read_tree(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         stored = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(stored, dict):
-        raise ValueError(f"{path} is damaged: it holds no tree of leaves")
+        raise ValueError(f"{path} is damaged: it holds no object")
     return stored
 
 

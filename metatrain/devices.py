@@ -76,13 +76,22 @@ def check_shares(num_chunks: int, mesh: Mesh | None) -> None:
     Raises:
         ValueError: naming both numbers, and what would be right.
     """
-    if mesh is None or num_chunks % mesh.size == 0:
+    check_division(num_chunks, 1 if mesh is None else mesh.size)
+
+
+def check_division(num_chunks: int, num_devices: int) -> None:
+    """Refuses a number of devices that cannot share the chunks evenly.
+
+    Raises:
+        ValueError: naming both numbers, and what would be right.
+    """
+    if num_chunks % num_devices == 0:
         return
     fitting = [n for n in range(1, num_chunks + 1) if num_chunks % n == 0]
     raise ValueError(
-        f"{num_chunks} chunks of particles cannot be shared by {mesh.size} devices: "
+        f"{num_chunks} chunks of particles cannot be shared by {num_devices} devices: "
         f"take {' or '.join(map(str, fitting))} devices, or an estimator whose number "
-        f"of chunks (num_pairs / chunk) is a multiple of {mesh.size}"
+        f"of chunks (num_pairs / chunk) is a multiple of {num_devices}"
     )
 
 

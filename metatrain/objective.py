@@ -78,13 +78,18 @@ class Objective:
         return self.figure == "minimum"
 
     def normalize(self, losses: jax.Array, loss_at_chance: float) -> jax.Array:
-        """Losses in units of the loss at chance, in [0, cap] (any shape)."""
+        """Losses in units of the loss at chance, in [0, cap] (any shape).
+
+        What is no number, or infinite in either direction, counts as the cap; a finite
+        loss below 0 counts as 0.
+        """
         normalized = losses / loss_at_chance
         if self.cap_form == "smooth":
             capped = self._soften(jnp.maximum(normalized, 0.0))
         else:
             capped = jnp.clip(normalized, 0.0, self.cap)
-        return jnp.where(jnp.isnan(normalized), self.cap, capped)
+        wrong = jnp.isnan(normalized) | jnp.isneginf(normalized)
+        return jnp.where(wrong, self.cap, capped)
 
     def diverged(self, normalized: jax.Array) -> jax.Array:
         """Which losses lie at the cap or above it, once normalized (bool, any shape).

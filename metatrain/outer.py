@@ -78,16 +78,23 @@ class MetaTraining:
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps < 10**8:
             raise ValueError(f"num_steps = {self.num_steps} must lie in [1, 10⁸)")
+        if self.outer.accumulate > self.num_steps:
+            raise ValueError(
+                f"accumulate = {self.outer.accumulate} outer steps for each update are "
+                f"more than num_steps = {self.num_steps}: nothing would move"
+            )
+        if type(self.seed) is not int or not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed = {self.seed!r} must be whole and in [0, 2³¹)")
         if not self.groups:
             raise ValueError("groups = (): there must be one at least")
         names = [group.name for group in self.groups]
         if len(set(names)) < len(names):
             raise ValueError(f"groups: names {names} must differ")
         for group in self.groups:
-            if not 0.0 < group.weight < float("inf"):
+            if not 1e-30 <= group.weight <= 1e30:
                 raise ValueError(
-                    f"groups: weight = {group.weight} of {group.name!r} must be "
-                    "positive and finite"
+                    f"groups: weight = {group.weight} of {group.name!r} must lie in "
+                    "[1e-30, 1e30]"
                 )
         devices.check_shares(self.estimator.num_chunks, self.mesh)
         if self.each_step not in get_args(EachStep):

@@ -40,8 +40,8 @@ class Group:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise ValueError(f"name = {self.name!r} must be a word without a slash")
-        if not 0 < self.weight < float("inf"):
-            raise ValueError(f"weight = {self.weight} must be positive and finite")
+        if not 1e-30 <= self.weight <= 1e30:
+            raise ValueError(f"weight = {self.weight} must lie in [1e-30, 1e30]")
         lacking = [n for n in _OF_A_TASK if not callable(getattr(self.task, n, None))]
         if lacking:
             raise ValueError(

@@ -58,6 +58,14 @@ class OpaqueTask(abc.ABC):
 
         task = cast(Task, self)
         key = jax.eval_shape(lambda: jax.random.key(0))
+        params = jax.eval_shape(task.init, key)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if leaf.size == 0 or not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise ValueError(
+                    f"parameter {jax.tree_util.keystr(path) or 'params'} of "
+                    f"{self.name} is {leaf.dtype}{list(leaf.shape)}; it must hold one "
+                    "or more real floating-point numbers"
+                )
         jax.eval_shape(compute, task.load_data(), key)
 
     @property

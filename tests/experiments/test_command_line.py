@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -228,6 +230,12 @@ def test_commands_end_with_one_line_and_code_2(monkeypatch, capsys, tmp_path):
         (train, ["quickstart", "--nonsense", "1"]),
         (train, ["quickstart", "--run.directory", occupied / "below"]),
         (train, ["quickstart", "--run.directory", occupied]),
+        (train, ["quickstart", "--run.directory", ""]),
+        (train, ["quickstart", "--run.devices", "100000"]),
+        (train, ["quickstart", "--dry-run", "--run.devices", "3"]),
+        (train, ["quickstart", "--dry-run", "--init-from", tmp_path / "nowhere"]),
+        (train, ["quickstart", "--dry-run", "--validation.suite", "nope"]),
+        (train, ["quickstart", "--dry-run", "--outer.accumulate", "1201"]),
         (export, [tmp_path / "nowhere", tmp_path / "out"]),
         (export, [tmp_path, occupied]),
         (evaluate, ["--artifact", tmp_path / "nowhere"]),
@@ -237,6 +245,30 @@ def test_commands_end_with_one_line_and_code_2(monkeypatch, capsys, tmp_path):
     for module, arguments in cases:
         code, error = exit_of(monkeypatch, capsys, module, *arguments)
         assert_one_line(code, error)
+
+
+def printing(text, **pipes):
+    """A command that prints for ever, or once."""
+    code = f"from experiments import command_line as c; c.run(lambda: {text})"
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        **pipes,
+    )
+
+
+def test_a_command_whose_output_nobody_reads_has_not_succeeded():
+    text = "[print('a line', flush=True) for _ in iter(int, 1)]"
+    process = printing(text, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"a line\n"
+    process.stdout.close()
+    assert process.wait(timeout=60) == command_line.UNREAD == 141
+
+
+def test_signs_that_a_terminal_lacks_are_replaced():
+    process = printing("print('2 \u2013 3')", stdout=subprocess.PIPE)
+    assert process.communicate(timeout=60)[0] == b"2 ? 3\n"
+    assert process.returncode == 0
 
 
 def test_help_explains_every_field(monkeypatch, capsys):

@@ -186,10 +186,16 @@ def test_failures_stay_until_they_are_asked_for_again(tmp_path):
     assert log.count("--- ") == 2 and log.splitlines().count("so be it") == 1
 
 
-@pytest.mark.parametrize("text", ["", '{"name": "a", "exit_co', "[]", '{"name": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", '{"name": "a", "exit_co', "[]", '{"name": 1}', "seconds", "command", "host"],
+)
 def test_a_partial_result_is_none_and_the_job_is_done_again(tmp_path, text):
     seen, folder, jobs = tmp_path / "seen", JobFolder(tmp_path / "f"), jobs_named("a")
     work(folder, jobs, Children(), runs("", seen))
+    if text.isalpha():  # whole but for the type of one field
+        stored = json.loads((folder.path / "results/a.json").read_text())
+        text = json.dumps(stored | {text: {"of": "another type"}})
     (folder.path / "results/a.json").write_text(text)
     assert fleet.summary(folder, jobs) == "0 of 1 done; damaged: a"
     work(folder, jobs, Children(), runs("", seen))

@@ -24,6 +24,9 @@ from metatrain import checkpoint, streaming
 from metatrain.checkpoint import Checkpoints
 from tests.experiments.tiny_run import files_up_to, options, same_run
 
+KEPT = (".lock", ".saved")
+"""Hidden files of a run directory."""
+
 # Threads of tensorstore that fail after orbax has given up say so, at any later time.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -198,7 +201,7 @@ def test_a_full_disk_names_the_path_and_loses_nothing(
         assert not (path / METRICS).read_text().endswith("\n")  # a part of a line
     train(options(path), "tiny")
     assert same_run(path, straight)
-    assert not [n for n in os.listdir(path) if n.startswith(".") and n != ".lock"]
+    assert not [n for n in os.listdir(path) if n.startswith(".") and n not in KEPT]
 
 
 def test_a_disk_that_is_still_full_when_the_run_goes_on(
@@ -296,7 +299,7 @@ def test_what_a_killed_process_left_is_taken_up(straight, tmp_path):
     (path / f".{METRICS}-abcdefgh.tmp").write_text("{")
     with RunDirectory(path):
         assert Artifact.load(path / "artifact")
-    assert not [n for n in os.listdir(path) if n.startswith(".") and n != ".lock"]
+    assert not [n for n in os.listdir(path) if n.startswith(".") and n not in KEPT]
     assert load_trained(path)[1].outer.step == 10
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,9 +16,16 @@ from experiments import command_line
 from experiments import train as training_command
 from experiments.command_line import BAD_INPUT, InputError
 from experiments.configs import PRESETS, TrainConfig
-from experiments.run_directory import METRICS, RunDirectory, read_rows
-from experiments.serialization import decode, encode
+from experiments.run_directory import (
+    METRICS,
+    VALIDATION,
+    RunDirectory,
+    read_rows,
+    write_parent,
+)
+from experiments.serialization import decode, encode, identity
 from experiments.train import load_trained, train
+from lopt.artifact import Artifact
 from metatrain.checkpoint import Checkpoints
 from tests.experiments.tiny_run import options, same_run
 
@@ -111,7 +120,8 @@ def test_a_checkpoint_of_something_else_is_refused_before_use(copy, capfd):
     _, state = load_trained(copy)
     half = jax.tree.map(lambda x: np.asarray(x, np.float16), state.outer.average)
     other = state._replace(outer=state.outer._replace(average=half))
-    Checkpoints(copy / "checkpoints").save(12, other)
+    run = identity(encode(options(copy)))
+    Checkpoints(copy / "checkpoints", run=run).save(12, other)
     error = refused(copy, capfd)
     assert "step_00000012 does not fit this run: 2 leaves differ" in error
     for name in ("log_learning_rate", "log_momentum_complement"):
@@ -151,6 +161,64 @@ def test_steps_on_record_without_any_checkpoint_are_no_fresh_start(
     error = refused(copy, capfd)
     assert f"{copy / 'checkpoints'} holds none, though 10 steps are recorded" in error
     assert (copy / METRICS).read_bytes() == before
+
+
+def test_a_larger_distance_of_checkpoints_does_not_hide_that_they_are_gone(copy, capfd):
+    shutil.rmtree(copy / "checkpoints")
+    stored = json.loads((copy / "config.json").read_text())
+    stored["run"]["checkpoint_every"] = 1000
+    (copy / "config.json").write_text(json.dumps(stored))
+    assert "is missing, though 10 steps are recorded" in refused(copy, capfd)
+
+
+def test_another_run_s_checkpoints_are_not_taken_for_its_own(copy, capfd, tmp_path):
+    other = dataclasses.replace(options(tmp_path / "other", stop_after=4), seed=1)
+    train(other, "tiny")
+    shutil.rmtree(copy / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", copy / "checkpoints")
+    capfd.readouterr()
+    error = refused(copy, capfd)
+    assert f"no checkpoint in {copy / 'checkpoints'} is whole" in error
+    assert "step_00000004/origin.json: it is of run " in error
+
+
+@pytest.mark.parametrize("cut", [3, 6, 10])
+def test_a_lost_validation_is_refused(copy, capfd, cut):
+    rows = read_rows(copy / VALIDATION)
+    kept = [json.dumps(row) + "\n" for row in rows if row["step"] != cut]
+    assert len(kept) == len(rows) - 1
+    (copy / VALIDATION).write_text("".join(kept))
+    wanted = f"{copy / VALIDATION} does not hold the validation of step {cut}, though"
+    assert wanted in refused(copy, capfd)
+
+
+def test_steps_that_moved_nothing_are_counted_across_a_stop(tmp_path):
+    with RunDirectory(tmp_path) as directory:
+        assert directory.skipped_in_a_row() == 0
+        skipped = [1.0, 0.0, 1.0, 1.0]
+        rows = [{"step": i, "skipped": x} for i, x in enumerate(skipped, start=1)]
+        directory.append(METRICS, rows[:2])
+        assert directory.skipped_in_a_row() == 0
+        directory.append(METRICS, rows[2:])
+        assert directory.skipped_in_a_row() == 2
+
+
+def test_a_record_of_an_earlier_start_makes_no_parent(copy):
+    shutil.rmtree(copy / "artifact")
+    write_parent(copy, {"path": "elsewhere"})
+    train(options(copy), "tiny")
+    assert "parent" not in Artifact.load(copy / "artifact").provenance
+
+
+def test_names_and_locks_that_are_no_text_are_one_line(tmp_path):
+    with pytest.raises(InputError, match="a name that is not UTF-8"):
+        RunDirectory(tmp_path / os.fsdecode(b"run\xff"))
+    with RunDirectory(tmp_path / "run"):
+        (tmp_path / "run" / ".lock").write_bytes(b"\xff\xfe")
+        with pytest.raises(InputError, match="is in use by process"):
+            RunDirectory(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"run.directory = '\.' must name a folder"):
+        options(Path(""))
 
 
 # Configurations.

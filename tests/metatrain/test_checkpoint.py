@@ -277,6 +277,26 @@ def test_a_full_disk_at_any_operation_spoils_nothing(copy, monkeypatch):
     assert sorted(os.listdir(copy.folder)) == ["step_00000001", "step_00000002"]
 
 
+def test_a_checkpoint_that_got_another_step_s_name_is_skipped(copy):
+    (copy.folder / "step_00000002").rename(copy.folder / "step_00000005")
+    restored = copy.restore(large(0))
+    assert restored.step == 1 and same(restored.state, large(1))
+    assert (
+        "step_00000005/origin.json: it is of step 2, not of 5" in (restored.warnings[0])
+    )
+
+
+def test_checkpoints_of_another_run_are_skipped(copy):
+    Checkpoints(copy.folder, run="ours").save(3, large(3))
+    Checkpoints(copy.folder, run="theirs").save(4, large(4))
+    restored = Checkpoints(copy.folder, run="ours").restore(large(0))
+    assert restored.step == 3 and same(restored.state, large(3))
+    assert "it is of run 'theirs', not of 'ours'" in restored.warnings[0]
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole \(.*'theirs'"):
+        Checkpoints(copy.folder, run="nobody's").restore(large(0))
+    assert copy.restore(large(0)).step == 4  # who asks for no run reads any
+
+
 def test_sums_that_lead_elsewhere_are_damage(copy, tmp_path):
     newest = copy.folder / "step_00000002"
     (tmp_path / "secret").write_text("x")

@@ -209,6 +209,7 @@ def test_a_random_width_is_a_group_for_each():
         (lambda: Group("a/b", TASK), "without a slash"),
         (lambda: Group("a", TASK, 0.0), "weight = 0.0"),
         (lambda: Group("a", TASK, float("nan")), "weight = nan"),
+        (lambda: Group("a", TASK, 1e308), "weight = 1e.308 must lie in"),
         (
             lambda: Group("a", TEACHER, variation=Variation(batch_share=0.5)),
             "batches of a RandomTeacher are not rows",

@@ -24,13 +24,17 @@ def test_losses_are_divided_by_chance_and_capped():
     losses = jnp.array([0.0, 1.0, 2.0, 2.9, 3.1, 1e30, jnp.inf, jnp.nan, -jnp.inf])
     normalized = Objective(cap=1.5).normalize(losses, 2.0)
     np.testing.assert_allclose(
-        normalized, [0.0, 0.5, 1.0, 1.45, 1.5, 1.5, 1.5, 1.5, 0.0], rtol=1e-6
+        normalized, [0.0, 0.5, 1.0, 1.45, 1.5, 1.5, 1.5, 1.5, 1.5], rtol=1e-6
     )
 
 
 def test_what_stands_at_the_cap_has_diverged():
-    normalized = Objective().normalize(jnp.array([1.0, 1e9, jnp.nan]), 1.0)
-    np.testing.assert_array_equal(Objective().diverged(normalized), [False, True, True])
+    normalized = Objective().normalize(
+        jnp.array([1.0, -1.0, 1e9, jnp.nan, -jnp.inf]), 1.0
+    )
+    np.testing.assert_array_equal(
+        Objective().diverged(normalized), [False, False, True, True, True]
+    )
 
 
 def test_a_smooth_cap_is_the_identity_up_to_chance_and_monotone_far_above_it():
@@ -48,7 +52,7 @@ def test_a_smooth_cap_is_the_identity_up_to_chance_and_monotone_far_above_it():
     np.testing.assert_allclose(large_too, expected, rtol=1e-6)
     # The slope at chance is 1 on both sides of it.
     np.testing.assert_allclose(near_too - 1.0, 0.001, rtol=5e-3)
-    np.testing.assert_array_equal(ends_too, [CAP, CAP, 0, 0])
+    np.testing.assert_array_equal(ends_too, [CAP, CAP, CAP, 0])
 
 
 def test_both_forms_of_the_cap_agree_on_what_has_diverged():

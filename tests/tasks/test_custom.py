@@ -343,6 +343,19 @@ def half_annotated(key):
             lambda: FunctionTask(three, lambda p, k, b: p["x"], name="mine"),
             r"^the loss of mine has shape \(3,\) and dtype float32; it must be one",
         ),
+        *(
+            (
+                lambda leaf=leaf: FunctionTask(
+                    lambda key: {"w": leaf}, lambda p, k, b: 1.0, name="mine"
+                ),
+                rf"^parameter \['w'\] of mine is {dtype}.*it must hold one or more",
+            )
+            for leaf, dtype in (
+                (np.zeros(3, np.complex64), "complex64"),
+                (np.zeros(3, np.int32), "int32"),
+                (np.zeros((3, 0), np.float32), "float32"),
+            )
+        ),
         (
             lambda: FunctionTask(three, lambda p, k, b: (p["x"][0], p["x"])),
             "must be a dictionary of arrays",
