@@ -169,7 +169,13 @@ def full_configuration(monkeypatch):
 
 
 def full_before_going_on(monkeypatch):
-    limited(monkeypatch, RunDirectory, "truncate_after", lambda *_: 20, lambda s: s > 0)
+    limited(
+        monkeypatch,
+        RunDirectory,
+        "truncate_after",
+        lambda *_: 20,
+        lambda step, validated: step > 0,
+    )
 
 
 @pytest.mark.parametrize(
