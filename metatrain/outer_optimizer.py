@@ -21,6 +21,15 @@ PLAIN = "sgd"
 """Name of the rule that leaves the gradient as it is."""
 
 
+_NO_RULES = frozenset(
+    (
+        *("learning_rate", "schedule"),  # the chain has its own; signs would turn
+        *("backtracking_linesearch", "zoom_linesearch", "polyak"),  # need the loss
+    )
+)
+"""Of optax's scale_by_NAME, those that no meta-gradient alone can drive."""
+
+
 @dataclasses.dataclass(frozen=True)
 class OuterOptimizer:
     """AdamW on θ, or another rule of optax, with warm-up and cosine decay."""
@@ -129,14 +138,13 @@ class OuterOptimizer:
 
     def _rule(self) -> optax.GradientTransformation:
         """The rule by its name; a `ValueError` names the field that is wrong."""
-        make: Callable[..., Any] | None = getattr(optax, f"scale_by_{self.rule}", None)
-        if self.rule == PLAIN:
-            make = optax.identity
-        if make is None or not callable(make):
-            known = sorted(n[9:] for n in dir(optax) if n.startswith("scale_by_"))
-            raise ValueError(
-                f"rule = {self.rule!r} must be {PLAIN} or one of {', '.join(known)}"
-            )
+        known = {n[9:] for n in dir(optax) if n.startswith("scale_by_")} - _NO_RULES
+        if self.rule != PLAIN and self.rule not in known:
+            names = ", ".join(sorted(known))
+            raise ValueError(f"rule = {self.rule!r} must be {PLAIN} or one of {names}")
+        make: Callable[..., Any] = optax.identity
+        if self.rule != PLAIN:
+            make = getattr(optax, f"scale_by_{self.rule}")
         known = inspect.signature(make).parameters
         settings = {name: getattr(self, name) for name in ("b1", "b2") if name in known}
         for name, value in self.settings:
