@@ -207,23 +207,25 @@ def grow(axis: str, field: str, cases: list[Case], seconds: float) -> dict[str, 
     slope = exponent(
         [row["size"] for row in rows], [row["seconds_per_step"] for row in rows]
     )
-    print(f"time ∝ {axis}^{slope:.2f} over the larger half ({field} grows)")
+    part = "the larger half" if len(rows) > 3 else "all"
+    print(f"time ∝ {axis}^{slope:.2f} over {part} ({field} grows)")
     return {"axis": axis, "exponent": round(slope, 3), "rows": rows}
 
 
 def share(case: Case, seconds: float, rounds: int) -> dict[str, Any]:
     """Two devices against one with the same cores, in turn."""
-    ratios, last = [], {}
+    times: dict[str, list[float]] = {"one": [], "two": []}
     with Child(case) as one, Child(case._replace(devices=2)) as two:
         for _ in range(rounds):
             for name, child in (("one", one), ("two", two)):
-                last[name] = child.measure(seconds)["seconds_per_step"]
-            ratios.append(last["two"] / last["one"])
+                times[name].append(child.measure(seconds)["seconds_per_step"])
+    ratios = [two / one for one, two in zip(*times.values(), strict=True)]
     loss = 100.0 * (statistics.median(ratios) - 1.0)
+    one, two = (1e3 * statistics.median(values) for values in times.values())
     print(
         f"\ntwo CPU devices against one, {len(os.sched_getaffinity(0))} cores: "
-        f"{last['two'] * 1e3:.1f} ms and {last['one'] * 1e3:.1f} ms per outer step, "
-        f"loss {loss:+.1f} % (median of {rounds}; negative is a gain)"
+        f"{two:.1f} ms and {one:.1f} ms per outer step, loss {loss:+.1f} % "
+        f"(medians of {rounds}, of the ratio for itself; negative is a gain)"
     )
     return {"axis": "devices", "loss_percent": round(loss, 2), "ratios": ratios}
 

@@ -57,7 +57,8 @@ class OuterOptimizer:
     averaging: float = 0.98
     """Decay of the running average of θ that is validated and released."""
     accumulate: int = 1
-    """Outer steps whose meta-gradients are averaged for one move of θ."""
+    """Outer steps whose meta-gradients are averaged for one move of θ. Give a divisor
+    of all outer steps: what is left behind the last move moves nothing."""
     group_gradients: GroupGradients = "plain"
     """normalized: each group's meta-gradient has norm 1 in the mean over groups, so
     that no group outvotes the others by the size of its losses."""
