@@ -1,6 +1,6 @@
 """Time of an outer step against size, and of devices that share it.
 
-    python -m benchmarks.scaling [--quick] [--out FILE.jsonl] [--plot FILE.png]
+    python -m benchmarks.scaling [--quick] [--only NAME] [--out FILE] [--plot FILE.png]
 
 Three sizes grow on their own: antithetic pairs, parameters (by the width of the inner
 network) and tensors (by its depth). An exponent is fitted by least squares to the
@@ -40,9 +40,10 @@ class Case(NamedTuple):
     window: int = 20  # inner steps
 
 
+WIDTHS = (32, 64, 128, 256, 512, 1024, 2048)
 AXES: dict[str, tuple[str, list[Case]]] = {
     "pairs": ("pairs", [Case(pairs=n) for n in (2, 4, 8, 16, 32, 64)]),
-    "parameters": ("width", [Case(2, width=w) for w in (32, 64, 128, 256, 512)]),
+    "parameters": ("width", [Case(2, width=w) for w in WIDTHS]),
     "tensors": ("depth", [Case(2, depth=d) for d in (1, 2, 4, 8, 16)]),
 }
 QUICK: dict[str, tuple[str, list[Case]]] = {
@@ -250,6 +251,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         )
         axes.set_title(f"time ∝ {result['axis']}^{result['exponent']:.2f}", loc="left")
         axes.set_xlabel(result["axis"])
+        axes.set_xticks(sizes[::2], [f"{size:,.0f}" for size in sizes[::2]])
+        axes.minorticks_off()
         axes.legend(fontsize=8)
     panels[0].set_ylabel("ms per outer step")
     figure.tight_layout()
@@ -263,20 +266,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="per point")
     parser.add_argument("--out", type=Path, help="file of JSON lines to append to")
     parser.add_argument("--plot", type=Path, help="picture to write")
+    parser.add_argument("--only", choices=[*AXES, "devices"], help="one of the tables")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
         serve(Case(*json.loads(arguments.case)))
         return
-    quick, seconds = arguments.quick, arguments.seconds
+    quick, seconds, only = arguments.quick, arguments.seconds, arguments.only
     if quick:
         seconds = 0.1
     results = [
         grow(axis, field, cases, seconds)
         for axis, (field, cases) in (QUICK if quick else AXES).items()
+        if only in (None, axis)
     ]
-    shared = Case(2, 1, 8, window=2) if quick else SHARED
-    results.append(share(shared, seconds, 2 if quick else 7))
+    if only in (None, "devices"):
+        shared = Case(2, 1, 8, window=2) if quick else SHARED
+        results.append(share(shared, seconds, 2 if quick else 7))
     about = {"machine": platform.machine(), "cores": os.cpu_count()}
     about["date"] = time.strftime("%Y-%m-%d")
     if arguments.out:

@@ -225,7 +225,9 @@ def test_frozen_fields_learned_decays_and_a_given_start():
     ("fields", "message"),
     [
         ({"rule": "adamm"}, "rule = 'adamm' must be sgd or one of .*adam"),
-        ({"rule": "schedule"}, "rule = 'schedule' cannot be made of numbers"),
+        ({"rule": "schedule"}, "rule = 'schedule' must be sgd or one of"),
+        ({"rule": "polyak"}, "rule = 'polyak' must be sgd or one of"),
+        ({"rule": "rprop"}, "rule = 'rprop' cannot be made of numbers"),
         ({"settings": (("epsilon", 1.0),)}, "adam takes no 'epsilon'.* eps"),
         ({"settings": (("eps", float("nan")),)}, "eps = nan must be finite"),
         ({"accumulate": 0}, "accumulate = 0"),
