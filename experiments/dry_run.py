@@ -33,7 +33,6 @@ from experiments.tasks import (
 from experiments.warm_start import begin_with
 from lopt.artifact import Artifact
 from lopt.base import Theta, frozen_parts
-from metatrain.devices import check_division
 from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.outer import MetaTraining, OuterState
 from tasks.description import missing_data, undescribed
@@ -107,8 +106,6 @@ def report(config: TrainConfig, name: str) -> str:
 
 def _check_beginning(config: TrainConfig, theta: Theta) -> None:
     """Refuses what the run would refuse when it begins."""
-    if config.run.devices is not None and config.run.hosts == "one":
-        check_division(config.estimator.num_chunks, config.run.devices)
     if config.validation.suite is not None:
         find_suite(config.validation.suite)
     if config.init_from is not None:

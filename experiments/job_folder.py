@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 from experiments.command_line import InputError
 from experiments.job_file import Job
+from lopt import encoding
 from lopt.integrity import write_text
 
 State = Literal["done", "failed", "running", "waiting", "stale", "damaged"]
@@ -45,24 +46,13 @@ class Result:
     name: str
     sha256: str
     """Of the job's command."""
-    command: list[str]
+    command: tuple[str, ...]
     exit_code: int
     """Of the process; −N if signal N ended it."""
     seconds: float
     host: str
     log: str
     """Path of the log in the fleet's folder."""
-
-
-_KINDS = {
-    "sha256": str,
-    "command": list,
-    "exit_code": int,
-    "seconds": (int, float),
-    "host": str,
-    "log": str,
-}
-"""Types of a result's fields, which a damaged file may not have."""
 
 
 class JobFolder:
@@ -89,18 +79,16 @@ class JobFolder:
         """
         path = self._result(job)
         try:
-            result = Result(**json.loads(path.read_text()))
-            good = result.name == job.name and all(
-                isinstance(getattr(result, name), kind) for name, kind in _KINDS.items()
-            )
-        except (OSError, ValueError, TypeError, RecursionError):
+            data = json.loads(path.read_text())
+            result = encoding.decode(Result, data, str(path), {})
+        except (OSError, ValueError, RecursionError):
             return None
-        if not good:
+        if result.name != job.name:
             return None
         if result.sha256 != job.sha256:
             raise InputError(
                 f"job {job.name!r} has changed: {path} is the result of "
-                f"{' '.join(map(str, result.command))!r}; rename the job, or move its "
+                f"{' '.join(result.command)!r}; rename the job, or move its "
                 "result away"
             )
         return result
@@ -206,7 +194,7 @@ class JobFolder:
         result = Result(
             name=job.name,
             sha256=job.sha256,
-            command=list(job.command),
+            command=job.command,
             exit_code=exit_code,
             seconds=round(seconds, 3),
             host=platform.node(),

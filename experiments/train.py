@@ -244,13 +244,17 @@ def _advance(run: _Run, state: TrainingState) -> TrainingState:
                 recorder.flush()
                 whole = devices.gather(TrainingState(outer, best), training.mesh)
                 with reported():
-                    processes.on_first(partial(run.checkpoints.save, step, whole))
-                    processes.on_first(run.directory.mark_saved)
+                    processes.on_first(partial(_save, run, step, whole))
                 display.restart_clock()
             if interrupted and step < config.num_steps:
                 display.say(f"interrupted at step {step}; the same command goes on")
                 raise SystemExit(command_line.INTERRUPTED)
     return TrainingState(outer, best)
+
+
+def _save(run: _Run, step: int, state: TrainingState) -> None:
+    run.checkpoints.save(step, state)
+    run.directory.mark_saved()
 
 
 def _validate(run: _Run, outer: OuterState, best: Best, recorder: Recorder) -> Best:
@@ -321,14 +325,14 @@ def main() -> None:
         presets = with_estimator(presets, estimator)
     presets = presets if expert is None else with_expert(presets, expert)
     name, config = command_line.choose_preset(presets, program, arguments)
-    if dry:
-        print(dry_run.report(config, name))
-        return
     wanted, num_chunks = config.run.devices, config.estimator.num_chunks
     if meeting is None and config.run.hosts == "one":
         wanted = wanted or processes.cpu_devices(num_chunks)
         with reported():
             devices.check_division(num_chunks, wanted)
+    if dry:
+        print(dry_run.report(config, name))
+        return
     processes.join(meeting, config.run.hosts, wanted)
     path = train(config, name)
     print(f"run directory: {path}")

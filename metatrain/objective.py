@@ -88,8 +88,8 @@ class Objective:
             capped = self._soften(jnp.maximum(normalized, 0.0))
         else:
             capped = jnp.clip(normalized, 0.0, self.cap)
-        wrong = jnp.isnan(normalized) | jnp.isneginf(normalized)
-        return jnp.where(wrong, self.cap, capped)
+        # Neither NaN nor −∞ is above −∞.
+        return jnp.where(normalized > -jnp.inf, capped, self.cap)
 
     def diverged(self, normalized: jax.Array) -> jax.Array:
         """Which losses lie at the cap or above it, once normalized (bool, any shape).

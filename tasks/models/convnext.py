@@ -24,14 +24,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from typing import Any, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from parametrization.rules import ADAM_LIKE, Rules, initializer
+from parametrization.rules import ADAM_LIKE, Rules, drawn_zeros, initializer
 from parametrization.spec import named
 from tasks.models import base
 from tasks.models.base import Activation, Model, record
@@ -148,7 +147,7 @@ class Modulation(nn.Module):
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
         """Maps `[B, h, w, channels]` and `[B, width]` to the shape of the former."""
         shape = (condition.shape[-1], 2, x.shape[-1])
-        init = named(_zeros, "channels -> gates channels", self.depth_mult)
+        init = named(drawn_zeros, "channels -> gates channels", self.depth_mult)
         kernel: Any = self.param("kernel", init, shape)
         bias: Any = self.param(
             "bias", initializer("-> gates channels", self.depth_mult), shape[1:]
@@ -159,13 +158,6 @@ class Modulation(nn.Module):
             jnp.broadcast_to(both[:, i, None, None], x.shape) for i in range(2)
         )
         return record(self, "out", x * (1.0 + scale) + shift)
-
-
-def _zeros(
-    key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = float
-) -> jax.Array:
-    # Drawn, as all zero matrices are (see parametrization.rules.initializer).
-    return (0.0 * jax.random.uniform(key, (math.prod(shape),), dtype)).reshape(shape)
 
 
 class Block(nn.Module):
