@@ -26,12 +26,19 @@ import jax.numpy as jnp
 from benchmarks.synthetic import Synthetic
 from evaluation.cost import flop_per_step, flop_per_update
 from lopt import SmallFC
+from lopt.feature_precision import Precision
 from metatrain import EpisodeLengths, EvolutionStrategy, MetaTraining, OuterOptimizer
-from metatrain.inner import Precision
 from parametrization import ADAM_LIKE
 from tasks import MLP, ImageClassification
 
 OUTER_STEPS = 5000
+
+PRECISIONS: tuple[tuple[Precision, Precision], ...] = (
+    ("float32", "float32"),
+    ("bfloat16", "float32"),
+    ("bfloat16", "bfloat16"),
+)
+"""Of inner models and of features."""
 
 
 def median_seconds(work: Callable[[], Any], repeats: int) -> float:
@@ -61,7 +68,9 @@ def ceilings(side: int, megabytes: int) -> dict[str, float]:
     return found
 
 
-def build(precision: Precision, *, quick: bool) -> tuple[MetaTraining, Any]:
+def build(
+    precision: Precision, feature_precision: Precision, *, quick: bool
+) -> tuple[MetaTraining, Any]:
     """The recipe, or one of its shape that a CPU runs in a minute; and its task."""
     width, batch, classes, rows = (
         (16, 64, 10, 1000) if quick else (128, 4096, 1000, 1_281_167)
@@ -82,13 +91,16 @@ def build(precision: Precision, *, quick: bool) -> tuple[MetaTraining, Any]:
         OuterOptimizer(),
         OUTER_STEPS,
         precision=precision,
+        feature_precision=feature_precision,
     )
     return training, task
 
 
-def measure(precision: Precision, steps: int, *, quick: bool) -> dict[str, Any]:
-    """One row: the recipe with inner models in this precision."""
-    training, task = build(precision, quick=quick)
+def measure(
+    precision: Precision, feature_precision: Precision, steps: int, *, quick: bool
+) -> dict[str, Any]:
+    """One row: the recipe with inner models and features in these precisions."""
+    training, task = build(precision, feature_precision, quick=quick)
     data = {0: jax.device_put(task.load_data())}
     begin = time.perf_counter()
     state, metrics = training.step(training.init(), data)
@@ -105,6 +117,7 @@ def measure(precision: Precision, steps: int, *, quick: bool) -> dict[str, Any]:
     inner = training.inner_steps_per_step
     return {
         "precision": precision,
+        "feature_precision": feature_precision,
         "seconds_per_outer_step": step,
         "inner_steps_per_second": inner / step,
         "first_update_seconds": first,
@@ -119,7 +132,8 @@ def describe(row: dict[str, Any], limits: dict[str, float]) -> str:
     """One line of the table; the share of the measured product last."""
     limit = limits[f"product_{row['precision']}_tflops"]
     return (
-        f"{row['precision']:<8}  {row['seconds_per_outer_step']:>9.4f} s/outer step  "
+        f"{row['precision']:<8}  features {row['feature_precision']:<8}  "
+        f"{row['seconds_per_outer_step']:>9.4f} s/outer step  "
         f"{row['inner_steps_per_second']:>9,.0f} inner steps/s  first update "
         f"{row['first_update_seconds']:>5.1f} s  models {row['tflop_of_models']:.3g} + "
         f"updates {row['tflop_of_updates']:.3g} TFLOP  {OUTER_STEPS:,} outer steps: "
@@ -140,8 +154,8 @@ def main() -> None:
     device = jax.devices()[0]
     print(f"{device.device_kind}, {platform.machine()}, JAX {jax.__version__}")
     print(", ".join(f"{name} {value:.4g}" for name, value in limits.items()))
-    for precision in ("float32", "bfloat16"):
-        row = measure(precision, arguments.steps, quick=quick)
+    for precision, feature_precision in PRECISIONS:
+        row = measure(precision, feature_precision, arguments.steps, quick=quick)
         print(describe(row, limits), flush=True)
         if arguments.out:
             row |= limits | {"device": device.device_kind, "jax": jax.__version__}

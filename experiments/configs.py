@@ -16,11 +16,11 @@ import jax
 from jax.sharding import Mesh
 
 from experiments.estimators import ESTIMATORS, AnyEstimator
+from lopt.feature_precision import Precision
 from lopt.registry import AnyLearned
 from lopt.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.expert import Expert
-from metatrain.inner import Precision
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
@@ -133,6 +133,9 @@ class TrainConfig:
     """Seed of everything random."""
     precision: Precision = "float32"
     """What the inner models compute in; bfloat16 pays on accelerators, not on CPUs."""
+    feature_precision: Precision = "float32"
+    """What the optimizer's per-parameter networks multiply in: bfloat16 with sums in
+    float32 for tensor cores, not for CPUs. The released weights run in both."""
     init_from: Path | None = None
     """Artifact whose θ, or parts of it, the run begins with (a warm start, or the rule
     of an earlier phase); the outer optimizer begins anew."""
@@ -176,6 +179,7 @@ class TrainConfig:
             seed=self.seed,
             expert=self.expert,
             precision=self.precision,
+            feature_precision=self.feature_precision,
             mesh=mesh,
         )
 

@@ -49,6 +49,16 @@ def frozen_parts(owner: Any) -> tuple[str, ...]:
     return tuple(getattr(owner, "frozen", ()))
 
 
+def learned_decays(owner: Any, theta: Theta) -> dict[str, jax.Array]:
+    """Decays that are part of θ: themselves, `[]` or `[K]`, by name.
+
+    An optimizer says so by a method of that name (see `SmallFC.learned_decays`); most
+    learn none.
+    """
+    method = getattr(owner, "learned_decays", None)
+    return {} if method is None else method(theta)
+
+
 def is_masked(leaf: Any) -> bool:
     """Whether optax hides this tensor, as `optax.multi_transform` does.
 

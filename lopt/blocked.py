@@ -34,6 +34,7 @@ import jax.numpy as jnp
 from lopt import first_layer
 from lopt.accumulators import TensorState
 from lopt.epsilons import Epsilons
+from lopt.feature_precision import Precision, rounded
 from lopt.features import FeatureSet, Quantities
 
 BLOCK = 8192
@@ -47,7 +48,10 @@ _barrier = jax.lax.optimization_barrier
 
 @functools.cache
 def program(
-    feature_set: FeatureSet, epsilons: Epsilons, exp_mult: float
+    feature_set: FeatureSet,
+    epsilons: Epsilons,
+    exp_mult: float,
+    precision: Precision = "float32",
 ) -> Callable[..., jax.Array]:
     """(layers, gradient, parameter, state, step) -> displacement `[*S]`.
 
@@ -63,7 +67,7 @@ def program(
         step: jax.Array,
     ) -> jax.Array:
         q = Quantities(grad, param, state, step, epsilons)
-        return _Walk(layers, feature_set, q).displacement(exp_mult)
+        return _Walk(layers, feature_set, q, precision).displacement(exp_mult)
 
     @single.def_vmap
     def one_after_another(size: int, batched: tuple, *args: object) -> tuple:
@@ -93,9 +97,14 @@ class _Walk:
         layers: dict[str, dict[str, jax.Array]],
         feature_set: FeatureSet,
         q: Quantities,
+        precision: Precision,
     ) -> None:
         self.q, self.shape = q, q.grad.shape
-        self.later = [layers[f"layer_{i}"] for i in range(1, len(layers))]
+        self.precision: Precision = precision
+        later = [layers[f"layer_{i}"] for i in range(1, len(layers))]
+        self.later = [
+            {**layer, "kernel": rounded(layer["kernel"], precision)} for layer in later
+        ]
         self.axis, self.length = _blocks(self.shape)
         parts = first_layer.split(layers["layer_0"], feature_set, q)
         self.terms = parts.places[None]
@@ -106,7 +115,8 @@ class _Walk:
         factored = q.state.row is not None
         self.factors = _barrier(q.factors()) if factored else None
         normalizers = jax.lax.rsqrt(self._mean_squares() + q.epsilons.normalizer)
-        self.kernel = normalizers[:, None] * first_layer.kernel_of(self.terms)
+        kernel = normalizers[:, None] * first_layer.kernel_of(self.terms)
+        self.kernel = rounded(kernel, precision)
 
     def displacement(self, exp_mult: float) -> jax.Array:
         """The second walk."""
@@ -115,7 +125,8 @@ class _Walk:
         network = self._unrolled if unrolled else self._products
 
         def block(i: jax.Array, steps: jax.Array) -> jax.Array:
-            values = _barrier(jnp.concatenate(self._values(i)))
+            values = rounded(jnp.concatenate(self._values(i)), self.precision)
+            values = _barrier(values)
             out = _barrier(first_layer.combine(network(values, i), exp_mult))
             start = i * self.length  # the last block is moved so that it fits
             return jax.lax.dynamic_update_slice_in_dim(steps, out, start, self.axis)
@@ -204,11 +215,13 @@ class _Walk:
         for x in self._added(i):
             hidden = hidden + jnp.broadcast_to(x, hidden.shape)
         for layer in self.later[:-1]:
-            active = _barrier(jnp.maximum(hidden, 0.0))
+            active = _barrier(self._active(hidden))
             hidden = _barrier(jnp.tensordot(layer["kernel"].T, active, 1))
             bias = layer["bias"].reshape((-1,) + (1,) * len(self.shape))
             hidden = hidden + jnp.broadcast_to(bias, hidden.shape)
-        return _written_out(self.later[-1], [_row(hidden, j) for j in _units(hidden)])
+        return self._written_out(
+            self.later[-1], [_row(hidden, j) for j in _units(hidden)]
+        )
 
     def _unrolled(self, values: jax.Array, i: jax.Array) -> list[jax.Array]:
         """The network's outputs as arithmetic of scalar weights and whole blocks."""
@@ -219,8 +232,18 @@ class _Walk:
                 for j, total in enumerate(hidden)
             ]
         for layer in self.later:
-            hidden = _written_out(layer, hidden)
+            hidden = self._written_out(layer, hidden)
         return hidden
+
+    def _written_out(
+        self, layer: dict[str, jax.Array], hidden: list[jax.Array]
+    ) -> list[jax.Array]:
+        """A layer on rectified units, each an array of its own."""
+        totals = _combinations(layer["kernel"], [self._active(x) for x in hidden])
+        return [total + layer["bias"][j] for j, total in enumerate(totals)]
+
+    def _active(self, hidden: jax.Array) -> jax.Array:
+        return rounded(jnp.maximum(hidden, 0.0), self.precision)
 
 
 def _blocks(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -234,14 +257,6 @@ def _blocks(shape: tuple[int, ...]) -> tuple[int, int]:
         axis = max(range(len(shape)), key=lambda a: shape[a])
     fits = max(1, BLOCK * shape[axis] // math.prod(shape))
     return axis, -(-shape[axis] // -(-shape[axis] // fits))
-
-
-def _written_out(
-    layer: dict[str, jax.Array], hidden: list[jax.Array]
-) -> list[jax.Array]:
-    """A layer on rectified units, each an array of its own."""
-    totals = _combinations(layer["kernel"], [jnp.maximum(x, 0.0) for x in hidden])
-    return [total + layer["bias"][j] for j, total in enumerate(totals)]
 
 
 def _combinations(kernel: jax.Array, inputs: list[jax.Array]) -> list[jax.Array]:

@@ -8,7 +8,8 @@ weights. So accumulators are not updated in the kernel: the normalizers need the
 
 It is written for Triton: sizes are powers of two (units are padded with zeros), every
 access is masked, nothing is concatenated. Hidden layers are products in full float32
-precision. `vmap` over particles and over equal tensors becomes an axis of the grid.
+precision, or of bfloat16 on tensor cores (`feature_precision`). `vmap` over particles
+and over equal tensors becomes an axis of the grid.
 
 **It has not been run on a GPU.** The tests run it in interpret mode against the plain
 form, and lower it to Triton for CUDA, which says that Triton knows every operation, not
@@ -31,6 +32,7 @@ from jax.experimental.pallas import triton
 from lopt import features, first_layer
 from lopt.accumulators import TensorState
 from lopt.epsilons import Epsilons
+from lopt.feature_precision import Precision, rounded
 from lopt.features import Feature, FeatureSet, Quantities
 
 TILE = 128
@@ -45,6 +47,7 @@ def program(
     feature_set: FeatureSet,
     epsilons: Epsilons,
     exp_mult: float,
+    precision: Precision = "float32",
     interpret: bool | None = None,
 ) -> Callable[..., jax.Array]:
     """(layers, gradient, parameter, state, step) -> displacement `[R, C]`.
@@ -70,21 +73,24 @@ def program(
         tile = (TILE // wide, wide)
         return pl.pallas_call(
             functools.partial(
-                _kernel, terms, epsilons, exp_mult, tile, (rows, columns)
+                _kernel, terms, epsilons, exp_mult, precision, tile, (rows, columns)
             ),
             out_shape=jax.ShapeDtypeStruct((grad.size,), grad.dtype),
             grid=(pl.cdiv(rows, tile[0]), pl.cdiv(columns, tile[1])),
             compiler_params=triton.CompilerParams(num_warps=4),
             interpret=interpret,
-        )(_inputs(layers, parts, q)).reshape(grad.shape)
+        )(_inputs(layers, parts, q, precision)).reshape(grad.shape)
 
     return displacement
 
 
 def _inputs(
-    layers: dict[str, dict[str, jax.Array]], parts: first_layer.Split, q: Quantities
+    layers: dict[str, dict[str, jax.Array]],
+    parts: first_layer.Split,
+    q: Quantities,
+    precision: Precision,
 ) -> dict[str, Any]:
-    """What the kernel reads, flat; units padded."""
+    """What the kernel reads, flat; units padded, weights rounded."""
     assert q.axes is not None
     rows, columns = q.grad.shape
     size = pl.next_power_of_2(parts.bias.shape[0])
@@ -111,7 +117,7 @@ def _inputs(
         "by_column": _padded(
             by_column.reshape(hidden, columns).T, columns, size
         ).reshape(-1),
-        "first": _padded(kernel, len(kernel), size).reshape(-1),
+        "first": _padded(rounded(kernel, precision), len(kernel), size).reshape(-1),
         "kernels": [],
         "biases": [],
     }
@@ -124,11 +130,13 @@ def _inputs(
         found["column_factors"] = by_columns.reshape(-1)
     for i in range(1, len(layers) - 1):
         layer = layers[f"layer_{i}"]
-        found["kernels"].append(_padded(layer["kernel"], size, size).reshape(-1))
+        kernel = rounded(layer["kernel"], precision)
+        found["kernels"].append(_padded(kernel, size, size).reshape(-1))
         found["biases"].append(_padded(layer["bias"][None], 1, size).reshape(-1))
     last = layers[f"layer_{len(layers) - 1}"]
     outputs = last["bias"].shape[0]
-    found["last"] = _padded(last["kernel"].T, outputs, size).reshape(-1)
+    kernel = rounded(last["kernel"], precision)
+    found["last"] = _padded(kernel.T, outputs, size).reshape(-1)
     found["last_bias"] = last["bias"]
     return found
 
@@ -151,6 +159,7 @@ def _kernel(
     terms: list[Feature],
     epsilons: Epsilons,
     exp_mult: float,
+    precision: Precision,
     tile: tuple[int, int],
     shape: tuple[int, int],
     refs: dict[str, Any],
@@ -174,15 +183,13 @@ def _kernel(
     values = _features(terms, epsilons, refs, shape, (row, column, where, inside))
     for k, value in enumerate(values):
         weights = triton.load(refs["first"].at[k * size + units])
-        hidden += value[:, None] * weights[None, :]
+        hidden += _narrowed(value, precision)[:, None] * weights[None, :]
     square = units[:, None] * size + units[None, :]
     for kernel, bias in zip(refs["kernels"], refs["biases"], strict=True):
         weights = triton.load(kernel.at[square])
-        hidden = jnp.dot(
-            jnp.maximum(hidden, 0.0), weights, precision=jax.lax.Precision.HIGHEST
-        )
+        hidden = _product(jnp.maximum(hidden, 0.0), weights, precision)
         hidden += triton.load(bias.at[units])[None, :]
-    active = jnp.maximum(hidden, 0.0)
+    active = _narrowed(jnp.maximum(hidden, 0.0), precision)
     outputs = [
         jnp.sum(active * triton.load(refs["last"].at[j * size + units])[None, :], 1)
         + refs["last_bias"][j]
@@ -190,6 +197,21 @@ def _kernel(
     ]
     moved = first_layer.combine(outputs, exp_mult)
     triton.store(out_ref.at[where], moved, mask=inside)
+
+
+def _narrowed(x: jax.Array, precision: Precision) -> jax.Array:
+    """`feature_precision.rounded` in operations that Triton knows."""
+    return x if precision == "float32" else x.astype(jnp.bfloat16).astype(x.dtype)
+
+
+def _product(x: jax.Array, weights: jax.Array, precision: Precision) -> jax.Array:
+    if precision == "float32":
+        return jnp.dot(x, weights, precision=jax.lax.Precision.HIGHEST)
+    return jnp.dot(
+        x.astype(jnp.bfloat16),
+        weights.astype(jnp.bfloat16),
+        preferred_element_type=x.dtype,
+    )
 
 
 def _num_features(

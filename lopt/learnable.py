@@ -91,6 +91,10 @@ class LearnableSGDM:
             _descend(theta),
         )
 
+    def learned_decays(self, theta: Theta) -> dict[str, jax.Array]:
+        """The decay itself, `[]`, by name."""
+        return {"momentum": decay(theta["log_momentum_complement"])}
+
 
 @dataclasses.dataclass(frozen=True)
 class LearnableAdam:
@@ -147,6 +151,10 @@ class LearnableAdam:
             scale_by_specs(specs, self.rules),
             _descend(theta),
         )
+
+    def learned_decays(self, theta: Theta) -> dict[str, jax.Array]:
+        """The decays themselves, `[]`, by name."""
+        return {name: decay(theta[f"log_{name}_complement"]) for name in ("b1", "b2")}
 
 
 def decay(log_complement: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ import optax
 
 from lopt import accumulators, checks
 from lopt.accumulators import Complements, TensorState, fixed, present
-from lopt.base import LearnedOptimizer, Specs, Theta, is_masked
+from lopt.base import LearnedOptimizer, Specs, Theta, is_masked, learned_decays
 from lopt.epsilons import PAPER
 from lopt.tensors import accumulator_dtype, need
 from parametrization.rules import STANDARD, Rules
@@ -126,6 +126,10 @@ class Nominal:
             return total, NominalState(inner, new)
 
         return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+
+    def learned_decays(self, theta: Theta) -> dict[str, jax.Array]:
+        """Those of the wrapped rule."""
+        return learned_decays(self.inner, theta["inner"])
 
     def _accumulate(self, state: TensorState, grad: jax.Array) -> TensorState:
         dtype = state.momentum.dtype

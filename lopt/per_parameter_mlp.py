@@ -3,7 +3,8 @@
 The first layer is split by what each feature depends on (`first_layer`): 16 elementwise
 features with as many rows of the kernel are left of small_fc's 39. `apply` is the plain
 form, and `displacement` what most rules make of two outputs, in the form that suits the
-machine and the tensor (`forms`).
+machine and the tensor (`forms`). Both multiply in the precision that is asked for
+(`feature_precision`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lopt import blocked, dense, features, first_layer, forms, kernels
+from lopt import (
+    blocked,
+    dense,
+    feature_precision,
+    features,
+    first_layer,
+    forms,
+    kernels,
+)
 from lopt.accumulators import TensorState
 from lopt.epsilons import Epsilons
+from lopt.feature_precision import Precision
 from lopt.features import FeatureSet, Quantities
 from lopt.forms import Form
 
@@ -70,7 +80,8 @@ def displacement(
     name = f"layer_{len(layers) - 1}"
     last = {"kernel": layers[name]["kernel"][:, :used]}
     last["bias"] = layers[name]["bias"][:used]
-    program = _program(form, feature_set, q.epsilons, exp_mult)
+    precision = feature_precision.current()
+    program = _program(form, feature_set, q.epsilons, exp_mult, precision)
     return program({**layers, name: last}, q.grad, q.param, q.state, q.step)
 
 
@@ -86,15 +97,27 @@ def apply(
         feature_set: what the inputs are.
         q: what they are computed from.
     """
-    hidden = _first_layer(layers["layer_0"], feature_set, q)
+    return _apply(layers, feature_set, q, feature_precision.current())
+
+
+def _apply(
+    layers: Layers, feature_set: FeatureSet, q: Quantities, precision: Precision
+) -> jax.Array:
+    hidden = _first_layer(layers["layer_0"], feature_set, q, precision)
     for i in range(1, len(layers)):
-        hidden = dense.apply(layers[f"layer_{i}"], jnp.maximum(hidden, 0.0))
+        layer, active = layers[f"layer_{i}"], jnp.maximum(hidden, 0.0)
+        hidden = feature_precision.product(active, layer["kernel"], precision)
+        hidden = hidden + jnp.broadcast_to(layer["bias"], hidden.shape)
     return hidden
 
 
 @functools.cache
 def _program(
-    form: Form, feature_set: FeatureSet, epsilons: Epsilons, exp_mult: float
+    form: Form,
+    feature_set: FeatureSet,
+    epsilons: Epsilons,
+    exp_mult: float,
+    precision: Precision,
 ) -> Callable[..., jax.Array]:
     """`displacement` of (layers, gradient, parameter, state, step) in one form."""
 
@@ -106,7 +129,7 @@ def _program(
         step: jax.Array,
     ) -> jax.Array:
         q = Quantities(grad, param, state, step, epsilons)
-        out = apply(layers, feature_set, q)
+        out = _apply(layers, feature_set, q, precision)
         return first_layer.combine(
             [out[..., i] for i in range(out.shape[-1])], exp_mult
         )
@@ -114,7 +137,7 @@ def _program(
     if form == "plain":
         return plain
     module = {"blocked": blocked, "kernel": kernels}[form]
-    fast = jax.custom_jvp(module.program(feature_set, epsilons, exp_mult))
+    fast = jax.custom_jvp(module.program(feature_set, epsilons, exp_mult, precision))
     fast.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
     return fast
 
@@ -123,6 +146,7 @@ def _first_layer(
     layer: dict[str, jax.Array],
     feature_set: FeatureSet,
     q: Quantities,
+    precision: Precision,
 ) -> jax.Array:
     parts = first_layer.split(layer, feature_set, q)
     bias, total = parts.bias, None
@@ -131,7 +155,8 @@ def _first_layer(
         if axis is not None:
             values = jnp.expand_dims(values, axis)
         kernel = first_layer.kernel_of(terms)
-        product = _normalized_product(values, kernel, q.epsilons)
+        used = precision if axis is None else "float32"
+        product = _normalized_product(values, kernel, q.epsilons, used)
         if axis is not None and bias is not None:  # added where it costs least
             product, bias = product + jnp.broadcast_to(bias, product.shape), None
         total = product if total is None else _sum(total, product)
@@ -145,8 +170,8 @@ def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _normalized_product(
-    values: jax.Array, kernel: jax.Array, epsilons: Epsilons
+    values: jax.Array, kernel: jax.Array, epsilons: Epsilons, precision: Precision
 ) -> jax.Array:
     """Normalized features `[F, *S]` times a kernel `[F, H]`: `[*S, H]`."""
     scaled = features.normalizers(values, epsilons)[:, None] * kernel
-    return jnp.moveaxis(values, 0, -1) @ scaled
+    return feature_precision.product(jnp.moveaxis(values, 0, -1), scaled, precision)

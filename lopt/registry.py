@@ -31,6 +31,7 @@ from lopt.small_fc import SmallFC
 from lopt.velo import VeLO
 from lopt.wrappers import (
     AccumulatedGradients,
+    Bfloat16Features,
     ClippedGradients,
     RoleFallback,
     ScheduledSteps,
@@ -59,6 +60,7 @@ AnyLearned: TypeAlias = (
     | WeightDecay
     | RoleFallback
     | StochasticBfloat16
+    | Bfloat16Features
 )
 """Every learned optimizer and wrapper, as a type for fields that hold one."""
 

@@ -115,7 +115,7 @@ class SmallFC:
             self._init_tensor, move, specs, self.rules.step_scale
         )
 
-    def decays(self, theta: Theta) -> dict[str, jax.Array]:
+    def learned_decays(self, theta: Theta) -> dict[str, jax.Array]:
         """The learned decays themselves, `[K]` each, by accumulator."""
         return {
             name: 1.0 - value

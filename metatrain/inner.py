@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from lopt.base import LearnedOptimizer, Theta
+from lopt.feature_precision import Precision
 from tasks import variation
 from tasks.base import Batch, Task
 from tasks.variation import UNVARIED, Variant
 
-Precision = Literal["float32", "bfloat16"]
-"""What the inner model computes in; parameters and optimizer stay in float32."""
-
 
 def lowered(params: Any, precision: Precision) -> Any:
-    """Parameters as the model is given them; derivatives arrive in their own dtype."""
+    """Parameters as the model is given them, which then computes in their precision.
+
+    The parameters themselves stay in float32, where derivatives arrive.
+    """
     if precision == "float32":
         return params
     return jax.tree.map(lambda x: x.astype(jnp.dtype(precision)), params)

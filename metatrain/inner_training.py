@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from lopt.base import LearnedOptimizer, Theta, frozen_parts
+from lopt.feature_precision import Precision
+from lopt.wrappers import Bfloat16Features
 from metatrain import inner
 from metatrain.estimators.base import Unrolled, Windowed
 from metatrain.expert import Expert, Guided
-from metatrain.inner import AnyState, Precision, TrackedState
+from metatrain.inner import AnyState, TrackedState
 from metatrain.objective import Objective
 from metatrain.unroll import unroll
 from tasks.base import Dataset, Parametric, Task
@@ -33,14 +35,18 @@ class InnerTraining:
     """Whom the optimizer follows and imitates at first."""
     precision: Precision = "float32"
     """What the model computes in."""
+    feature_precision: Precision = "float32"
+    """What the optimizer's per-parameter networks multiply in."""
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise ValueError(
-                f"precision = {self.precision!r} must be one of "
-                f"{', '.join(get_args(Precision))}"
-            )
+        known = get_args(Precision)
+        for name in ("precision", "feature_precision"):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} = {value!r} must be {' or '.join(known)}")
         self.variation.check(self.task)
+        if self.feature_precision == "bfloat16":
+            Bfloat16Features(self.lopt).check(self.task.specs())
 
     def sample(self, key: jax.Array) -> Variant:
         """What is particular about one episode (see `Problem.sample`)."""
@@ -50,7 +56,8 @@ class InnerTraining:
         self, theta: Theta, variant: Variant, key: jax.Array, length: jax.Array
     ) -> AnyState:
         """A new episode (see `Problem.start`)."""
-        lopt = self.lopt if self.expert is None else Guided(self.lopt, self.expert)
+        rule = self._rule
+        lopt = rule if self.expert is None else Guided(rule, self.expert)
         episode = inner.start(self.task, lopt, theta, key, length, variant)
         if self.objective.remembers_minimum:
             return TrackedState(*episode, minimum=jnp.float32(self.objective.cap))
@@ -90,7 +97,7 @@ class InnerTraining:
             )
 
         if self.expert is None:
-            after, losses, _ = run(self.lopt, episode)
+            after, losses, _ = run(self._rule, episode)
             return self._judged(episode, after, losses)
         after, losses, imitation = self._accompanied(run, episode, outer_step)
         unrolled = self._judged(episode, after, losses)
@@ -121,7 +128,7 @@ class InnerTraining:
         """
         assert self.expert is not None
         ramp = self.expert.ramp(outer_step)
-        guided = Guided(self.lopt, self.expert, ramp)
+        guided = Guided(self._rule, self.expert, ramp)
 
         def together(episode: AnyState) -> tuple[AnyState, jax.Array, jax.Array]:
             episode, losses, aux = run(guided, episode)
@@ -130,13 +137,19 @@ class InnerTraining:
         def alone(episode: AnyState) -> tuple[AnyState, jax.Array, jax.Array]:
             both = episode.opt_state
             episode, losses, _ = run(
-                self.lopt, episode._replace(opt_state=both.learned)
+                self._rule, episode._replace(opt_state=both.learned)
             )
             both = both._replace(learned=episode.opt_state)
             none = jnp.zeros(losses.shape, jnp.float32)
             return episode._replace(opt_state=both), losses, none
 
         return jax.lax.cond(ramp > 0, together, alone, episode)
+
+    @property
+    def _rule(self) -> LearnedOptimizer:
+        """The optimizer, in the precision of this training."""
+        low = self.feature_precision == "bfloat16"
+        return Bfloat16Features(self.lopt) if low else self.lopt
 
     @property
     def frozen(self) -> tuple[str, ...]:

@@ -25,12 +25,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lopt.base import LearnedOptimizer, Theta, frozen_parts
+from lopt.base import LearnedOptimizer, Theta, frozen_parts, learned_decays
+from lopt.feature_precision import Precision
 from metatrain import devices
 from metatrain.estimators.base import Estimator, Parts, Problem, Windowed
 from metatrain.expert import Expert
 from metatrain.frozen import keep_frozen
-from metatrain.inner import Precision
 from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
 from metatrain.objective import Objective
@@ -120,6 +120,7 @@ class MetaTraining:
         seed: int = 0,
         expert: Expert | None = None,
         precision: Precision = "float32",
+        feature_precision: Precision = "float32",
         mesh: Mesh | None = None,
     ) -> Self:
         """Meta-training of an optimizer on a task, or on the groups of a distribution.
@@ -134,6 +135,7 @@ class MetaTraining:
             seed: of everything random.
             expert: an optimizer to imitate at first.
             precision: what the inner models compute in.
+            feature_precision: what per-parameter networks of `lopt` multiply in.
             mesh: devices that share the particles (see `metatrain.devices`).
         """
         if not isinstance(tasks, TaskDistribution):
@@ -149,6 +151,7 @@ class MetaTraining:
                     outer.frozen,
                     expert,
                     precision,
+                    feature_precision,
                 ),
                 group.weight,
             )
@@ -417,8 +420,10 @@ def signal_to_noise(terms: Theta, grad: Theta, together: int = 1) -> jax.Array:
 
 def _learned_decays(lopt: LearnedOptimizer, theta: Theta) -> dict[str, jax.Array]:
     """The decays of an optimizer that learns them, scalars by name."""
-    decays = getattr(lopt, "decays", None)
-    if decays is None:
-        return {}
-    named = decays(theta).items()
-    return {f"decay/{name}_{k}": x[k] for name, x in named for k in range(x.shape[0])}
+    found = {}
+    for name, x in learned_decays(lopt, theta).items():
+        if x.ndim:
+            found |= {f"decay/{name}_{k}": x[k] for k in range(x.shape[0])}
+        else:
+            found[f"decay/{name}"] = x
+    return found

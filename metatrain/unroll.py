@@ -16,8 +16,9 @@ import jax
 
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import evaluation_params
+from lopt.feature_precision import Precision
 from metatrain.expert import GuidedState
-from metatrain.inner import Precision, State, inner_step, lowered
+from metatrain.inner import State, inner_step, lowered
 from metatrain.keys import stream
 from tasks import variation
 from tasks.base import Dataset, Draws, Split, Streamable, Task

@@ -15,17 +15,22 @@ From the outside in, the usual order is
 
 so that a parameter p moves to p − rate·(step + decay·p). With `WeightDecay` outside of
 `ScheduledSteps` the decay would not follow the rate; with `RoleFallback` outside of
-all, the wrappers would concern the inner rule alone. `StochasticBfloat16` may stand
-anywhere: what is inside of it keeps its state in bfloat16.
+all, the wrappers would concern the inner rule alone. `StochasticBfloat16` and
+`Bfloat16Features` may stand anywhere: they concern what is inside of them.
 """
 
-from lopt.wrappers.bfloat16 import StochasticBfloat16, round_stochastically
+from lopt.wrappers.bfloat16 import (
+    Bfloat16Features,
+    StochasticBfloat16,
+    round_stochastically,
+)
 from lopt.wrappers.gradients import AccumulatedGradients, ClippedGradients
 from lopt.wrappers.roles import RoleFallback
 from lopt.wrappers.steps import ScheduledSteps, WeightDecay
 
 __all__ = [
     "AccumulatedGradients",
+    "Bfloat16Features",
     "ClippedGradients",
     "RoleFallback",
     "ScheduledSteps",

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from lopt.base import LearnedOptimizer, Specs, Theta, frozen_parts
+from lopt.base import LearnedOptimizer, Specs, Theta, frozen_parts, learned_decays
 from parametrization.axes import KINDS, Kind
 from parametrization.rules import Rules
 
@@ -33,6 +33,10 @@ class Wrapper:
     def init(self, key: jax.Array) -> Theta:
         """θ of the wrapped optimizer."""
         return self.inner.init(key)
+
+    def learned_decays(self, theta: Theta) -> dict[str, jax.Array]:
+        """Those of the wrapped optimizer."""
+        return learned_decays(self.inner, theta)
 
     @property
     def rules(self) -> Rules:

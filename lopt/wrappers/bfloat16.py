@@ -1,9 +1,11 @@
-"""Accumulators in bfloat16 that are rounded stochastically.
+"""Two ways to bfloat16: networks that multiply in it, accumulators stored in it.
 
-A running average with decay .999 changes by a thousandth of itself per step, and
-bfloat16 knows steps of a 256th: rounded to nearest, it stands still. Rounded up with a
-probability equal to the part that is cut off, it is right on average: the expectation
-of what is stored is what was computed.
+Networks forget what they compute, so they may round to nearest
+(`lopt.feature_precision`). Accumulators may not: a running average with decay .999
+changes by a thousandth of itself per step, and bfloat16 knows steps of a 256th, so
+rounded to nearest it stands still. Rounded up with a probability equal to the part that
+is cut off, it is right on average: the expectation of what is stored is what was
+computed.
 """
 
 from __future__ import annotations
@@ -15,8 +17,59 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lopt import feature_precision
 from lopt.base import LearnedOptimizer, Specs, Theta
 from lopt.wrappers.base import Wrapper
+
+
+@dataclasses.dataclass(frozen=True)
+class Bfloat16Features(Wrapper):
+    """Lets an optimizer's networks of features multiply in bfloat16.
+
+    Sums, accumulators, state and θ stay in float32 (see `lopt.feature_precision`), so
+    weights may be trained in one precision and used in the other. `update` refuses an
+    optimizer that has no such network, as `check` does before.
+    """
+
+    inner: LearnedOptimizer
+    """The wrapped optimizer."""
+
+    def check(self, specs: Specs) -> None:
+        """Refuses an optimizer that moves none of these tensors by such a network."""
+
+        def update(theta: Theta, params: Any) -> Any:
+            optimizer = self.as_optax(theta, specs, 1)
+            state = optimizer.init(params)
+            return optimizer.update(params, state, params, loss=jnp.float32(1.0))
+
+        theta = jax.eval_shape(self.init, jax.random.key(0))
+        shapes = jax.tree.map(
+            lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs
+        )
+        jax.eval_shape(update, theta, shapes)
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+        inner = self.inner.as_optax(theta, specs, num_steps)
+
+        def update(
+            updates: optax.Updates,
+            state: Any,
+            params: optax.Params | None = None,
+            **extra_args: Any,
+        ) -> tuple[optax.Updates, Any]:
+            with feature_precision.requested("bfloat16") as request:
+                found = inner.update(updates, state, params, **extra_args)
+            if not request.met and jax.tree.leaves(updates):
+                raise ValueError(
+                    f"{type(self.inner).__name__} moves no tensor here by a "
+                    "per-parameter network: features in bfloat16 would change nothing"
+                )
+            return found
+
+        return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 class RoundedState(NamedTuple):

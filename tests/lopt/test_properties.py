@@ -39,6 +39,7 @@ from lopt.rnn_mlp import RNNMLP
 from lopt.velo import VeLO
 from lopt.wrappers import (
     AccumulatedGradients,
+    Bfloat16Features,
     ClippedGradients,
     RoleFallback,
     ScheduledSteps,
@@ -111,6 +112,7 @@ CASES = {
     "accumulated": Case(AccumulatedGradients(SmallFC(**SMALL)), delayed=True),
     "fallback": Case(RoleFallback(SmallFC(**SMALL)), slow=True),
     "bfloat16": Case(StochasticBfloat16(SmallFC(**SMALL)), random=True, slow=True),
+    "bfloat16_features": Case(Bfloat16Features(SmallFC(**SMALL)), slow=True),
 }
 
 AXES = {

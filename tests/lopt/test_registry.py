@@ -27,6 +27,7 @@ from lopt.schedules import WarmupCosine
 from lopt.velo import VeLO
 from lopt.wrappers import (
     AccumulatedGradients,
+    Bfloat16Features,
     ClippedGradients,
     RoleFallback,
     ScheduledSteps,
@@ -66,7 +67,7 @@ CASES = (
         ),
         3,
     ),
-    StochasticBfloat16(MLPLOpt(hidden_size=2), seed=3),
+    StochasticBfloat16(Bfloat16Features(MLPLOpt(hidden_size=2)), seed=3),
 )
 NAMES = [type(case).__name__ for case in CASES]
 

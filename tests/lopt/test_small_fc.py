@@ -262,7 +262,7 @@ def test_decays_follow_their_formula_and_are_clipped(random_theta):
     theta |= {f"{name}_offsets": np.float32(o) for name, o in offsets.items()}
     initial = {"momentum": [0.9, 0.99, 0.999], "second_moment": [0.999]}
     initial["factored"] = initial["momentum"]
-    got = optimizer.decays(theta)
+    got = optimizer.learned_decays(theta)
     for name, o in offsets.items():
         start = np.array(initial[name])
         want = 1 - np.exp(10 * (np.log(1 - start) / 10 + np.array(o)))
@@ -271,13 +271,13 @@ def test_decays_follow_their_formula_and_are_clipped(random_theta):
         edge = {
             f"{name}_offsets": np.full(len(o), offset) for name, o in offsets.items()
         }
-        decays = optimizer.decays({**theta, **jax.tree.map(np.float32, edge)})
+        decays = optimizer.learned_decays({**theta, **jax.tree.map(np.float32, edge)})
         assert all((np.asarray(x) == bound).all() for x in decays.values())
 
 
 def test_without_offsets_decays_are_the_initial_ones():
     optimizer = SmallFC()
-    decays = jax.jit(lambda key: optimizer.decays(optimizer.init(key)))(
+    decays = jax.jit(lambda key: optimizer.learned_decays(optimizer.init(key)))(
         jax.random.key(0)
     )
     np.testing.assert_allclose(decays["momentum"], [0.9, 0.99, 0.999], atol=1e-7)

@@ -276,3 +276,24 @@ def test_only_the_model_computes_in_bfloat16(dataset):
     assert products["bfloat16"] == {"f32", "bf16"}
     with pytest.raises(ValueError, match="precision = 'float16'"):
         dataclasses.replace(PROBLEM, precision="float16")
+
+
+def test_features_in_bfloat16_change_the_meta_gradient_a_little(
+    dataset, estimate, begun
+):
+    theta, pairs = begun
+    key, low = (
+        jax.random.key(3),
+        dataclasses.replace(PROBLEM, feature_precision="bfloat16"),
+    )
+    want, _ = estimate(theta, pairs, key)
+    got, after = jax.jit(
+        lambda theta, state, key: ES.estimate(low, theta, state, dataset, key)
+    )(theta, pairs, key)
+    like = jax.tree.map(lambda x: x.dtype, (theta, pairs))
+    assert jax.tree.map(lambda x: x.dtype, (got.grad, after)) == like
+    norm = optax.tree.norm(want.grad)
+    change = optax.tree.norm(jax.tree.map(jnp.subtract, got.grad, want.grad))
+    assert 0 < float(change) < 0.05 * float(norm)
+    with pytest.raises(ValueError, match="feature_precision = 'float16' must be"):
+        dataclasses.replace(PROBLEM, feature_precision="float16")

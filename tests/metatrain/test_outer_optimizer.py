@@ -163,8 +163,8 @@ class Point:
     def init(self, key):
         return {"x": jnp.ones(2), "y": jnp.ones(3)}
 
-    def decays(self, theta):
-        return {"momentum": theta["y"] / 4.0}
+    def learned_decays(self, theta):
+        return {"momentum": theta["y"] / 4.0, "average": theta["x"][0]}
 
 
 ES = EvolutionStrategy(
@@ -219,6 +219,7 @@ def test_frozen_fields_learned_decays_and_a_given_start():
     assert not np.array_equal(state.theta["x"], given["x"])
     found = [float(metrics[f"decay/momentum_{k}"]) for k in range(3)]
     np.testing.assert_allclose(found, [0.25, 0.5, 0.75])
+    assert metrics["decay/average"] == state.theta["x"][0]
 
 
 @pytest.mark.parametrize(

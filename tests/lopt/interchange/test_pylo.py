@@ -45,7 +45,7 @@ def test_a_meta_mlp_is_small_fc_with_the_offsets_of_the_constructor(meta_mlp):
             artifact.theta[f"{name}_offsets"], np.float32(values)
         )
     # The decays themselves, as computed by hand from PyLO's defaults.
-    decays = artifact.optimizer.decays(artifact.theta)
+    decays = artifact.optimizer.learned_decays(artifact.theta)
     np.testing.assert_allclose(decays["momentum"], [0.5420, 0.9584, 0.99802], atol=5e-5)
     np.testing.assert_allclose(decays["second_moment"], [0.998886], atol=1e-6)
     np.testing.assert_allclose(
