@@ -15,7 +15,6 @@ patients it lies in all of these ranges (`tests/evaluation/test_readers.py`).
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -23,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from parametrization.fields import configuration
 
-@dataclasses.dataclass(frozen=True)
+
+@configuration
 class Reader:
     """How one reader sees and grades."""
 

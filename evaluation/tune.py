@@ -33,6 +33,7 @@ from lopt.baselines import (
     learning_rate_schedule,
 )
 from metatrain.streaming import HostDataset
+from parametrization.fields import configuration
 from tasks import description
 from tasks.base import Dataset, Task
 
@@ -42,7 +43,7 @@ TUNING_SEEDS = (1000, 1001, 1002)
 SCHEDULES: tuple[Schedule, ...] = ("constant", "cosine")
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Grid:
     """Learning rates 2^(k/2) for k from `low` to `high`."""
 

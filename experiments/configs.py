@@ -25,6 +25,7 @@ from metatrain.objective import Objective
 from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
+from parametrization.fields import configuration
 from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
@@ -37,7 +38,7 @@ from tasks.models.mlp import MLP
 from tasks.variation import Variation
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Validation:
     """Runs on seeds of their own, by which the released θ is chosen."""
 
@@ -61,7 +62,7 @@ class Validation:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class RunOptions:
     """Where a run lies and how it is shown; nothing here changes its results."""
 
@@ -108,7 +109,7 @@ class RunOptions:
             raise ValueError(f"devices = {self.devices} must be positive")
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class TrainConfig:
     """Meta-training of one learned optimizer."""
 

@@ -21,11 +21,12 @@ from lopt import encoding, registry
 from lopt.artifact import CONFIG, Artifact
 from lopt.integrity import SUMS
 from lopt.interchange import celo, learned_optimization, pylo, pylo_velo
+from parametrization.fields import configuration
 
 Kind = Literal["auto", "artifact", "pylo", "pylo_elo", "celo", "learned_optimization"]
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Convert:
     """Reads a learned optimizer in one form and writes it in another."""
 

@@ -37,6 +37,7 @@ from lopt.mlp_lopt import MLPLOpt
 from lopt.registry import with_rules
 from lopt.small_fc import SmallFC
 from parametrization.coordinate_check import CoordinateCheck, coordinate_check
+from parametrization.fields import configuration
 from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
 from tasks.base import Batch, sample
 from tasks.families import NAMED, AnyTask
@@ -51,7 +52,7 @@ COLUMNS: dict[str, dict[str, Rules]] = {
 """Parametrizations that are compared, by what grows."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class CoordinateConfig:
     """One coordinate check."""
 

@@ -31,6 +31,7 @@ from lopt.artifact import Artifact
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import Adam
 from lopt.integrity import write_text
+from parametrization.fields import configuration
 from tasks.data.speckle import Speckle
 from tasks.diagnosis import GradedDiagnosis
 from tasks.models.convolutional import ConvNet
@@ -40,7 +41,7 @@ _SHOWN = 4
 """Images of each grade in the figure, of different patients."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class DiagnoseConfig:
     """One study."""
 

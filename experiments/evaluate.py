@@ -8,7 +8,6 @@ this machine, for want of their data above all, are skipped, and every table say
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
 import json
@@ -37,6 +36,7 @@ from experiments.environment import describe_machine
 from experiments.serialization import encode
 from lopt.artifact import Artifact
 from lopt.integrity import SUMS, write_text
+from parametrization.fields import configuration
 from tasks import description
 from tasks.suites import SUITES, Suite
 
@@ -44,7 +44,7 @@ ROWS, REPORT, CURVES = "rows.jsonl", "report.html", "curves.png"
 STAMP = "evaluation.json"
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Evaluate:
     """Evaluates a released optimizer against tuned baselines."""
 

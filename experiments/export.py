@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +13,10 @@ from experiments.command_line import InputError, reported
 from experiments.release import make_artifact
 from experiments.run_directory import read_parent
 from experiments.train import load_trained
+from parametrization.fields import configuration
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Export:
     """Writes the artifact folder of a run's best validated θ."""
 

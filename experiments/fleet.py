@@ -8,7 +8,6 @@ Exit code 0 means that every job is done, 1 that some are not: the report names 
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from experiments.command_line import INTERRUPTED, InputError
 from experiments.fleet_worker import Children, SlurmWorker, start, worker_command
 from experiments.job_file import Job, read_jobs
 from experiments.job_folder import OPEN, JobFolder
+from parametrization.fields import configuration
 
 INCOMPLETE = 1
 """Exit code if jobs are missing."""
@@ -32,7 +32,7 @@ _FRUITLESS = 2
 """Times that workers may be killed in a row before they have done any job."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Slurm:
     """What a worker asks SLURM for; any of it sends the workers there."""
 
@@ -71,7 +71,7 @@ class Slurm:
         return {name: value for name, value in names.items() if value is not None}
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class FleetOptions:
     """Runs the jobs of a file, or those of them that are missing."""
 

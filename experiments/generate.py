@@ -7,7 +7,6 @@ reproductions of pictures of the test split. Writes samples.png and generate.jso
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import sys
@@ -28,6 +27,7 @@ from lopt.artifact import Artifact
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import Adam
 from lopt.integrity import write_text
+from parametrization.fields import configuration
 from tasks.data.shapes import Shapes
 from tasks.generation.pipeline import Sampling
 from tasks.generation.prior import SemanticPrior
@@ -36,7 +36,7 @@ PROGRAM = "python -m experiments.generate"
 STAGES = "ABC"
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class GenerateConfig:
     """One training of the three stages, and what is drawn."""
 

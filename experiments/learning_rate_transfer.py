@@ -7,7 +7,6 @@ Writes learning_rate_transfer.json and .png.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from functools import partial
@@ -22,6 +21,7 @@ from experiments.environment import describe_machine
 from experiments.serialization import encode
 from lopt.baselines import Adam
 from lopt.integrity import write_text
+from parametrization.fields import configuration
 from parametrization.rules import ADAM_LIKE, STANDARD
 from tasks.families import NAMED, AnyTask
 from tasks.modelled import ModelTask
@@ -30,7 +30,7 @@ PROGRAM = "python -m experiments.learning_rate_transfer"
 COLUMNS = {"Adam, standard": STANDARD, "μAdam": ADAM_LIKE}
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class TransferConfig:
     """One experiment on the transfer of learning rates."""
 

@@ -21,6 +21,7 @@ from evaluation.cost import Cost, Role, cost, roles
 from evaluation.text_table import text_table
 from experiments import command_line
 from experiments.command_line import InputError
+from parametrization.fields import configuration
 from tasks import description
 from tasks.base import Task
 from tasks.distributions import DISTRIBUTIONS
@@ -59,7 +60,7 @@ class List:
     """Prints JSON."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Show:
     """Each task of a family, a distribution or a suite."""
 

@@ -12,10 +12,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from lopt.artifact import Artifact
-from lopt.base import LearnedOptimizer, Theta
+from lopt.base import LearnedOptimizer, Theta, described_leaves
 from lopt.integrity import SUMS
 
 
@@ -57,8 +55,8 @@ def begin_with(
             f"{folder} has a part {unknown[0]!r} of theta that this {here} lacks: its "
             f"parts are {', '.join(sorted(fresh))}"
         )
-    stored = _shapes({name: artifact.theta[name] for name in artifact.theta})
-    wanted = _shapes({name: fresh[name] for name in artifact.theta})
+    stored = described_leaves(artifact.theta)
+    wanted = described_leaves({name: fresh[name] for name in artifact.theta})
     for name in sorted(stored.keys() | wanted.keys()):
         if stored.get(name) != wanted.get(name):
             raise ValueError(
@@ -67,11 +65,3 @@ def begin_with(
                 "here"
             )
     return {**fresh, **artifact.theta}, sorted(artifact.theta)
-
-
-def _shapes(theta: Theta) -> dict[str, str]:
-    """Shape and dtype of every leaf by path."""
-    return {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(theta)
-    }

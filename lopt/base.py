@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 Theta: TypeAlias = Any
@@ -57,6 +58,14 @@ def learned_decays(owner: Any, theta: Theta) -> dict[str, jax.Array]:
     """
     method = getattr(owner, "learned_decays", None)
     return {} if method is None else method(theta)
+
+
+def described_leaves(theta: Theta) -> dict[str, str]:
+    """Dtype and shape of every leaf, by path: what two θ must share."""
+    return {
+        jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(theta)
+    }
 
 
 def is_masked(leaf: Any) -> bool:

@@ -12,8 +12,7 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ from lopt.per_parameter_mlp import Layers
 from lopt.scaled_mlp import VELO_EPSILONS, ScaledMLP
 from lopt.tensor_lstm import ScheduledState, TensorLSTM
 from lopt.tensors import Arrangement, need, need_loss
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 Part = Literal["rule", "scheduler"]
@@ -34,7 +34,7 @@ Part = Literal["rule", "scheduler"]
 Phase = Literal["rule", "scheduler", "both"]
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Celo:
     """The learned optimizer Celo; with a scheduler, its update takes the loss."""
 
@@ -69,8 +69,6 @@ class Celo:
 
     def __post_init__(self) -> None:
         checks.positive_integer(self, "lstm_hidden_size")
-        if self.phase not in get_args(Phase):
-            raise ValueError(f"phase = {self.phase!r} must be one of {get_args(Phase)}")
         scaled_mlp.check_fields(self)
 
     @property

@@ -20,7 +20,6 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -42,7 +41,8 @@ from lopt.features import Counts, Quantities
 from lopt.matrices import is_matrix, matrix_spec, on_matrices
 from lopt.orthogonal import newton_schulz
 from lopt.sanitizer import GRADIENT_BOUND
-from lopt.schedules import AnySchedule, check_schedule, learning_rate_schedule
+from lopt.schedules import AnySchedule, learning_rate_schedule
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
 
@@ -54,7 +54,7 @@ OUTPUT_FLOOR = 1e-9
 """Added to the mean square by which a step is normalized."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Celo2:
     """The learned optimizer CELO2; with `orthogonalize=False`, CELO2-base."""
 
@@ -108,8 +108,6 @@ class Celo2:
         checks.decays(self, "adam_decays", "momentum_decays", "second_moment_decay")
         checks.decays(self, "factored_decays")
         checks.as_many(self, "factored_decays", "momentum_decays")
-        checks.boolean(self, "orthogonalize", "bias_corrected")
-        check_schedule(self.schedule)
         checks.step_rules(self.rules)
 
     @property

@@ -10,7 +10,6 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -24,12 +23,13 @@ from lopt.baselines import base
 from lopt.epsilons import PAPER
 from lopt.tensor_lstm import ScheduledState, TensorLSTM
 from lopt.tensors import Arrangement, need, need_loss
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 _INNER_FLOOR = 1e-10
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class CeloAdam:
     """Adam with a learned scheduler; its update takes the keyword `loss`."""
 

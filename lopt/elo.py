@@ -14,7 +14,6 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -30,14 +29,14 @@ from lopt.epsilons import PAPER, Epsilons
 from lopt.schedules import (
     AnySchedule,
     WarmupCosine,
-    check_schedule,
     learning_rate_schedule,
 )
 from lopt.small_fc import SmallFC
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class ELO:
     """The learned optimizer ELO."""
 
@@ -74,7 +73,6 @@ class ELO:
         checks.within(self, "weight_decay", 0.0, 1e3)
         if self.clip_norm is not None:
             checks.positive(self, "clip_norm")
-        check_schedule(self.schedule)
         _ = self.rule  # its own fields are checked there
 
     @property

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from parametrization.fields import configuration
 
-@dataclasses.dataclass(frozen=True)
+
+@configuration
 class Epsilons:
     """Floors that keep quotients and roots finite; part of the released optimizer."""
 

@@ -11,7 +11,6 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import jax
@@ -22,10 +21,11 @@ from lopt import checks
 from lopt.base import Specs, Theta
 from lopt.baselines import base
 from lopt.baselines.links import in_float32, scale_by_specs, unscale_gradients
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class LearnableSGD:
     """Gradient descent with a learned learning rate; with `rules=SGD_LIKE`, μSGD."""
 
@@ -52,7 +52,7 @@ class LearnableSGD:
         return _chain(scale_by_specs(specs, self.rules), _descend(theta))
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class LearnableSGDM:
     """Heavy-ball momentum with a learned learning rate and decay.
 
@@ -96,7 +96,7 @@ class LearnableSGDM:
         return {"momentum": decay(theta["log_momentum_complement"])}
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class LearnableAdam:
     """Adam with four learned scalars; with `rules=ADAM_LIKE`, μAdam.
 

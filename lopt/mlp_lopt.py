@@ -11,7 +11,6 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -23,10 +22,11 @@ from lopt.accumulators import Complements, TensorState
 from lopt.base import Specs, Theta
 from lopt.epsilons import PAPER, Epsilons
 from lopt.features import Counts, Quantities
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class MLPLOpt:
     """The learned optimizer mlp_lopt; its 19 inputs are `features.MLP_LOPT`."""
 

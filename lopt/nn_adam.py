@@ -19,7 +19,6 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ from lopt.base import Specs, Theta
 from lopt.lstm import LSTMState
 from lopt.sanitizer import GRADIENT_BOUND
 from lopt.tensors import Arrangement, need
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
 
@@ -62,7 +62,7 @@ class NNAdamState(NamedTuple):
     lstm: LSTMState  # [R, H]
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class NNAdam:
     """Adam with hyperparameters moved by a per-tensor LSTM."""
 

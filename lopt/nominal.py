@@ -16,8 +16,7 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ from lopt.accumulators import Complements, TensorState, fixed, present
 from lopt.base import LearnedOptimizer, Specs, Theta, is_masked, learned_decays
 from lopt.epsilons import PAPER
 from lopt.tensors import accumulator_dtype, need
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
 
@@ -41,7 +41,7 @@ class NominalState(NamedTuple):
     tensors: Any  # tree of TensorState, parallel to the parameters
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Nominal:
     """A learned optimizer with a nominal term; wraps any other."""
 
@@ -72,9 +72,6 @@ class Nominal:
         checks.within(self, "weight_decay", 0.0, 1e3)
         checks.decays(self, "momentum_decays", "second_moment_decay")
         checks.step_rules(self.rules)
-        if self.estimator not in get_args(Estimator):
-            known = get_args(Estimator)
-            raise ValueError(f"estimator = {self.estimator!r} must be one of {known}")
         if self.max_ratio is not None:
             checks.positive(self, "max_ratio")
         theirs = getattr(self.inner, "rules", self.rules)

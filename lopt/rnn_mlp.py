@@ -18,7 +18,6 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -56,6 +55,7 @@ from lopt.features import (
 from lopt.loss_normalizer import LossAverages
 from lopt.lstm import LSTMState
 from lopt.tensors import Arrangement, need, need_loss
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
 
@@ -98,7 +98,7 @@ class RNNMLPState(NamedTuple):
     clip: Clip
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class RNNMLP:
     """The learned optimizer RNN-MLP; its update takes the keyword `loss`.
 

@@ -23,14 +23,15 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from parametrization.fields import configuration
 
 Schedule = Literal["constant", "cosine"]
 """Schedules that need no more than a name."""
@@ -48,7 +49,7 @@ class Phase(NamedTuple):
     shape: Shape = "linear"
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Constant:
     """The learning rate itself, after a warm-up."""
 
@@ -70,7 +71,7 @@ class Constant:
         return _level(phases, self.unit, step, num_steps)
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class WarmupCosine:
     """A warm-up, then half a cosine that reaches `final` at the end of the run."""
 
@@ -97,7 +98,7 @@ class WarmupCosine:
         return _level(phases, self.unit, step, num_steps)
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class WarmupStableDecay:
     """A warm-up, a constant phase, and a decay over the last steps of the run."""
 
@@ -116,7 +117,6 @@ class WarmupStableDecay:
 
     def __post_init__(self) -> None:
         _check(self, lengths=("warmup", "decay"), levels=("initial", "final"))
-        _check_shape(self.shape, ("linear", "cosine", "sqrt"))
 
     def level(
         self, step: jax.typing.ArrayLike, num_steps: int | jax.Array
@@ -137,7 +137,7 @@ class WarmupStableDecay:
         return _level(phases, self.unit, step, num_steps)
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class InfiniteSchedule:
     """Warm-up, cooldown to a constant level, and a final exponential annealing.
 
@@ -177,7 +177,6 @@ class InfiniteSchedule:
                 f"final = {self.final} must be positive and at most level_constant = "
                 f"{self.level_constant}: the annealing is exponential"
             )
-        _check_shape(self.shape, ("linear", "cosine", "inverse_sqrt"))
 
     def level(
         self, step: jax.typing.ArrayLike, num_steps: int | jax.Array
@@ -227,18 +226,6 @@ def learning_rate_schedule(
         return learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
 
     return cosine
-
-
-def check_schedule(schedule: AnySchedule) -> None:
-    """Raises a ValueError unless this is a name that is known, or phases."""
-    if isinstance(schedule, get_args(SchedulePhases)):
-        return
-    if schedule not in get_args(Schedule):
-        kinds = ", ".join(kind.__name__ for kind in get_args(SchedulePhases))
-        raise ValueError(
-            f"schedule = {schedule!r} must be one of {get_args(Schedule)}, or phases: "
-            f"{kinds}"
-        )
 
 
 def _level(
@@ -293,8 +280,6 @@ def _fall(x: jax.Array) -> jax.Array:
 def _check(
     schedule: SchedulePhases, lengths: Sequence[str], levels: Sequence[str]
 ) -> None:
-    if schedule.unit not in get_args(Unit):
-        raise ValueError(f"unit = {schedule.unit!r} must be one of {get_args(Unit)}")
     for name in levels:
         value = getattr(schedule, name)
         if not 0.0 <= value <= 1.0:
@@ -315,8 +300,3 @@ def _check(
     if schedule.unit == "fraction" and sum(values.values()) > 1 + 1e-9:
         told = " + ".join(f"{name} = {value}" for name, value in values.items())
         raise ValueError(f"{told} must be at most 1 together: the whole run")
-
-
-def _check_shape(shape: str, known: tuple[str, ...]) -> None:
-    if shape not in known:
-        raise ValueError(f"shape = {shape!r} must be one of {known}")

@@ -12,7 +12,6 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -25,10 +24,11 @@ from lopt.base import Specs, Theta
 from lopt.epsilons import PAPER, Epsilons
 from lopt.features import Counts, Quantities
 from lopt.tensors import RuleState
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class SmallFC:
     """The learned optimizer small_fc_lopt; with `rules=ADAM_LIKE` it is μLO."""
 

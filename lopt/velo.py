@@ -14,7 +14,6 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -34,13 +33,14 @@ from lopt.tensor_lstm import (
     tensor_features,
 )
 from lopt.tensors import Arrangement, need, need_loss
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 MIX_MULT = 100.0
 """Factor on the mixed weights."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class VeLO:
     """The learned optimizer VeLO; its update takes the keyword `loss`.
 

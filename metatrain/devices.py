@@ -88,9 +88,10 @@ def check_division(num_chunks: int, num_devices: int) -> None:
     if num_chunks % num_devices == 0:
         return
     fitting = [n for n in range(1, num_chunks + 1) if num_chunks % n == 0]
+    chunks = "1 chunk" if num_chunks == 1 else f"{num_chunks} chunks"
     raise ValueError(
-        f"{num_chunks} chunks of particles cannot be shared by {num_devices} devices: "
-        f"take {' or '.join(map(str, fitting))} devices, or an estimator whose number "
+        f"{chunks} of particles cannot be shared by {num_devices} devices: "
+        f"take {' or '.join(map(str, fitting))}, or an estimator whose number "
         f"of chunks (num_pairs / chunk) is a multiple of {num_devices}"
     )
 

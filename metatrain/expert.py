@@ -36,6 +36,7 @@ import optax
 
 from lopt.base import LearnedOptimizer, Specs, Theta
 from lopt.baselines import Adam, Baseline, ScheduleFreeAdamW
+from parametrization.fields import configuration
 
 LARGEST_RATIO = 10.0
 """Largest |ln(‖u‖/‖e‖)| that counts, a factor of 22,026; NaN counts as that."""
@@ -49,7 +50,7 @@ class GuidedState(NamedTuple):
     imitation: jax.Array  # [] what the last step contributes to the objective
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Expert:
     """An expert optimizer and how its influence ends."""
 
@@ -73,15 +74,11 @@ class Expert:
                 "expert.optimizer = ScheduleFreeAdamW trains an average that a blended "
                 "run would not follow: choose another baseline"
             )
-        if not isinstance(self.optimizer, Baseline):
-            raise ValueError(
-                f"expert.optimizer = {self.optimizer!r} must be a baseline, as Adam"
-            )
         for name in ("full_until", "over_at"):
             value = getattr(self, name)
-            if type(value) is not int or not 0 <= value <= 10**9:
+            if not 0 <= value <= 10**9:
                 raise ValueError(
-                    f"expert.{name} = {value!r} must be a whole number in [0, 10⁹]"
+                    f"expert.{name} = {value} must be a whole number in [0, 10⁹]"
                 )
         if self.over_at <= self.full_until:
             raise ValueError(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,12 @@ from metatrain.expert import Expert, Guided
 from metatrain.inner import AnyState, TrackedState
 from metatrain.objective import Objective
 from metatrain.unroll import unroll
+from parametrization.fields import configuration
 from tasks.base import Dataset, Parametric, Task
 from tasks.variation import Variant, Variation
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class InnerTraining:
     """The `Problem` of meta-training: a task trained by a learned optimizer."""
 
@@ -39,11 +39,6 @@ class InnerTraining:
     """What the optimizer's per-parameter networks multiply in."""
 
     def __post_init__(self) -> None:
-        known = get_args(Precision)
-        for name in ("precision", "feature_precision"):
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"{name} = {value!r} must be {' or '.join(known)}")
         self.variation.check(self.task)
         if self.feature_precision == "bfloat16":
             Bfloat16Features(self.lopt).check(self.task.specs())

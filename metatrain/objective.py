@@ -19,18 +19,19 @@ as it is for the mean.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+
+from parametrization.fields import configuration
 
 Split = Literal["train", "inner_valid"]
 Figure = Literal["mean", "final", "last_k", "minimum"]
 CapForm = Literal["hard", "smooth"]
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Objective:
     """The meta-loss: a figure of an episode's normalized losses."""
 
@@ -51,20 +52,9 @@ class Objective:
     def __post_init__(self) -> None:
         if not 0 < self.cap <= 1e6:
             raise ValueError(f"objective.cap = {self.cap} must lie in (0, 1e6]")
-        if self.split not in get_args(Split):
+        if not 1 <= self.k <= 10**9:
             raise ValueError(
-                f"objective.split = {self.split!r} must be 'train' or 'inner_valid'"
-            )
-        for name, choices in (("figure", Figure), ("cap_form", CapForm)):
-            value = getattr(self, name)
-            if value not in get_args(choices):
-                raise ValueError(
-                    f"objective.{name} = {value!r} must be one of "
-                    f"{', '.join(get_args(choices))}"
-                )
-        if type(self.k) is not int or not 1 <= self.k <= 10**9:
-            raise ValueError(
-                f"objective.k = {self.k!r} must be a whole number in [1, 10⁹]"
+                f"objective.k = {self.k} must be a whole number in [1, 10⁹]"
             )
         if self.cap_form == "smooth" and self.cap <= 1:
             raise ValueError(

@@ -12,12 +12,11 @@ a run that is resumed goes on as if it had never stopped.
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import functools
 import hashlib
 import itertools
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self, get_args
+from typing import Annotated, Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lopt.base import LearnedOptimizer, Theta, frozen_parts, learned_decays
+from lopt.base import (
+    LearnedOptimizer,
+    Theta,
+    described_leaves,
+    frozen_parts,
+    learned_decays,
+)
 from lopt.feature_precision import Precision
 from metatrain import devices
 from metatrain.estimators.base import Estimator, Parts, Problem, Windowed
@@ -35,6 +40,7 @@ from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
 from metatrain.objective import Objective
 from metatrain.outer_optimizer import OuterOptimizer
+from parametrization.fields import OPEN, configuration
 from tasks.base import Dataset, Task
 from tasks.groups import EachStep, TaskDistribution
 
@@ -52,7 +58,7 @@ class OuterState(NamedTuple):
 _DEFAULT_OBJECTIVE = Objective()
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class ProblemGroup:
     """What meta-training optimizes on tasks of one static shape."""
 
@@ -61,12 +67,13 @@ class ProblemGroup:
     weight: float = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class MetaTraining:
     """Everything that determines a run of meta-training, static under `jit`."""
 
     groups: tuple[ProblemGroup, ...]
-    lopt: LearnedOptimizer
+    lopt: Annotated[LearnedOptimizer, OPEN]
+    """Whose θ is learned. Only its `init` is used: the problems hold what is run."""
     estimator: Estimator
     outer: OuterOptimizer
     num_steps: int
@@ -83,8 +90,8 @@ class MetaTraining:
                 f"accumulate = {self.outer.accumulate} outer steps for each update are "
                 f"more than num_steps = {self.num_steps}: nothing would move"
             )
-        if type(self.seed) is not int or not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed = {self.seed!r} must be whole and in [0, 2³¹)")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed = {self.seed} must be whole and in [0, 2³¹)")
         if not self.groups:
             raise ValueError("groups = (): there must be one at least")
         names = [group.name for group in self.groups]
@@ -97,8 +104,6 @@ class MetaTraining:
                     "[1e-30, 1e30]"
                 )
         devices.check_shares(self.estimator.num_chunks, self.mesh)
-        if self.each_step not in get_args(EachStep):
-            raise ValueError(f"each_step = {self.each_step!r} must be 'all' or 'one'")
         if self._frozen:
             theta = jax.eval_shape(self.lopt.init, jax.random.key(0))
             jax.eval_shape(functools.partial(keep_frozen, parts=self._frozen), theta)
@@ -184,7 +189,17 @@ class MetaTraining:
 
         Args:
             theta: where to begin; None: where `LearnedOptimizer.init` says.
+
+        Raises:
+            ValueError: naming the leaf, if θ is not one of this optimizer's.
         """
+        if theta is not None:
+            given = described_leaves(theta)
+            wanted = described_leaves(jax.eval_shape(self.lopt.init, jax.random.key(0)))
+            for leaf in sorted(given.keys() | wanted.keys()):
+                here, there = given.get(leaf, "absent"), wanted.get(leaf, "absent")
+                if here != there:
+                    raise ValueError(f"theta{leaf} is {here} and must be {there}")
         core = devices.on_first(self._first_core(theta), self.mesh)
         return core._replace(estimator_states=self._first_particles())
 

@@ -8,13 +8,14 @@ spikes of a PES gradient. For any other chain, subclass and override `build`.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import optax
+
+from parametrization.fields import configuration
 
 GroupGradients = Literal["plain", "normalized"]
 PLAIN = "sgd"
@@ -30,7 +31,7 @@ _NO_RULES = frozenset(
 """Of optax's scale_by_NAME, those that no meta-gradient alone can drive."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class OuterOptimizer:
     """AdamW on θ, or another rule of optax, with warm-up and cosine decay."""
 
@@ -77,11 +78,6 @@ class OuterOptimizer:
             raise ValueError(
                 f"final_fraction = {self.final_fraction} must lie in [0, 1]"
             )
-        if self.group_gradients not in get_args(GroupGradients):
-            raise ValueError(
-                f"group_gradients = {self.group_gradients!r} must be one of "
-                f"{', '.join(get_args(GroupGradients))}"
-            )
         self._rule()
 
     def _check_numbers(self) -> None:
@@ -99,7 +95,7 @@ class OuterOptimizer:
             raise ValueError(f"weight_decay = {self.weight_decay} must lie in [0, 1e6]")
         for name in ("accumulate", "max_skipped"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if value < 1:
                 raise ValueError(f"{name} = {value} must be a positive whole number")
             if value > 10**9:
                 raise ValueError(f"{name} = {value} must be at most 10⁹")

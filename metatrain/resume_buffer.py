@@ -34,11 +34,12 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from parametrization.fields import configuration
 
 
 class Snapshot(NamedTuple):
@@ -58,7 +59,7 @@ class Watch(NamedTuple):
     peak: jax.Array  # [2] largest sums of the episode
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class ResumeBuffer:
     """When a window counts as struggling, and how often episodes begin from one."""
 
@@ -76,10 +77,9 @@ class ResumeBuffer:
     def __post_init__(self) -> None:
         for name, least in (("slots", 0), ("latest", 1)):
             value = getattr(self, name)
-            if type(value) is not int or not least <= value <= 10**9:
+            if not least <= value <= 10**9:
                 raise ValueError(
-                    f"resume.{name} = {value!r} must be a whole number in "
-                    f"[{least}, 10⁹]"
+                    f"resume.{name} = {value} must be a whole number in [{least}, 10⁹]"
                 )
         if not 0 <= self.fresh <= 1:
             raise ValueError(f"resume.fresh = {self.fresh} must lie in [0, 1]")

@@ -7,12 +7,13 @@ All of it is a function of the outer step, so nothing is compiled anew.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+
+from parametrization.fields import configuration
 
 Distribution = Literal["log_uniform", "uniform"]
 Growth = Literal["constant", "linear", "log_linear"]
@@ -20,7 +21,7 @@ Stage: TypeAlias = tuple[int, int, int]
 """(until, minimum, maximum): bounds before the outer step `until`."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class EpisodeLengths:
     """Random episode lengths, rounded up to multiples of the window.
 
@@ -49,13 +50,6 @@ class EpisodeLengths:
 
     def __post_init__(self) -> None:
         _check_bounds("lengths.", self.minimum, self.maximum)
-        for name, choices in (("distribution", Distribution), ("growth", Growth)):
-            value = getattr(self, name)
-            if value not in get_args(choices):
-                raise ValueError(
-                    f"lengths.{name} = {value!r} must be one of "
-                    f"{', '.join(get_args(choices))}"
-                )
         if self.growth != "constant" and not self.stages:
             raise ValueError(
                 f"lengths.growth = {self.growth!r} needs a stage to grow from: give "
@@ -139,9 +133,9 @@ def _along(
     return jnp.clip(jnp.exp(jnp.interp(x, at, jnp.log(y))), min(values), max(values))
 
 
-def _check_bounds(where: str, minimum: Any, maximum: Any) -> None:
+def _check_bounds(where: str, minimum: int, maximum: int) -> None:
     for name, value in (("minimum", minimum), ("maximum", maximum)):
-        if not isinstance(value, int) or not 1 <= value <= 10**9:
+        if not 1 <= value <= 10**9:
             raise ValueError(
                 f"{where}{name} = {value} must be a whole number in [1, 10⁹]"
             )
@@ -151,17 +145,11 @@ def _check_bounds(where: str, minimum: Any, maximum: Any) -> None:
         )
 
 
-def _check_stages(stages: Any) -> None:
-    if not isinstance(stages, tuple) or not all(
-        isinstance(stage, tuple) and len(stage) == 3 for stage in stages
-    ):
-        raise ValueError(
-            f"lengths.stages = {stages!r} must hold triples (until, minimum, maximum)"
-        )
+def _check_stages(stages: tuple[Stage, ...]) -> None:
     for index, (until, minimum, maximum) in enumerate(stages):
-        if not isinstance(until, int) or not 1 <= until <= 10**9:
+        if not 1 <= until <= 10**9:
             raise ValueError(
-                f"lengths.stages[{index}] until = {until!r} must be a whole number in "
+                f"lengths.stages[{index}] until = {until} must be a whole number in "
                 "[1, 10⁹]"
             )
         _check_bounds(f"lengths.stages[{index}] ", minimum, maximum)

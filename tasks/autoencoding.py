@@ -21,22 +21,22 @@ it is in nats per image. What `reconstruction` says:
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from typing import Literal, NamedTuple, final, get_args
+from typing import Literal, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from parametrization.fields import configuration
 from tasks.base import Batch, Params, Split
 from tasks.data import images
 from tasks.data.embedded import Digits
 from tasks.image_rows import ImageRows
-from tasks.modelled import ModelTask, check_kind
+from tasks.modelled import ModelTask
 from tasks.models.autoencoder import AutoEncoder, Inference
-from tasks.models.base import Model, check_choice, check_positive
+from tasks.models.base import Model, check_positive
 
 Reconstruction = Literal["mse", "bernoulli"]
 
@@ -61,7 +61,7 @@ class Pairs(NamedTuple):
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Autoencoding(ImageRows, ModelTask):
     """Mean reconstruction loss per pixel, or the negative ELBO per pixel of a `VAE`."""
 
@@ -76,8 +76,6 @@ class Autoencoding(ImageRows, ModelTask):
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_size")
-        check_choice(self, "reconstruction", get_args(Reconstruction))
-        check_kind("data", self.data, images.Images)
         if not self.data.on_disk:  # else when the specs are first asked for
             self.check_roles()
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from parametrization.fields import configuration
 from tasks.base import Batch, Params, Split
 from tasks.data import images
 from tasks.data.augmentation import Augmentation
@@ -16,7 +16,7 @@ from tasks.data.embedded import Digits
 from tasks.data.images import ImageDataset, ImageDraws
 from tasks.data.label_noise import corrupt
 from tasks.image_rows import ImageRows
-from tasks.modelled import ModelTask, check_kind
+from tasks.modelled import ModelTask
 from tasks.models.base import Model, check_positive
 from tasks.models.mlp import MLP
 
@@ -24,7 +24,7 @@ _AUGMENTATION = 1
 """Folded into the key of a draw; the rows use the key itself."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class ImageClassification(ImageRows, ModelTask):
     """Mean softmax cross-entropy of a model over batches of labelled images."""
 
@@ -39,7 +39,6 @@ class ImageClassification(ImageRows, ModelTask):
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_size")
-        check_kind("data", self.data, images.Images)
         if not self.data.on_disk:  # else when the specs are first asked for
             self.check_roles()
 

@@ -51,6 +51,7 @@ from typing import Any, Self, final
 
 import jax
 
+from parametrization.fields import configuration
 from parametrization.rules import Rules
 from parametrization.spec import Named, ParamSpec, infer_specs, param_specs, unbox
 from tasks.base import Batch, Dataset, Draws, Params, Split
@@ -64,7 +65,7 @@ NUM_WHOLE = 16
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class FunctionTask(OpaqueTask):
     """A task from a function that makes parameters and one that computes a loss."""
 

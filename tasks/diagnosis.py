@@ -13,7 +13,6 @@ split, the best constant. So a model whose readout is zero starts at the loss at
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import NamedTuple, final
 
@@ -22,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from parametrization.fields import configuration
 from tasks.base import Batch, Params, Split
 from tasks.data import images
 from tasks.data.label_noise import corrupt
 from tasks.data.speckle import Speckle
 from tasks.image_rows import ImageRows
-from tasks.modelled import ModelTask, check_kind
+from tasks.modelled import ModelTask
 from tasks.models.base import Model, check_positive
 from tasks.models.convolutional import ConvNet
 
@@ -48,7 +48,7 @@ class GradedBatch(NamedTuple):
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class GradedDiagnosis(ImageRows, ModelTask):
     """Mean binary cross-entropy over images and dichotomies of the grade."""
 
@@ -61,7 +61,6 @@ class GradedDiagnosis(ImageRows, ModelTask):
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_size")
-        check_kind("data", self.data, images.Images)
         if not self.data.on_disk:  # else when the specs are first asked for
             self.check_roles()
 

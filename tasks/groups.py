@@ -12,10 +12,10 @@ proportion to its weight: the same mean, a fraction of the time per step, more n
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
+from parametrization.fields import OPEN, configuration
 from tasks.base import Task
 from tasks.families import AnyTask
 from tasks.modelled import ModelTask
@@ -24,13 +24,13 @@ from tasks.variation import UNVARYING, Variation
 EachStep = Literal["all", "one"]
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Group:
     """Tasks of one static shape."""
 
     name: str
     """Names its metrics."""
-    task: AnyTask
+    task: Annotated[AnyTask, OPEN]
     """The task, before anything varies."""
     weight: float = 1.0
     """Of its meta-gradient in the mean, or of the group when one is drawn."""
@@ -53,7 +53,7 @@ class Group:
 _OF_A_TASK = ("init", "specs", "load_data", "draw", "batch", "loss")
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class TaskDistribution:
     """Weighted groups of tasks."""
 
@@ -69,8 +69,6 @@ class TaskDistribution:
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"groups: the name {name!r} stands more than once")
-        if self.each_step not in get_args(EachStep):
-            raise ValueError(f"each_step = {self.each_step!r} must be 'all' or 'one'")
 
     @classmethod
     def single(cls, task: Task, variation: Variation = UNVARYING) -> Self:

@@ -54,7 +54,7 @@ def batch_keys(key: jax.Array, split: Split, num: int) -> jax.Array:
 
 def check_seed(seed: int) -> None:
     """Raises ValueError if this is no seed of a generator."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+    if type(seed) is not int or not 0 <= seed < 2**32:
         raise ValueError(f"seed = {seed!r} must be a whole number in [0, 2³²)")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -11,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from parametrization.fields import configuration
 from tasks.base import SPLITS, Batch, Params, Split, repeat_rows
 from tasks.data import text
 from tasks.data.label_noise import corrupt
 from tasks.data.standard_library import StandardLibrary
-from tasks.modelled import ModelTask, check_kind
+from tasks.modelled import ModelTask
 from tasks.models.base import Model
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class LanguageModelling(ModelTask):
     """Mean softmax cross-entropy of a model over the next tokens of windows of text."""
 
@@ -39,7 +39,6 @@ class LanguageModelling(ModelTask):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} = {value} must be positive")
-        check_kind("data", self.data, text.Text)
         if self.model.input_dtype != jnp.int32:
             raise ValueError(
                 f"model = {type(self.model).__name__} takes no tokens; use "

@@ -6,7 +6,6 @@ nothing is ever seen twice, and what a student cannot fit is known: the noise.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from typing import NamedTuple, final
@@ -14,6 +13,7 @@ from typing import NamedTuple, final
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from parametrization.spec import ParamSpec
 from tasks.base import Batch, Params, Split
 from tasks.landscape import batch_keys, check_seed
@@ -44,7 +44,7 @@ class Examples(NamedTuple):
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class RandomTeacher(ModelTask):
     """Mean squared error of a student that learns from a network with random weights.
 

@@ -6,14 +6,14 @@ they have in common.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Literal, NamedTuple, final, get_args
+from typing import Literal, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from parametrization.fields import configuration
 from tasks.base import Params, Split
 from tasks.landscape import (
     Landscape,
@@ -22,7 +22,7 @@ from tasks.landscape import (
     random_rotation,
     rotated_back,
 )
-from tasks.models.base import check_choice, check_positive
+from tasks.models.base import check_positive
 
 Spectrum = Literal["flat", "linear", "log_uniform", "power"]
 GradientCovariance = Literal["hessian", "squared_hessian"]
@@ -59,7 +59,7 @@ class _BowlTask(Landscape):
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Quadratic(_BowlTask):
     """½ (x − c)ᵀ H (x − c) with a chosen spectrum; no batch is random."""
 
@@ -77,7 +77,6 @@ class Quadratic(_BowlTask):
 
     def __post_init__(self) -> None:
         check_positive(self, "dimension")
-        check_choice(self, "spectrum", get_args(Spectrum))
         if not 1.0 <= self.condition < math.inf:
             raise ValueError(f"condition = {self.condition} must be 1 or more")
         check_seed(self.seed)
@@ -112,7 +111,7 @@ class Quadratic(_BowlTask):
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class NoisyQuadratic(_BowlTask):
     """The noisy quadratic model: every example has a centre of its own.
 
@@ -135,7 +134,6 @@ class NoisyQuadratic(_BowlTask):
     def __post_init__(self) -> None:
         if not 0.0 <= self.noise < math.inf:
             raise ValueError(f"noise = {self.noise} must not be negative")
-        check_choice(self, "gradient_covariance", get_args(GradientCovariance))
         check_positive(self, "batch_size")
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import NamedTuple, final
 
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from parametrization.fields import configuration
 from tasks.base import Params
 from tasks.landscape import (
     Landscape,
@@ -29,7 +29,7 @@ class Frame(NamedTuple):
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Valley(Landscape):
     """A curved valley: Rosenbrock's function in many dimensions.
 

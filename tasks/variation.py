@@ -27,11 +27,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from tasks.base import Batch, Draws, Labelled, Parametric, Params, RowBatches, Task
 
 Level = Literal["none", "task", "tensor", "parameter"]
@@ -70,10 +71,7 @@ def _log_uniform(key: jax.Array, bounds: Range) -> jax.Array | None:
     return jnp.exp(jax.random.uniform(key, minval=low, maxval=high))
 
 
-def _check_range(name: str, bounds: Any, least: float, most: float) -> None:
-    pair = isinstance(bounds, tuple) and len(bounds) == 2
-    if not pair or not all(isinstance(x, int | float) for x in bounds):
-        raise ValueError(f"{name} = {bounds!r} must be two numbers (low, high)")
+def _check_range(name: str, bounds: Range, least: float, most: float) -> None:
     if not least <= bounds[0] <= bounds[1] <= most:
         raise ValueError(
             f"{name} = {bounds!r} must be two ascending numbers in "
@@ -81,7 +79,7 @@ def _check_range(name: str, bounds: Any, least: float, most: float) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Variation:
     """What may differ between two runs of a task; by default nothing."""
 
@@ -100,11 +98,6 @@ class Variation:
     down to it are equally likely."""
 
     def __post_init__(self) -> None:
-        if self.reparametrization not in get_args(Level):
-            raise ValueError(
-                f"reparametrization = {self.reparametrization!r} must be one of "
-                f"{', '.join(get_args(Level))}"
-            )
         for name in ("factors", "loss_scale", "init_scale"):
             _check_range(name, getattr(self, name), 1e-9, 1e9)
         _check_range("label_noise", self.label_noise, 0.0, 1.0)

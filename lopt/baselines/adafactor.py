@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import optax
 
 from lopt import checks
@@ -11,10 +9,11 @@ from lopt.base import Specs
 from lopt.baselines import base
 from lopt.baselines.links import in_float32, scale_by_specs, unscale_gradients
 from lopt.schedules import AnySchedule
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Adafactor(base.RateTuned):
     """Adafactor (Shazeer and Stern, arXiv:1804.04235), without momentum.
 

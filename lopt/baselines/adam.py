@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import optax
 
 from lopt import checks
@@ -16,10 +14,11 @@ from lopt.baselines.links import (
     unscale_gradients,
 )
 from lopt.schedules import AnySchedule
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Adam(base.RateTuned):
     """Adam (Kingma and Ba, arXiv:1412.6980).
 

@@ -10,7 +10,7 @@ import optax
 
 from lopt import checks
 from lopt.base import Specs, Theta
-from lopt.schedules import AnySchedule, check_schedule, learning_rate_schedule
+from lopt.schedules import AnySchedule, learning_rate_schedule
 from parametrization.rules import STANDARD, Rules
 
 
@@ -48,7 +48,6 @@ class RateTuned(abc.ABC):
 def check_common(baseline: RateTuned) -> None:
     """Checks learning rate and schedule."""
     checks.positive(baseline, "learning_rate")
-    check_schedule(baseline.schedule)
 
 
 def check_normalized(rules: Rules, name: str) -> None:

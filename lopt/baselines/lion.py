@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import optax
 
 from lopt import checks
@@ -11,10 +9,11 @@ from lopt.base import Specs
 from lopt.baselines import base
 from lopt.baselines.links import add_decayed_weights, in_float32, scale_by_specs
 from lopt.schedules import AnySchedule
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Lion(base.RateTuned):
     """Lion (Chen et al., arXiv:2302.06675); with `rules=ADAM_LIKE`, μLion.
 

@@ -24,9 +24,8 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
@@ -42,6 +41,7 @@ from lopt.baselines.links import (
     unscale_gradients,
 )
 from lopt.schedules import AnySchedule
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec, Shape
 
@@ -50,7 +50,7 @@ RMS = 0.2
 """RMS of Adam's steps over its learning rate, as Liu et al. measured it."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Muon(base.RateTuned):
     """Muon for hidden tensors, AdamW for all other roles; both are optax's.
 
@@ -90,10 +90,6 @@ class Muon(base.RateTuned):
     def __post_init__(self) -> None:
         base.check_common(self)
         base.check_normalized(self.rules, "Muon's")
-        if self.scaling not in get_args(Scaling):
-            raise ValueError(
-                f"scaling = {self.scaling!r} must be one of {get_args(Scaling)}"
-            )
         checks.positive(self, "adam_ratio", "eps", "newton_schulz_steps")
         checks.decay(self, "momentum", "b1", "b2")
         checks.not_negative(self, "weight_decay")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -15,10 +14,11 @@ from lopt.base import Specs
 from lopt.baselines import base
 from lopt.baselines.links import in_float32, map_with_specs
 from lopt.schedules import AnySchedule
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Prodigy(base.RateTuned):
     """Prodigy (Mishchenko and Defazio, arXiv:2306.06101).
 

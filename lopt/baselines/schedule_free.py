@@ -10,7 +10,6 @@ those at y; what evaluation measures on held-out data is measured at x.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -27,10 +26,11 @@ from lopt.baselines.links import (
     unscale_gradients,
 )
 from lopt.schedules import AnySchedule
+from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class ScheduleFreeAdamW(base.RateTuned):
     """Schedule-free AdamW (Defazio et al., arXiv:2405.15682).
 

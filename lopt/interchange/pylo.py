@@ -31,6 +31,7 @@ from lopt.interchange.tables import Source, Table
 from lopt.small_fc import SmallFC
 from lopt.velo import VeLO
 from lopt.weights import Tensors
+from parametrization.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _META_MLP = {"hidden_layers": int, "hidden_size": int, "input_size": int}
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Offsets:
     """Learned offsets of the decays of a MetaMLP; the defaults are those of PyLO.
 

@@ -10,7 +10,6 @@ computed.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +19,10 @@ import optax
 from lopt import feature_precision
 from lopt.base import LearnedOptimizer, Specs, Theta
 from lopt.wrappers.base import Wrapper
+from parametrization.fields import configuration
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Bfloat16Features(Wrapper):
     """Lets an optimizer's networks of features multiply in bfloat16.
 
@@ -79,7 +79,7 @@ class RoundedState(NamedTuple):
     inner: Any  # of the wrapped optimizer, accumulators in bfloat16
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class StochasticBfloat16(Wrapper):
     """Keeps an optimizer's accumulators in bfloat16, rounded stochastically.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +12,10 @@ from lopt import checks
 from lopt.base import LearnedOptimizer, Specs, Theta
 from lopt.clipping import clipping
 from lopt.wrappers.base import Wrapper
+from parametrization.fields import configuration
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class ClippedGradients(Wrapper):
     """Shrinks the whole gradient to a norm of at most `max_norm`.
 
@@ -49,7 +49,7 @@ class AccumulationState(NamedTuple):
     loss: jax.Array  # [] float32, mean loss of the batches since the last update
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class AccumulatedGradients(Wrapper):
     """One update for the mean gradient of every `num_batches` batches.
 

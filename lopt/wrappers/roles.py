@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -13,9 +12,10 @@ from lopt.baselines.adam import Adam
 from lopt.baselines.links import map_with_specs
 from lopt.wrappers.base import Wrapper, check_kinds
 from parametrization.axes import Kind
+from parametrization.fields import configuration
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class RoleFallback(Wrapper):
     """Gives tensors of some roles to another optimizer, such as AdamW.
 

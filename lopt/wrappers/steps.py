@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -10,13 +9,14 @@ import optax
 
 from lopt import checks
 from lopt.base import LearnedOptimizer, Specs, Theta, is_masked
-from lopt.schedules import AnySchedule, check_schedule, learning_rate_schedule
+from lopt.schedules import AnySchedule, learning_rate_schedule
 from lopt.tensors import need
 from lopt.wrappers.base import Wrapper, check_kinds
 from parametrization.axes import Kind
+from parametrization.fields import configuration
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class WeightDecay(Wrapper):
     """Decoupled weight decay: every step also takes `weight_decay`·p away.
 
@@ -56,7 +56,7 @@ class WeightDecay(Wrapper):
         return optax.chain(inner, optax.stateless(decay))
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class ScheduledSteps(Wrapper):
     """Multiplies the steps of an optimizer by a learning rate over the run.
 
@@ -74,7 +74,6 @@ class ScheduledSteps(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.positive(self, "learning_rate")
-        check_schedule(self.schedule)
 
     def as_optax(
         self, theta: Theta, specs: Specs, num_steps: int | jax.Array

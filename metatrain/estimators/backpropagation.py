@@ -18,7 +18,6 @@ are those of their plain form on every backend (see `per_parameter_mlp.displacem
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -31,6 +30,7 @@ from metatrain.estimators.base import Estimate, Parts, Problem, Unrolled
 from metatrain.estimators.episodes import data_key, particle_key
 from metatrain.frozen import keep_frozen
 from metatrain.truncation import EpisodeLengths
+from parametrization.fields import configuration
 
 
 class UnrollState(NamedTuple):
@@ -40,7 +40,7 @@ class UnrollState(NamedTuple):
     episodes: Any  # its one member's episode, `[1]` in front
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Backpropagation:
     """Truncated or full backpropagation through windows of an unroll."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,7 @@ class Parts(NamedTuple):
         return Estimate(grad, metrics["meta_loss"], metrics, self.terms)
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """Estimates meta-gradients from windows of unrolls; frozen, static under `jit`."""
 

@@ -38,7 +38,7 @@ def check_counts(estimator: Any, particles: str, *others: str) -> None:
     """
     for name in (particles, "truncation", "chunk", *others):
         value = getattr(estimator, name)
-        if not isinstance(value, int) or value < 1:
+        if value < 1:
             raise ValueError(f"{name} = {value} must be a positive whole number")
         if value > 10**6:
             raise ValueError(f"{name} = {value} must be at most 10⁶")

@@ -28,9 +28,8 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +44,7 @@ from metatrain.frozen import keep_frozen
 from metatrain.keys import stream
 from metatrain.resume_buffer import ResumeBuffer, Watch
 from metatrain.truncation import EpisodeLengths
+from parametrization.fields import configuration
 
 Credit = Literal["accumulated", "window"]
 
@@ -59,7 +59,7 @@ class PairState(NamedTuple):
     watch: Watch | None = None  # states to begin again from, where they are kept
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class EvolutionStrategy:
     """Antithetic evolution strategies over windows of an unroll."""
 
@@ -106,20 +106,10 @@ class EvolutionStrategy:
         episodes.check_counts(self, "num_pairs", "pairs_per_task")
         if not 1e-18 <= self.sigma <= 100.0:
             raise ValueError(f"sigma = {self.sigma} must lie in [1e-18, 100]")
-        if self.refresh != "episode" and not (
-            isinstance(self.refresh, int) and self.refresh >= 1
-        ):
+        if self.refresh != "episode" and self.refresh < 1:
             raise ValueError(
                 f"refresh = {self.refresh!r} must be a positive whole number of "
                 "windows, or 'episode'"
-            )
-        if self.credit not in get_args(Credit):
-            raise ValueError(
-                f"credit = {self.credit!r} must be one of {', '.join(get_args(Credit))}"
-            )
-        if self.reduce not in get_args(Reduce):
-            raise ValueError(
-                f"reduce = {self.reduce!r} must be one of {', '.join(get_args(Reduce))}"
             )
         if self.num_pairs % self.pairs_per_task:
             raise ValueError(

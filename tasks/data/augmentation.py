@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from parametrization.fields import configuration
 
 MAX_PADDING = 128
 
@@ -18,7 +19,7 @@ class AugmentationDraws(NamedTuple):
     flips: jax.Array  # [num, B] bool: whether the crop is mirrored
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Augmentation:
     """Pads with the mean colour, crops at the old size, and mirrors half the images.
 

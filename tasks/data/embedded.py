@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
 import numpy as np
 
+from parametrization.fields import configuration
 from tasks.data.images import ImageDataset, Images, partition
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Digits(Images):
     """The 1,797 handwritten 8×8 digits of scikit-learn, in four disjoint splits.
 

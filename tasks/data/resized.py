@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import numpy as np
 
+from parametrization.fields import configuration
 from tasks.data.images import ImageDataset, Images, partition
 from tasks.data.tfds_images import MAX_SIZE
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Resized(Images):
     """Square images of some data, smaller or larger by a whole factor.
 
@@ -26,14 +26,16 @@ class Resized(Images):
     """Height and width, in pixels."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.data, Images) or self.data.on_disk:
+        if self.data.on_disk:
             raise ValueError(
                 f"data = {self.data!r} must be images whose shape is known without a "
                 "disk; TFDSImages has a size of its own"
             )
         height, width, _ = self.data.image_shape
-        whole = type(self.size) is int and 1 <= self.size <= MAX_SIZE
-        if height != width or not whole or (self.size % height and height % self.size):
+        fits = 1 <= self.size <= MAX_SIZE and (
+            self.size % height == 0 or height % self.size == 0
+        )
+        if height != width or not fits:
             raise ValueError(
                 f"size = {self.size!r} must be a multiple or a divisor of the height "
                 f"and width of square images; these are {height} x {width}"

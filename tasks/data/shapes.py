@@ -10,12 +10,12 @@ edge is one pixel wide.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 
 import numpy as np
 
+from parametrization.fields import configuration
 from tasks.data.images import ImageDataset, Images, partition
 
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -36,7 +36,7 @@ TINT = 15.0
 _ROWS_AT_ONCE = 500
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Shapes(Images):
     """Procedurally made square RGB pictures of four shapes in three colours.
 
@@ -58,15 +58,14 @@ class Shapes(Images):
     def __post_init__(self) -> None:
         for name, least in (("size", 8), ("num_train", 10), ("num_test", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if value < least:
                 raise ValueError(f"{name} = {value!r} must be at least {least}")
             if value > 10**8:
                 raise ValueError(f"{name} = {value} must be at most 10⁸")
         if not 0.0 <= self.noise < math.inf:
             raise ValueError(f"noise = {self.noise} must not be negative")
-        seed = self.seed
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ValueError(f"seed = {seed!r} must be a whole number in [0, 2³²)")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed = {self.seed} must be a whole number in [0, 2³²)")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

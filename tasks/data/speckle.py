@@ -21,7 +21,6 @@ and the speckle; rows of a split are therefore not independent, patients are.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -29,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from parametrization.fields import configuration
 from tasks.base import SPLITS, Split
 from tasks.data.images import ImageDataset, Images, partition
 
@@ -66,7 +66,7 @@ class Patients(NamedTuple):
     kidney: np.ndarray  # [n, 2] centre of the kidney: depth, and place from the left
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Speckle(Images):
     """Procedurally made speckle images of four grades, with splits by patient.
 
@@ -94,7 +94,7 @@ class Speckle(Images):
     def __post_init__(self) -> None:
         for name, least in (("size", 8), ("images_per_patient", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if value < least:
                 raise ValueError(f"{name} = {value!r} must be at least {least}")
             if value > 10**8:
                 raise ValueError(f"{name} = {value} must be at most 10⁸")
@@ -107,15 +107,14 @@ class Speckle(Images):
         self._check_numbers()
         if not 0.0 <= self.deviation < math.inf:
             raise ValueError(f"deviation = {self.deviation} must not be negative")
-        seed = self.seed
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ValueError(f"seed = {seed!r} must be a whole number in [0, 2³²)")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed = {self.seed} must be a whole number in [0, 2³²)")
 
     def _check_numbers(self) -> None:
         """Raises ValueError if a split would lack a grade."""
         for name, least in (("num_train", 40), ("num_test", 4)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if value < least:
                 raise ValueError(f"{name} = {value!r} must be at least {least}")
             if value > 10**8:
                 raise ValueError(f"{name} = {value} must be at most 10⁸")

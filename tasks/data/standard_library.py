@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from parametrization.fields import configuration
 from tasks.base import SPLITS, Split
 from tasks.data.cache import cached
 from tasks.data.text import Text, TextDataset, to_device
@@ -47,7 +47,7 @@ _SHARES: dict[Split, float] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class StandardLibrary(Text):
     """The source code of Python's standard library: some 7 MB, in four splits.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from parametrization.fields import configuration
 from tasks.data import cache, decoding, known, prepared
 from tasks.data.images import ImageDataset, Images, partition
 from tasks.data.prepared import Prepared
@@ -19,7 +19,7 @@ MAX_SIZE = 1024
 _RECIPE = 1
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class TFDSImages(Images):
     """A TFDS dataset with one image and one label per row, in four disjoint splits.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import array
 import bisect
-import dataclasses
 import functools
 import itertools
 import math
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from parametrization.fields import configuration
 from tasks.base import SPLITS, Split
 from tasks.data import prepared
 from tasks.data.cache import cached
@@ -35,7 +35,7 @@ MIN_BYTES = 1000
 _CUT = 2
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class TFDSText(Text):
     """The text of a prepared dataset whose rows have a feature `text`.
 
@@ -67,11 +67,9 @@ class TFDSText(Text):
     def __post_init__(self) -> None:
         prepared.check_name(self.name)
         limit = self.max_bytes
-        if limit is None:
-            return
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < MIN_BYTES:
+        if limit is not None and limit < MIN_BYTES:
             raise ValueError(
-                f"max_bytes = {limit!r} must be a whole number of at least {MIN_BYTES} "
+                f"max_bytes = {limit} must be a whole number of at least {MIN_BYTES} "
                 "bytes, or None for the whole dataset"
             )
 

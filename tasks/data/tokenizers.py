@@ -8,7 +8,6 @@ with the tokens it made and nothing is learned from held-out text.
 from __future__ import annotations
 
 import abc
-import dataclasses
 import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from parametrization.fields import configuration
 from tasks.base import Split
 from tasks.data.text import token_dtype
 
@@ -53,7 +53,7 @@ class Tokenizer(abc.ABC):
         """The text of tokens `[n]`; bytes that are not UTF-8 are shown as U+FFFD."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Bytes(Tokenizer):
     """Every byte is a token."""
 
@@ -84,7 +84,7 @@ class Bytes(Tokenizer):
         return tokens.astype(np.uint8).tobytes().decode(errors="replace")
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class BytePairs(Tokenizer):
     """Bytes, and repeatedly merged pairs of them: byte-level byte-pair encoding.
 

@@ -12,13 +12,13 @@ caption of these pictures says.)
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from tasks.base import Params, Split
 from tasks.data import images
 from tasks.data.images import ImageDataset
@@ -27,7 +27,7 @@ from tasks.generation.encoding import encode_all
 from tasks.generation.pretraining import Pretraining
 from tasks.generation.vector_quantization import VectorQuantization
 from tasks.landscape import initial_loss
-from tasks.modelled import ModelTask, check_kind
+from tasks.modelled import ModelTask
 from tasks.models.base import check_positive
 from tasks.models.latent_denoiser import LatentDenoiser, LatentInputs
 
@@ -54,7 +54,7 @@ class LatentBatch(NamedTuple):
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class LatentDiffusion(ModelTask):
     """Stage B: weighted squared error of the noise in latents, given a code."""
 
@@ -69,9 +69,6 @@ class LatentDiffusion(ModelTask):
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_size")
-        check_kind("model", self.model, LatentDenoiser)
-        check_kind("stage_a", self.stage_a, VectorQuantization)
-        check_kind("pretraining", self.pretraining, Pretraining)
         if not self.stage_a.data.on_disk:  # else when the specs are first asked for
             self.check_roles()
 

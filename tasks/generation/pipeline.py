@@ -6,20 +6,20 @@ makes a picture of the latents. Pure functions of the parameters of the three st
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from tasks.autoencoding import Pictures
 from tasks.base import Params
 from tasks.data.images import ImageDataset, unnormalize
 from tasks.generation import diffusion
 from tasks.generation.latent_diffusion import LatentDataset
 from tasks.generation.prior import SemanticPrior
-from tasks.models.base import check_choice, check_positive
+from tasks.models.base import check_positive
 
 
 class Stages(NamedTuple):
@@ -33,7 +33,7 @@ class Stages(NamedTuple):
     codes: ImageDataset
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Sampling:
     """How pictures are drawn."""
 
@@ -54,7 +54,6 @@ class Sampling:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
                 raise ValueError(f"{name} = {value} must not be negative")
-        check_choice(self, "sampler", ("ddim", "ddpm"))
 
     def codes(
         self, task: SemanticPrior, params: Params, labels: jax.Array, key: jax.Array

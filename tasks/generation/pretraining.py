@@ -9,7 +9,6 @@ the data's sha256, and the version of JAX and of what it runs on.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import math
@@ -21,6 +20,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
+from parametrization.fields import configuration
 from tasks.base import Dataset, Params, Task, sample
 from tasks.data.cache import Arrays, cached
 from tasks.landscape import check_seed
@@ -30,7 +30,7 @@ _RECIPE = 1
 """To be raised when the same description is to give other parameters."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Pretraining:
     """Adam, its learning rate falling to zero along a cosine."""
 

@@ -8,13 +8,13 @@ the same network also guesses without one, which guidance needs.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import final
 
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from tasks.base import Params, Split
 from tasks.data import images
 from tasks.data.images import ImageDataset, ImageSplit
@@ -23,7 +23,7 @@ from tasks.generation.encoding import encode_all
 from tasks.generation.latent_diffusion import LatentDiffusion
 from tasks.generation.pretraining import Pretraining
 from tasks.landscape import initial_loss
-from tasks.modelled import ModelTask, check_kind
+from tasks.modelled import ModelTask
 from tasks.models.base import check_positive
 from tasks.models.code_prior import CodeInputs, CodePrior
 
@@ -32,7 +32,7 @@ DROPPED = 0.05
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class SemanticPrior(ModelTask):
     """Stage C: weighted squared error of the noise in codes, given the class."""
 
@@ -47,9 +47,6 @@ class SemanticPrior(ModelTask):
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_size")
-        check_kind("model", self.model, CodePrior)
-        check_kind("stage_b", self.stage_b, LatentDiffusion)
-        check_kind("pretraining", self.pretraining, Pretraining)
         if not self.stage_b.stage_a.data.on_disk:  # else when the specs are asked for
             self.check_roles()
 

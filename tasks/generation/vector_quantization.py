@@ -12,19 +12,19 @@ Reference: van den Oord et al., VQ-VAE, arXiv:1711.00937, Equation 3.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from tasks.autoencoding import Pictures, load_pictures
 from tasks.base import Params, Split
 from tasks.data import images
 from tasks.data.images import Images
 from tasks.data.shapes import Shapes
 from tasks.image_rows import ImageRows
-from tasks.modelled import ModelTask, check_kind
+from tasks.modelled import ModelTask
 from tasks.models.base import check_positive
 from tasks.models.vq_autoencoder import VQAutoEncoder, perplexity
 
@@ -37,7 +37,7 @@ class Reconstructions(NamedTuple):
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class VectorQuantization(ImageRows, ModelTask):
     """Stage A: squared error per pixel, and what keeps latents and entries together."""
 
@@ -54,8 +54,6 @@ class VectorQuantization(ImageRows, ModelTask):
         check_positive(self, "batch_size")
         if not 0.0 < self.commitment <= 100.0:
             raise ValueError(f"commitment = {self.commitment} must lie in (0, 100]")
-        check_kind("model", self.model, VQAutoEncoder)
-        check_kind("data", self.data, Images)
         if not self.data.on_disk:  # else when the specs are first asked for
             self.check_roles()
 

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules
 from tasks.models import base
 from tasks.models.base import Activation, Model, record
@@ -24,7 +25,7 @@ from tasks.models.layers import Dense, readout
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class AutoEncoder(Model):
     """Fully connected encoder and decoder around a linear layer of fewer units.
 
@@ -84,7 +85,7 @@ class Inference(NamedTuple):
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class VAE(Model):
     """Variational autoencoder with a Gaussian code (arXiv:1312.6114).
 
@@ -122,8 +123,6 @@ class VAE(Model):
 
 def _check(model: AutoEncoder | VAE, size: str) -> None:
     base.check_positive(model, "width", "depth", size, "base_width")
-    base.check_activation(model)
-    base.check_rules(model.rules)
 
 
 def _hidden(

@@ -11,7 +11,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self
 
 import flax.linen as nn
 import jax
@@ -183,25 +183,6 @@ def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
     return getattr(nn, name)
 
 
-def check_choice(owner: Any, name: str, choices: tuple[str, ...]) -> None:
-    """Raises ValueError if the named field is none of the choices."""
-    value = getattr(owner, name)
-    if value not in choices:
-        raise ValueError(f"{name} = {value!r} must be one of {', '.join(choices)}")
-
-
-def check_activation(model: Any) -> None:
-    """Raises ValueError if the field `activation` names no nonlinearity."""
-    check_choice(model, "activation", get_args(Activation))
-
-
-def check_rules(rules: Rules) -> None:
-    """Raises ValueError if this is no parametrization."""
-    if not isinstance(rules, Rules):
-        names = ", ".join(rule.name for rule in Rules)
-        raise ValueError(f"rules = {rules!r} must be one of {names}")
-
-
 LARGEST = 2**31 - 1
 """Sizes are indices of int32."""
 DEEPEST = 10_000
@@ -212,7 +193,7 @@ def check_positive(model: Any, *names: str) -> None:
     """Raises ValueError if one of the named fields is not a positive whole number."""
     for name in names:
         value = getattr(model, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:
             raise ValueError(f"{name} = {value!r} must be a positive whole number")
         most = DEEPEST if name in ("depth", "base_depth") else LARGEST
         if value > most:

@@ -19,6 +19,7 @@ from typing import Any, Self
 import flax.linen as nn
 import jax
 
+from parametrization.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules
 from tasks.models import base
 from tasks.models.attention import Attention
@@ -26,7 +27,7 @@ from tasks.models.base import ACTIVATIONS, Activation, Model, record
 from tasks.models.layers import Dense, Norm
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class BlockModel(Model, abc.ABC):
     """The fields that every transformer has; subclasses are final."""
 
@@ -62,8 +63,6 @@ class BlockModel(Model, abc.ABC):
                     f"{width} = {getattr(self, width)} must be a multiple of "
                     f"{head_dim} = {getattr(self, head_dim)}"
                 )
-        base.check_activation(self)
-        base.check_rules(self.rules)
 
     def at_width(self, width: int) -> Self:
         """The same network of another width: more heads, each of the same size."""

@@ -13,13 +13,13 @@ place of the class, by attention.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple, final
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from tasks.models import base
 from tasks.models.base import record
 from tasks.models.convnext import Blocks, ConvNeXtModel, TimeEmbedding
@@ -40,7 +40,7 @@ class CodeInputs(NamedTuple):
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class CodePrior(ConvNeXtModel):
     """The prior of stage C; the number of classes is that of the labels."""
 

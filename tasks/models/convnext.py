@@ -30,6 +30,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules, drawn_zeros, initializer
 from parametrization.spec import named
 from tasks.models import base
@@ -44,7 +45,7 @@ HIGHEST_FREQUENCY = 1000.0
 """Of them, in radians over the range of times from 0 to 1; the lowest is 1."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class ConvNeXtModel(Model, abc.ABC):
     """The fields that every stage's network has; subclasses are final."""
 
@@ -66,8 +67,6 @@ class ConvNeXtModel(Model, abc.ABC):
     def __post_init__(self) -> None:
         base.check_positive(self, "width", "depth", "mlp_ratio")
         base.check_positive(self, "base_width", "base_depth")
-        base.check_activation(self)
-        base.check_rules(self.rules)
 
     def at_width(self, width: int) -> Self:
         """The same network of another width."""

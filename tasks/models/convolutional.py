@@ -9,12 +9,13 @@ of any resolution, and signals `[B, 1, length, 1]` too.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules
 from tasks.models import base
 from tasks.models.base import Activation, Model, record
@@ -26,7 +27,7 @@ OptionalNorm = Literal["none", "layer", "group"]
 """As `ChannelNorm`, or no normalization."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class ConvNet(Model):
     """A stack of 3x3 convolutions, a mean over positions and a readout.
 
@@ -61,9 +62,7 @@ class ConvNet(Model):
                 f"{self.multipliers}"
             )
         base.check_positive(self, "width", "base_width", "groups")
-        base.check_activation(self)
-        base.check_rules(self.rules)
-        check_norm(self, OptionalNorm, self.multipliers)
+        check_groups(self, self.multipliers)
 
     @property
     def depth(self) -> int:
@@ -154,10 +153,9 @@ def check_images(x: jax.Array) -> None:
 
 
 def check_sizes(model: Any, name: str) -> None:
-    """Raises ValueError if the field is not a tuple of positive whole numbers."""
+    """Raises ValueError if the field is empty or a size is not positive."""
     sizes = getattr(model, name)
-    whole = isinstance(sizes, tuple) and all(type(size) is int for size in sizes)
-    if not whole or not sizes or min(sizes) < 1:
+    if not sizes or min(sizes) < 1:
         raise ValueError(
             f"{name} = {sizes!r} must be a non-empty tuple of positive integers"
         )
@@ -165,18 +163,13 @@ def check_sizes(model: Any, name: str) -> None:
         raise ValueError(f"{name} = {sizes!r} must be at most {base.DEEPEST:,} in sum")
 
 
-def check_norm(model: Any, kinds: Any, multipliers: tuple[int, ...]) -> None:
-    """Raises ValueError if `model.norm` is none of them, or cannot form its groups.
+def check_groups(model: Any, multipliers: tuple[int, ...]) -> None:
+    """Raises ValueError if group normalization, if that is the norm, has no groups.
 
     Args:
         model: a model with fields `norm`, `groups`, `width` and `base_width`.
-        kinds: a `Literal`.
         multipliers: channels over the width, of every layer that is normalized.
     """
-    if model.norm not in get_args(kinds):
-        raise ValueError(
-            f"norm = {model.norm!r} must be one of {', '.join(get_args(kinds))}"
-        )
     if model.norm != "group":
         return
     for name in ("width", "base_width"):

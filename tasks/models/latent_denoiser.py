@@ -18,13 +18,13 @@ Reference: Pernias et al., Würstchen, arXiv:2306.00637, Stage B.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple, final
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from tasks.models import base
 from tasks.models.base import record
 from tasks.models.convnext import (
@@ -53,7 +53,7 @@ class LatentInputs(NamedTuple):
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class LatentDenoiser(ConvNeXtModel):
     """Compressor and denoiser of stage B."""
 

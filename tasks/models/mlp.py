@@ -8,13 +8,14 @@ from typing import Self
 import flax.linen as nn
 import jax
 
+from parametrization.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules
 from tasks.models import base
 from tasks.models.base import Activation, Model
 from tasks.models.layers import Dense, Norm, readout
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class MLP(Model):
     """Fully connected hidden layers and a readout; inputs of any shape."""
 
@@ -30,20 +31,14 @@ class MLP(Model):
     """Normalizes each hidden layer before its nonlinearity."""
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.widths, tuple) and all(
-            isinstance(width, int) and not isinstance(width, bool) and width > 0
-            for width in self.widths
-        )
-        if not whole or not self.widths:
+        if not self.widths or min(self.widths) < 1:
             raise ValueError(
                 f"widths = {self.widths} must be positive numbers of units, at least "
-                "one layer, as a tuple"
+                "one layer"
             )
         if max(self.widths) > base.LARGEST:
             raise ValueError(f"widths = {self.widths} must be at most {base.LARGEST:,}")
         base.check_positive(self, "base_width")
-        base.check_activation(self)
-        base.check_rules(self.rules)
 
     @property
     def width(self) -> int:

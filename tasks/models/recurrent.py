@@ -10,12 +10,13 @@ so CompleteP is the same as μP.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal, Self, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules, initializer
 from tasks.models import base
 from tasks.models.base import Model, record
@@ -30,7 +31,7 @@ GATES: dict[Cell, int] = {"lstm": 4, "gru": 3}
 candidate."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Recurrent(Model):
     """Predicts the next token from those so far: `[B, L]` int32 to `[B, L, V]`.
 
@@ -53,9 +54,7 @@ class Recurrent(Model):
     """Parametrization; without residual branches CompleteP is the same as μP."""
 
     def __post_init__(self) -> None:
-        base.check_choice(self, "cell", get_args(Cell))
         base.check_positive(self, "width", "depth", "base_width")
-        base.check_rules(self.rules)
 
     def at_width(self, width: int) -> Self:
         """As many layers, each of `width` units."""

@@ -23,20 +23,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules
 from tasks.models import base
 from tasks.models.base import Activation, Model, record
 from tasks.models.convolutional import (
     ChannelNorm,
     channel_norm,
+    check_groups,
     check_images,
-    check_norm,
     check_sizes,
 )
 from tasks.models.layers import Conv, readout
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class ResNet(Model):
     """Stages of basic blocks (two 3x3 convolutions each) on a residual stream.
 
@@ -69,9 +70,7 @@ class ResNet(Model):
     def __post_init__(self) -> None:
         check_sizes(self, "blocks")
         base.check_positive(self, "width", "base_width", "base_depth", "groups")
-        base.check_activation(self)
-        base.check_rules(self.rules)
-        check_norm(self, ChannelNorm, self.multipliers)
+        check_groups(self, self.multipliers)
 
     @property
     def depth(self) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, ClassVar, Literal, final, get_args
+from typing import Any, ClassVar, Literal, final
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tasks.models.base import check_choice, record
+from parametrization.fields import configuration
+from tasks.models.base import record
 from tasks.models.blocks import BlockModel, Residual
 from tasks.models.layers import Embedding, Norm, lookup, readout
 
@@ -18,7 +18,7 @@ Readout = Literal["untied", "tied"]
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Transformer(BlockModel):
     """A causal language model; its outputs are as many as its tokens.
 
@@ -34,8 +34,6 @@ class Transformer(BlockModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice(self, "positions", get_args(Positions))
-        check_choice(self, "readout", get_args(Readout))
         for name in ("head_dim", "base_head_dim"):
             if self.positions == "rotary" and getattr(self, name) % 2:
                 raise ValueError(

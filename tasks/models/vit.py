@@ -6,16 +6,16 @@ arXiv:2205.01580.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, final
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from parametrization.rules import initializer
 from tasks.models import base
-from tasks.models.base import check_choice, record
+from tasks.models.base import record
 from tasks.models.blocks import BlockModel, Residual
 from tasks.models.layers import Dense, Embedding, Norm, readout
 
@@ -23,7 +23,7 @@ Pooling = Literal["class_token", "mean"]
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class ViT(BlockModel):
     """A classifier of images of any resolution that the patch divides."""
 
@@ -35,7 +35,6 @@ class ViT(BlockModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         base.check_positive(self, "patch")
-        check_choice(self, "pooling", get_args(Pooling))
 
     def module(self, num_outputs: int) -> nn.Module:
         """Maps images `[B, height, width, channels]` to logits `[B, num_outputs]`."""

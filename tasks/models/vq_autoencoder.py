@@ -17,13 +17,13 @@ Würstchen, arXiv:2306.00637, Stage A.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple, final
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from parametrization.fields import configuration
 from parametrization.spec import named
 from tasks.models import base
 from tasks.models.base import record
@@ -58,7 +58,7 @@ class Quantized(NamedTuple):
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@configuration
 class VQAutoEncoder(ConvNeXtModel):
     """Encoder and decoder around a codebook, without moving averages."""
 

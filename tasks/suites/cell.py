@@ -8,11 +8,11 @@ others have published vary what they vary; most have no trained cell.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
+from parametrization.fields import OPEN, configuration
 from tasks.families import AnyTask
 
 Axis = Literal[
@@ -28,7 +28,7 @@ Axis = Literal[
 AXES: tuple[Axis, ...] = get_args(Axis)
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Cell:
     """One setting in which optimizers are compared."""
 
@@ -39,7 +39,7 @@ class Cell:
     resolution of the data, the data, the family (the model and what it is trained to
     do; data, batch and horizon stay). "trained" is that cell itself, "held_out" one
     that differs in several things, or that stands in a suite without a trained one."""
-    task: AnyTask
+    task: Annotated[AnyTask, OPEN]
     """The task, in μP; baselines may run it in the standard parametrization."""
     num_steps: int
     """Inner steps (`H`)."""
@@ -47,13 +47,11 @@ class Cell:
     """What its name does not say, such as how it differs from the published task."""
 
     def __post_init__(self) -> None:
-        if self.axis not in AXES:
-            raise ValueError(f"axis = {self.axis!r} is not one of {', '.join(AXES)}")
         if self.num_steps < 1:
             raise ValueError(f"num_steps = {self.num_steps} must be positive")
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Suite:
     """A named set of cells, made when they are asked for."""
 

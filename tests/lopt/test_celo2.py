@@ -94,7 +94,7 @@ def test_one_bad_gradient_under_a_clipped_norm_is_no_gradient(theta, specs):
         ({"learning_rate": 1e300}, "learning_rate = 1e\\+300 must be positive, at"),
         ({"weight_decay": "a"}, "weight_decay = 'a' must be a number"),
         ({"weight_decay": True}, "weight_decay = True must be a number"),
-        ({"rules": None}, "rules = None must be STANDARD or ADAM_LIKE"),
+        ({"rules": None}, "rules = None must be one of STANDARD, ADAM_LIKE"),
     ],
 )
 def test_impossible_fields_are_refused(fields, message):

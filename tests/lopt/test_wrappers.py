@@ -358,7 +358,10 @@ def last(tree):
     ("make", "match"),
     [
         (lambda: WeightDecay(SGD_1, -0.1), "weight_decay = -0.1"),
-        (lambda: WeightDecay(SGD_1, 0.1, ("matrix",)), "kinds = .'matrix',. must be"),
+        (lambda: WeightDecay(SGD_1, 0.1, ("matrix",)), "'matrix' must be one of input"),
+            lambda: WeightDecay(SGD_1, 0.1, ("matrix",)),
+            "kinds.* 'matrix' must be one of input",
+        ),
         (lambda: ScheduledSteps(SGD_1, 0.0), "learning_rate = 0.0"),
         (lambda: ScheduledSteps(SGD_1, 1.0, "linear"), "schedule = 'linear'"),
         (lambda: ClippedGradients(SGD_1, float("inf")), "max_norm = inf"),

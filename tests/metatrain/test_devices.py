@@ -120,11 +120,10 @@ def test_chunks_that_do_not_fit_the_devices_are_refused(num_chunks, num):
     with pytest.raises(ValueError) as error:
         devices.check_shares(num_chunks, mesh_of(num))
     message = str(error.value)
-    assert f"{num_chunks} chunks of particles cannot be shared by {num} devices" in (
-        message
-    )
+    chunks = "1 chunk" if num_chunks == 1 else f"{num_chunks} chunks"
+    assert f"{chunks} of particles cannot be shared by {num} devices" in message
     fitting = [n for n in range(1, num_chunks + 1) if num_chunks % n == 0]
-    assert f"take {' or '.join(map(str, fitting))} devices" in message
+    assert f"take {' or '.join(map(str, fitting))}, or" in message
 
 
 @pytest.mark.parametrize(

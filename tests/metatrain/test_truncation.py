@@ -156,10 +156,16 @@ def test_first_episodes_are_staggered_over_all_windows():
     [
         ({"minimum": 0, "maximum": 10}, r"lengths.minimum = 0"),
         ({"minimum": 10, "maximum": 5}, r"lengths.maximum = 5 must be at least"),
-        ({"distribution": "normal"}, r"lengths.distribution = 'normal' must be one of"),
-        ({"growth": "cubic"}, r"lengths.growth = 'cubic' must be one of constant, lin"),
+        (
+            {"distribution": "normal"},
+            r"distribution = 'normal' must be one of",
+        ),
+        (
+            {"growth": "cubic"},
+            r"growth = 'cubic' must be one of constant, lin",
+        ),
         ({"growth": "linear"}, r"lengths.growth = 'linear' needs a stage"),
-        ({"stages": ((5, 1),)}, r"lengths.stages = \(\(5, 1\),\) must hold triples"),
+        ({"stages": ((5, 1),)}, r"stages\[0\] = \(5, 1\) must be a tuple of 3"),
         ({"stages": ((0, 1, 2),)}, r"lengths.stages\[0\] until = 0 must be"),
         ({"stages": ((5, 3, 2),)}, r"lengths.stages\[0\] maximum = 2 must be at least"),
         (

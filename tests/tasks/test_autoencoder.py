@@ -256,7 +256,7 @@ def test_the_divergence_is_that_of_samples():
     [
         ("width", 0, "width = 0 must be a positive whole number"),
         ("depth", -1, "depth = -1 must be a positive whole number"),
-        ("base_width", 2.5, "base_width = 2.5 must be a positive whole number"),
+        ("base_width", 2.5, "base_width = 2.5 must be a whole number"),
         ("activation", "sine", "activation = 'sine' must be one of relu"),
         ("rules", "mup", "rules = 'mup' must be one of STANDARD"),
     ],
@@ -273,7 +273,7 @@ def test_a_bottleneck_must_leave_a_unit():
             AutoEncoder(**{field: 3}, bottleneck=4)
     with pytest.raises(ValueError, match="bottleneck = 0 must be a positive"):
         AutoEncoder(bottleneck=0)
-    with pytest.raises(ValueError, match="code = True must be a positive"):
+    with pytest.raises(ValueError, match="code = True must be a whole number"):
         VAE(code=True)
     specs = AutoEncoder(width=9, bottleneck=4).specs((2,), 2)
     assert specs["latent"]["bias"].shape == (2,)

@@ -176,10 +176,10 @@ def test_other_depths_cut_the_stack_or_repeat_its_last_layer():
     ("fields", "message"),
     [
         ({"width": 0}, "width = 0 must be a positive"),
-        ({"base_width": 1.5}, "base_width = 1.5 must be a positive"),
+        ({"base_width": 1.5}, "base_width = 1.5 must be a whole number"),
         ({"multipliers": (1, 0, 2)}, "multipliers = (1, 0, 2) must be a non-empty"),
-        ({"multipliers": [1, 2, 2]}, "multipliers = [1, 2, 2] must be a non-empty"),
-        ({"strides": (2, True, 1)}, "strides = (2, True, 1) must be a non-empty"),
+        ({"multipliers": [1, 2, 2]}, "multipliers = [1, 2, 2] must be a tuple"),
+        ({"strides": (2, True, 1)}, "strides[1] = True must be a whole number"),
         ({"strides": (2, 1)}, "strides = (2, 1) must be as many as multipliers = (1,"),
         ({"norm": "batch"}, "norm = 'batch' must be one of none, layer, group"),
         ({"activation": "sin"}, "activation = 'sin' must be one of relu"),

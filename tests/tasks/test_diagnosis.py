@@ -152,7 +152,7 @@ class Healthy(Images):
 def test_bad_fields_are_refused():
     with pytest.raises(ValueError, match="batch_size = 0 must be a positive"):
         dataclasses.replace(TASK, batch_size=0)
-    with pytest.raises(ValueError, match="data = int is no Images"):
+    with pytest.raises(ValueError, match="data = 3 must be of type Images"):
         dataclasses.replace(TASK, data=3)
     task = dataclasses.replace(TASK, data=Healthy())
     with pytest.raises(ValueError, match=r"data = Healthy\(\): no .* grade 2"):

@@ -221,7 +221,7 @@ def test_other_widths_and_depths_keep_the_base():
         ({"cell": "rnn"}, "cell = 'rnn' must be one of lstm, gru"),
         ({"width": 0}, "width = 0 must be a positive"),
         ({"depth": 0}, "depth = 0 must be a positive"),
-        ({"base_width": 2.0}, "base_width = 2.0 must be a positive"),
+        ({"base_width": 2.0}, "base_width = 2.0 must be a whole number"),
         ({"rules": None}, "rules = None must be one of STANDARD"),
     ],
     ids=str,

@@ -269,7 +269,7 @@ def test_a_valley_is_rosenbrock_s(chained, rotated):
         (lambda: Quadratic(condition=math.inf), "condition = inf must be 1 or more"),
         (lambda: Quadratic(seed=-1), "seed = -1 must be a whole number in [0, 2³²)"),
         (lambda: NoisyQuadratic(noise=-1.0), "noise = -1.0 must not be negative"),
-        (lambda: NoisyQuadratic(noise=math.nan), "noise = nan must not be negative"),
+        (lambda: NoisyQuadratic(noise=math.nan), "noise = nan must be a number"),
         (lambda: NoisyQuadratic(batch_size=0), "batch_size = 0 must be a positive"),
         (
             lambda: NoisyQuadratic(gradient_covariance="identity"),

@@ -299,7 +299,7 @@ def test_numbers_that_a_task_draws_for_itself_reach_its_start_and_its_loss():
         ({"reparametrization": "layer"}, "reparametrization = 'layer' must be one of"),
         ({"factors": (0.0, 1.0)}, r"factors = \(0.0, 1.0\)"),
         ({"loss_scale": (2.0, 1.0)}, r"loss_scale = \(2.0, 1.0\).*ascending"),
-        ({"init_scale": (1.0,)}, r"init_scale = \(1.0,\) must be two numbers"),
+        ({"init_scale": (1.0,)}, r"init_scale = \(1.0,\) must be a tuple of 2"),
         ({"label_noise": (0.0, 1.5)}, r"label_noise = \(0.0, 1.5\)"),
         ({"label_noise": (float("nan"),) * 2}, "label_noise"),
         ({"batch_share": 0.3}, "batch_share = 0.3 must be a power of ½"),

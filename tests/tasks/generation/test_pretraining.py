@@ -77,14 +77,14 @@ def test_a_stage_that_diverged_is_refused_and_not_kept():
     [
         ({"num_steps": 0}, "num_steps = 0 must be a positive whole number"),
         ({"learning_rate": 0.0}, "learning_rate = 0.0 must be positive"),
-        ({"learning_rate": float("nan")}, "learning_rate = nan must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate = nan must be a number"),
         ({"seed": -1}, "seed = -1 must be a whole number"),
     ],
 )
 def test_impossible_fields_are_refused(fields, message):
     with pytest.raises(ValueError) as info:
         Pretraining(**fields)
-    assert str(info.value).startswith(message)
+    assert message in str(info.value)
 
 
 @pytest.mark.slow

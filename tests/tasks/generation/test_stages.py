@@ -260,10 +260,10 @@ def test_models_are_reached_through_the_tasks():
     [
         (A, {"batch_size": 0}, "batch_size = 0 must be a positive whole number"),
         (A, {"commitment": 0.0}, "commitment = 0.0 must lie in (0, 100]"),
-        (A, {"model": CodePrior()}, "model = CodePrior is no VQAutoEncoder"),
+        (A, {"model": CodePrior()}, "must be of type VQAutoEncoder"),
         (A, {"data": Shapes(size=10)}, "images of 10 x 10 pixels must have a height"),
-        (B, {"stage_a": B}, "stage_a = LatentDiffusion is no VectorQuantization"),
-        (B, {"pretraining": 100}, "pretraining = int is no Pretraining"),
+        (B, {"stage_a": B}, "must be of type VectorQuantization"),
+        (B, {"pretraining": 100}, "pretraining = 100 must be of type Pretraining"),
         (
             C,
             {"model": CodePrior(num_classes=10)},
@@ -275,7 +275,7 @@ def test_models_are_reached_through_the_tasks():
 def test_impossible_fields_are_refused(task, fields, message):
     with pytest.raises(ValueError) as info:
         dataclasses.replace(task, **fields)
-    assert str(info.value).startswith(message) and "\n" not in str(info.value)
+    assert message in str(info.value) and "\n" not in str(info.value)
 
 
 def test_activations_are_those_of_the_loss(trained):
