@@ -25,7 +25,7 @@ OPEN = object()
 """In `Annotated[X, OPEN]`: X is what can be written down; in Python more will do."""
 
 LARGEST_INTEGER = 2**63
-"""Whole numbers stay below: what is larger is no number of any array."""
+"""Whole numbers stay below, as those of arrays do."""
 
 
 @typing.dataclass_transform(frozen_default=True)
@@ -43,8 +43,7 @@ def configuration(cls: type[T]) -> type[T]:
 
     def check(self: Any) -> None:
         for name, hint in _hints(cls).items():
-            place = f"{type(self).__name__}.{name}"
-            if problem := _problem(place, getattr(self, name), hint):
+            if problem := _problem(name, getattr(self, name), hint):
                 raise ValueError(problem)
         if own is not None:
             own(self)
@@ -74,6 +73,8 @@ def _problem(name: str, value: Any, hint: Any) -> str | None:
         for i, (item, inner) in enumerate(zip(value, arguments, strict=True)):
             if problem := _problem(f"{name}[{i}]", item, inner):
                 return problem
+    if hint is int and type(value) is int:
+        return f"{name} = {_shown(value)} must lie within ±2⁶³"
     return f"{name} = {_shown(value)} must be {_described(hint)}"
 
 

@@ -17,13 +17,6 @@ class Wrapper:
 
     inner: LearnedOptimizer
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.inner, LearnedOptimizer):
-            raise ValueError(
-                f"inner = {self.inner!r} must be an optimizer of lopt, with init and "
-                "as_optax; an optax transformation needs no wrapper: use optax.chain"
-            )
-
     @property
     def frozen(self) -> tuple[str, ...]:
         """Parts of θ that meta-training leaves alone (see `Celo.frozen`)."""

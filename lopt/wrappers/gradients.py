@@ -31,7 +31,6 @@ class ClippedGradients(Wrapper):
     """Largest norm of a gradient that is left as it is."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         checks.positive(self, "max_norm")
 
     def as_optax(
@@ -66,7 +65,6 @@ class AccumulatedGradients(Wrapper):
     """Batches for each update."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         checks.positive_integer(self, "num_batches")
 
     def as_optax(

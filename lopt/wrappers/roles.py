@@ -32,7 +32,6 @@ class RoleFallback(Wrapper):
     """The chosen roles; by default vectors, scalars and embeddings."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_kinds(self.kinds)
 
     def as_optax(

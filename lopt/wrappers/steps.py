@@ -34,7 +34,6 @@ class WeightDecay(Wrapper):
     """Roles that decay; by default matrices, not biases, gains or scalars."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         checks.not_negative(self, "weight_decay")
         check_kinds(self.kinds)
 
@@ -72,7 +71,6 @@ class ScheduledSteps(Wrapper):
     """constant, cosine to zero at the end of the run, or phases of `lopt.schedules`."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         checks.positive(self, "learning_rate")
 
     def as_optax(

@@ -55,6 +55,7 @@ def slopes(check, statistic, feature):
     return check.slopes(statistic)[rows, check.features.index(feature)]
 
 
+@pytest.mark.slow
 def test_the_statistics_are_those_of_the_optimizer_s_own_inputs(task, batch, checks):
     # At one width and seed, step by step, without scan or map.
     wide = task.at_width(128)
@@ -77,6 +78,7 @@ def test_the_statistics_are_those_of_the_optimizer_s_own_inputs(task, batch, che
     np.testing.assert_allclose(got, want.std(0), rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statistic", "feature"),
     [
@@ -91,16 +93,19 @@ def test_the_paper_s_floors_break_with_width(checks, statistic, feature):
     assert np.abs(slopes(checks["width_safe"], statistic, feature)).max() < 0.15
 
 
+@pytest.mark.slow
 def test_width_safe_floors_leave_every_input_its_size(checks):
     assert np.nanmax(np.abs(checks["width_safe"].slopes("rms"))) < 0.01
 
 
+@pytest.mark.slow
 def test_gradients_of_the_base_s_size_mend_the_paper_s_floors(checks):
     paper = np.abs(checks["paper"].slopes("rms"))
     unscaled = np.abs(checks["unscaled"].slopes("rms"))
     assert np.nanmax(paper) > 1.5 and np.nanmax(unscaled) < 0.5
 
 
+@pytest.mark.slow
 def test_transfer_finds_the_losses_of_evaluation_and_their_minima(task):
     tasks = {w: task.at_width(w).with_rules(STANDARD) for w in (32, 64)}
     rates = (1e-5, 2e-3, 1e-2)
@@ -148,6 +153,7 @@ def test_one_width_is_no_transfer(task):
         learning_rate_transfer({32: task}, Adam(), (0.1, 0.2), 1, (0,))
 
 
+@pytest.mark.slow
 def test_figures_are_pictures(checks):
     change = np.ones((2, 2, 4, 2))
     check = CoordinateCheck(WIDTHS, ("a", "b"), change[:, :, 0], change, change[..., 0])

@@ -58,7 +58,7 @@ def test_fields_are_overridden_by_dotted_names():
         (["--task.model.widths", "0"], ["widths = (0,)", "positive"]),
         (
             ["--estimator.sigma", "nan"],
-            ["estimator: sigma = nan", "lie in [1e-18, 100]"],
+            ["estimator: sigma = nan", "must be a number"],
         ),
         (["--lopt.rules", "FOO"], ["--lopt.rules", "'FOO'", "ADAM_LIKE"]),
         (["--estimator.lengths.minimum", "900"], ["lengths.maximum = ", "900"]),
@@ -359,6 +359,7 @@ def test_checks_refuse_what_they_would_ignore():
             config(task)
 
 
+@pytest.mark.slow
 def test_a_coordinate_check_from_the_command_line(monkeypatch, capsys, tmp_path):
     out = tmp_path / "out"
     arguments = ["mlp", "--sizes", "8", "16", "--num-steps", "2", "--num-seeds", "1"]

@@ -31,6 +31,7 @@ def test_what_is_written_for_pylo_is_read_again(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_fields_that_the_source_does_not_say(tmp_path):
     velo = VeLO(2, param_inits=3, bugged_losses=True, step_mult=0.01)
     artifact = Artifact(velo, velo.init(jax.random.key(0)))

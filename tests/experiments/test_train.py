@@ -97,6 +97,7 @@ def test_a_finished_run_is_not_repeated(straight, capsys):
     assert before <= (straight / METRICS).stat().st_mtime_ns
 
 
+@pytest.mark.slow
 def test_a_run_can_be_made_longer_and_its_artifact_follows(tmp_path):
     path = tmp_path / "run"
     train(dataclasses.replace(options(path), num_steps=3), "tiny")
@@ -189,6 +190,7 @@ def test_a_users_file_in_the_artifact_folder_is_not_deleted(straight, tmp_path, 
     assert (path / "artifact" / "NOTES.md").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_failed_release_keeps_the_artifact_before_it(straight, tmp_path, monkeypatch):
     path = copy_of(straight, tmp_path)
     before = (path / "artifact" / "SHA256SUMS").read_bytes()

@@ -62,6 +62,7 @@ def leaves_equal(left, right):
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_an_artifact_freezes_a_part_and_names_its_parent(
     parent, tmp_path
 ):
@@ -145,6 +146,7 @@ class Spoiling(OuterOptimizer):
         return optax.scale(jnp.inf)
 
 
+@pytest.mark.slow
 def test_too_many_skipped_steps_end_the_run_and_lose_nothing(tmp_path):
     path = tmp_path / "run"
     outer = Spoiling(max_skipped=2)

@@ -47,7 +47,7 @@ def slopes(result, step=-1):
 @pytest.mark.parametrize(
     ("lopt", "widths"),
     [
-        pytest.param(MUON_RMS, (32, 128), id="muon_rms"),
+        pytest.param(MUON_RMS, (32, 128), id="muon_rms", marks=pytest.mark.slow),
         pytest.param(MUON_RMS, WIDTHS, id="muon_rms, wide", marks=pytest.mark.slow),
         pytest.param(PRODIGY, WIDTHS, id="prodigy", marks=pytest.mark.slow),
     ],

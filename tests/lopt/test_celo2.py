@@ -75,6 +75,7 @@ def test_every_step_in_float64(name, theta, specs, trajectory):
     reference.check(path, np.float64, None)
 
 
+@pytest.mark.slow
 def test_one_bad_gradient_under_a_clipped_norm_is_no_gradient(theta, specs):
     """The norm is shared, so without care all tensors would be NaN."""
     rule = Celo2(clip_norm=1.0, weight_decay=0.0)

@@ -187,7 +187,13 @@ LEARNED = {
 }
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n in ("small_fc", "celo2") else [pytest.mark.slow])
+        for n in LEARNED
+    ],
+)
 def test_steps_of_every_network_of_features_change_a_little(name):
     optimizer, rng = LEARNED[name], np.random.default_rng(0)
     theta = optimizer.init(jax.random.key(0))

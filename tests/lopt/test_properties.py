@@ -68,7 +68,7 @@ class Case:
 CASES = {
     "small_fc": Case(SmallFC(**SMALL, step_mult=0.1)),
     "mlp_lopt": Case(MLPLOpt(**SMALL, step_mult=0.1)),
-    "celo2": Case(Celo2()),
+    "celo2": Case(Celo2(), slow=True),
     "celo2_base": Case(
         Celo2(orthogonalize=False, weight_decay=0.1, clip_norm=1.0),
         global_norm=True,
@@ -87,6 +87,7 @@ CASES = {
         VeLO(3, 4, 1, param_inits=2, step_mult=0.1, param_scale_mult=False),
         coupled=True,
         loss=True,
+        slow=True,
     ),
     "celo": Case(
         Celo(3, 4, 1, step_mult=0.1, param_scale_mult=False),

@@ -322,7 +322,7 @@ def test_impossible_hyperparameters_are_refused(field, value, word):
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Epsilons)])
 @pytest.mark.parametrize("value", [0.0, -1e-9, float("inf"), float("nan")], ids=str)
 def test_impossible_floors_are_refused(field, value):
-    with pytest.raises(ValueError, match=f"(?i)epsilons.{field} = {value}"):
+    with pytest.raises(ValueError, match=f"{field} = {value}"):
         Epsilons(**{field: value})
 
 

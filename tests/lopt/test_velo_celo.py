@@ -305,6 +305,7 @@ def test_accumulators_of_both_are_small_fc_s():
     assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, want)
 
 
+@pytest.mark.slow
 def test_a_huge_parameter_spoils_no_other_tensor(spec_of):
     """Its mean square overflows, and the scheduler looks at all tensors."""
     velo = VeLO(2, 8, 1, param_inits=2)

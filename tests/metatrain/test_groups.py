@@ -85,6 +85,7 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_the_mean_by_weight_and_so_are_the_metrics(mixed, datasets):
     state = mixed.init()
     estimates = [

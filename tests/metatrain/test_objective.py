@@ -138,13 +138,13 @@ def test_the_mean_contributes_its_losses_as_they_are():
     ("fields", "message"),
     [
         ({"cap": -1}, r"objective.cap = -1"),
-        ({"cap": float("nan")}, r"Objective.cap = nan"),
+        ({"cap": float("nan")}, r"cap = nan"),
         ({"cap": 1.0, "cap_form": "smooth"}, r"objective.cap = 1.0 must be above 1"),
-        ({"figure": "median"}, r"Objective.figure = 'median' must be one of mean, fin"),
-        ({"cap_form": "soft"}, r"Objective.cap_form = 'soft' must be one of hard, smo"),
+        ({"figure": "median"}, r"figure = 'median' must be one of mean, fin"),
+        ({"cap_form": "soft"}, r"cap_form = 'soft' must be one of hard, smo"),
         ({"figure": "last_k", "k": 0}, r"objective.k = 0 must be a whole number"),
-        ({"k": 2.0}, r"Objective.k = 2.0 must be a whole number"),
-        ({"split": "test"}, r"Objective.split = 'test'"),
+        ({"k": 2.0}, r"k = 2.0 must be a whole number"),
+        ({"split": "test"}, r"split = 'test'"),
     ],
 )
 def test_bad_fields_are_named(fields, message):

@@ -43,6 +43,7 @@ class Frozen(SmallFC):
         return ("layer_0",)
 
 
+@pytest.mark.slow
 def test_frozen_parts_of_theta_do_not_move(dataset):
     lopt = Frozen(hidden_size=3, step_mult=0.01, rules=ADAM_LIKE)
     outer = OuterOptimizer(warmup_steps=0, weight_decay=0.1)
@@ -220,6 +221,7 @@ def test_a_step_that_would_spoil_theta_is_skipped_and_counted():
     assert int(state.step) == 1
 
 
+@pytest.mark.slow
 def test_held_out_objective_uses_other_batches(dataset):
     problem = InnerTraining(TASK, LOPT, Objective(split="inner_valid"))
     theta = LOPT.init(jax.random.key(0))
@@ -278,6 +280,7 @@ def test_only_the_model_computes_in_bfloat16(dataset):
         dataclasses.replace(PROBLEM, precision="float16")
 
 
+@pytest.mark.slow
 def test_features_in_bfloat16_change_the_meta_gradient_a_little(
     dataset, estimate, begun
 ):

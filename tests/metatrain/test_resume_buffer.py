@@ -245,11 +245,11 @@ def test_pairs_that_share_a_task_cannot_have_buffers():
     ("fields", "message"),
     [
         ({"slots": -1}, r"resume.slots = -1 must be a whole number"),
-        ({"slots": 1.5}, r"ResumeBuffer.slots = 1.5 must be a whole number"),
+        ({"slots": 1.5}, r"slots = 1.5 must be a whole number"),
         ({"latest": 0}, r"resume.latest = 0 must be a whole number in \[1"),
         ({"fresh": 1.1}, r"resume.fresh = 1.1 must lie in \[0, 1\]"),
         ({"threshold": -1.0}, r"resume.threshold = -1.0 must lie in"),
-        ({"drift": float("nan")}, r"ResumeBuffer.drift = nan must be a number"),
+        ({"drift": float("nan")}, r"drift = nan must be a number"),
     ],
 )
 def test_bad_fields_are_named(fields, message):

@@ -92,7 +92,7 @@ def test_what_fits_is_kept_as_it_is(field, value):
         ("number", None, "number = None must be a number"),
         ("count", 1.0, "count = 1.0 must be a whole number"),
         ("count", True, "count = True must be a whole number"),
-        ("count", 2**63, "count = 9223372036854775808 must be a whole number"),
+        ("count", 2**63, "count = 9223372036854775808 must lie within ±2⁶³"),
         ("flag", 1, "flag = 1 must be True or False"),
         ("text", b"a", "text = b'a' must be a text"),
         ("text", 1, "text = 1 must be a text"),
@@ -124,9 +124,7 @@ def test_what_does_not_fit_is_refused_in_a_line_that_names_it(field, value, mess
     with pytest.raises(ValueError) as caught:
         Everything(**{field: value})
     text = str(caught.value)
-    assert (
-        text.startswith(f"Everything.{field}") and message in text and "\n" not in text
-    )
+    assert text.startswith(field) and message in text and "\n" not in text
     assert len(text) < 250
 
 

@@ -73,7 +73,13 @@ def assert_same_training(one, other, start):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-6 * moved)
 
 
-@pytest.mark.parametrize("name", TASKS)
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.slow] if name == "transformer" else [])
+    for name in TASKS
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_multiplier_on_everything(name, optimizer):
     task, _, params = material(name)
@@ -116,7 +122,7 @@ WITHOUT_MULTIPLIER = {
 }
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_the_readout_without_its_multiplier(name, optimizer):
     task, _, params = material(name)

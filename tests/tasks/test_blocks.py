@@ -41,6 +41,7 @@ def test_at_the_base_shape_all_rules_agree_bit_for_bit(model):
         assert all(jax.tree.leaves(same))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [LM, VIT], ids=["lm", "vit"])
 def test_away_from_the_base_there_are_three_forward_passes(model):
     model = dataclasses.replace(model, scan=True)

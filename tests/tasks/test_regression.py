@@ -152,10 +152,10 @@ def test_a_seed_is_a_teacher_and_the_student_is_not_part_of_it(data):
     ("field", "value", "message"),
     [
         ("num_inputs", 0, "num_inputs = 0 must be a positive whole number"),
-        ("num_targets", 1.0, "RandomTeacher.num_targets = 1.0 must be a whole number"),
+        ("num_targets", 1.0, "num_targets = 1.0 must be a whole number"),
         ("batch_size", -3, "batch_size = -3 must be a positive whole number"),
         ("noise", -0.1, "noise = -0.1 must lie in [0, 1e6]"),
-        ("seed", "a", "RandomTeacher.seed = 'a' must be a whole number"),
+        ("seed", "a", "seed = 'a' must be a whole number"),
     ],
 )
 def test_bad_fields_are_refused(field, value, message):

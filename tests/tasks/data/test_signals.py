@@ -149,7 +149,7 @@ def test_any_length_and_number():
         ("length", 11, "length = 11 must be at least 12"),
         ("num_train", 9, "num_train = 9 must be at least 10"),
         ("num_test", 0, "num_test = 0 must be at least 1"),
-        ("num_test", 2.0, "Signals.num_test = 2.0 must be a whole number"),
+        ("num_test", 2.0, "num_test = 2.0 must be a whole number"),
         ("noise", -0.5, "noise = -0.5 must not be negative"),
         ("seed", 2**32, "seed = 4294967296 must be a whole number in [0, 2³²)"),
     ],

@@ -256,7 +256,7 @@ def test_whole_numbers_in_proportion():
         ("size", 7, "size = 7 must be at least 8"),
         ("images_per_patient", 0, "images_per_patient = 0 must be at least 1"),
         ("num_train", 39, "num_train = 39 must be at least 40"),
-        ("num_test", 2.0, "Speckle.num_test = 2.0 must be a whole number"),
+        ("num_test", 2.0, "num_test = 2.0 must be a whole number"),
         (
             "num_train",
             45,

@@ -24,6 +24,7 @@ def trained(recipe, task=TASK):
     return pretraining._train.__wrapped__(recipe, task)
 
 
+@pytest.mark.slow
 def test_training_is_repeatable_and_kept_under_what_determines_it(monkeypatch):
     first = trained(RECIPE)
     loss = jax.jit(lambda p: TASK.loss(p, None, TASK.whole(TASK.load_data(), "test")))
