@@ -84,7 +84,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, argument) for argument in arguments)
     if origin is typing.Literal:
-        return any(value == a and type(value) is type(a) for a in arguments)
+        return any(type(value) is type(a) and value == a for a in arguments)
     if hint is None or hint is types.NoneType:
         return value is None
     if hint is float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import itertools
 import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,26 @@ class ImageDataset(NamedTuple):
         if name not in SPLITS:
             raise ValueError(f"unknown split {name!r}; there are {', '.join(SPLITS)}")
         return getattr(self, name)
+
+
+def check_drawn(data: Any, **least: int) -> None:
+    """Refuses sizes and seeds of images that are drawn, not read.
+
+    Args:
+        data: what has the fields, and a `seed`.
+        **least: the smallest value of each field that is a size.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for name, smallest in least.items():
+        value = getattr(data, name)
+        if value < smallest:
+            raise ValueError(f"{name} = {value} must be at least {smallest}")
+        if value > 10**8:
+            raise ValueError(f"{name} = {value} must be at most 10⁸")
+    if not 0 <= data.seed < 2**32:
+        raise ValueError(f"seed = {data.seed} must be a whole number in [0, 2³²)")
 
 
 def partition(

@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from parametrization.fields import configuration
-from tasks.data.images import ImageDataset, Images, partition
+from tasks.data.images import ImageDataset, Images, check_drawn, partition
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
@@ -56,16 +56,9 @@ class Shapes(Images):
     """Of everything random."""
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 8), ("num_train", 10), ("num_test", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"{name} = {value!r} must be at least {least}")
-            if value > 10**8:
-                raise ValueError(f"{name} = {value} must be at most 10⁸")
+        check_drawn(self, size=8, num_train=10, num_test=1)
         if not 0.0 <= self.noise < math.inf:
             raise ValueError(f"noise = {self.noise} must not be negative")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed = {self.seed} must be a whole number in [0, 2³²)")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -30,7 +30,7 @@ import numpy as np
 
 from parametrization.fields import configuration
 from tasks.base import SPLITS, Split
-from tasks.data.images import ImageDataset, Images, partition
+from tasks.data.images import ImageDataset, Images, check_drawn, partition
 
 FAT_EDGES = np.array([0.0, 0.05, 0.33, 0.66, 1.0])
 """Fat fractions between which each grade lies."""
@@ -92,12 +92,8 @@ class Speckle(Images):
     """Of everything random."""
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 8), ("images_per_patient", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"{name} = {value!r} must be at least {least}")
-            if value > 10**8:
-                raise ValueError(f"{name} = {value} must be at most 10⁸")
+        least = {"num_train": 40, "num_test": 4}
+        check_drawn(self, size=8, images_per_patient=1, **least)
         shares = self.prevalences
         positive = len(shares) == 4 and all(share > 0 for share in shares)
         if not positive or not abs(sum(shares) - 1) <= 1e-9:
@@ -107,17 +103,9 @@ class Speckle(Images):
         self._check_numbers()
         if not 0.0 <= self.deviation < math.inf:
             raise ValueError(f"deviation = {self.deviation} must not be negative")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed = {self.seed} must be a whole number in [0, 2³²)")
 
     def _check_numbers(self) -> None:
         """Raises ValueError if a split would lack a grade."""
-        for name, least in (("num_train", 40), ("num_test", 4)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"{name} = {value!r} must be at least {least}")
-            if value > 10**8:
-                raise ValueError(f"{name} = {value} must be at most 10⁸")
         for split, (begin, end) in zip(SPLITS, self.bounds, strict=True):
             if 0 in allot(self.prevalences, end - begin):
                 name = "num_test" if split == "test" else "num_train"

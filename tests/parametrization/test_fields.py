@@ -100,6 +100,7 @@ def test_what_fits_is_kept_as_it_is(field, value):
         ("choice", "max", "choice = 'max' must be one of mean, final, 3"),
         ("choice", 3.0, "choice = 3.0 must be one of mean, final, 3"),
         ("choice", [], "choice = [] must be one of mean, final, 3"),
+        ("choice", np.ones(2), "choice = array([1., 1.]) must be one of"),
         ("maybe", "a\nb", r"maybe = 'a\nb' must be a number or None"),
         ("sizes", [1, 2], "sizes = [1, 2] must be a tuple, each a whole number"),
         ("sizes", 1, "sizes = 1 must be a tuple, each a whole number"),
