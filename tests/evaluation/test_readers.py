@@ -91,7 +91,7 @@ def test_a_seed_is_a_panel():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("sensitivity", math.nan, "sensitivity = nan must be finite"),
+        ("sensitivity", math.nan, "sensitivity = nan must be a number"),
         ("noise", -1.0, "noise = -1.0 must not be negative"),
         ("session_noise", math.inf, "session_noise = inf must not be negative"),
         ("thresholds", (0.2, 0.2), "thresholds = (0.2, 0.2) must ascend"),

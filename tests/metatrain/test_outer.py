@@ -120,7 +120,9 @@ def test_members_share_initialization_and_batches(dataset, estimate):
     theta = jax.tree.map(lambda x: x, state.theta)
     quiet = dataclasses.replace(ES, sigma=1e-18)
     key = jax.random.key(2)
-    _, pairs = quiet.estimate(PROBLEM, theta, state.estimator_states[0], dataset, key)
+    _, pairs = jax.jit(
+        lambda theta, state, key: quiet.estimate(PROBLEM, theta, state, dataset, key)
+    )(theta, state.estimator_states[0], key)
     params = pairs.episodes.params["hidden_0"]["kernel"]
     np.testing.assert_array_equal(params[:, 0], params[:, 1])
     assert not np.array_equal(params[0, 0], params[1, 0])

@@ -104,11 +104,12 @@ def advance(meta, task, dataset, state=None, steps=range(4)):
     return state, rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "variation", "split"),
     [
         ("images", Variation(label_noise=(0.3, 0.3), batch_share=0.25), "train"),
-        pytest.param("text", UNVARYING, "inner_valid", marks=pytest.mark.slow),
+        ("text", UNVARYING, "inner_valid"),
     ],
 )
 def test_meta_training_is_the_same_bits(name, variation, split):

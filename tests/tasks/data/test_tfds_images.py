@@ -306,7 +306,9 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", list(COUNTS))
+@pytest.mark.parametrize(
+    "name", [pytest.param("mnist", marks=pytest.mark.slow), "cifar10_subset"]
+)
 def test_real_data_has_its_rows_per_label(name, data_dir, monkeypatch):
     monkeypatch.setenv(prepared.VARIABLE, str(data_dir(name).parent))
     source = TFDSImages(name)
