@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluation.training import Trained, train, train_streamed
-from lopt.base import LearnedOptimizer, Theta
+from lopt.base import LearnedOptimizer, Theta, own_theta
 from lopt.baselines import evaluation_params
 from metatrain.keys import stream
 from metatrain.objective import Objective
 from metatrain.streaming import HostDataset
+from parametrization.fields import checked
 from tasks.base import Dataset, Split, Task
 
 PIECE = 1000
@@ -73,7 +74,13 @@ def evaluate(
         num_steps: inner steps (`H`).
         seeds: one run each (`R`).
         dataset: the task's data, if it is at hand.
+
+    Raises:
+        ValueError: in one line, if an argument is of another kind, or θ is not one of
+            this optimizer's.
     """
+    num_steps = checked("num_steps", num_steps, int)
+    theta = own_theta(checked("lopt", lopt, LearnedOptimizer), theta)
     dataset = task.load_data() if dataset is None else dataset
     return _execute(task, lopt, theta, num_steps, seeds, dataset, stacked=False)
 

@@ -205,6 +205,8 @@ def _time(
         f"{with_prefix(total)}FLOP in {config.num_steps:,} outer steps",
         f"  validation is another {validated / (inner * config.num_steps):.1%} of the "
         "inner steps",
+        f"multiplied in: inner models {config.precision}, features "
+        f"{config.feature_precision}",
         f"expected: {hours[0]} to {hours[1]}, without validation and compilation",
         f"  assumed: meta-training runs at {low:g} to {high:g} of the rate of a 2048³ "
         f"float32 product, which is {with_prefix(rate)}FLOP/s here and now ({backend})",

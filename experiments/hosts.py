@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from experiments import command_line
 from experiments.command_line import INTERRUPTED, InputError
@@ -110,9 +110,16 @@ def _say(message: str) -> None:
     print(f"hosts: {message}", file=sys.stderr, flush=True)
 
 
+class _OneLine(argparse.ArgumentParser):
+    """Says what is wrong as the other commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
+    parser = _OneLine(
         prog="python -m experiments.hosts",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

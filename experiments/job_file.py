@@ -192,6 +192,8 @@ def _words(value: Any, where: str) -> list[str]:
     for each in values:
         if isinstance(each, bool) or not isinstance(each, str | int | float):
             raise ValueError(f"{where} = {value!r} must be texts or numbers")
+        if isinstance(each, float) and not math.isfinite(each):
+            raise ValueError(f"{where} = {value!r} must be finite")
     return [str(each) for each in values]
 
 

@@ -28,7 +28,7 @@ from typing import IO, Any
 
 from experiments.command_line import InputError
 from experiments.estimators import migrated
-from experiments.serialization import differences
+from experiments.serialization import LATER, differences
 from lopt.integrity import recover, write_text
 
 METRICS = "metrics.jsonl"
@@ -134,10 +134,12 @@ class RunDirectory:
                 if not line.startswith("run.") and not _longer(line, stored, config)
             ]
             if changed:
+                only = [line.split(":")[0] for line in changed] == ["num_steps"]
+                hint = "; a run can only be made longer" if only else ""
                 raise InputError(
                     f"{self.path} holds a run of another configuration "
-                    f"({'; '.join(changed)}); repeat its fields or choose another "
-                    "--run.directory"
+                    f"({'; '.join(changed)}{hint}); repeat its fields or choose "
+                    "another --run.directory"
                 )
             names = ("step_*", ".step_*-old")
             saved = os.path.lexists(self.path / _SAVED)
@@ -235,6 +237,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{file} is damaged: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("num_steps"), int):
         raise InputError(f"{file} is damaged: it holds no configuration")
+    config = {**LATER, **config}
     if isinstance(lopt := config.get("lopt"), dict) and "kind" not in lopt:
         config["lopt"] = {"kind": "SmallFC", **lopt}  # once it was the only one
     if isinstance(run := config.get("run"), dict):

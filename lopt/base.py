@@ -60,12 +60,40 @@ def learned_decays(owner: Any, theta: Theta) -> dict[str, jax.Array]:
     return {} if method is None else method(theta)
 
 
+def own_theta(lopt: LearnedOptimizer, theta: Theta) -> Theta:
+    """θ in the tree that the optimizer itself makes, if it holds the same leaves.
+
+    Raises:
+        ValueError: naming a leaf that is missing, unknown, of another shape or dtype.
+    """
+    wanted = jax.eval_shape(lopt.init, jax.random.key(0))
+    given = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(theta)
+    }
+    here, there = described_leaves(theta), described_leaves(wanted)
+    for name in sorted(here.keys() | there.keys()):
+        mine, theirs = here.get(name, "absent"), there.get(name, "absent")
+        if mine != theirs:
+            raise ValueError(f"theta{name} is {mine} and must be {theirs}")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: given[jax.tree_util.keystr(path)], wanted
+    )
+
+
 def described_leaves(theta: Theta) -> dict[str, str]:
     """Dtype and shape of every leaf, by path: what two θ must share."""
     return {
-        jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        jax.tree_util.keystr(path): _described(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(theta)
     }
+
+
+def _described(leaf: Any) -> str:
+    try:
+        return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+    except TypeError:  # no array, nor a number
+        return f"a {type(leaf).__name__}"
 
 
 def is_masked(leaf: Any) -> bool:

@@ -10,7 +10,8 @@ tensor cores give, and all forms compute one thing (see `forms`).
 The precision is not a property of θ: the same weights run in both. It is asked for
 around a trace (`lopt.wrappers.Bfloat16Features`), and read where a network begins.
 
-Steps change by a few thousandths of their size, as 8 bits in three layers let expect.
+Steps change by a few thousandths of their size, as 8 bits in three layers let expect;
+orthogonalized ones (CELO2) by some hundredths.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,14 +44,36 @@ _request: ContextVar[Request | None] = ContextVar("precision", default=None)
 def requested(precision: Precision) -> Iterator[Request]:
     """Within it, networks of features are traced in this precision.
 
-    Programs that were traced before keep the one that they have.
+    What `jax.jit` traced outside is not taken for it, nor the other way round: within,
+    the default precision of products goes by another name, and by that name JAX keeps
+    programs apart.
     """
-    request = Request(precision)
+    outer, request = _request.get(), Request(precision)
     token = _request.set(request)
     try:
-        yield request
+        with jax.default_matmul_precision(_renamed(precision)):
+            yield request
     finally:
         _request.reset(token)
+        if outer is not None:
+            outer.met |= request.met
+
+
+_SYNONYMS = (
+    ("default", "bfloat16"),
+    ("high", "tensorfloat32"),
+    ("highest", "float32"),
+)
+"""Two names that JAX has for one precision of products; None is the first of all."""
+
+
+def _renamed(precision: Precision) -> Any:
+    """The precision of products that is set, by a name that says this one."""
+    name: Any = jax.config.jax_default_matmul_precision  # pyright: ignore
+    for names in _SYNONYMS:
+        if (name or "default") in names:
+            return names[1] if precision == "bfloat16" else names[0]
+    return name
 
 
 def current() -> Precision:
@@ -63,11 +86,12 @@ def current() -> Precision:
 
 
 def rounded(x: jax.Array, precision: Precision) -> jax.Array:
-    """The nearest numbers of this precision, in the dtype that `x` has."""
+    """The nearest numbers of this precision, in dtype and range of `x`."""
     if precision == "float32":
         return x
     # Not two conversions: XLA may leave both out, and then nothing is rounded.
-    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+    range_of = jnp.finfo(x.dtype).nexp
+    return jax.lax.reduce_precision(x, exponent_bits=range_of, mantissa_bits=7)
 
 
 def product(x: jax.Array, kernel: jax.Array, precision: Precision) -> jax.Array:

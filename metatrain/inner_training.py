@@ -41,7 +41,12 @@ class InnerTraining:
     def __post_init__(self) -> None:
         self.variation.check(self.task)
         if self.feature_precision == "bfloat16":
-            Bfloat16Features(self.lopt).check(self.task.specs())
+            try:
+                Bfloat16Features(self.lopt).check(self.task.specs())
+            except ValueError as error:
+                raise ValueError(
+                    f"feature_precision = 'bfloat16': {error}; leave it at float32"
+                ) from None
 
     def sample(self, key: jax.Array) -> Variant:
         """What is particular about one episode (see `Problem.sample`)."""

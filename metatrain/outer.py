@@ -27,9 +27,9 @@ from jax.sharding import Mesh
 from lopt.base import (
     LearnedOptimizer,
     Theta,
-    described_leaves,
     frozen_parts,
     learned_decays,
+    own_theta,
 )
 from lopt.feature_precision import Precision
 from metatrain import devices
@@ -40,7 +40,7 @@ from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
 from metatrain.objective import Objective
 from metatrain.outer_optimizer import OuterOptimizer
-from parametrization.fields import OPEN, configuration
+from parametrization.fields import OPEN, checked, configuration
 from tasks.base import Dataset, Task
 from tasks.groups import EachStep, TaskDistribution
 
@@ -143,6 +143,9 @@ class MetaTraining:
             feature_precision: what per-parameter networks of `lopt` multiply in.
             mesh: devices that share the particles (see `metatrain.devices`).
         """
+        checked("lopt", lopt, LearnedOptimizer)
+        checked("estimator", estimator, Estimator)
+        checked("outer", outer, OuterOptimizer)
         if not isinstance(tasks, TaskDistribution):
             tasks = TaskDistribution.single(tasks)
         groups = tuple(
@@ -191,15 +194,15 @@ class MetaTraining:
             theta: where to begin; None: where `LearnedOptimizer.init` says.
 
         Raises:
-            ValueError: naming the leaf, if θ is not one of this optimizer's.
+            ValueError: naming the leaf, if θ is not one of this optimizer's, or not
+                finite.
         """
         if theta is not None:
-            given = described_leaves(theta)
-            wanted = described_leaves(jax.eval_shape(self.lopt.init, jax.random.key(0)))
-            for leaf in sorted(given.keys() | wanted.keys()):
-                here, there = given.get(leaf, "absent"), wanted.get(leaf, "absent")
-                if here != there:
-                    raise ValueError(f"theta{leaf} is {here} and must be {there}")
+            theta = own_theta(self.lopt, theta)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(theta):
+                if not bool(jnp.isfinite(leaf).all()):
+                    name = jax.tree_util.keystr(path)
+                    raise ValueError(f"theta{name} is not finite")
         core = devices.on_first(self._first_core(theta), self.mesh)
         return core._replace(estimator_states=self._first_particles())
 

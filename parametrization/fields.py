@@ -19,6 +19,8 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 T = TypeVar("T")
 
 OPEN = object()
@@ -33,18 +35,22 @@ def configuration(cls: type[T]) -> type[T]:
     """A frozen dataclass that checks the types of its fields.
 
     Before its own `__post_init__`, and with a ValueError whose one line says the field,
-    its value and what would be right. Numbers are Python's own, so that they can be
-    hashed, compared and written down; a whole number will do for a float, True will
-    not, and NaN is no number. Tuples, unions, literals, enums and classes are followed;
-    types that say nothing about a value at hand (`Any`, protocols that cannot be asked)
-    are not checked, nor are fields whose annotation is marked `OPEN`.
+    its value and what would be right. Tuples, unions, literals, enums and classes are
+    followed; types that say nothing about a value at hand (`Any`, protocols that cannot
+    be asked) are not checked, nor are fields whose annotation is marked `OPEN`.
+
+    Numbers become Python's own, whole ones floats where a float belongs: so
+    configurations that are equal are written down alike. True is no number, and neither
+    is NaN.
     """
     own = getattr(cls, "__post_init__", None)
 
     def check(self: Any) -> None:
-        for name, hint in _hints(cls).items():
-            if problem := _problem(name, getattr(self, name), hint):
-                raise ValueError(problem)
+        for name, hint in _hints(type(self)).items():
+            value = getattr(self, name)
+            fit = checked(name, value, hint)
+            if fit is not value:
+                object.__setattr__(self, name, fit)
         if own is not None:
             own(self)
 
@@ -52,52 +58,92 @@ def configuration(cls: type[T]) -> type[T]:
     return dataclasses.dataclass(frozen=True)(cls)
 
 
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """A value as a field or an argument of this type holds it.
+
+    Raises:
+        ValueError: in one line, naming what the value is for and what would be right.
+    """
+    fit = _fit(value, hint)
+    if fit is not _UNFIT:
+        return fit
+    hints = _items(hint, value)
+    if hints is not None:  # a tuple: which of its entries is it?
+        for i, (item, inner) in enumerate(zip(value, hints, strict=True)):
+            checked(f"{name}[{i}]", item, inner)
+    if hint is int and type(value) is int:
+        raise ValueError(f"{name} = {_shown(value)} must lie within ±2⁶³")
+    raise ValueError(f"{name} = {_shown(value)} must be {_described(hint)}")
+
+
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    fields = dataclasses.fields(typing.cast(Any, cls))
-    plain = typing.get_type_hints(cls)
-    marked = typing.get_type_hints(cls, include_extras=True)
-    return {
-        field.name: plain[field.name]
-        for field in fields
-        if OPEN not in getattr(marked[field.name], "__metadata__", ())
-    }
+    """The types of the fields that are checked."""
+    for base in cls.__mro__:
+        try:
+            plain = typing.get_type_hints(base)
+            marked = typing.get_type_hints(base, include_extras=True)
+        except NameError:  # of a class inside a function: what it inherits is known
+            continue
+        return {
+            field.name: plain[field.name]
+            for field in dataclasses.fields(typing.cast(Any, cls))
+            if field.name in plain
+            and OPEN not in getattr(marked[field.name], "__metadata__", ())
+        }
+    return {}
 
 
-def _problem(name: str, value: Any, hint: Any) -> str | None:
-    """What is wrong with a value, in one line; None if nothing is."""
-    if _fits(value, hint):
-        return None
-    arguments = _items(hint, value)
-    if arguments is not None:  # a tuple: which of its entries is it?
-        for i, (item, inner) in enumerate(zip(value, arguments, strict=True)):
-            if problem := _problem(f"{name}[{i}]", item, inner):
-                return problem
-    if hint is int and type(value) is int:
-        return f"{name} = {_shown(value)} must lie within ±2⁶³"
-    return f"{name} = {_shown(value)} must be {_described(hint)}"
+_UNFIT: Any = object()
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a field with this annotation may hold the value."""
+def _fit(value: Any, hint: Any) -> Any:
+    """The value as this annotation wants it, or `_UNFIT`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, argument) for argument in arguments)
+        fits = (_fit(value, argument) for argument in arguments)
+        fits = [fit for fit in fits if fit is not _UNFIT]
+        # A whole number stays one where it may: 1 is no 1.0 in `int | float`.
+        same = [fit for fit in fits if type(fit) is type(value)]
+        return (*same, *fits, _UNFIT)[0]
+    if hint in (float, int, bool):
+        return _number(value, hint)
+    items = _items(hint, value)
+    if items is not None:
+        fits = [_fit(item, inner) for item, inner in zip(value, items, strict=True)]
+        if any(fit is _UNFIT for fit in fits):
+            return _UNFIT
+        same = all(fit is item for fit, item in zip(fits, value, strict=True))
+        return value if same else tuple(fits)
+    return value if _is_of(value, hint) else _UNFIT
+
+
+def _number(value: Any, kind: type) -> Any:
+    """A number, Python's or NumPy's, as this kind of number."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if kind is bool or isinstance(value, bool):
+        return value if type(value) is kind else _UNFIT
+    if isinstance(value, int):
+        try:
+            fit = kind(value)
+        except OverflowError:
+            return _UNFIT
+        return fit if kind is float or abs(fit) < LARGEST_INTEGER else _UNFIT
+    if kind is int or not isinstance(value, float) or math.isnan(value):
+        return _UNFIT
+    return value
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value that is no number and no tuple is of this type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return any(type(value) is type(a) and value == a for a in arguments)
-    if hint is None or hint is types.NoneType:
+    if hint is None:
         return value is None
-    if hint is float:
-        return _is_number(value)
-    if hint is int:
-        return type(value) is int and abs(value) < LARGEST_INTEGER
-    if hint is bool:
-        return type(value) is bool
-    if origin is tuple or hint is tuple:
-        items = _items(hint, value)
-        if items is None:
-            return isinstance(value, tuple) and hint is tuple
-        return all(map(_fits, value, items))
+    if origin is tuple:
+        return False
     if origin is collections.abc.Callable:
         return callable(value)
     kind = origin or hint
@@ -105,17 +151,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     if getattr(kind, "_is_protocol", False):
         asked = getattr(kind, "_is_runtime_protocol", False)
-        return not asked or isinstance(value, kind)
+        # A class has all the methods of its instances.
+        return not isinstance(value, type) and (not asked or isinstance(value, kind))
     return isinstance(value, kind)
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return not math.isnan(float(value))
-    except OverflowError:
-        return False
 
 
 def _items(hint: Any, value: Any) -> tuple[Any, ...] | None:

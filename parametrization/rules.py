@@ -38,6 +38,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -72,6 +73,10 @@ _SGD_STEPS: dict[Kind, tuple[int, int]] = {
 
 class Rules(enum.Enum):
     """A parametrization: one column of the table of exponents."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Travels between processes by its name."""
+        return getattr, (Rules, self.name)
 
     STANDARD = _Table()
     ADAM_LIKE = _Table(forward=-1, steps=_ADAM_STEPS)

@@ -109,6 +109,16 @@ class RowBatches(Protocol):
         ...
 
 
+def check_task(task: Any) -> None:
+    """Raises ValueError if this is no task, or the class of one."""
+    methods = ("init", "specs", "load_data", "draw", "batch", "loss")
+    lacking = [name for name in methods if not callable(getattr(task, name, None))]
+    if lacking:
+        raise ValueError(f"task = {task!r} is no task: it has no {', '.join(lacking)}")
+    if isinstance(task, type):
+        raise ValueError(f"task = {task!r} is a class: it must be an instance")
+
+
 def repeat_rows(draws: Draws, batch_size: int, rows: jax.Array) -> Draws:
     """`RowBatches.thin` of draws that are arrays `[num, batch_size, ...]`."""
     places = jnp.arange(batch_size) % rows

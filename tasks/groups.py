@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from parametrization.fields import OPEN, configuration
-from tasks.base import Task
+from tasks.base import Task, check_task
 from tasks.families import AnyTask
 from tasks.modelled import ModelTask
 from tasks.variation import UNVARYING, Variation
@@ -42,15 +42,8 @@ class Group:
             raise ValueError(f"name = {self.name!r} must be a word without a slash")
         if not 1e-30 <= self.weight <= 1e30:
             raise ValueError(f"weight = {self.weight} must lie in [1e-30, 1e30]")
-        lacking = [n for n in _OF_A_TASK if not callable(getattr(self.task, n, None))]
-        if lacking:
-            raise ValueError(
-                f"task = {self.task!r} is no task: it has no {', '.join(lacking)}"
-            )
+        check_task(self.task)
         self.variation.check(self.task)
-
-
-_OF_A_TASK = ("init", "specs", "load_data", "draw", "batch", "loss")
 
 
 @configuration

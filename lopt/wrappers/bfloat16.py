@@ -27,18 +27,21 @@ class Bfloat16Features(Wrapper):
     """Lets an optimizer's networks of features multiply in bfloat16.
 
     Sums, accumulators, state and θ stay in float32 (see `lopt.feature_precision`), so
-    weights may be trained in one precision and used in the other. `update` refuses an
-    optimizer that has no such network, as `check` does before.
+    weights may be trained in one precision and used in the other.
     """
 
     inner: LearnedOptimizer
     """The wrapped optimizer."""
 
     def check(self, specs: Specs) -> None:
-        """Refuses an optimizer that moves none of these tensors by such a network."""
+        """Refuses an optimizer that moves none of these tensors by such a network.
+
+        Meta-training in this precision asks it. A network shows itself when it is
+        traced: what the optimizer itself had compiled before is not seen.
+        """
 
         def update(theta: Theta, params: Any) -> Any:
-            optimizer = self.as_optax(theta, specs, 1)
+            optimizer = self.inner.as_optax(theta, specs, 1)
             state = optimizer.init(params)
             return optimizer.update(params, state, params, loss=jnp.float32(1.0))
 
@@ -46,7 +49,13 @@ class Bfloat16Features(Wrapper):
         shapes = jax.tree.map(
             lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs
         )
-        jax.eval_shape(update, theta, shapes)
+        with feature_precision.requested("bfloat16") as request:
+            jax.eval_shape(update, theta, shapes)
+        if not request.met and any(x.size for x in jax.tree.leaves(shapes)):
+            raise ValueError(
+                f"{type(self.inner).__name__} moves no tensor here by a per-parameter "
+                "network: features in bfloat16 would change nothing"
+            )
 
     def as_optax(
         self, theta: Theta, specs: Specs, num_steps: int | jax.Array
@@ -60,14 +69,8 @@ class Bfloat16Features(Wrapper):
             params: optax.Params | None = None,
             **extra_args: Any,
         ) -> tuple[optax.Updates, Any]:
-            with feature_precision.requested("bfloat16") as request:
-                found = inner.update(updates, state, params, **extra_args)
-            if not request.met and jax.tree.leaves(updates):
-                raise ValueError(
-                    f"{type(self.inner).__name__} moves no tensor here by a "
-                    "per-parameter network: features in bfloat16 would change nothing"
-                )
-            return found
+            with feature_precision.requested("bfloat16"):
+                return inner.update(updates, state, params, **extra_args)
 
         return optax.GradientTransformationExtraArgs(inner.init, update)
 

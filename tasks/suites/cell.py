@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
 from parametrization.fields import OPEN, configuration
+from tasks.base import check_task
 from tasks.families import AnyTask
 
 Axis = Literal[
@@ -47,6 +48,7 @@ class Cell:
     """What its name does not say, such as how it differs from the published task."""
 
     def __post_init__(self) -> None:
+        check_task(self.task)
         if self.num_steps < 1:
             raise ValueError(f"num_steps = {self.num_steps} must be positive")
 

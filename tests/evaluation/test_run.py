@@ -163,3 +163,17 @@ def test_a_large_split_is_evaluated_in_pieces(monkeypatch):
         got = jax.jit(functools.partial(run._loss_of_whole, task))(params, key, batch)
         np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
         np.testing.assert_allclose(got[1]["accuracy"], want[1]["accuracy"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lopt": Adam}, "lopt = <class .* must be of type LearnedOptimizer"),
+        ({"theta": {}}, r"theta\['learning_rate'\] is absent and must be float32\[\]"),
+        ({"num_steps": 3.0}, r"num_steps = 3\.0 must be a whole number"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(change, message):
+    given = dict(task=TASK, lopt=Adam(), theta=RATE, num_steps=8, seeds=(0,))
+    with pytest.raises(ValueError, match=message):
+        run.evaluate(**given | change)

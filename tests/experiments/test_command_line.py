@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from experiments import (
@@ -23,7 +24,7 @@ from experiments import (
 from experiments.command_line import BAD_INPUT, InputError
 from experiments.estimators import ESTIMATORS, take_estimator
 from experiments.optimizers import OPTIMIZERS, take_optimizer
-from experiments.serialization import decode, differences, encode
+from experiments.serialization import decode, differences, encode, identity
 from lopt import registry
 from lopt.celo2 import Celo2
 from lopt.wrappers.base import Wrapper
@@ -130,6 +131,20 @@ def test_runs_of_the_time_of_one_optimizer_go_on(tmp_path):
     again = run_directory.read_config(tmp_path)
     assert again == encode(configs.QUICKSTART)
     assert decode(configs.TrainConfig, again) == configs.QUICKSTART
+
+
+def test_equal_configurations_are_one_run():
+    """Whole numbers in fields of floats among them, written down and read again."""
+    found = set()
+    for rate in (1, 1.0, np.float32(1), np.int64(1)):
+        outer = dataclasses.replace(configs.QUICKSTART.outer, learning_rate=rate)
+        config = dataclasses.replace(configs.QUICKSTART, outer=outer)
+        stored = json.loads(json.dumps(encode(config)))
+        again = encode(decode(configs.TrainConfig, stored))
+        found |= {identity(stored), identity(again)}
+    low = dataclasses.replace(configs.QUICKSTART, feature_precision="bfloat16")
+    assert len(found) == 1 and identity(encode(low)) not in found
+    assert identity(encode(low)) != identity(encode(configs.QUICKSTART))
 
 
 def parse_with_estimator(*arguments):

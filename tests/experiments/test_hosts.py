@@ -150,6 +150,7 @@ def test_signals_are_passed_on(kind, code):
     [
         (["--processes", "0", "--", "quickstart"], "--processes 0 must be positive"),
         (["--grace", "-1", "--", "quickstart"], "--grace -1.0 must be seconds"),
+        (["--processes", "x"], "argument --processes: invalid int value: 'x'"),
         ([], "give the arguments of experiments.train after --"),
     ],
 )

@@ -95,6 +95,7 @@ def test_a_name_that_is_no_plain_file_name_is_refused(tmp_path, name):
         ({"jobs": [{"name": 1, "command": TRAIN}]}, "name = 1 must be a text"),
         ({"jobs": [{"name": "a", "command": []}]}, "command = () of job 'a'"),
         ({"jobs": [{"name": "a", "command": [True]}]}, "must be texts or numbers"),
+        ({"jobs": [{"name": "a", "command": [1e999]}]}, "must be finite"),
         ({"jobs": [{"name": "a", "command": [*TRAIN, "\0"]}]}, "holds a NUL"),
         (
             {"jobs": [{"name": "a", "command": TRAIN}] * 2},

@@ -5,12 +5,14 @@ ways to add differ by 1e-16, and no sum comes so near to the middle of two bfloa
 numbers that it would be rounded to the other one: agreement is exact or there is none.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 
 from lopt import (
@@ -180,7 +182,8 @@ SPECS = {n: ParamSpec(Axes.parse(AXES[n]), s, s) for n, s in SHAPES.items()}
 LEARNED = {
     "small_fc": SmallFC(hidden_size=4),
     "mlp_lopt": MLPLOpt(hidden_size=4),
-    "celo2": Celo2(orthogonalize=False),
+    "celo2": Celo2(),
+    "celo2_base": Celo2(orthogonalize=False),
     "velo": VeLO(3, 4, 1, param_inits=2),
     "celo": Celo(3, 4, 1),
     "rnn_mlp": RNNMLP(hidden_size=4, lstm_size=3),
@@ -190,7 +193,9 @@ LEARNED = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=[] if n in ("small_fc", "celo2") else [pytest.mark.slow])
+        pytest.param(
+            n, marks=[] if n in ("small_fc", "celo2_base") else [pytest.mark.slow]
+        )
         for n in LEARNED
     ],
 )
@@ -214,10 +219,12 @@ def test_steps_of_every_network_of_features_change_a_little(name):
     assert dtypes == {"float32", "int32"}
     for tensor in ("w", "b"):
         got, want = np.float64(steps[tensor]), np.float64(exact[tensor])
-        if name == "celo2" and tensor == "b":  # which Adam moves
+        if name.startswith("celo2") and tensor == "b":  # which Adam moves
             np.testing.assert_array_equal(got, want)
         else:
-            assert 1e-4 < distance(got, want) < 0.02, tensor
+            # Orthogonalization makes small parts of a step large, errors among them.
+            most = 0.1 if name == "celo2" else 0.02
+            assert 1e-4 < distance(got, want) < most, tensor
 
 
 def test_what_would_change_nothing_is_refused():
@@ -238,7 +245,53 @@ def test_a_request_ends_with_its_context():
         assert not request.met
         with feature_precision.requested("float32") as inner:
             assert feature_precision.current() == "float32"
-        assert inner.met and not request.met
-        assert feature_precision.current() == "bfloat16"
-        assert request.met
+        assert inner.met and request.met  # what is within counts
+    with feature_precision.requested("bfloat16") as request:
+        assert feature_precision.current() == "bfloat16" and request.met
     assert feature_precision.current() == "float32"
+
+
+def test_programs_that_were_traced_elsewhere_are_not_taken():
+    """An optimizer may jit its own update, and be used with the wrapper and without."""
+    rng = np.random.default_rng(0)
+    params, grads = (
+        {n: np.float32(rng.normal(size=s)) for n, s in SHAPES.items()} for _ in "12"
+    )
+    rule = SmallFC(hidden_size=4)
+    inner = rule.as_optax(rule.init(jax.random.key(0)), SPECS, 10)
+    update = jax.jit(inner.update, compiler_options=FAST_COMPILATION)
+    state = inner.init(params)
+
+    @dataclasses.dataclass(frozen=True)
+    class Compiled(SmallFC):
+        def as_optax(self, theta, specs, num_steps):
+            return optax.GradientTransformationExtraArgs(inner.init, update)
+
+    low = Bfloat16Features(Compiled()).as_optax({}, SPECS, 10)
+    for precision in (None, "highest"):
+        with jax.default_matmul_precision(precision):
+            first = update(grads, state, params)[0]["w"]
+            rounded = low.update(grads, state, params)[0]["w"]
+            again = update(grads, state, params)[0]["w"]
+            once_more = low.update(grads, state, params)[0]["w"]
+        np.testing.assert_array_equal(first, again)
+        np.testing.assert_array_equal(rounded, once_more)
+        assert (first != rounded).all()
+
+
+def test_numbers_beyond_float32_stay_finite_in_float64():
+    with jax.enable_x64(True):
+        x = jnp.asarray([1e300, 1.0 + 2.0**-9, -1e-300])
+        found = np.asarray(feature_precision.rounded(x, "bfloat16"))
+    np.testing.assert_allclose(found, [1e300, 1.0, -1e-300], rtol=2.0**-8)
+    assert found[1] == 1.0
+
+
+def test_wrappers_in_each_other_and_trees_without_an_element():
+    for wrapped in (
+        Bfloat16Features(Bfloat16Features(SmallFC())),
+        Bfloat16Features(RoleFallback(Bfloat16Features(SmallFC()))),
+    ):
+        wrapped.check(SPECS)
+    empty = ParamSpec(Axes.parse("vocab -> width"), (0, 3), (0, 3))
+    Bfloat16Features(SmallFC()).check({"empty": empty})

@@ -15,6 +15,8 @@ from metatrain.estimators.base import Unrolled
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
+from metatrain.outer import MetaTraining
+from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from tasks.synthetic import Quadratic
 
@@ -28,6 +30,28 @@ def quick_to_compile():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lopt": LearnableSGD}, "lopt = <class .* must be of type LearnedOptimizer"),
+        ({"tasks": Quadratic}, "task = <class .* is a class: it must be an instance"),
+        ({"tasks": 5}, "task = 5 is no task: it has no init, specs"),
+        ({"estimator": EvolutionStrategy}, "estimator = .* must be of type Estimator"),
+        ({"outer": 3}, "outer = 3 must be of type OuterOptimizer"),
+        ({"num_steps": 2.0}, "num_steps = 2.0 must be a whole number"),
+        (
+            {"feature_precision": "bfloat16"},
+            "feature_precision = 'bfloat16': LearnableSGD moves no tensor here by a per"
+            "-parameter network: .* leave it at float32",
+        ),
+    ],
+)
+def test_what_is_not_what_it_should_be_is_named(change, message):
+    given = dict(tasks=TASK, lopt=LOPT, estimator=EvolutionStrategy())
+    with pytest.raises(ValueError, match=message):
+        MetaTraining.on(**given | dict(outer=OuterOptimizer(), num_steps=2) | change)
 
 
 @pytest.mark.parametrize(

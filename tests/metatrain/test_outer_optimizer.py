@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from typing import NamedTuple
 
@@ -228,11 +229,18 @@ def test_another_theta_is_refused():
     for leaf, value, message in (
         ("x", jnp.zeros(3), r"theta\['x'\] is float32\[3\] and must be float32\[2\]"),
         ("x", np.ones(2, int), r"theta\['x'\] is int32\[2\] and must be float32\[2\]"),
+        ("x", "abc", r"theta\['x'\] is a str and must be float32\[2\]"),
+        ("x", np.float32([0.0, np.nan]), r"theta\['x'\] is not finite"),
         ("z", jnp.zeros(2), r"theta\['z'\] is float32\[2\] and must be absent"),
         ("y", None, r"theta\['y'\] is absent and must be float32\[3\]"),
     ):
         with pytest.raises(ValueError, match=message):
             meta.init({**given, leaf: value})
+    # Another tree with the same leaves is the same θ, noise and all.
+    turned = collections.OrderedDict(y=given["y"], x=given["x"])
+    again = meta.init(turned)
+    assert jax.tree.structure(again.theta) == jax.tree.structure(given)
+    assert_same(again.theta, meta.init(given).theta)
 
 
 @pytest.mark.parametrize(

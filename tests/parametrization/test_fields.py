@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
@@ -12,7 +14,10 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import pytest
 
+from lopt import SmallFC
+from parametrization import ADAM_LIKE
 from parametrization.fields import OPEN, configuration
+from parametrization.rules import Rules
 
 
 class Colour(enum.Enum):
@@ -22,6 +27,10 @@ class Colour(enum.Enum):
 
 @runtime_checkable
 class Has(Protocol):
+    def method(self) -> None: ...
+
+
+class Method:
     def method(self) -> None: ...
 
 
@@ -52,6 +61,7 @@ class Everything:
     nested: tuple[tuple[int, float], ...] = ()
     inner: Inner = Inner()
     either: Inner | Literal["none"] | tuple[float, ...] = "none"
+    mixed: int | float = 1
     path: Path = Path()
     function: Callable[[int], int] = abs
     has: Has | None = None
@@ -60,17 +70,32 @@ class Everything:
     wider: Annotated[Inner, OPEN] = Inner()
 
 
+@configuration
+class Child(Inner):
+    more: float = 0.0
+
+
+class Plain(Inner):
+    pass
+
+
+@configuration
+class Wider(Inner):
+    size: int | float = 1
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *[("number", x) for x in (3, -math.inf, np.float64(0.5), 10**300)],
+        *[("number", x) for x in (3.0, -math.inf, 1e300)],
         *[("count", x) for x in (0, -(2**63) + 1)],
         ("choice", 3),
-        ("maybe", 2),
+        ("maybe", 2.5),
         *[("sizes", x) for x in ((), (3,))],
-        ("pair", (1, "b")),
+        ("pair", (1.0, "b")),
         ("nested", ((1, 2.0), (3, 4.0))),
-        *[("either", x) for x in (Inner(3), (), (1, 2.5))],
+        *[("either", x) for x in (Inner(3), (), (1.0, 2.5))],
+        *[("mixed", x) for x in (1, 1.0)],
         ("function", print),
         *[("anything", x) for x in ("x", [1], math.nan)],
         ("silent", 5),
@@ -82,13 +107,40 @@ def test_what_fits_is_kept_as_it_is(field, value):
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "kept"),
+    [
+        ("number", 3, 3.0),
+        ("number", np.int32(3), 3.0),
+        ("number", np.float64(0.5), 0.5),
+        ("number", np.float32(0.5), 0.5),
+        ("count", np.int64(7), 7),
+        ("flag", np.bool_(True), True),
+        ("maybe", 2, 2.0),
+        ("sizes", tuple(np.arange(2)), (0, 1)),
+        ("pair", (1, "b"), (1.0, "b")),
+        ("nested", ((np.int8(1), 2),), ((1, 2.0),)),
+        ("mixed", np.int64(1), 1),
+        ("mixed", np.float32(1), 1.0),
+    ],
+)
+def test_numbers_become_the_field_s_own(field, value, kept):
+    """Else two configurations could be equal and yet be written down differently."""
+    found = getattr(Everything(**{field: value}), field)
+    assert repr(found) == repr(kept)
+
+
+@pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("number", "1.0", "number = '1.0' must be a number"),
         ("number", True, "number = True must be a number"),
         ("number", math.nan, "number = nan must be a number"),
         ("number", 10**400, "number = 1000"),
-        ("number", np.float32(1), "must be a number"),
+        ("number", np.float32(math.nan), "must be a number"),
+        ("number", 1j, "number = 1j must be a number"),
+        ("number", np.ones(1), "number = array([1.]) must be a number"),
+        ("count", np.float64(1), "must be a whole number"),
+        ("flag", np.int64(1), "must be True or False"),
         ("number", None, "number = None must be a number"),
         ("count", 1.0, "count = 1.0 must be a whole number"),
         ("count", True, "count = True must be a whole number"),
@@ -118,6 +170,7 @@ def test_what_fits_is_kept_as_it_is(field, value):
         ),
         ("path", "folder", "path = 'folder' must be a pathlib.Path"),
         ("function", 3, "function = 3 must be a function"),
+        ("has", Method, "must be None or of type Has"),
         ("has", 3, "has = 3 must be None or of type Has"),
     ],
 )
@@ -143,16 +196,34 @@ def test_it_is_a_frozen_dataclass_and_so_are_its_children():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Inner().size = 2
 
-    @configuration
-    class Child(Inner):
-        more: float = 0.0
-
-    class Plain(Inner):
-        pass
-
-    assert Child(2, 1).more == 1
     for bad in (lambda: Child("2"), lambda: Child(2, "x"), lambda: Plain("2")):
         with pytest.raises(ValueError, match="must be a"):
             bad()
     with pytest.raises(ValueError, match="must not be negative"):
         Child(-1)
+    assert Child(2, 1).more == 1
+    # What a child says of a field counts.
+    assert Wider(2.5).size == 2.5
+    with pytest.raises(ValueError, match="size = 'x' must be a whole number or a num"):
+        Wider("x")
+
+
+def test_a_class_inside_a_function_is_checked_as_far_as_its_types_are_known():
+    class Local:
+        pass
+
+    @configuration
+    class Here(Inner):
+        local: Local | None = None
+
+    assert Here(1, Local()).size == 1
+    with pytest.raises(ValueError, match="size = 'x' must be a whole number"):
+        Here("x")
+
+
+def test_configurations_travel_between_processes():
+    for rules in Rules:
+        assert pickle.loads(pickle.dumps(rules)) is rules
+    lopt = SmallFC(hidden_size=3, rules=ADAM_LIKE)
+    assert pickle.loads(pickle.dumps(lopt)) == lopt
+    assert copy.deepcopy(lopt) == lopt
