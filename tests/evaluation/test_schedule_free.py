@@ -60,12 +60,11 @@ def test_other_optimizers_are_evaluated_at_their_parameters():
 def test_tuning_runs_the_baseline_with_the_rate_itself(tasks, baseline):
     # Their updates are not linear in the learning rate: a scaled unit step is another.
     theta = jax.tree.map(lambda x: x[0], tune.scheduled_theta([0.5], ["cosine"]))
+    plain = type(baseline)(**{**vars(baseline), "schedule": "cosine"})
+    rate = {"learning_rate": theta["learning_rate"]}
     got, want = (
-        run.evaluate(tasks.quadratic, rule, theta, NUM_STEPS, (3,), jnp.zeros(1))
-        for rule in (
-            tune.Scheduled(baseline),
-            type(baseline)(**{**vars(baseline), "schedule": "cosine"}),
-        )
+        run.evaluate(tasks.quadratic, rule, its, NUM_STEPS, (3,), jnp.zeros(1))
+        for rule, its in ((tune.Scheduled(baseline), theta), (plain, rate))
     )
     np.testing.assert_allclose(got.curve, want.curve, rtol=1e-5)
     np.testing.assert_allclose(got.test_loss, want.test_loss, rtol=1e-5)

@@ -180,7 +180,10 @@ def test_a_run_of_no_steps_is_finite():
     ("make", "match"),
     [
         (lambda: Constant(warmup=-0.1), "warmup = -0.1"),
-        (lambda: Constant(warmup=10), "warmup = 10 must be at most 1.*unit='steps'"),
+        (
+            lambda: Constant(warmup=10),
+            r"warmup = 10\.0 must be at most 1.*unit='steps'",
+        ),
         (lambda: WarmupCosine(final=1.5), "final = 1.5"),
         (lambda: WarmupCosine(unit="epochs"), "unit = 'epochs'"),
         (lambda: WarmupStableDecay(10.5, unit="steps"), "warmup = 10.5 .* whole"),
