@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lopt.artifact import Artifact
-from lopt.base import LearnedOptimizer, Theta, described_leaves
+from lopt.base import LearnedOptimizer, Theta, first_difference
 from lopt.integrity import SUMS
 
 
@@ -55,13 +55,11 @@ def begin_with(
             f"{folder} has a part {unknown[0]!r} of theta that this {here} lacks: its "
             f"parts are {', '.join(sorted(fresh))}"
         )
-    stored = described_leaves(artifact.theta)
-    wanted = described_leaves({name: fresh[name] for name in artifact.theta})
-    for name in sorted(stored.keys() | wanted.keys()):
-        if stored.get(name) != wanted.get(name):
-            raise ValueError(
-                f"{folder} does not fit this {here}: theta{name} is "
-                f"{stored.get(name, 'absent')} there and {wanted.get(name, 'absent')} "
-                "here"
-            )
+    own = {name: fresh[name] for name in artifact.theta}
+    if differs := first_difference(artifact.theta, own):
+        name, stored, wanted = differs
+        raise ValueError(
+            f"{folder} does not fit this {here}: theta{name} is {stored} there and "
+            f"{wanted} here"
+        )
     return {**fresh, **artifact.theta}, sorted(artifact.theta)

@@ -71,18 +71,30 @@ def own_theta(lopt: LearnedOptimizer, theta: Theta) -> Theta:
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(theta)
     }
-    here, there = described_leaves(theta), described_leaves(wanted)
-    for name in sorted(here.keys() | there.keys()):
-        mine, theirs = here.get(name, "absent"), there.get(name, "absent")
-        if mine != theirs:
-            raise ValueError(f"theta{name} is {mine} and must be {theirs}")
+    if differs := first_difference(theta, wanted):
+        name, here, there = differs
+        raise ValueError(f"theta{name} is {here} and must be {there}")
     return jax.tree_util.tree_map_with_path(
         lambda path, _: given[jax.tree_util.keystr(path)], wanted
     )
 
 
-def described_leaves(theta: Theta) -> dict[str, str]:
-    """Dtype and shape of every leaf, by path: what two θ must share."""
+def first_difference(one: Theta, other: Theta) -> tuple[str, str, str] | None:
+    """A leaf that is not in both, or differs in dtype or shape.
+
+    Returns:
+        Its path, and what it is in the one and in the other; None if there is none.
+    """
+    here, there = _leaves(one), _leaves(other)
+    for name in sorted(here.keys() | there.keys()):
+        mine, theirs = here.get(name, "absent"), there.get(name, "absent")
+        if mine != theirs:
+            return name, mine, theirs
+    return None
+
+
+def _leaves(theta: Theta) -> dict[str, str]:
+    """Dtype and shape of every leaf, by path."""
     return {
         jax.tree_util.keystr(path): _described(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(theta)
