@@ -21,10 +21,10 @@ from typing import Any
 import jax
 
 from benchmarks.families import product
-from experiments.environment import describe_machine
+from experiments.run.environment import describe_machine
 from lopt.base import LearnedOptimizer
 from lopt.baselines import Adam
-from lopt.small_fc import SmallFC
+from lopt.learned.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective

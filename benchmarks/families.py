@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.environment import describe_machine
+from experiments.run.environment import describe_machine
 from lopt.baselines import Adam
 from metatrain.inner import start
 from metatrain.unroll import unroll

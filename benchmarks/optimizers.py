@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.environment import describe_machine
+from experiments.run.environment import describe_machine
 from lopt import (
     ELO,
     RNNMLP,
@@ -47,10 +47,9 @@ from lopt import (
     Nominal,
     SmallFC,
     VeLO,
-    features,
-    forms,
 )
-from lopt.features import FeatureSet
+from lopt.per_parameter import features, forms
+from lopt.per_parameter.features import FeatureSet
 from parametrization import ADAM_LIKE
 from tasks import MLP, ImageClassification, LanguageModelling, Transformer
 from tasks.data.images import ImageDataset, Images

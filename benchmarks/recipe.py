@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from benchmarks.synthetic import Synthetic
 from evaluation.cost import flop_per_step, flop_per_update
 from lopt import SmallFC
-from lopt.feature_precision import Precision
+from lopt.per_parameter.precision import Precision
 from metatrain import EpisodeLengths, EvolutionStrategy, MetaTraining, OuterOptimizer
 from parametrization import ADAM_LIKE
 from tasks import MLP, ImageClassification

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 
-from lopt import forms
 from lopt.base import LearnedOptimizer
 from lopt.baselines import Adam
-from lopt.small_fc import SmallFC
+from lopt.learned.small_fc import SmallFC
+from lopt.per_parameter import forms
 from parametrization.axes import Axes
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 
 from evaluation.tune import Tuning
-from lopt.artifact import Artifact
 from lopt.baselines import (
     SGD,
     Adafactor,
@@ -30,6 +29,7 @@ from lopt.baselines import (
     Prodigy,
     ScheduleFreeAdamW,
 )
+from lopt.release.artifact import Artifact
 from parametrization.rules import ADAM_LIKE, Rules
 from tasks import description
 from tasks.base import Task

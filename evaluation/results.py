@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lopt.integrity import write_text
+from configuration.files import write_text
 
 SCHEMA_VERSION = 2
 

@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configuration.fields import checked
 from evaluation.training import Trained, train, train_streamed
 from lopt.base import LearnedOptimizer, Theta, own_theta
 from lopt.baselines import evaluation_params
 from metatrain.keys import stream
 from metatrain.objective import Objective
 from metatrain.streaming import HostDataset
-from parametrization.fields import checked
 from tasks.base import Dataset, Split, Task
 
 PIECE = 1000

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from configuration import encoding
 from evaluation import run
 from evaluation.plan import (
     ADAM,
@@ -29,12 +30,12 @@ from evaluation.plan import (
     parametrize,
     source_of_transfer,
 )
+from evaluation.report.speed_up import REFERENCE_HORIZONS
 from evaluation.results import EvalRow
-from evaluation.speed_up import REFERENCE_HORIZONS
 from evaluation.tune import Scheduled, Tuning, scheduled_theta, tune
-from lopt import encoding, registry
-from lopt.artifact import Artifact
 from lopt.baselines import Schedule
+from lopt.release import registry
+from lopt.release.artifact import Artifact
 from metatrain.streaming import HostDataset, load
 from parametrization.rules import STANDARD
 from tasks import description

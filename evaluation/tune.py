@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from configuration.fields import configuration
 from evaluation import run, tuning_cache
 from lopt.base import Specs, Theta
 from lopt.baselines import (
@@ -33,7 +34,6 @@ from lopt.baselines import (
     learning_rate_schedule,
 )
 from metatrain.streaming import HostDataset
-from parametrization.fields import configuration
 from tasks import description
 from tasks.base import Dataset, Task
 

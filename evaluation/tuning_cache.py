@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lopt.integrity import write_text
+from configuration.files import write_text
 
 
 def canonical(value: Any) -> Any:

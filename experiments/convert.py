@@ -15,13 +15,14 @@ from typing import Annotated, Literal
 
 import tyro
 
+from configuration import encoding
+from configuration.fields import configuration
+from configuration.files import SUMS
 from experiments import command_line
 from experiments.command_line import InputError, reported
-from lopt import encoding, registry
-from lopt.artifact import CONFIG, Artifact
-from lopt.integrity import SUMS
 from lopt.interchange import celo, learned_optimization, pylo, pylo_velo
-from parametrization.fields import configuration
+from lopt.release import registry
+from lopt.release.artifact import CONFIG, Artifact
 
 Kind = Literal["auto", "artifact", "pylo", "pylo_elo", "celo", "learned_optimization"]
 

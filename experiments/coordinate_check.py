@@ -20,24 +20,24 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from evaluation.feature_check import FeatureCheck, HasFeatures, feature_check
-from evaluation.plots import png
-from evaluation.scaling_plots import TOLERANCE, plot_coordinates, plot_features
+from configuration.fields import configuration
+from configuration.files import write_text
+from evaluation.report.plots import png
+from evaluation.scaling.coordinate_check import CoordinateCheck, coordinate_check
+from evaluation.scaling.feature_check import FeatureCheck, HasFeatures, feature_check
+from evaluation.scaling.plots import TOLERANCE, plot_coordinates, plot_features
 from experiments import command_line
 from experiments.command_line import InputError, reported
-from experiments.environment import describe_machine
 from experiments.optimizers import OPTIMIZERS, named
-from experiments.serialization import encode
-from lopt.artifact import Artifact
+from experiments.presets.serialization import encode
+from experiments.run.environment import describe_machine
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import SGD, Adam
-from lopt.epsilons import PAPER, WIDTH_SAFE, Epsilons
-from lopt.integrity import write_text
-from lopt.mlp_lopt import MLPLOpt
-from lopt.registry import with_rules
-from lopt.small_fc import SmallFC
-from parametrization.coordinate_check import CoordinateCheck, coordinate_check
-from parametrization.fields import configuration
+from lopt.learned.mlp_lopt import MLPLOpt
+from lopt.learned.small_fc import SmallFC
+from lopt.per_parameter.epsilons import PAPER, WIDTH_SAFE, Epsilons
+from lopt.release.artifact import Artifact
+from lopt.release.registry import with_rules
 from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
 from tasks.base import Batch, sample
 from tasks.families import NAMED, AnyTask

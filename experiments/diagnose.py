@@ -19,19 +19,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from evaluation.diagnosis import Study, diagnose, image_logits, train
-from evaluation.diagnosis_report import plot_study, text_report
-from evaluation.plots import png
-from evaluation.readers import PANEL, read_panel
+from configuration.fields import configuration
+from configuration.files import write_text
+from evaluation.diagnosis.reader_study import Study, diagnose, image_logits, train
+from evaluation.diagnosis.readers import PANEL, read_panel
+from evaluation.diagnosis.report import plot_study, text_report
+from evaluation.report.plots import png
 from experiments import command_line
 from experiments.command_line import reported
-from experiments.environment import describe_machine
-from experiments.serialization import encode
-from lopt.artifact import Artifact
+from experiments.presets.serialization import encode
+from experiments.run.environment import describe_machine
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import Adam
-from lopt.integrity import write_text
-from parametrization.fields import configuration
+from lopt.release.artifact import Artifact
 from tasks.data.speckle import Speckle
 from tasks.diagnosis import GradedDiagnosis
 from tasks.models.convolutional import ConvNet

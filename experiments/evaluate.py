@@ -8,7 +8,6 @@ this machine, for want of their data above all, are skipped, and every table say
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import sys
@@ -18,9 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from configuration.fields import configuration
+from configuration.files import SUMS, write_text
 from evaluation.plan import MORE, SEEDS, Skipped, expected_runs, runnable
-from evaluation.plots import plot_curves, png
-from evaluation.report import write_report
+from evaluation.report.html import write_report
+from evaluation.report.plots import plot_curves, png
+from evaluation.report.tables import text_summary
 from evaluation.results import (
     SCHEMA_VERSION,
     EvalRow,
@@ -29,16 +31,15 @@ from evaluation.results import (
     write_rows,
 )
 from evaluation.suite import evaluate_suite
-from evaluation.tables import text_summary
-from experiments import command_line, run_directory
+from experiments import command_line
 from experiments.command_line import InputError, reported
-from experiments.environment import describe_machine
-from experiments.serialization import encode
-from lopt.artifact import Artifact
-from lopt.integrity import SUMS, write_text
-from parametrization.fields import configuration
+from experiments.presets.serialization import encode
+from experiments.presets.suites import find_suite
+from experiments.run import run_directory
+from experiments.run.environment import describe_machine
+from lopt.release.artifact import Artifact
 from tasks import description
-from tasks.suites import SUITES, Suite
+from tasks.suites import Suite
 
 ROWS, REPORT, CURVES = "rows.jsonl", "report.html", "curves.png"
 STAMP = "evaluation.json"
@@ -139,19 +140,6 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
     print(text_summary(rows, skipped=skipped))
     print(f"report: {report}")
     return report
-
-
-def find_suite(name: str) -> Suite:
-    """The suite of that name.
-
-    Raises:
-        InputError: in one line, with what is known.
-    """
-    if name in SUITES:
-        return SUITES[name]
-    close = difflib.get_close_matches(name, SUITES, n=1)
-    hint = f"; perhaps you meant {close[0]!r}" if close else ""
-    raise InputError(f"--suite {name!r} must be one of {', '.join(SUITES)}{hint}")
 
 
 def _mismatch(

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import tyro
 
+from configuration.fields import configuration
 from experiments import command_line
 from experiments.command_line import InputError, reported
-from experiments.release import make_artifact
-from experiments.run_directory import read_parent
+from experiments.run.release import make_artifact
+from experiments.run.run_directory import read_parent
 from experiments.train import load_trained
-from parametrization.fields import configuration
 
 
 @configuration

@@ -1,9 +1,10 @@
 """Many runs as one: `python -m experiments.fleet JOBS.json [--workers N]`.
 
-Jobs are independent commands (see `experiments.job_file`); workers share them through a
-folder (see `experiments.job_folder`), so the same command on several machines that see
-the folder is one larger fleet, and the same command again goes on with what is missing.
-Exit code 0 means that every job is done, 1 that some are not: the report names them.
+Jobs are independent commands (see `experiments.fleets.job_file`); workers share them
+through a folder (see `experiments.fleets.job_folder`), so the same command on several
+machines that see the folder is one larger fleet, and the same command again goes on
+with what is missing. Exit code 0 means that every job is done, 1 that some are not: the
+report names them.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from evaluation.text_table import text_table
+from configuration.fields import configuration
+from evaluation.report.text_table import text_table
 from experiments import command_line
 from experiments.command_line import INTERRUPTED, InputError
-from experiments.fleet_worker import Children, SlurmWorker, start, worker_command
-from experiments.job_file import Job, read_jobs
-from experiments.job_folder import OPEN, JobFolder
-from parametrization.fields import configuration
+from experiments.fleets.fleet_worker import Children, SlurmWorker, start, worker_command
+from experiments.fleets.job_file import Job, read_jobs
+from experiments.fleets.job_folder import OPEN, JobFolder
 
 INCOMPLETE = 1
 """Exit code if jobs are missing."""

@@ -16,18 +16,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from evaluation.generation import draw_pictures, train_stages
-from evaluation.plots import png
-from evaluation.sample_plots import plot_pictures
+from configuration.fields import configuration
+from configuration.files import write_text
+from evaluation.generation.plots import plot_pictures
+from evaluation.generation.scores import draw_pictures, train_stages
+from evaluation.report.plots import png
 from experiments import command_line
 from experiments.command_line import InputError, reported
-from experiments.environment import describe_machine
-from experiments.serialization import encode
-from lopt.artifact import Artifact
+from experiments.presets.serialization import encode
+from experiments.run.environment import describe_machine
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import Adam
-from lopt.integrity import write_text
-from parametrization.fields import configuration
+from lopt.release.artifact import Artifact
 from tasks.data.shapes import Shapes
 from tasks.generation.pipeline import Sampling
 from tasks.generation.prior import SemanticPrior

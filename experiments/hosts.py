@@ -3,9 +3,9 @@
     python -m experiments.hosts --processes 2 -- PRESET [--field value ...]
 
 starts `python -m experiments.train PRESET ...` so many times, as processes that train
-together (see `experiments.processes`). A signal is passed on to all of them. When one
-ends, the others get `--grace` seconds to end too, and are killed then. The exit code is
-the largest of theirs; that of a process ended by signal n counts as 128 + n.
+together (see `experiments.run.processes`). A signal is passed on to all of them. When
+one ends, the others get `--grace` seconds to end too, and are killed then. The exit
+code is the largest of theirs; that of a process ended by signal n counts as 128 + n.
 """
 
 from __future__ import annotations

@@ -12,16 +12,16 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from evaluation.plots import png
-from evaluation.scaling_plots import plot_transfer
-from evaluation.transfer import Transfer, learning_rate_transfer
+from configuration.fields import configuration
+from configuration.files import write_text
+from evaluation.report.plots import png
+from evaluation.scaling.plots import plot_transfer
+from evaluation.scaling.transfer import Transfer, learning_rate_transfer
 from experiments import command_line
 from experiments.command_line import reported
-from experiments.environment import describe_machine
-from experiments.serialization import encode
+from experiments.presets.serialization import encode
+from experiments.run.environment import describe_machine
 from lopt.baselines import Adam
-from lopt.integrity import write_text
-from parametrization.fields import configuration
 from parametrization.rules import ADAM_LIKE, STANDARD
 from tasks.families import NAMED, AnyTask
 from tasks.modelled import ModelTask

@@ -14,21 +14,21 @@ from collections.abc import Callable, Sequence
 
 from evaluation.cost import optimizer_cost
 from evaluation.plan import MORE
-from evaluation.text_table import text_table
+from evaluation.report.text_table import text_table
 from experiments import command_line
 from experiments.command_line import InputError, take_name
-from lopt.celo import Celo
-from lopt.celo2 import Celo2
-from lopt.celo_adam import CeloAdam
-from lopt.elo import ELO
-from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
-from lopt.mlp_lopt import MLPLOpt
-from lopt.nn_adam import NNAdam
-from lopt.nominal import Nominal
-from lopt.registry import AnyLearned
-from lopt.rnn_mlp import RNNMLP
-from lopt.small_fc import SmallFC
-from lopt.velo import VeLO
+from lopt.learned.celo import Celo
+from lopt.learned.celo2 import Celo2
+from lopt.learned.celo_adam import CeloAdam
+from lopt.learned.elo import ELO
+from lopt.learned.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
+from lopt.learned.mlp_lopt import MLPLOpt
+from lopt.learned.nn_adam import NNAdam
+from lopt.learned.nominal import Nominal
+from lopt.learned.rnn_mlp import RNNMLP
+from lopt.learned.small_fc import SmallFC
+from lopt.learned.velo import VeLO
+from lopt.release.registry import AnyLearned
 from parametrization.rules import ADAM_LIKE, SGD_LIKE
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments import command_line
-from experiments.configs import QUICKSTART
 from experiments.evaluate import Evaluate, evaluate
+from experiments.presets.configs import QUICKSTART
 from experiments.train import train
 
 

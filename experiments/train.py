@@ -20,26 +20,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import command_line, dry_run, processes, run_directory
+from experiments import command_line
 from experiments.command_line import InputError, reported
-from experiments.configs import (
+from experiments.optimizers import OPTIMIZERS, take_optimizer
+from experiments.presets.configs import (
     PRESETS,
     TrainConfig,
     with_estimator,
     with_optimizer,
 )
-from experiments.display import TrainingDisplay
-from experiments.estimators import ESTIMATORS, take_estimator
-from experiments.experts import EXPERTS, take_expert, with_expert
-from experiments.optimizers import OPTIMIZERS, take_optimizer
-from experiments.recorder import Recorder
-from experiments.release import Best, TrainingState, base_sizes, release
-from experiments.run_directory import RunDirectory
-from experiments.serialization import decode, differences, encode, identity
-from experiments.validation import Validation
-from experiments.warm_start import begin_with, parent_of
-from lopt.artifact import Artifact
+from experiments.presets.estimators import ESTIMATORS, take_estimator
+from experiments.presets.experts import EXPERTS, take_expert, with_expert
+from experiments.presets.serialization import decode, differences, encode, identity
+from experiments.run import dry_run, processes, run_directory
+from experiments.run.display import TrainingDisplay
+from experiments.run.recorder import Recorder
+from experiments.run.release import Best, TrainingState, base_sizes, release
+from experiments.run.run_directory import RunDirectory
+from experiments.run.validation import Validation
+from experiments.run.warm_start import begin_with, parent_of
 from lopt.base import Theta
+from lopt.release.artifact import Artifact
 from metatrain import devices, streaming
 from metatrain.checkpoint import Checkpoints
 from metatrain.outer import MetaTraining, OuterState

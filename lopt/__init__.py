@@ -1,6 +1,5 @@
 """What optimizes: learned optimizers and hand-designed baselines, all through optax."""
 
-from lopt.artifact import Artifact
 from lopt.base import LearnedOptimizer
 from lopt.baselines import (
     SGD,
@@ -12,18 +11,19 @@ from lopt.baselines import (
     ScheduleFreeAdamW,
     evaluation_params,
 )
-from lopt.celo import Celo
-from lopt.celo2 import Celo2
-from lopt.celo_adam import CeloAdam
-from lopt.elo import ELO
-from lopt.epsilons import PAPER, WIDTH_SAFE, Epsilons
-from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
-from lopt.mlp_lopt import MLPLOpt
-from lopt.nn_adam import NNAdam
-from lopt.nominal import Nominal
-from lopt.rnn_mlp import RNNMLP
-from lopt.small_fc import SmallFC
-from lopt.velo import VeLO
+from lopt.learned.celo import Celo
+from lopt.learned.celo2 import Celo2
+from lopt.learned.celo_adam import CeloAdam
+from lopt.learned.elo import ELO
+from lopt.learned.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
+from lopt.learned.mlp_lopt import MLPLOpt
+from lopt.learned.nn_adam import NNAdam
+from lopt.learned.nominal import Nominal
+from lopt.learned.rnn_mlp import RNNMLP
+from lopt.learned.small_fc import SmallFC
+from lopt.learned.velo import VeLO
+from lopt.per_parameter.epsilons import PAPER, WIDTH_SAFE, Epsilons
+from lopt.release.artifact import Artifact
 
 __all__ = [
     "ELO",

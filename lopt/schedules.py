@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 
 Schedule = Literal["constant", "cosine"]
 """Schedules that need no more than a name."""

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from lopt.integrity import HIDDEN, SUMS, discard, publish, recover, verify_sums
+from configuration.files import HIDDEN, SUMS, discard, publish, recover, verify_sums
 
 # The processes of a run have one folder, and its first process alone reads and writes
 # it: orbax must not wait for the others.

@@ -34,9 +34,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from configuration.fields import configuration
 from lopt.base import LearnedOptimizer, Specs, Theta
 from lopt.baselines import Adam, Baseline, ScheduleFreeAdamW
-from parametrization.fields import configuration
 
 LARGEST_RATIO = 10.0
 """Largest |ln(‖u‖/‖e‖)| that counts, a factor of 22,026; NaN counts as that."""

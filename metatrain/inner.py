@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lopt.base import LearnedOptimizer, Theta
-from lopt.feature_precision import Precision
+from lopt.per_parameter.precision import Precision
 from tasks import variation
 from tasks.base import Batch, Task
 from tasks.variation import UNVARIED, Variant

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from configuration.fields import configuration
 from lopt.base import LearnedOptimizer, Theta, frozen_parts
-from lopt.feature_precision import Precision
+from lopt.per_parameter.precision import Precision
 from lopt.wrappers import Bfloat16Features
 from metatrain import inner
 from metatrain.estimators.base import Unrolled, Windowed
@@ -16,7 +17,6 @@ from metatrain.expert import Expert, Guided
 from metatrain.inner import AnyState, TrackedState
 from metatrain.objective import Objective
 from metatrain.unroll import unroll
-from parametrization.fields import configuration
 from tasks.base import Dataset, Parametric, Task
 from tasks.variation import Variant, Variation
 

@@ -24,7 +24,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 
 Split = Literal["train", "inner_valid"]
 Figure = Literal["mean", "final", "last_k", "minimum"]

@@ -24,6 +24,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from configuration.fields import OPEN, checked, configuration
 from lopt.base import (
     LearnedOptimizer,
     Theta,
@@ -31,7 +32,7 @@ from lopt.base import (
     learned_decays,
     own_theta,
 )
-from lopt.feature_precision import Precision
+from lopt.per_parameter.precision import Precision
 from metatrain import devices
 from metatrain.estimators.base import Estimator, Parts, Problem, Windowed
 from metatrain.expert import Expert
@@ -40,7 +41,6 @@ from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
 from metatrain.objective import Objective
 from metatrain.outer_optimizer import OuterOptimizer
-from parametrization.fields import OPEN, checked, configuration
 from tasks.base import Dataset, Task
 from tasks.groups import EachStep, TaskDistribution
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import optax
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 
 GroupGradients = Literal["plain", "normalized"]
 PLAIN = "sgd"

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 
 Distribution = Literal["log_uniform", "uniform"]
 Growth = Literal["constant", "linear", "log_linear"]

@@ -16,7 +16,7 @@ import jax
 
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import evaluation_params
-from lopt.feature_precision import Precision
+from lopt.per_parameter.precision import Precision
 from metatrain.expert import GuidedState
 from metatrain.inner import State, inner_step, lowered
 from metatrain.keys import stream

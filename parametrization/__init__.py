@@ -1,7 +1,6 @@
 """The language of a parameter's role and width, shared by tasks and optimizers."""
 
 from parametrization.axes import Axes
-from parametrization.coordinate_check import CoordinateCheck, coordinate_check
 from parametrization.rules import (
     ADAM_LIKE,
     COMPLETEP,
@@ -26,11 +25,9 @@ __all__ = [
     "SGD_LIKE",
     "STANDARD",
     "Axes",
-    "CoordinateCheck",
     "Named",
     "ParamSpec",
     "Rules",
-    "coordinate_check",
     "infer_specs",
     "named",
     "param_specs",

@@ -3,7 +3,7 @@
 from tasks.autoencoding import Autoencoding
 from tasks.base import Task
 from tasks.classification import ImageClassification
-from tasks.custom import FunctionTask
+from tasks.custom.function_task import FunctionTask
 from tasks.data.arrays import Splits
 from tasks.data.augmentation import Augmentation
 from tasks.data.embedded import Digits
@@ -31,8 +31,8 @@ from tasks.models.transformer import Transformer
 from tasks.models.vit import ViT
 from tasks.models.vq_autoencoder import VQAutoEncoder
 from tasks.regression import RandomTeacher
-from tasks.synthetic import NoisyQuadratic, Quadratic
-from tasks.valley import Valley
+from tasks.synthetic.quadratics import NoisyQuadratic, Quadratic
+from tasks.synthetic.valley import Valley
 from tasks.variation import Variation
 
 __all__ = [

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.base import Batch, Params, Split
 from tasks.data import images
 from tasks.data.embedded import Digits

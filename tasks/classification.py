@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.base import Batch, Params, Split
 from tasks.data import images
 from tasks.data.augmentation import Augmentation

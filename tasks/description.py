@@ -23,12 +23,12 @@ from tasks.diagnosis import GradedBatch, GradedDiagnosis
 from tasks.generation.latent_diffusion import LatentBatch, LatentDiffusion
 from tasks.generation.prior import SemanticPrior
 from tasks.generation.vector_quantization import Reconstructions, VectorQuantization
-from tasks.landscape import Landscape
 from tasks.language_modelling import LanguageModelling
 from tasks.modelled import ModelTask
 from tasks.models.autoencoder import VAE
 from tasks.models.vq_autoencoder import COMPRESSION
 from tasks.regression import Examples, RandomTeacher
+from tasks.synthetic.base import Landscape
 
 NATS = "nats"
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.base import Batch, Params, Split
 from tasks.data import images
 from tasks.data.label_noise import corrupt

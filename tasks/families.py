@@ -35,8 +35,8 @@ from tasks.models.transformer import Transformer
 from tasks.models.vit import ViT
 from tasks.models.vq_autoencoder import VQAutoEncoder
 from tasks.regression import RandomTeacher
-from tasks.synthetic import NoisyQuadratic, Quadratic
-from tasks.valley import Valley
+from tasks.synthetic.quadratics import NoisyQuadratic, Quadratic
+from tasks.synthetic.valley import Valley
 
 AnyTask = (
     ImageClassification

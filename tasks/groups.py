@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from parametrization.fields import OPEN, configuration
+from configuration.fields import OPEN, configuration
 from tasks.base import Task, check_task
 from tasks.families import AnyTask
 from tasks.modelled import ModelTask

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.base import SPLITS, Batch, Params, Split, repeat_rows
 from tasks.data import text
 from tasks.data.label_noise import corrupt

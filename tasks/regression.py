@@ -13,13 +13,13 @@ from typing import NamedTuple, final
 import jax
 import jax.numpy as jnp
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from parametrization.spec import ParamSpec
 from tasks.base import Batch, Params, Split
-from tasks.landscape import batch_keys, check_seed
 from tasks.modelled import ModelTask
 from tasks.models.base import Model, check_positive
 from tasks.models.mlp import MLP
+from tasks.synthetic.base import batch_keys, check_seed
 
 WHOLE = 4096
 """Examples that stand for the whole of a split."""

@@ -32,7 +32,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.base import Batch, Draws, Labelled, Parametric, Params, RowBatches, Task
 
 Level = Literal["none", "task", "tensor", "parameter"]

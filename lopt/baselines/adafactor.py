@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import optax
 
+from configuration.fields import configuration
 from lopt import checks
 from lopt.base import Specs
 from lopt.baselines import base
 from lopt.baselines.links import in_float32, scale_by_specs, unscale_gradients
 from lopt.schedules import AnySchedule
-from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import optax
 
+from configuration.fields import configuration
 from lopt import checks
 from lopt.base import Specs
 from lopt.baselines import base
@@ -14,7 +15,6 @@ from lopt.baselines.links import (
     unscale_gradients,
 )
 from lopt.schedules import AnySchedule
-from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 

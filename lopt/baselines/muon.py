@@ -30,6 +30,7 @@ from typing import Any, Literal
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from configuration.fields import configuration
 from lopt import checks
 from lopt.base import Specs
 from lopt.baselines import base
@@ -41,7 +42,6 @@ from lopt.baselines.links import (
     unscale_gradients,
 )
 from lopt.schedules import AnySchedule
-from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec, Shape
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from configuration.fields import configuration
 from lopt import checks
 from lopt.base import Specs
 from lopt.baselines import base
 from lopt.baselines.links import in_float32, map_with_specs
 from lopt.schedules import AnySchedule
-from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 

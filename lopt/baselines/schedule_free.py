@@ -16,6 +16,7 @@ import jax
 import optax
 from optax import contrib
 
+from configuration.fields import configuration
 from lopt import checks
 from lopt.base import Specs, is_masked
 from lopt.baselines import base
@@ -26,7 +27,6 @@ from lopt.baselines.links import (
     unscale_gradients,
 )
 from lopt.schedules import AnySchedule
-from parametrization.fields import configuration
 from parametrization.rules import STANDARD, Rules
 
 

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lopt.artifact import Artifact
-from lopt.celo import Celo
-from lopt.celo2 import Celo2
-from lopt.celo_adam import CeloAdam
 from lopt.interchange import tables, theta_files
 from lopt.interchange.tables import Table
 from lopt.interchange.theta_files import Format, count
-from lopt.weights import Shapes, Tensors
+from lopt.learned.celo import Celo
+from lopt.learned.celo2 import Celo2
+from lopt.learned.celo_adam import CeloAdam
+from lopt.release.artifact import Artifact
+from lopt.release.weights import Shapes, Tensors
 
 
 def load(path: str | Path, **fields: Any) -> Artifact:

@@ -15,17 +15,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lopt.artifact import Artifact
 from lopt.interchange import tables, theta_files
 from lopt.interchange.tables import Table
 from lopt.interchange.theta_files import Format, count
-from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
-from lopt.mlp_lopt import MLPLOpt
-from lopt.nn_adam import NNAdam
-from lopt.rnn_mlp import RNNMLP
-from lopt.small_fc import SmallFC
-from lopt.velo import VeLO
-from lopt.weights import Shapes, Tensors
+from lopt.learned.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
+from lopt.learned.mlp_lopt import MLPLOpt
+from lopt.learned.nn_adam import NNAdam
+from lopt.learned.rnn_mlp import RNNMLP
+from lopt.learned.small_fc import SmallFC
+from lopt.learned.velo import VeLO
+from lopt.release.artifact import Artifact
+from lopt.release.weights import Shapes, Tensors
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from flax import serialization
 
-from lopt import weights
-from lopt.weights import Tensors
+from lopt.release import weights
+from lopt.release.weights import Tensors
 
 _NOT_UNDERSTOOD = (
     *(ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError),

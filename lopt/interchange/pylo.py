@@ -21,17 +21,17 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 from safetensors.numpy import save_file
 
-from lopt import pylo_form, weights
-from lopt.artifact import Artifact
-from lopt.celo2 import Celo2
-from lopt.elo import ELO
-from lopt.integrity import publish
+from configuration.fields import configuration
+from configuration.files import publish
 from lopt.interchange import tables
 from lopt.interchange.tables import Source, Table
-from lopt.small_fc import SmallFC
-from lopt.velo import VeLO
-from lopt.weights import Tensors
-from parametrization.fields import configuration
+from lopt.learned.celo2 import Celo2
+from lopt.learned.elo import ELO
+from lopt.learned.small_fc import SmallFC
+from lopt.learned.velo import VeLO
+from lopt.release import pylo_form, weights
+from lopt.release.artifact import Artifact
+from lopt.release.weights import Tensors
 from parametrization.rules import ADAM_LIKE, Rules
 
 T = TypeVar("T")
@@ -136,8 +136,8 @@ def load_celo2(folder: str | Path, **fields: Any) -> Artifact:
     Args:
         folder: with config.json and model.safetensors.
         fields: of our `Celo2`, over PyLO's defaults of CELO2: Adam with its bias
-            corrected, at the rate of the matrices. `lopt.elo.ELO_CELO2` holds those
-            that are recommended for the weights of ELO-CELO2.
+            corrected, at the rate of the matrices. `lopt.learned.elo.ELO_CELO2` holds
+            those that are recommended for the weights of ELO-CELO2.
 
     Raises:
         ValueError: naming the file, and what is missing, unknown or wrong in it.

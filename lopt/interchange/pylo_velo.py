@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lopt import weights
-from lopt.artifact import Artifact
 from lopt.interchange import tables
 from lopt.interchange.pylo import (
     CONFIG,
@@ -24,8 +22,10 @@ from lopt.interchange.pylo import (
     write,
 )
 from lopt.interchange.tables import Source, Table, layer, same
-from lopt.velo import VeLO
-from lopt.weights import Shapes, Tensors
+from lopt.learned.velo import VeLO
+from lopt.release import weights
+from lopt.release.artifact import Artifact
+from lopt.release.weights import Shapes, Tensors
 
 _OUTPUTS = 3
 _MLP = {

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lopt import weights
 from lopt.base import Theta
-from lopt.features import VELO, Counts
-from lopt.weights import Shapes, Tensors
+from lopt.per_parameter.features import VELO, Counts
+from lopt.release import weights
+from lopt.release.weights import Shapes, Tensors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lopt import weights
-from lopt.artifact import Artifact
 from lopt.interchange import msgpack, tables
 from lopt.interchange.tables import Table
-from lopt.registry import AnyLearned
-from lopt.weights import Shapes, Tensors
+from lopt.release import weights
+from lopt.release.artifact import Artifact
+from lopt.release.registry import AnyLearned
+from lopt.release.weights import Shapes, Tensors
 
 PLACES: tuple[tuple[str, ...], ...] = (
     (),

@@ -1,8 +1,8 @@
 """Two ways to bfloat16: networks that multiply in it, accumulators stored in it.
 
 Networks forget what they compute, so they may round to nearest
-(`lopt.feature_precision`). Accumulators may not: a running average with decay .999
-changes by a thousandth of itself per step, and bfloat16 knows steps of a 256th, so
+(`lopt.per_parameter.precision`). Accumulators may not: a running average with decay
+.999 changes by a thousandth of itself per step, and bfloat16 knows steps of a 256th, so
 rounded to nearest it stands still. Rounded up with a probability equal to the part that
 is cut off, it is right on average: the expectation of what is stored is what was
 computed.
@@ -16,18 +16,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import feature_precision
+from configuration.fields import configuration
 from lopt.base import LearnedOptimizer, Specs, Theta
+from lopt.per_parameter import precision as feature_precision
 from lopt.wrappers.base import Wrapper
-from parametrization.fields import configuration
 
 
 @configuration
 class Bfloat16Features(Wrapper):
     """Lets an optimizer's networks of features multiply in bfloat16.
 
-    Sums, accumulators, state and θ stay in float32 (see `lopt.feature_precision`), so
-    weights may be trained in one precision and used in the other.
+    Sums, accumulators, state and θ stay in float32 (see
+    `lopt.per_parameter.precision`), so weights may be trained in one precision and used
+    in the other.
     """
 
     inner: LearnedOptimizer

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from configuration.fields import configuration
 from lopt import checks
 from lopt.base import LearnedOptimizer, Specs, Theta
 from lopt.clipping import clipping
 from lopt.wrappers.base import Wrapper
-from parametrization.fields import configuration
 
 
 @configuration

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import optax
 
+from configuration.fields import configuration
 from lopt.base import LearnedOptimizer, Specs, Theta
 from lopt.baselines.adam import Adam
 from lopt.baselines.links import map_with_specs
 from lopt.wrappers.base import Wrapper, check_kinds
 from parametrization.axes import Kind
-from parametrization.fields import configuration
 
 
 @configuration

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import optax
 
+from configuration.fields import configuration
 from lopt import checks
 from lopt.base import LearnedOptimizer, Specs, Theta, is_masked
 from lopt.schedules import AnySchedule, learning_rate_schedule
 from lopt.tensors import need
 from lopt.wrappers.base import Wrapper, check_kinds
 from parametrization.axes import Kind
-from parametrization.fields import configuration
 
 
 @configuration

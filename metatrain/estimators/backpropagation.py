@@ -24,13 +24,13 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
+from configuration.fields import configuration
 from lopt.base import Theta, frozen_parts
 from metatrain.estimators import episodes
 from metatrain.estimators.base import Estimate, Parts, Problem, Unrolled
 from metatrain.estimators.episodes import data_key, particle_key
 from metatrain.frozen import keep_frozen
 from metatrain.truncation import EpisodeLengths
-from parametrization.fields import configuration
 
 
 class UnrollState(NamedTuple):

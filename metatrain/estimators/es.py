@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from configuration.fields import configuration
 from lopt.base import Theta, frozen_parts
 from metatrain.estimators import episodes, perturbation
 from metatrain.estimators.base import Estimate, Parts, Problem, Unrolled, Windowed
@@ -44,7 +45,6 @@ from metatrain.frozen import keep_frozen
 from metatrain.keys import stream
 from metatrain.resume_buffer import ResumeBuffer, Watch
 from metatrain.truncation import EpisodeLengths
-from parametrization.fields import configuration
 
 Credit = Literal["accumulated", "window"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.data.images import ImageDataset, Images, partition
 
 

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.data.images import ImageDataset, Images, partition
 from tasks.data.tfds_images import MAX_SIZE
 

@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.data.images import ImageDataset, Images, check_drawn, partition
 
 SHAPES = ("circle", "square", "triangle", "cross")

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.data.images import ImageDataset, Images, check_drawn, partition
 
 TEMPLATES = (

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.base import SPLITS, Split
 from tasks.data.images import ImageDataset, Images, check_drawn, partition
 

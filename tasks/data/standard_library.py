@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.base import SPLITS, Split
 from tasks.data.cache import cached
 from tasks.data.text import Text, TextDataset, to_device

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.data import cache, decoding, known, prepared
 from tasks.data.images import ImageDataset, Images, partition
 from tasks.data.prepared import Prepared

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.base import SPLITS, Split
 from tasks.data import prepared
 from tasks.data.cache import cached

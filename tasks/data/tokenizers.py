@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.base import Split
 from tasks.data.text import token_dtype
 

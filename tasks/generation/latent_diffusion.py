@@ -18,7 +18,7 @@ from typing import NamedTuple, final
 import jax
 import jax.numpy as jnp
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.base import Params, Split
 from tasks.data import images
 from tasks.data.images import ImageDataset
@@ -26,10 +26,10 @@ from tasks.generation import diffusion
 from tasks.generation.encoding import encode_all
 from tasks.generation.pretraining import Pretraining
 from tasks.generation.vector_quantization import VectorQuantization
-from tasks.landscape import initial_loss
 from tasks.modelled import ModelTask
 from tasks.models.base import check_positive
 from tasks.models.latent_denoiser import LatentDenoiser, LatentInputs
+from tasks.synthetic.base import initial_loss
 
 DROPPED = 0.05
 """Share of codes that are set to zero."""

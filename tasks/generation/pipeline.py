@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.autoencoding import Pictures
 from tasks.base import Params
 from tasks.data.images import ImageDataset, unnormalize

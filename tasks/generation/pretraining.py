@@ -20,11 +20,11 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.base import Dataset, Params, Task, sample
 from tasks.data.cache import Arrays, cached
-from tasks.landscape import check_seed
 from tasks.models.base import check_positive
+from tasks.synthetic.base import check_seed
 
 _RECIPE = 1
 """To be raised when the same description is to give other parameters."""

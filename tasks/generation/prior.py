@@ -14,7 +14,7 @@ from typing import final
 import jax
 import jax.numpy as jnp
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.base import Params, Split
 from tasks.data import images
 from tasks.data.images import ImageDataset, ImageSplit
@@ -22,10 +22,10 @@ from tasks.generation import diffusion
 from tasks.generation.encoding import encode_all
 from tasks.generation.latent_diffusion import LatentDiffusion
 from tasks.generation.pretraining import Pretraining
-from tasks.landscape import initial_loss
 from tasks.modelled import ModelTask
 from tasks.models.base import check_positive
 from tasks.models.code_prior import CodeInputs, CodePrior
+from tasks.synthetic.base import initial_loss
 
 DROPPED = 0.05
 """Share of examples whose class is left out."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, final
 import jax
 import jax.numpy as jnp
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.autoencoding import Pictures, load_pictures
 from tasks.base import Params, Split
 from tasks.data import images

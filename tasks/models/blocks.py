@@ -19,7 +19,7 @@ from typing import Any, Self
 import flax.linen as nn
 import jax
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules
 from tasks.models import base
 from tasks.models.attention import Attention

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.models import base
 from tasks.models.base import record
 from tasks.models.convnext import Blocks, ConvNeXtModel, TimeEmbedding

@@ -30,7 +30,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules, drawn_zeros, initializer
 from parametrization.spec import named
 from tasks.models import base

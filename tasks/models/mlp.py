@@ -8,7 +8,7 @@ from typing import Self
 import flax.linen as nn
 import jax
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules
 from tasks.models import base
 from tasks.models.base import Activation, Model

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules, initializer
 from tasks.models import base
 from tasks.models.base import Model, record

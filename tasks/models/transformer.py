@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from tasks.models.base import record
 from tasks.models.blocks import BlockModel, Residual
 from tasks.models.layers import Embedding, Norm, lookup, readout

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from parametrization.fields import configuration
+from configuration.fields import configuration
 from parametrization.rules import initializer
 from tasks.models import base
 from tasks.models.base import record

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
-from parametrization.fields import OPEN, configuration
+from configuration.fields import OPEN, configuration
 from tasks.base import check_task
 from tasks.families import AnyTask
 

@@ -13,20 +13,20 @@ import pytest
 
 from experiments import (
     command_line,
-    configs,
     coordinate_check,
     evaluate,
     export,
     learning_rate_transfer,
-    run_directory,
     train,
 )
 from experiments.command_line import BAD_INPUT, InputError
-from experiments.estimators import ESTIMATORS, take_estimator
 from experiments.optimizers import OPTIMIZERS, take_optimizer
-from experiments.serialization import decode, differences, encode, identity
-from lopt import registry
-from lopt.celo2 import Celo2
+from experiments.presets import configs
+from experiments.presets.estimators import ESTIMATORS, take_estimator
+from experiments.presets.serialization import decode, differences, encode, identity
+from experiments.run import run_directory
+from lopt.learned.celo2 import Celo2
+from lopt.release import registry
 from lopt.wrappers.base import Wrapper
 from metatrain.estimators.backpropagation import Backpropagation
 from parametrization import ADAM_LIKE, STANDARD

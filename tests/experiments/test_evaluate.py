@@ -11,7 +11,7 @@ from evaluation.results import read_rows
 from experiments import evaluate
 from experiments.command_line import InputError
 from experiments.evaluate import Evaluate
-from experiments.serialization import encode
+from experiments.presets.serialization import encode
 from lopt import Artifact, SmallFC
 from parametrization import ADAM_LIKE
 from tasks import MLP, ImageClassification, Quadratic, TFDSImages

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from experiments import command_line, configs, train
+from experiments import command_line, train
 from experiments.command_line import BAD_INPUT, InputError
-from experiments.configs import PRESETS, TrainConfig
 from experiments.optimizers import OPTIMIZERS
-from experiments.serialization import decode, encode, flatten
+from experiments.presets import configs
+from experiments.presets.configs import PRESETS, TrainConfig
+from experiments.presets.serialization import decode, encode, flatten
 from experiments.train import _first_state
 
 SOME = ("quickstart", "quadratic", "transformer", "resnet", "mulo_s", "tfds_vae")

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from evaluation.sample_plots import tile
+from evaluation.generation.plots import tile
 from experiments import generate
 from experiments.command_line import InputError
 from experiments.generate import GenerateConfig
-from experiments.serialization import decode, encode
+from experiments.presets.serialization import decode, encode
 from lopt import Artifact, SmallFC
 from tasks.data.embedded import Digits
 from tasks.generation.pipeline import Sampling

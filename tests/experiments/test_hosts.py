@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import hosts, processes
+from experiments import hosts
 from experiments.command_line import INTERRUPTED, InputError
-from experiments.processes import PEER_LOST, Meeting, take_meeting
-from experiments.run_directory import METRICS, RunDirectory, read_rows
+from experiments.run import processes
+from experiments.run.processes import PEER_LOST, Meeting, take_meeting
+from experiments.run.run_directory import METRICS, RunDirectory, read_rows
 
 ROOT = Path(__file__).parents[2]
 

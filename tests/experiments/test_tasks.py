@@ -6,6 +6,7 @@ import pytest
 
 from experiments import command_line, tasks
 from experiments.command_line import BAD_INPUT, InputError
+from experiments.presets import inventory
 from tasks import MLP, ImageClassification, Quadratic, TFDSImages
 from tasks.distributions import NamedDistribution
 from tasks.families import FAMILIES, NAMED
@@ -24,7 +25,7 @@ def small(monkeypatch):
         Cell("far", "dataset", ABSENT, 1000, "stands for another"),
     )
     suites = {"small": Suite("small", "two cells", lambda: cells)}
-    monkeypatch.setattr(tasks, "SUITES", suites)
+    monkeypatch.setattr(inventory, "SUITES", suites)
     group = Group("bowls", Quadratic(), 0.25, Variation(loss_scale=(0.5, 2.0)))
     mixture = TaskDistribution((group,))
     named = NamedDistribution("a mixture", lambda: mixture)
@@ -104,7 +105,7 @@ def test_a_distribution_shows_its_groups(monkeypatch, capsys, small):
 
 def test_what_has_no_such_name_gets_one_line_and_a_suggestion(monkeypatch, capsys):
     with pytest.raises(InputError, match=r"'mulo_papers'.*meant 'mulo_paper'"):
-        tasks.entries("mulo_papers")
+        inventory.entries("mulo_papers")
     for arguments in (["show", "tranformer"], ["show"], ["lst"], []):
         monkeypatch.setattr("sys.argv", ["tasks", *arguments])
         with pytest.raises(SystemExit) as stop:
@@ -112,14 +113,14 @@ def test_what_has_no_such_name_gets_one_line_and_a_suggestion(monkeypatch, capsy
         error = capsys.readouterr().err
         assert stop.value.code == BAD_INPUT
         assert error.startswith("error: ") and error.count("\n") == 1
-    assert set(SUITES) <= set(tasks.SUITES)
+    assert set(SUITES) <= set(inventory.SUITES)
 
 
 def test_counts_are_rounded_with_prefixes():
-    assert [tasks.with_prefix(x) for x in (12, 1500, 2.5e6, 3.333e12, 4e15)] == [
+    assert [inventory.with_prefix(x) for x in (12, 1500, 2.5e6, 3.333e12, 4e15)] == [
         *("12 ", "1.5 k", "2.5 M", "3.33 T", "4 P")
     ]
-    assert tasks.size(999) == "999 B"
+    assert inventory.size(999) == "999 B"
 
 
 @pytest.mark.slow

@@ -15,13 +15,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import configs
 from experiments.command_line import InputError
-from experiments.run_directory import METRICS, VALIDATION, RunDirectory, read_rows
-from experiments.serialization import encode
+from experiments.presets import configs
+from experiments.presets.serialization import encode
+from experiments.run.run_directory import METRICS, VALIDATION, RunDirectory, read_rows
 from experiments.train import load_trained, train
-from lopt.artifact import Artifact
-from lopt.small_fc import SmallFC
+from lopt.learned.small_fc import SmallFC
+from lopt.release.artifact import Artifact
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
@@ -198,7 +198,7 @@ def test_a_failed_release_keeps_the_artifact_before_it(straight, tmp_path, monke
     def full_disk(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lopt.artifact.save_file", full_disk)
+    monkeypatch.setattr("lopt.release.artifact.save_file", full_disk)
     with pytest.raises(InputError, match="No space left"):
         train(dataclasses.replace(options(path), num_steps=11), "tiny")
     assert (path / "artifact" / "SHA256SUMS").read_bytes() == before

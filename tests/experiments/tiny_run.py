@@ -9,14 +9,14 @@ import resource
 import jax
 import numpy as np
 
-from experiments import configs
-from experiments.run_directory import METRICS, VALIDATION
+from experiments.presets import configs
+from experiments.run.run_directory import METRICS, VALIDATION
 from experiments.train import load_trained
-from lopt.learnable import LearnableSGDM
+from lopt.learned.learnable import LearnableSGDM
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.outer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
-from tasks.synthetic import Quadratic
+from tasks.synthetic.quadratics import Quadratic
 
 TINY = configs.TrainConfig(
     task=Quadratic(dimension=2, condition=10.0),

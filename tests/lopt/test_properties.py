@@ -15,28 +15,19 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from lopt import (
-    SGD,
-    Adafactor,
-    Adam,
-    Lion,
-    Muon,
-    Prodigy,
-    ScheduleFreeAdamW,
-    SmallFC,
-    registry,
-)
+from lopt import SGD, Adafactor, Adam, Lion, Muon, Prodigy, ScheduleFreeAdamW, SmallFC
 from lopt.baselines.base import RateTuned
-from lopt.celo import Celo
-from lopt.celo2 import Celo2
-from lopt.celo_adam import CeloAdam
-from lopt.elo import ELO
-from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
-from lopt.mlp_lopt import MLPLOpt
-from lopt.nn_adam import NNAdam
-from lopt.nominal import Nominal
-from lopt.rnn_mlp import RNNMLP
-from lopt.velo import VeLO
+from lopt.learned.celo import Celo
+from lopt.learned.celo2 import Celo2
+from lopt.learned.celo_adam import CeloAdam
+from lopt.learned.elo import ELO
+from lopt.learned.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
+from lopt.learned.mlp_lopt import MLPLOpt
+from lopt.learned.nn_adam import NNAdam
+from lopt.learned.nominal import Nominal
+from lopt.learned.rnn_mlp import RNNMLP
+from lopt.learned.velo import VeLO
+from lopt.release import registry
 from lopt.wrappers import (
     AccumulatedGradients,
     Bfloat16Features,

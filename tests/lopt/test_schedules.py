@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.serialization import decode, encode
+from experiments.presets.serialization import decode, encode
 from lopt import Adam
 from lopt.schedules import (
     Constant,

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lopt.integrity import publish
+from configuration.files import publish
 from metatrain.checkpoint import Checkpoints
 
 OPERATIONS = (

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopt.baselines import Adam
-from lopt.small_fc import SmallFC
+from lopt.learned.small_fc import SmallFC
 from metatrain import devices
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.inner_training import InnerTraining
@@ -40,7 +40,7 @@ from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification
 from tasks.models.mlp import MLP
-from tasks.synthetic import NoisyQuadratic, Quadratic
+from tasks.synthetic.quadratics import NoisyQuadratic, Quadratic
 from tasks.variation import UNVARYING, Variation
 
 STEPS = 5

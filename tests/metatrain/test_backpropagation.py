@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from lopt.learnable import LearnableAdam, LearnableSGD
-from lopt.small_fc import SmallFC
+from lopt.learned.learnable import LearnableAdam, LearnableSGD
+from lopt.learned.small_fc import SmallFC
 from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.inner_training import InnerTraining
@@ -21,7 +21,7 @@ from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE, SGD_LIKE
-from tasks.synthetic import Quadratic
+from tasks.synthetic.quadratics import Quadratic
 from tests.metatrain.toy import (
     EPISODE,
     LENGTH,

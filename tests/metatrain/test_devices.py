@@ -20,7 +20,7 @@ from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining, ProblemGroup
 from metatrain.outer_optimizer import OuterOptimizer
-from tasks.synthetic import Quadratic
+from tasks.synthetic.quadratics import Quadratic
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("run_on_devices.py")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.optimizers import OPTIMIZERS
-from lopt.velo import VeLO
+from lopt.learned.velo import VeLO
 from lopt.wrappers import ScheduledSteps
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.outer import MetaTraining

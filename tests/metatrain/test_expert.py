@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lopt.baselines import SGD, Adam, Muon, ScheduleFreeAdamW
-from lopt.learnable import LearnableSGD
-from lopt.small_fc import SmallFC
+from lopt.learned.learnable import LearnableSGD
+from lopt.learned.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.expert import LARGEST_RATIO, Expert, compare
 from metatrain.inner_training import InnerTraining
@@ -20,7 +20,7 @@ from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification
 from tasks.models.mlp import MLP
-from tasks.synthetic import Quadratic
+from tasks.synthetic.quadratics import Quadratic
 
 TASK = Quadratic(dimension=3)
 KEY = jax.random.key(0)

@@ -7,15 +7,15 @@ import pytest
 
 from evaluation.run import evaluate
 from lopt.baselines import SGD, Adam
-from lopt.small_fc import SmallFC
+from lopt.learned.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
-from tasks.adapted import adapt
-from tests.tasks.foreign import Averaging, Classifier, Returning, Scales
+from tasks.custom.learned_optimization import adapt
+from tests.tasks.custom.foreign import Averaging, Classifier, Returning, Scales
 
 KEY = jax.random.key(1)
 

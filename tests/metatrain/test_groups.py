@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from lopt.small_fc import SmallFC
+from lopt.learned.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective

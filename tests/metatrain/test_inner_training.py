@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lopt.learnable import LearnableSGD
+from lopt.learned.learnable import LearnableSGD
 from metatrain.estimators.base import Unrolled
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.inner_training import InnerTraining
@@ -18,7 +18,7 @@ from metatrain.objective import Objective
 from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
-from tasks.synthetic import Quadratic
+from tasks.synthetic.quadratics import Quadratic
 
 TASK, LOPT = Quadratic(dimension=2, condition=3.0), LearnableSGD()
 LENGTH, WINDOW, KEY = 12, 3, jax.random.key(0)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from lopt.integrity import recover, verify_sums
+from configuration.files import recover, verify_sums
 from metatrain.checkpoint import Checkpoints
 from tests.metatrain.killed_saves import KEEP, MOMENTS, state
 

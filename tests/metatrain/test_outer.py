@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from lopt.baselines import Adam
-from lopt.small_fc import SmallFC
+from lopt.learned.small_fc import SmallFC
 from metatrain.estimators.base import Unrolled
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.inner_training import InnerTraining

@@ -10,7 +10,7 @@ import pytest
 
 from evaluation import run
 from lopt.baselines import Adam
-from lopt.small_fc import SmallFC
+from lopt.learned.small_fc import SmallFC
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
@@ -28,7 +28,7 @@ from tasks.language_modelling import LanguageModelling
 from tasks.models.autoencoder import AutoEncoder
 from tasks.models.mlp import MLP
 from tasks.models.recurrent import Recurrent
-from tasks.synthetic import Quadratic
+from tasks.synthetic.quadratics import Quadratic
 from tasks.variation import UNVARYING, Variation
 
 

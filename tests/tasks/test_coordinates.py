@@ -12,16 +12,11 @@ import numpy as np
 import optax
 import pytest
 
+from evaluation.scaling.coordinate_check import coordinate_check
 from lopt import SGD, Adam, Celo2, SmallFC
 from lopt.baselines import scale_by_specs
-from lopt.epsilons import WIDTH_SAFE
-from parametrization import (
-    ADAM_LIKE,
-    COMPLETEP,
-    SGD_LIKE,
-    STANDARD,
-    coordinate_check,
-)
+from lopt.per_parameter.epsilons import WIDTH_SAFE
+from parametrization import ADAM_LIKE, COMPLETEP, SGD_LIKE, STANDARD
 from tasks.base import sample
 from tasks.families import FAMILIES
 from tasks.models.blocks import BlockModel

@@ -18,7 +18,7 @@ from tasks.groups import Group
 from tasks.language_modelling import LanguageModelling
 from tasks.models.mlp import MLP
 from tasks.models.transformer import Transformer
-from tasks.synthetic import Quadratic
+from tasks.synthetic.quadratics import Quadratic
 from tasks.variation import UNVARIED, UNVARYING, Variant, Variation
 
 KEY = jax.random.key(3)

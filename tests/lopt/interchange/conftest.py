@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from lopt import weights
+from lopt.release import weights
 
 
 @pytest.fixture(scope="session")

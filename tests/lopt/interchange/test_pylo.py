@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lopt import Artifact, SmallFC
-from lopt.celo2 import Celo2
-from lopt.elo import ELO
 from lopt.interchange import celo, pylo
-from lopt.mlp_lopt import MLPLOpt
+from lopt.learned.celo2 import Celo2
+from lopt.learned.elo import ELO
+from lopt.learned.mlp_lopt import MLPLOpt
 from parametrization import ADAM_LIKE, STANDARD
 from parametrization.spec import infer_specs
 

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from lopt import Artifact, SmallFC
 from lopt.interchange import pylo, pylo_velo
-from lopt.velo import VeLO, mix
+from lopt.learned.velo import VeLO, mix
 
 RULE = VeLO(lstm_hidden_size=5, param_inits=3, ff_hidden_layers=3)
 SHAPES = {

@@ -8,15 +8,15 @@ import pytest
 from flax import serialization, struct
 
 from lopt import Artifact, SmallFC
-from lopt.celo import Celo
-from lopt.celo2 import Celo2
-from lopt.celo_adam import CeloAdam
 from lopt.interchange import celo, learned_optimization, msgpack, theta_files
-from lopt.learnable import LearnableAdam, LearnableSGD, LearnableSGDM, decay
-from lopt.mlp_lopt import MLPLOpt
-from lopt.nn_adam import NNAdam
-from lopt.rnn_mlp import RNNMLP
-from lopt.velo import VeLO
+from lopt.learned.celo import Celo
+from lopt.learned.celo2 import Celo2
+from lopt.learned.celo_adam import CeloAdam
+from lopt.learned.learnable import LearnableAdam, LearnableSGD, LearnableSGDM, decay
+from lopt.learned.mlp_lopt import MLPLOpt
+from lopt.learned.nn_adam import NNAdam
+from lopt.learned.rnn_mlp import RNNMLP
+from lopt.learned.velo import VeLO
 from parametrization import ADAM_LIKE, STANDARD
 
 LIBRARIES = {"learned_optimization": learned_optimization, "celo": celo}

@@ -18,8 +18,9 @@ from tasks.models.vq_autoencoder import (
     quantize,
     straight_through,
 )
-from tests.tasks import families, numpy_layers
+from tests.tasks import families
 from tests.tasks.families import KEY, QUICK_TO_COMPILE
+from tests.tasks.models import numpy_layers
 
 compiled = functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
 SIZES = {"width": 8, "base_width": 4, "depth": 1, "base_depth": 1}

@@ -1,0 +1,1 @@
+"""What every room stands on: configurations, their encoding, files on disk."""

@@ -1,0 +1,1 @@
+"""The reader study of image diagnosis: agreement, AUC and their intervals."""

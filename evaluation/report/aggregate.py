@@ -1,0 +1,99 @@
+"""Figures over all cells of a suite: final losses and speed-ups against tuned Adam.
+
+Losses of different tasks have no common unit, ratios to tuned Adam's have. Both figures
+are above 1 where the optimizer is better. Cells and seeds are put together by the
+interquartile mean, which a few failures and a few triumphs do not move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from evaluation.plan import ADAM, ADAM_LONG, LEARNED, Skipped
+from evaluation.report.speed_up import REFERENCE_HORIZONS, speed_up
+from evaluation.report.statistics import InterquartileMean, interquartile_mean
+from evaluation.results import EvalRow
+
+Figures: TypeAlias = dict[str, dict[int, float]]
+"""By cell and seed."""
+
+
+def wants_aggregates(rows: Sequence[EvalRow]) -> bool:
+    """Whether tuned Adam was run on, as it is where a suite asks for these figures."""
+    return any(row.optimizer == ADAM_LONG for row in rows)
+
+
+def speed_ups(rows: Sequence[EvalRow], optimizer: str = LEARNED) -> Figures:
+    """Speed-ups over tuned Adam; infinite where they exceed 4."""
+    by_run = {(row.cell, row.optimizer, row.seed): row for row in rows}
+    found: Figures = {}
+    for (cell, name, seed), row in by_run.items():
+        long = by_run.get((cell, ADAM_LONG, seed))
+        short = by_run.get((cell, ADAM, seed))
+        if name != optimizer or long is None or short is None:
+            continue
+        curves = [short.curve, long.curve]
+        value = speed_up(row.curve, curves, diverged=row.diverged)
+        found.setdefault(cell, {})[seed] = value
+    return found
+
+
+def final_ratios(rows: Sequence[EvalRow], optimizer: str = LEARNED) -> Figures:
+    """Tuned Adam's final loss over the optimizer's."""
+    adam = {(r.cell, r.seed): r.final_loss for r in rows if r.optimizer == ADAM}
+    found: Figures = {}
+    for row in rows:
+        if row.optimizer == optimizer and (row.cell, row.seed) in adam:
+            ratio = _ratio(adam[row.cell, row.seed], row.final_loss)
+            found.setdefault(row.cell, {})[row.seed] = ratio
+    return found
+
+
+def _ratio(a: float, b: float) -> float:
+    if b == 0.0:
+        return 1.0 if a == 0.0 else math.inf
+    return a / b
+
+
+def interquartile_means(rows: Sequence[EvalRow]) -> dict[str, InterquartileMean]:
+    """The two figures of a suite for the learned optimizer, by name.
+
+    Over the seeds that all cells have. A speed-up of which only is known that it
+    exceeds 4 counts as 4.
+    """
+    figures = {
+        "final loss (tuned Adam's over its own)": final_ratios(rows),
+        "speed-up over tuned Adam": {
+            cell: {s: min(x, REFERENCE_HORIZONS) for s, x in values.items()}
+            for cell, values in speed_ups(rows).items()
+        },
+    }
+    means = {}
+    for name, cells in figures.items():
+        shared = set[int].intersection(*map(set, cells.values())) if cells else set()
+        if shared:
+            chosen = [[cell[s] for s in sorted(shared)] for cell in cells.values()]
+            means[name] = interquartile_mean(chosen)
+    return means
+
+
+def aggregate_lines(
+    rows: Sequence[EvalRow], skipped: Sequence[Skipped] = ()
+) -> list[str]:
+    """A sentence a figure, and what is not in it."""
+    if not wants_aggregates(rows):
+        return []
+    lines = [
+        f"The learned optimizer's {name}, interquartile mean over {found.num_cells} "
+        f"cells and {found.num_figures} runs: {found.mean:.2f} "
+        f"[{found.low:.2f}, {found.high:.2f}] (95 %, bootstrap over cells)."
+        for name, found in interquartile_means(rows).items()
+    ]
+    if skipped:
+        lines.append(
+            f"{len(skipped)} of {len({r.cell for r in rows}) + len(skipped)} cells "
+            "were skipped and are not in these means: they are not the suite's figures."
+        )
+    return lines

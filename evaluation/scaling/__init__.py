@@ -1,0 +1,1 @@
+"""Behaviour across widths: coordinate checks, feature checks, rate transfer."""

@@ -1,0 +1,1 @@
+"""Many commands over workers and machines."""

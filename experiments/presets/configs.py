@@ -1,0 +1,314 @@
+"""What an experiment is: one frozen value, and the named ones.
+
+The dataclasses of the components are their own configuration; this file only puts them
+together and says what may change when a run is continued.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import jax
+from jax.sharding import Mesh
+
+from configuration.fields import configuration
+from experiments.presets.estimators import ESTIMATORS, AnyEstimator
+from lopt.learned.small_fc import SmallFC
+from lopt.per_parameter.precision import Precision
+from lopt.release.registry import AnyLearned
+from metatrain.estimators.es import EvolutionStrategy
+from metatrain.expert import Expert
+from metatrain.objective import Objective
+from metatrain.outer import MetaTraining
+from metatrain.outer_optimizer import OuterOptimizer
+from metatrain.truncation import EpisodeLengths
+from parametrization.rules import ADAM_LIKE
+from tasks.classification import ImageClassification
+from tasks.data.embedded import Digits
+from tasks.distributions import DISTRIBUTIONS
+from tasks.families import NAMED, AnyTask
+from tasks.groups import TaskDistribution
+from tasks.language_modelling import LanguageModelling
+from tasks.modelled import ModelTask
+from tasks.models.mlp import MLP
+from tasks.variation import Variation
+
+
+@configuration
+class Validation:
+    """Runs on seeds of their own, by which the released θ is chosen."""
+
+    every: int = 100
+    """Outer steps between validations of the running average of θ."""
+    num_steps: int = 400
+    """Inner steps of a validation run."""
+    figure: Literal["held_out", "train"] = "held_out"
+    """What chooses θ: held_out, the mean loss of fresh outer_valid batches after each
+    update; train, that of the training batches before it, the figure by which
+    baselines are tuned."""
+    num_seeds: int = 4
+    """Validation runs, from seeds that no evaluation uses."""
+    suite: str | None = None
+    """Named suite on whose cells θ is chosen, each for at most num_steps inner steps;
+    None: the tasks that are trained on."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "num_steps", "num_seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+
+
+@configuration
+class RunOptions:
+    """Where a run lies and how it is shown; nothing here changes its results."""
+
+    directory: Path | None = None
+    """Run directory; by default runs/NAME."""
+    checkpoint_every: int = 100
+    """Outer steps between checkpoints of the complete state."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints stay."""
+    log_every: int = 20
+    """Outer steps between lines of progress and flushes of metrics.jsonl."""
+    stream: bool = False
+    """Keep the training rows on the host, for data that does not fit on the device: the
+    same batches, fetched window by window while the device computes."""
+    devices: int | None = None
+    """Devices of each process that share the particles; they must divide the number of
+    chunks. By default, on accelerators all that JAX sees; on CPUs as many as cores and
+    chunks allow, 8 at most, or one if several processes train together."""
+    hosts: Literal["one", "auto"] = "one"
+    """auto: processes that SLURM, Kubernetes, MPI or a TPU pod has started train
+    together, as JAX finds them. Elsewhere --coordinator HOST:PORT --num-processes N
+    --process-id I, or python -m experiments.hosts, says who they are."""
+    stop_after: int | None = None
+    """Stop, with a checkpoint, after this outer step; the same command without it goes
+    on."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard's event files, to RUN/tensorboard."""
+    wandb: str | None = None
+    """Also send the metrics to this project at Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+        if self.directory is not None and not self.directory.name:
+            raise ValueError(
+                f"run.directory = {str(self.directory)!r} must name a folder of its own"
+            )
+        if self.stop_after is not None and self.stop_after < 1:
+            raise ValueError(f"stop_after = {self.stop_after} must be positive")
+        if self.wandb is not None and not self.wandb.strip():
+            raise ValueError(f"wandb = {self.wandb!r} must be the name of a project")
+        if self.devices is not None and self.devices < 1:
+            raise ValueError(f"devices = {self.devices} must be positive")
+
+
+@configuration
+class TrainConfig:
+    """Meta-training of one learned optimizer."""
+
+    task: AnyTask | TaskDistribution
+    """What the optimizer is trained on: a task, or groups of them."""
+    lopt: AnyLearned
+    """The learned optimizer; --lopt NAME puts another one into the preset."""
+    estimator: AnyEstimator
+    """The estimator of the meta-gradient; --estimator NAME puts another one into the
+    preset."""
+    outer: OuterOptimizer
+    """The optimizer of θ."""
+    num_steps: int
+    """Outer steps of the whole run; a finished run can be made longer."""
+    variation: Variation = Variation()
+    """What differs between episodes of a single task; groups have their own."""
+    objective: Objective = Objective()
+    """What counts as meta-loss."""
+    validation: Validation = Validation()
+    """How the released θ is chosen."""
+    seed: int = 0
+    """Seed of everything random."""
+    precision: Precision = "float32"
+    """What the inner models compute in; bfloat16 pays on accelerators, not on CPUs."""
+    feature_precision: Precision = "float32"
+    """What the optimizer's per-parameter networks multiply in: bfloat16 with sums in
+    float32 for tensor cores, not for CPUs. The released weights run in both."""
+    init_from: Path | None = None
+    """Artifact whose θ, or parts of it, the run begins with (a warm start, or the rule
+    of an earlier phase); the outer optimizer begins anew."""
+    run: RunOptions = RunOptions()
+    """Where the run lies and how it is shown."""
+    expert: Expert | None = None
+    """An optimizer to follow and to imitate at first; none by default."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_steps < 10**8:
+            raise ValueError(f"num_steps = {self.num_steps} must lie in [1, 10⁸)")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed = {self.seed} must lie in [0, 2³¹)")
+        es = self.estimator
+        if isinstance(es, EvolutionStrategy) and (es.sigma_factors or es.orthogonal):
+            es.check(jax.eval_shape(lambda: self.lopt.init(jax.random.key(0))))
+        if not isinstance(self.task, TaskDistribution):
+            self.variation.check(self.task)
+        elif self.variation != Variation():
+            raise ValueError(
+                "variation is that of a single task: give each group of the "
+                "distribution its own, as --task.groups.0.variation.FIELD"
+            )
+
+    @property
+    def distribution(self) -> TaskDistribution:
+        """The groups of tasks; a single task is one group."""
+        if isinstance(self.task, TaskDistribution):
+            return self.task
+        return TaskDistribution.single(self.task, self.variation)
+
+    def build(self, mesh: Mesh | None = None) -> MetaTraining:
+        """The meta-training that this configuration describes, on these devices."""
+        return MetaTraining.on(
+            self.distribution,
+            self.lopt,
+            self.estimator,
+            self.outer,
+            self.num_steps,
+            objective=self.objective,
+            seed=self.seed,
+            expert=self.expert,
+            precision=self.precision,
+            feature_precision=self.feature_precision,
+            mesh=mesh,
+        )
+
+
+QUICKSTART = TrainConfig(
+    task=ImageClassification(
+        model=MLP(widths=(32, 32), base_width=32, rules=ADAM_LIKE),
+        data=Digits(),
+        batch_size=128,
+    ),
+    lopt=SmallFC(hidden_size=8, step_mult=0.01, output_scale=0.0, rules=ADAM_LIKE),
+    estimator=EvolutionStrategy(
+        num_pairs=8,
+        chunk=4,
+        truncation=50,
+        sigma=0.03,
+        lengths=EpisodeLengths(minimum=50, maximum=600),
+    ),
+    outer=OuterOptimizer(learning_rate=1e-2, warmup_steps=50, final_fraction=0.1),
+    num_steps=1200,
+    validation=Validation(figure="train"),
+)
+
+
+def on_family(name: str) -> TrainConfig:
+    """The quickstart's optimizer on another family: something to start from.
+
+    Shorter and with fewer particles than the quickstart, since most families cost more
+    per step than its MLP. Nothing here was tuned.
+    """
+    task = NAMED[name].task()
+    if isinstance(task, LanguageModelling):
+        task = dataclasses.replace(task, length=32, batch_size=16)
+    elif isinstance(task, ModelTask):
+        task = dataclasses.replace(task, batch_size=64)
+    return dataclasses.replace(
+        QUICKSTART,
+        task=task,
+        estimator=EvolutionStrategy(
+            num_pairs=4,
+            chunk=4,
+            truncation=20,
+            sigma=0.03,
+            lengths=EpisodeLengths(minimum=20, maximum=200),
+        ),
+        num_steps=200,
+        validation=Validation(every=50, num_steps=100, num_seeds=2),
+    )
+
+
+def on_distribution(name: str) -> TrainConfig:
+    """Meta-training over a named distribution, with the recipe of its paper.
+
+    `mulo_*`: arXiv:2406.00153, Section 5, 5,000 outer steps. `celo_*`: the recipe of
+    arXiv:2501.12670 for small_fc, 100,000 outer steps. `velo_like`: a start, not tuned.
+    On data that is always there the same recipes, at a tenth of the outer steps.
+    """
+    distribution = DISTRIBUTIONS[name].make()
+    # The paper's rule is absolute (base width 1): steps 32 times those of base 32.
+    recipe = TrainConfig(
+        task=distribution,
+        lopt=SmallFC(hidden_size=32, step_mult=0.01, rules=ADAM_LIKE),
+        estimator=EvolutionStrategy(
+            num_pairs=8, truncation=50, lengths=EpisodeLengths(100, 1000)
+        ),
+        outer=OuterOptimizer(),
+        num_steps=5000 if name in ("mulo_s", "mulo_m") else 500,
+        validation=Validation(num_steps=1000, num_seeds=2),
+    )
+    if name.startswith("mulo"):
+        return recipe
+    if name == "velo_like":
+        return dataclasses.replace(
+            recipe,
+            estimator=dataclasses.replace(
+                recipe.estimator,
+                num_pairs=4,
+                chunk=4,
+                truncation=20,
+                lengths=EpisodeLengths(20, 400),
+            ),
+            num_steps=1000,
+            validation=Validation(every=250, num_steps=100, num_seeds=2),
+        )
+    return dataclasses.replace(
+        recipe,
+        estimator=dataclasses.replace(
+            recipe.estimator, lengths=EpisodeLengths(100, 2000)
+        ),
+        outer=OuterOptimizer(learning_rate=3e-4),
+        num_steps=100_000 if name == "celo_fast" else 10_000,
+    )
+
+
+Presets: TypeAlias = dict[str, tuple[str, Callable[[], TrainConfig]]]
+
+PRESETS: Presets = {
+    "quickstart": (
+        "small_fc_lopt in μP on 64-32-32-10 MLPs over digits, minutes on 2 cores",
+        lambda: QUICKSTART,
+    ),
+    **{
+        name: (f"a start, not tuned: {family.description}", partial(on_family, name))
+        for name, family in NAMED.items()
+    },
+    **{
+        name: (named.description, partial(on_distribution, name))
+        for name, named in DISTRIBUTIONS.items()
+    },
+}
+
+
+def with_optimizer(presets: Presets, lopt: AnyLearned) -> Presets:
+    """The same presets with another learned optimizer."""
+
+    def make(preset: Callable[[], TrainConfig]) -> TrainConfig:
+        return dataclasses.replace(preset(), lopt=lopt)
+
+    return {name: (text, partial(make, old)) for name, (text, old) in presets.items()}
+
+
+def with_estimator(presets: Presets, chosen: str) -> Presets:
+    """The same presets with another of `ESTIMATORS`, made of each one's own."""
+
+    def make(preset: Callable[[], TrainConfig]) -> TrainConfig:
+        config = preset()
+        assert isinstance(config.estimator, EvolutionStrategy)
+        estimator = ESTIMATORS[chosen](config.estimator)
+        return dataclasses.replace(config, estimator=estimator)
+
+    return {name: (text, partial(make, old)) for name, (text, old) in presets.items()}

@@ -1,0 +1,1 @@
+"""One meta-training run: its directory, metrics, validation and processes."""

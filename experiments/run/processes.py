@@ -1,0 +1,349 @@
+"""Several processes that train together: how they meet, agree, and notice a loss.
+
+JAX's own runtime carries everything (`jax.distributed`; gloo between CPUs, NCCL between
+GPUs). The first process alone reads and writes the run directory and prints; what goes
+wrong there is told to all, so that all stop with the same code.
+
+A process that dies takes the others with it in bounded time: a collective of gloo fails
+at once when a peer's connection closes, and where nothing is closed (a machine without
+power, a process that hangs, GPUs waiting for each other) JAX ends a process whose peer
+has sent no heartbeat for `HEARTBEAT` seconds. Nothing is lost: the same command goes on
+from the newest checkpoint, with as many processes as then are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Collection, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments import command_line
+from experiments.command_line import INTERRUPTED, InputError
+from experiments.run.run_directory import RunDirectory
+from metatrain import devices
+
+T = TypeVar("T")
+
+PEER_LOST = 75
+"""Exit code after another process was lost; that of a temporary failure in sysexits."""
+HEARTBEAT = 30
+"""Seconds without a sign of life after which a process counts as lost."""
+MOST_CPU_DEVICES = 8
+"""Of a run that does not say how many: each has a copy of resident data."""
+_MESSAGE = 4096  # bytes of an error that is told to all
+_SIGNS_OF_LOSS = ("gloo", "nccl", "connection closed by peer", "coordination service")
+
+
+class SharedError(InputError):
+    """An error of the first process, which all processes raise together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Meeting:
+    """Where processes meet, how many there are, and which one this is."""
+
+    coordinator: str
+    num_processes: int
+    process_id: int
+
+    def __post_init__(self) -> None:
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+            raise ValueError(
+                f"--coordinator {self.coordinator!r} must be HOST:PORT of process 0"
+            )
+        if self.num_processes < 1:
+            raise ValueError(f"--num-processes {self.num_processes} must be positive")
+        if not 0 <= self.process_id < self.num_processes:
+            raise ValueError(
+                f"--process-id {self.process_id} must lie in "
+                f"[0, {self.num_processes - 1}] (--num-processes {self.num_processes})"
+            )
+
+
+def take_meeting(arguments: Sequence[str]) -> tuple[Meeting | None, list[str]]:
+    """Takes `--coordinator`, `--num-processes`, `--process-id` out of a command line.
+
+    They are no fields of a configuration, which is the same for all processes.
+
+    Raises:
+        InputError: if some are missing or none can be right.
+    """
+    names = ("--coordinator", "--num-processes", "--process-id")
+    found: dict[str, str] = {}
+    kept, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-")
+        if flag not in names:
+            kept.append(word)
+            continue
+        if not equals:
+            if not rest:
+                raise InputError(f"{flag} needs a value")
+            value = rest.pop(0)
+        found[flag] = value
+    if not found:
+        return None, kept
+    if missing := [name for name in names if name not in found]:
+        raise InputError(
+            f"{' and '.join(missing)} must be given with {', '.join(found)}"
+        )
+    for name in names[1:]:
+        if not re.fullmatch(r"-?\d{1,9}", found[name]):
+            raise InputError(f"{name} {found[name]!r} must be a whole number")
+    with command_line.reported():
+        numbers = (int(found[name]) for name in names[1:])
+        return Meeting(found["--coordinator"], *numbers), kept
+
+
+def join(meeting: Meeting | None, hosts: str, num_devices: int | None) -> None:
+    """Meets the other processes, if there are any; before JAX computes anything.
+
+    Args:
+        meeting: said on the command line.
+        hosts: "auto" lets JAX find the meeting in its environment.
+        num_devices: devices of a process; a CPU is made to show so many.
+
+    Raises:
+        InputError: if nothing was found, or somebody did not come.
+    """
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if num_devices is not None and not forced:
+        with contextlib.suppress(RuntimeError):  # JAX has begun with what it had
+            jax.config.update("jax_num_cpu_devices", num_devices)
+    if meeting is None and hosts == "one":
+        return
+    where: dict[str, Any] = {}
+    if meeting is not None:
+        where = {
+            "coordinator_address": meeting.coordinator,
+            "num_processes": meeting.num_processes,
+            "process_id": meeting.process_id,
+            "cluster_detection_method": "deactivate",
+        }
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **where)
+    except (ValueError, RuntimeError) as error:
+        if meeting is None and "should be defined" in str(error):
+            raise InputError(
+                "--run.hosts auto: JAX finds no SLURM, Kubernetes, MPI or TPU here; "
+                "name the processes by --coordinator HOST:PORT --num-processes N "
+                "--process-id I"
+            ) from None
+        raise InputError(f"the processes did not meet: {error}") from None
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+
+
+def cpu_devices(num_chunks: int, shown: int = MOST_CPU_DEVICES) -> int:
+    """How many CPU devices share the chunks of a run that does not say.
+
+    Args:
+        num_chunks: chunks of particles.
+        shown: devices that JAX shows, or can be made to show.
+    """
+    if several():
+        return 1
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return devices.largest_share(num_chunks, min(shown, cores, MOST_CPU_DEVICES))
+
+
+def several() -> bool:
+    """Whether this process trains together with others."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this process writes and prints."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def on_first(work: Callable[[], T]) -> T | None:
+    """Runs something on the first process; the others wait until it is done.
+
+    Returns:
+        What it returned; None on the others.
+
+    Raises:
+        SharedError: everywhere, if it raised an `InputError` or an `OSError`.
+    """
+    if not several():
+        return work()
+    result, message = None, ""
+    if is_first():
+        try:
+            with command_line.reported():
+                result = work()
+        except InputError as error:
+            message = str(error) or "unknown error"
+    text = message.encode()[:_MESSAGE]
+    sent = devices.broadcast(np.frombuffer(text.ljust(_MESSAGE, b"\0"), np.uint8))
+    if text := sent.tobytes().rstrip(b"\0"):
+        raise SharedError(text.decode(errors="replace"))
+    return result
+
+
+def check_equal(value: Any, what: str) -> None:
+    """Checks that all processes have the same JSON value.
+
+    Raises:
+        SharedError: everywhere, naming the first process that has another.
+    """
+    if not several():
+        return
+    text = json.dumps([jax.__version__, value], sort_keys=True)
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    all_digests = multihost_utils.process_allgather(digest)
+    differing = np.flatnonzero((all_digests != all_digests[0]).any(axis=1))
+    if differing.size:
+        raise SharedError(
+            f"process {differing[0]} was started with another {what} than process 0: "
+            "give all processes the same command line but --process-id"
+        )
+
+
+@contextmanager
+def run_directory(path: Path) -> Any:
+    """The run directory: locked and written by the first process alone."""
+    opened = on_first(lambda: RunDirectory(path))
+    with Onlooker(path) if opened is None else opened as directory:
+        yield directory
+
+
+class Onlooker(RunDirectory):
+    """The run directory as processes other than the first have it: nothing is done."""
+
+    def __init__(self, path: Path) -> None:
+        """Touches nothing."""
+        self.path = path
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing was locked."""
+
+    def claim(self, config: dict[str, Any]) -> None:
+        """Leaves it to the first process."""
+
+    def append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Leaves it to the first process."""
+
+    def truncate_after(self, step: int, validated: Collection[int] = ()) -> None:
+        """Leaves it to the first process."""
+
+
+def own_signals() -> tuple[signal.Signals, ...]:
+    """The signals that ask for a stop and are ours to catch.
+
+    Among several processes SIGTERM is JAX's: it tells the others.
+    """
+    return (signal.SIGINT,) if several() else (signal.SIGINT, signal.SIGTERM)
+
+
+def tell_to_stop() -> None:
+    """What a signal that we caught does: among several processes, tell the others."""
+    if several():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stops_after(step: int, requested: bool) -> bool:
+    """Whether training stops after this step; the same answer in all processes.
+
+    All must ask after every step. JAX tells a signal to all processes, and they stop
+    after the first step that none of them has finished then.
+
+    Args:
+        step: outer steps done.
+        requested: whether this process has caught a signal.
+    """
+    if not several():
+        return requested
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+class Pace:
+    """Keeps the host at most one outer step ahead of devices that wait for each other.
+
+    Programs with collectives that pile up can wait for each other forever. Among
+    processes on CPUs, even two may: there each step is waited for.
+    """
+
+    def __init__(self, shared: bool) -> None:
+        """Args: shared: whether several devices share the particles."""
+        self._shared = shared
+        self._ahead = not (several() and jax.default_backend() == "cpu")
+        self._previous: Any = None
+
+    def after(self, metrics: Any) -> None:
+        """Call it with what an outer step returned."""
+        if self._shared:
+            jax.block_until_ready(self._previous if self._ahead else metrics)
+            self._previous = metrics
+
+
+def run(main: Callable[[], None]) -> None:
+    """`command_line.run`, where each process ends with the others and none waits."""
+
+    def together() -> None:
+        try:
+            main()
+        except SharedError:
+            first = is_first()
+            _leave()
+            if not first:
+                raise SystemExit(command_line.BAD_INPUT) from None
+            raise
+        except SystemExit as stop:
+            if stop.code == INTERRUPTED:
+                _leave()
+            raise
+        _leave()
+
+    try:
+        command_line.run(together)
+    except BaseException as error:
+        if not several():
+            raise
+        _end(error)
+
+
+def _leave() -> None:
+    """Leaves when all do: the first process serves the others until then."""
+    if several():
+        multihost_utils.sync_global_devices("leave")
+        jax.distributed.shutdown()
+
+
+def _end(error: BaseException) -> NoReturn:
+    """Ends this process at once: at a normal exit JAX would wait for the others."""
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+    elif any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS):
+        first_line = str(error).splitlines()[0][:300]
+        print(
+            f"error: another process was lost ({first_line}); the same command goes on "
+            "from the newest checkpoint",
+            file=sys.stderr,
+        )
+        code = PEER_LOST
+    else:
+        traceback.print_exception(error)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,245 @@
+"""Where metrics are shown beside their record: TensorBoard and Weights & Biases.
+
+`metrics.jsonl` is the record of a run, and resuming trusts it alone. A sink only shows
+the same rows: it is fed when rows are written, one that fails is switched off after one
+warning, and the run goes on with the same bits. What is no finite number is left out.
+
+TensorBoard's event files are written here, record by record, in the calling thread.
+tensorboardX's own `SummaryWriter` hands events to a thread through a queue of ten: if
+that thread dies of a full disk, the queue fills and the run would wait forever.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from configuration.files import write_text
+from experiments.command_line import InputError
+from experiments.presets.configs import TrainConfig
+from experiments.presets.serialization import encode
+
+TENSORBOARD = "tensorboard"
+"""Folder of the event files in a run directory."""
+
+WANDB_ID = "wandb_id"
+"""File in a run directory that holds the run's identity at Weights & Biases."""
+
+VALIDATION_PREFIX = "validation/"
+
+_PACKAGES = {"tensorboardX": "tensorboardX==2.6.5", "wandb": "wandb"}
+
+
+class Sink(Protocol):
+    """Takes one row of finite metrics at a time; may fail in any way."""
+
+    def write(self, step: int, row: Mapping[str, float | None]) -> None:
+        """Shows the metrics of an outer step."""
+        ...
+
+    def flush(self) -> None:
+        """Brings what was written to where it can be seen."""
+        ...
+
+    def close(self) -> None:
+        """Ends the sink."""
+        ...
+
+
+class TensorBoard:
+    """Event files in a folder; every start of a run adds one.
+
+    Its first event says after which step the run goes on: TensorBoard then forgets what
+    earlier files hold of later steps, which are done again. This is the `purge_step` of
+    a `SummaryWriter`.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Args: the folder, made if needed; outer steps that are done."""
+        with _torch_hidden():
+            proto = importlib.import_module("tensorboardX.proto.event_pb2")
+            summary = importlib.import_module("tensorboardX.proto.summary_pb2")
+            records = importlib.import_module("tensorboardX.record_writer")
+        self._event: Callable[..., Any] = proto.Event
+        self._summary: Callable[..., Any] = summary.Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads files in the order of their names: by time, to the µs.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        self._file: Any = records.RecordWriter(str(folder / f"{name}.{os.getpid()}"))
+        self._put(file_version="brain.Event:2")
+        start = proto.SessionLog(status=proto.SessionLog.START)
+        self._put(step=step + 1, session_log=start)
+        self._file.flush()
+
+    def write(self, step: int, row: Mapping[str, float | None]) -> None:
+        """One event with all metrics of the step."""
+        value = self._summary.Value  # pyright: ignore
+        values = [value(tag=tag, simple_value=x) for tag, x in row.items()]
+        self._put(step=step, summary=self._summary(value=values))
+
+    def flush(self) -> None:
+        """To the disk."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _put(self, **fields: Any) -> None:
+        event = self._event(wall_time=time.time(), **fields)
+        self._file.write(event.SerializeToString())
+
+
+class WeightsAndBiases:
+    """A run of a project at Weights & Biases; a resumed run is the same one there."""
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        """Args: the run directory; the configuration, which is shown there too."""
+        wandb: Any = importlib.import_module("wandb")
+        identity = folder / WANDB_ID
+        if not identity.exists():
+            write_text(identity, secrets.token_hex(8) + "\n")
+        self._run: Any = wandb.init(
+            project=config.run.wandb,
+            id=identity.read_text().strip(),
+            resume="allow",
+            name=folder.name,
+            dir=str(folder),
+            config={k: v for k, v in encode(config).items() if k != "run"},
+        )
+        self._first: int = self._run.step  # what is before it is there already
+
+    def write(self, step: int, row: Mapping[str, float | None]) -> None:
+        """Logs the step, unless it is there from before a resume: it is the same."""
+        if step >= self._first:
+            self._run.log(dict(row), step=step)
+
+    def flush(self) -> None:
+        """Nothing: wandb sends in the background."""
+
+    def close(self) -> None:
+        """Ends the run there."""
+        self._run.finish()
+
+
+class Sinks:
+    """All sinks of a run; none of them can end it."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Sink]]) -> None:
+        """Opens them. Args: what makes a sink, by its name in a warning."""
+        self._open: dict[str, Sink] = {}
+        for name, make in makers.items():
+            if sink := self._guarded(name, make):
+                self._open[name] = sink
+
+    def write(self, rows: Iterable[Mapping[str, Any]], prefix: str = "") -> None:
+        """Shows rows of a record.
+
+        Args:
+            rows: each with its `step`.
+            prefix: put before the names of the metrics.
+        """
+        kept = [(row["step"], _finite(row, prefix)) for row in rows]
+        for name, sink in list(self._open.items()):
+
+            def show(sink: Sink = sink) -> bool:
+                for step, row in kept:
+                    sink.write(step, row)
+                sink.flush()
+                return True
+
+            if not self._guarded(name, show):
+                del self._open[name]
+                self._guarded("", sink.close)
+
+    def __enter__(self) -> Sinks:
+        """The open sinks."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Closes them."""
+        while self._open:
+            name, sink = self._open.popitem()
+            self._guarded(name, sink.close)
+
+    @staticmethod
+    def _guarded(name: str, do: Callable[[], Any]) -> Any:
+        """What a sink's function returns; None, with a warning, if it fails."""
+        try:
+            return do()
+        except Exception as error:
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            if name:  # one warning a sink: how a failed one closes is not told
+                print(
+                    f"warning: {name} is off, {text}; the record is whole",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        return None
+
+
+def open_sinks(config: TrainConfig, folder: Path, step: int) -> Sinks:
+    """The sinks that a configuration asks for.
+
+    Args:
+        config: of the run.
+        folder: its run directory.
+        step: outer steps that are done.
+
+    Raises:
+        InputError: if the package of one is not installed.
+    """
+    makers: dict[str, Callable[[], Sink]] = {}
+    if config.run.tensorboard:
+        _require("tensorboardX", "--run.tensorboard")
+        makers["TensorBoard"] = lambda: TensorBoard(folder / TENSORBOARD, step)
+    if config.run.wandb is not None:
+        _require("wandb", "--run.wandb")
+        makers["Weights & Biases"] = lambda: WeightsAndBiases(folder, config)
+    return Sinks(makers)
+
+
+def _require(package: str, flag: str) -> None:
+    try:
+        with _torch_hidden():
+            importlib.import_module(package)
+    except ImportError:
+        raise InputError(
+            f"{flag} needs the package {package}, which is not installed: "
+            f"pip install '{_PACKAGES[package]}'"
+        ) from None
+
+
+@contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """Lets nothing that is imported here import torch, which nothing here needs.
+
+    tensorboardX and wandb do if they can: seconds, and in a process that computes with
+    JAX a second set of CUDA libraries.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    hidden: Any = None  # with which an import fails
+    sys.modules["torch"] = hidden
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
+def _finite(row: Mapping[str, Any], prefix: str) -> dict[str, float | None]:
+    return {
+        prefix + name: float(value)
+        for name, value in row.items()
+        if name != "step" and isinstance(value, int | float) and math.isfinite(value)
+    }

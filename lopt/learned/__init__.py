@@ -1,0 +1,1 @@
+"""Learned optimizers, one a file."""

@@ -1,0 +1,130 @@
+"""ELO: small_fc's network under a learning rate, schedule and weight decay of the user.
+
+At test time ELO is `SmallFC` with decays that are not learned, whose step size is the
+learning rate: what is special about it happens in meta-training, where inner runs are
+blended with those of an expert. The same way of training CELO2 gives ELO-CELO2, which
+is `Celo2` with other weights: `ELO_CELO2` holds its released settings.
+
+Gradients that are not finite are not replaced by zeros, as the original does: they stay
+visible in their own tensor, here as everywhere in this package.
+
+References:
+    ELO, arXiv:2607.06772.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from configuration.fields import configuration
+from lopt import checks
+from lopt.base import Specs, Theta
+from lopt.baselines.links import add_decayed_weights, in_float32
+from lopt.clipping import clipping
+from lopt.learned.celo2 import Celo2
+from lopt.learned.small_fc import SmallFC
+from lopt.per_parameter.epsilons import PAPER, Epsilons
+from lopt.schedules import (
+    AnySchedule,
+    WarmupCosine,
+    learning_rate_schedule,
+)
+from parametrization.rules import STANDARD, Rules
+
+
+@configuration
+class ELO:
+    """The learned optimizer ELO."""
+
+    learning_rate: float = 1e-3
+    """Scale of a step."""
+    schedule: AnySchedule = "constant"
+    """Of the learning rate over the run: constant, cosine, or one of `schedules`."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay: parameters shrink by rate × this; not multiplied by μP's
+    step scale."""
+    clip_norm: float | None = None
+    """Bound of the norm of all gradients together; None does not clip."""
+    hidden_size: int = 32
+    """Units of each hidden layer of the network."""
+    hidden_layers: int = 2
+    """Hidden layers of the network."""
+    exp_mult: float = 0.001
+    """Scale of the learned log-magnitude of a step."""
+    output_scale: float = 1.0
+    """Factor on the last layer at initialization."""
+    momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    """Decays of the momenta; no decay is learned."""
+    second_moment_decay: float = 0.999
+    """Decay of the second moment."""
+    factored_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    """Decays of the factored second moments, as many as momenta."""
+    epsilons: Epsilons = PAPER
+    """Floors inside the features."""
+    rules: Rules = STANDARD
+    """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
+
+    def __post_init__(self) -> None:
+        checks.positive(self, "learning_rate")
+        checks.within(self, "weight_decay", 0.0, 1e3)
+        if self.clip_norm is not None:
+            checks.positive(self, "clip_norm")
+        _ = self.rule  # its own fields are checked there
+
+    @property
+    def rule(self) -> SmallFC:
+        """The rule of steps of size one."""
+        return SmallFC(
+            hidden_size=self.hidden_size,
+            hidden_layers=self.hidden_layers,
+            step_mult=1.0,
+            exp_mult=self.exp_mult,
+            output_scale=self.output_scale,
+            momentum_decays=self.momentum_decays,
+            second_moment_decay=self.second_moment_decay,
+            factored_decays=self.factored_decays,
+            epsilons=self.epsilons,
+            rules=self.rules,
+        )
+
+    def init(self, key: jax.Array) -> Theta:
+        """Weights of the network alone: `{"layer_i": {"kernel", "bias"}}`."""
+        theta = self.rule.init(key)
+        return {name: x for name, x in theta.items() if not name.endswith("_offsets")}
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer that θ describes; `num_steps` is only the schedule's."""
+        schedule = learning_rate_schedule(
+            jnp.float32(self.learning_rate), self.schedule, num_steps
+        )
+        decays = len(self.momentum_decays)
+        offsets: dict[str, Any] = {
+            "momentum_offsets": jnp.zeros(decays),
+            "second_moment_offsets": jnp.zeros(1),
+            "factored_offsets": jnp.zeros(decays),
+        }
+        links = [
+            clipping(self.clip_norm),
+            self.rule.as_optax({**theta, **offsets}, specs, num_steps),
+            optax.scale(-1.0),  # a step to be subtracted, as weight decay expects
+            *add_decayed_weights(self.weight_decay),
+            optax.scale_by_learning_rate(schedule),
+        ]
+        return in_float32(optax.chain(*links))
+
+
+ELO_CELO2 = Celo2(
+    learning_rate=3.16e-4,
+    schedule=WarmupCosine(warmup=0.0, final=0.1),
+    weight_decay=0.1,
+    clip_norm=1.0,
+    adam_mult=20.0,
+    bias_corrected=True,
+)
+"""The settings that are recommended for ELO-CELO2's weights."""

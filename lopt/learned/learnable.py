@@ -1,0 +1,176 @@
+"""SGD, momentum and Adam whose hyperparameters are θ: the controls of meta-training.
+
+A handful of scalars is all that is learned, so what meta-training makes of them shows
+what a learned *rule* adds. Learning rates and floors are learned as logarithms, a decay
+as the logarithm of its complement, log(1 − decay): a step of the same size in θ then
+means the same relative change everywhere.
+
+References:
+    `LearnableSGD`, `LearnableSGDM` and `LearnableAdam` of google/learned_optimization.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from configuration.fields import configuration
+from lopt import checks
+from lopt.base import Specs, Theta
+from lopt.baselines import base
+from lopt.baselines.links import in_float32, scale_by_specs, unscale_gradients
+from parametrization.rules import STANDARD, Rules
+
+
+@configuration
+class LearnableSGD:
+    """Gradient descent with a learned learning rate; with `rules=SGD_LIKE`, μSGD."""
+
+    initial_learning_rate: float = 0.01
+    """Learning rate of `init`'s θ."""
+    rules: Rules = STANDARD
+    """Parametrization that scales the steps: STANDARD, SGD_LIKE or
+    COMPLETEP_SGD_LIKE."""
+
+    def __post_init__(self) -> None:
+        checks.positive(self, "initial_learning_rate")
+        base.check_proportional(self.rules, "SGD")
+
+    def init(self, key: jax.Array) -> Theta:
+        """θ: `{"log_learning_rate": []}`."""
+        del key
+        return {"log_learning_rate": _log(self.initial_learning_rate)}
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
+        del num_steps
+        return _chain(scale_by_specs(specs, self.rules), _descend(theta))
+
+
+@configuration
+class LearnableSGDM:
+    """Heavy-ball momentum with a learned learning rate and decay.
+
+    The momentum is a sum, not an average: `m ← momentum·m + gradient`.
+    """
+
+    initial_learning_rate: float = 0.01
+    """Learning rate of `init`'s θ."""
+    initial_momentum: float = 0.9
+    """Momentum of `init`'s θ."""
+    rules: Rules = STANDARD
+    """Parametrization that scales the steps: STANDARD, SGD_LIKE or
+    COMPLETEP_SGD_LIKE."""
+
+    def __post_init__(self) -> None:
+        checks.positive(self, "initial_learning_rate")
+        checks.decay(self, "initial_momentum")
+        base.check_proportional(self.rules, "SGD")
+
+    def init(self, key: jax.Array) -> Theta:
+        """θ: `{"log_learning_rate": [], "log_momentum_complement": []}`."""
+        del key
+        return {
+            "log_learning_rate": _log(self.initial_learning_rate),
+            "log_momentum_complement": _log(1.0 - self.initial_momentum),
+        }
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
+        del num_steps
+        return _chain(
+            optax.trace(decay(theta["log_momentum_complement"])),
+            scale_by_specs(specs, self.rules),
+            _descend(theta),
+        )
+
+    def learned_decays(self, theta: Theta) -> dict[str, jax.Array]:
+        """The decay itself, `[]`, by name."""
+        return {"momentum": decay(theta["log_momentum_complement"])}
+
+
+@configuration
+class LearnableAdam:
+    """Adam with four learned scalars; with `rules=ADAM_LIKE`, μAdam.
+
+    As in `lopt.baselines.Adam`, μP also brings the gradients to the base model's size,
+    so that ε means the same at every width.
+    """
+
+    initial_learning_rate: float = 0.001
+    """Learning rate of `init`'s θ."""
+    initial_b1: float = 0.9
+    """Decay of the momentum in `init`'s θ."""
+    initial_b2: float = 0.999
+    """Decay of the second moment in `init`'s θ."""
+    initial_eps: float = 1e-8
+    """Floor of the root of the second moment in `init`'s θ."""
+    rules: Rules = STANDARD
+    """Parametrization that scales the steps: STANDARD, ADAM_LIKE or COMPLETEP."""
+
+    def __post_init__(self) -> None:
+        checks.positive(self, "initial_learning_rate", "initial_eps")
+        checks.decay(self, "initial_b1", "initial_b2")
+        base.check_normalized(self.rules, "Adam's")
+
+    def init(self, key: jax.Array) -> Theta:
+        """θ: logarithms, `[]` each.
+
+        Returns:
+            `{"log_learning_rate", "log_b1_complement", "log_b2_complement",
+            "log_eps"}`.
+        """
+        del key
+        return {
+            "log_learning_rate": _log(self.initial_learning_rate),
+            "log_b1_complement": _log(1.0 - self.initial_b1),
+            "log_b2_complement": _log(1.0 - self.initial_b2),
+            "log_eps": _log(self.initial_eps),
+        }
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
+        del num_steps
+        adam = optax.scale_by_adam(
+            b1=decay(theta["log_b1_complement"]),  # pyright: ignore[reportArgumentType]
+            b2=decay(theta["log_b2_complement"]),  # pyright: ignore[reportArgumentType]
+            eps=jnp.exp(theta["log_eps"]),  # pyright: ignore[reportArgumentType]
+        )
+        return _chain(
+            unscale_gradients(specs, self.rules),
+            adam,
+            scale_by_specs(specs, self.rules),
+            _descend(theta),
+        )
+
+    def learned_decays(self, theta: Theta) -> dict[str, jax.Array]:
+        """The decays themselves, `[]`, by name."""
+        return {name: decay(theta[f"log_{name}_complement"]) for name in ("b1", "b2")}
+
+
+def decay(log_complement: jax.Array) -> jax.Array:
+    """The decay whose complement has this logarithm; never below 0."""
+    return 1.0 - jnp.minimum(jnp.exp(log_complement), 1.0)
+
+
+def _descend(theta: Theta) -> optax.GradientTransformation:
+    return optax.scale_by_learning_rate(jnp.exp(theta["log_learning_rate"]))
+
+
+def _chain(
+    *links: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    return in_float32(optax.chain(*links))
+
+
+def _log(value: float) -> jax.Array:
+    return jnp.float32(math.log(value))

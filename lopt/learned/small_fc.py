@@ -1,0 +1,158 @@
+"""small_fc_lopt: a small network on Adafactor-style features, one step per parameter.
+
+Every parameter moves by `−direction·exp(magnitude·exp_mult)·step_mult·scale`, where the
+network computes direction and magnitude from the parameter's own features and `scale`
+is 1 in the standard parametrization and base-fan-in/fan-in for hidden matrices in μP.
+That one factor is all that distinguishes μLO from the optimizer it grew from.
+
+References:
+    Metz et al., Practical tradeoffs between memory, compute, and performance in learned
+    optimizers, arXiv:2203.11860; Thérien et al., μLO, arXiv:2406.00153, Section 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from configuration.fields import configuration
+from lopt import checks, tensors
+from lopt.base import Specs, Theta
+from lopt.per_parameter import accumulators, features
+from lopt.per_parameter import network as per_parameter_mlp
+from lopt.per_parameter.accumulators import Complements, TensorState
+from lopt.per_parameter.epsilons import PAPER, Epsilons
+from lopt.per_parameter.features import Counts, Quantities
+from lopt.tensors import RuleState
+from parametrization.rules import STANDARD, Rules
+
+
+@configuration
+class SmallFC:
+    """The learned optimizer small_fc_lopt; with `rules=ADAM_LIKE` it is μLO."""
+
+    hidden_size: int = 32
+    """Units of each hidden layer of the network."""
+    hidden_layers: int = 2
+    """Hidden layers of the network."""
+    step_mult: float = 0.001
+    """Scale of a step (λ1 of the papers): .001 in the standard parametrization."""
+    exp_mult: float = 0.001
+    """Scale of the learned log-magnitude of a step (λ2)."""
+    output_scale: float = 1.0
+    """Factor on the last layer at initialization. At 1, as in the papers, an untrained
+    optimizer takes random steps; at 0 it takes none, so no early episode diverges and
+    every window tells meta-training something. Nothing but `init` depends on it."""
+    momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    """Initial decays of the momenta."""
+    second_moment_decay: float = 0.999
+    """Initial decay of the second moment."""
+    factored_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    """Initial decays of the factored second moments, as many as momenta."""
+    epsilons: Epsilons = PAPER
+    """Floors inside the features."""
+    rules: Rules = STANDARD
+    """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
+
+    def __post_init__(self) -> None:
+        checks.network(self)
+        checks.decays(self, "momentum_decays", "second_moment_decay", "factored_decays")
+        checks.as_many(self, "factored_decays", "momentum_decays")
+        checks.step_rules(self.rules)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the network's inputs, in order."""
+        num_decays = len(self.momentum_decays)
+        return features.SMALL_FC.names(Counts(num_decays, 1, num_decays))
+
+    def init(self, key: jax.Array) -> Theta:
+        """Network weights as in haiku's truncated normal, and offsets of the decays, 0.
+
+        Returns:
+            `{"layer_i": {"kernel", "bias"}, "momentum_offsets": [K],
+            "second_moment_offsets": [1], "factored_offsets": [K]}`.
+        """
+        num_decays = len(self.momentum_decays)
+        layers = per_parameter_mlp.init(
+            key,
+            len(self.feature_names),
+            self.hidden_size,
+            self.hidden_layers,
+            2,
+            self.output_scale,
+        )
+        return {
+            **layers,
+            "momentum_offsets": jnp.zeros(num_decays),
+            "second_moment_offsets": jnp.zeros(1),
+            "factored_offsets": jnp.zeros(num_decays),
+        }
+
+    def as_optax(
+        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`).
+
+        `num_steps` is not used: this rule knows the step, not the end of the run.
+        """
+        del num_steps
+        complements = self._complements(theta)
+        layers = self._layers(theta)
+
+        def move(
+            grad: jax.Array, param: jax.Array, state: TensorState, step: jax.Array
+        ) -> tuple[jax.Array, TensorState]:
+            state = accumulators.update(state, grad, complements, self.epsilons)
+            q = Quantities(grad, param, state, step, self.epsilons)
+            moved = per_parameter_mlp.displacement(
+                layers, features.SMALL_FC, q, self.exp_mult
+            )
+            return -self.step_mult * moved, state
+
+        return tensors.transformation(
+            self._init_tensor, move, specs, self.rules.step_scale
+        )
+
+    def learned_decays(self, theta: Theta) -> dict[str, jax.Array]:
+        """The learned decays themselves, `[K]` each, by accumulator."""
+        return {
+            name: 1.0 - value
+            for name, value in self._complements(theta)._asdict().items()
+        }
+
+    def features(self, theta: Theta, state: RuleState, grads: Any, params: Any) -> Any:
+        """Inputs of the network in the next update, `[*S, F]` for each tensor.
+
+        In the order of `feature_names`; scalars are lifted to `[1, F]`. A parameter
+        stacked by `nn.scan` is beyond it.
+        """
+        complements = self._complements(theta)
+
+        def one(grad: jax.Array, param: jax.Array, tensor: TensorState) -> jax.Array:
+            dtype = tensor.momentum.dtype
+            grad, param = (jnp.atleast_1d(x).astype(dtype) for x in (grad, param))
+            tensor = accumulators.update(tensor, grad, complements, self.epsilons)
+            q = Quantities(grad, param, tensor, state.step, self.epsilons)
+            return features.all_features(features.SMALL_FC, q)
+
+        return jax.tree.map(one, grads, params, state.tensors)
+
+    def _complements(self, theta: Theta) -> Complements:
+        return Complements(
+            accumulators.complement(self.momentum_decays, theta["momentum_offsets"]),
+            accumulators.complement(
+                (self.second_moment_decay,), theta["second_moment_offsets"]
+            ),
+            accumulators.complement(self.factored_decays, theta["factored_offsets"]),
+        )
+
+    def _layers(self, theta: Theta) -> dict[str, dict[str, jax.Array]]:
+        names = [f"layer_{i}" for i in range(self.hidden_layers + 1)]
+        return {name: theta[name] for name in names}
+
+    def _init_tensor(self, shape: tuple[int, ...], dtype: Any) -> TensorState:
+        return accumulators.init(shape, len(self.momentum_decays), dtype)

@@ -1,0 +1,1 @@
+"""Networks applied to every parameter: features, accumulators, fast evaluation."""

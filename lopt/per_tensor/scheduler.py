@@ -1,0 +1,220 @@
+"""The half of VeLO and Celo that looks at whole tensors: an LSTM that schedules.
+
+In every step it sees how far the run is (nine numbers), how the loss develops (nine,
+see `loss_buffer`) and, in VeLO, what each tensor is like (twelve, see
+`tensor_features`). It answers with a factor on each tensor's step and, in VeLO, with
+the weights by which a bank of networks is mixed into the one that moves that tensor.
+
+All tensors are one batch. They exchange what they know before the LSTM: the maximum
+over tensors of one layer is added to each tensor's input. In Celo nothing distinguishes
+tensors, all rows would be equal; there is one row, whose answer holds for all.
+
+The original has one more layer before the exchange, whose output is not used; its
+weights are no part of θ here.
+
+References:
+    Metz et al., VeLO, arXiv:2211.09760, Appendix B; Moudgil et al., Celo,
+    arXiv:2501.12670, Section 3; `HyperV2` of google/learned_optimization.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopt import dense, sanitizer
+from lopt.base import Specs, Theta
+from lopt.per_parameter.accumulators import TensorState, present
+from lopt.per_tensor import loss_buffer, lstm, statistics
+from lopt.per_tensor.loss_buffer import LossBuffer
+from lopt.per_tensor.lstm import LSTMState
+from lopt.tensors import Arrangement, init_states
+
+FRACTIONS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
+"""Fractions of the run at which a feature of the fraction done changes sign."""
+RANKS = 5
+"""Tensors of rank 0 to 4 are told apart."""
+STEP_SCALE = 0.1
+"""Factor on a step when the exponent is 0, where factors are exponentials."""
+
+
+class Schedule(NamedTuple):
+    """What the LSTM says of R tensors."""
+
+    step_mult: jax.Array  # [R], factor on the step
+    controls: jax.Array | None  # [R, B], weights of the bank; None without one
+
+
+class TensorLSTMState(NamedTuple):
+    """What is remembered between steps."""
+
+    lstm: LSTMState  # [R, H]
+    losses: LossBuffer
+
+
+class ScheduledState(NamedTuple):
+    """State of an optimizer whose steps the LSTM schedules."""
+
+    step: jax.Array  # [] int32, updates done
+    tensors: Any  # tree of TensorState, parallel to the parameters
+    scheduler: TensorLSTMState
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorLSTM:
+    """The scheduling network; a part of an optimizer, not one itself."""
+
+    hidden_size: int
+    """Units of the LSTM and of the layers before it."""
+    tensor_features: int = 0
+    """Inputs that tell tensors apart; 0: there is one row for all tensors."""
+    bank_size: int = 0
+    """Networks in the bank that is mixed; 0: there is no bank."""
+    exponential: bool = False
+    """Whether factors on steps are 0.1·exp(output), as in Celo, or the output."""
+    bugged_losses: bool = False
+    """Whether the loss features are those of published VeLO (see `loss_buffer`)."""
+
+    @property
+    def num_inputs(self) -> int:
+        """Inputs of a row."""
+        return len(FRACTIONS) + loss_buffer.FEATURES + self.tensor_features
+
+    def init(self, key: jax.Array) -> Theta:
+        """Weights.
+
+        Returns:
+            `{"exchange", "inputs", "step": layers {"kernel", "bias"}, "lstm" (see
+            `lstm.init`)}` and, with a bank, the layer `"controls"`.
+        """
+        keys = jax.random.split(key, 5)
+        size = self.hidden_size
+        theta = {
+            "exchange": dense.init(keys[0], self.num_inputs, size),
+            "inputs": dense.init(keys[1], self.num_inputs, size),
+            "lstm": lstm.init(keys[2], size, size),
+            "step": dense.init(keys[3], size, 1),
+        }
+        if self.bank_size:
+            theta["controls"] = dense.init(keys[4], size, self.bank_size)
+        return theta
+
+    def initial_state(self, theta: Theta, num_tensors: int) -> TensorLSTMState:
+        """State before the first step."""
+        rows = num_tensors if self.tensor_features else 1
+        memory = lstm.initial_state(theta["lstm"], rows)
+        dtype = jnp.promote_types(memory.hidden.dtype, jnp.float32)
+        return TensorLSTMState(memory, loss_buffer.init(dtype))
+
+    def begin(
+        self,
+        theta: Theta,
+        params: optax.Params,
+        specs: Specs,
+        empty: Callable[[tuple[int, ...], Any], TensorState],
+    ) -> ScheduledState:
+        """The first state of an optimizer whose tensors begin as `empty` says."""
+        rows = Arrangement(params, params, specs).num_tensors
+        return ScheduledState(
+            step=jnp.zeros([], jnp.int32),
+            tensors=init_states(params, specs, empty),
+            scheduler=self.initial_state(theta, rows),
+        )
+
+    def apply(
+        self,
+        theta: Theta,
+        state: TensorLSTMState,
+        loss: jax.typing.ArrayLike,
+        step: jax.Array,
+        num_steps: int | jax.Array,
+        tensors: jax.Array | None = None,
+    ) -> tuple[Schedule, TensorLSTMState]:
+        """One step.
+
+        Args:
+            theta: as from `init`.
+            state: of the step before.
+            loss: `[]`, before the update.
+            step: `[]`, updates done.
+            num_steps: `[]`, updates of the whole run; may be traced.
+            tensors: `[R, tensor_features]`, if the LSTM tells tensors apart.
+        """
+        inputs, losses = self.inputs(state, loss, step, num_steps, tensors)
+        common = jax.nn.relu(dense.apply(theta["exchange"], inputs))
+        common = jnp.max(common, axis=0, keepdims=True)
+        seen = dense.apply(theta["inputs"], inputs) + common
+        outputs, memory = lstm.apply(theta["lstm"], seen, state.lstm)
+        factor = dense.apply(theta["step"], outputs)[:, 0]
+        if self.exponential:
+            factor = STEP_SCALE * jnp.exp(factor)
+        controls = None
+        if self.bank_size:
+            controls = dense.apply(theta["controls"], outputs)
+        return Schedule(factor, controls), TensorLSTMState(memory, losses)
+
+    def inputs(
+        self,
+        state: TensorLSTMState,
+        loss: jax.typing.ArrayLike,
+        step: jax.Array,
+        num_steps: int | jax.Array,
+        tensors: jax.Array | None = None,
+    ) -> tuple[jax.Array, LossBuffer]:
+        """What the LSTM sees `[R, num_inputs]`, and the buffer with this loss."""
+        length = loss_buffer.TEN_STEPS if self.bugged_losses else num_steps
+        losses = loss_buffer.update(state.losses, loss, length)
+        dtype = losses.means.dtype
+        fractions = fraction_features(step, num_steps, dtype)
+        shared = jnp.concatenate([fractions, loss_buffer.features(losses, length)])
+        if tensors is None:
+            return shared[None], losses
+        shared = jnp.broadcast_to(shared[None], (tensors.shape[0], shared.shape[0]))
+        seen = sanitizer.finite(tensors.astype(dtype))
+        return jnp.concatenate([shared, seen], axis=1), losses
+
+
+def fraction_features(
+    step: jax.Array, num_steps: int | jax.Array, dtype: jnp.dtype
+) -> jax.Array:
+    """How far the run is: tanh(10·(step/num_steps − fraction)), `[9]`."""
+    done = jnp.asarray(step, dtype) / jnp.maximum(jnp.asarray(num_steps, dtype), 1.0)
+    return jnp.tanh(10.0 * (done - jnp.asarray(FRACTIONS, dtype)))
+
+
+def num_tensor_features(num_decays: int) -> int:
+    """Length of `tensor_features` with this many momenta and one second moment."""
+    return 1 + RANKS + 2 * num_decays
+
+
+def tensor_features(param: jax.Array, state: TensorState) -> jax.Array:
+    """What VeLO sees of one tensor `[*S]`, accumulators before this update, `[12]`.
+
+    The size of the second moment, the rank (axes longer than 1, one-hot), and the
+    spreads of momenta and second moment; all in units of the parameters' root mean
+    square. As published, the second moment's spread is taken around the mean of each
+    *momentum*, so it is as many numbers as there are momenta.
+    """
+    unit = jax.lax.rsqrt(jnp.maximum(1e-9, jnp.mean(param**2)))
+    momentum = unit * state.momentum
+    second = unit * present(state.second_moment, "second moment")
+    axes = tuple(range(1, momentum.ndim))
+    center = jnp.mean(momentum, axis=axes, keepdims=True)
+    rank = sum(size > 1 for size in param.shape)
+    return jnp.concatenate(
+        [
+            _magnitude(jnp.mean(second, axis=axes)),
+            jax.nn.one_hot(rank, RANKS, dtype=param.dtype),
+            _magnitude(jnp.mean(jnp.square(momentum - center), axis=axes)),
+            _magnitude(jnp.mean(jnp.square(second - center), axis=axes)),
+        ]
+    )
+
+
+def _magnitude(x: jax.Array) -> jax.Array:
+    return 0.5 * statistics.log_magnitude(10.0 * x)

@@ -1,0 +1,189 @@
+"""The released form of a learned optimizer: a folder of weights and JSON.
+
+`model.safetensors` holds θ, `config.json` everything else that the optimizer is, with
+its provenance. `SHA256SUMS` covers both, and the folder appears by one rename. Nothing
+is ever unpickled.
+
+There are two schemas. The first is of small_fc_lopt alone and can be read by PyLO and
+by our PyTorch adapter (`lopt.release.pylo_form`); it is written wherever it says all
+that the optimizer is. The second holds any optimizer of `lopt.release.registry`: its
+fields as `configuration.encoding` writes them, its θ under the paths of its leaves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import optax
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from configuration import encoding
+from configuration.files import SUMS, publish, verify_sums
+from lopt.base import Specs, Theta
+from lopt.learned.small_fc import SmallFC
+from lopt.release import pylo_form, registry, weights
+from lopt.release.registry import AnyLearned
+
+PYLO_SCHEMA, SCHEMA_VERSION = 1, 2
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+FILES = (WEIGHTS, CONFIG, SUMS)
+
+_NOT_UNDERSTOOD = (
+    *(KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError),
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Artifact:
+    """A trained optimizer: the rule, all of θ, and where it comes from."""
+
+    optimizer: AnyLearned
+    theta: Theta
+    base: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Base width and depth of meta-training, where μP multipliers are 1."""
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """How θ was made: configuration, step, data, versions; any JSON."""
+
+    def as_optax(
+        self, specs: Specs, num_steps: int
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer, for parameters with these specs (see `LearnedOptimizer`)."""
+        return self.optimizer.as_optax(self.theta, specs, num_steps)
+
+    def save(self, folder: str | Path, *, replace: bool = False) -> None:
+        """Writes the folder.
+
+        Args:
+            folder: must not exist, unless it is to be replaced.
+            replace: whether an older artifact gives way, once this one is complete.
+
+        Raises:
+            FileExistsError: if the folder exists and is not to be replaced.
+            OSError: if it cannot be written; an older artifact stays.
+            ValueError: if θ is not finite or does not belong to the optimizer, or if
+                the optimizer is of a class that no reader knows.
+        """
+        tensors = weights.check_theta(self.optimizer, self.theta)
+        if pylo_form.can_hold(self.optimizer):
+            assert isinstance(self.optimizer, SmallFC)
+            tensors = pylo_form.to_tensors(self.optimizer, self.theta)
+        config = json.dumps(self._config(), indent=2, allow_nan=False)
+
+        def write(temporary: Path) -> None:
+            try:
+                save_file(tensors, temporary / WEIGHTS)
+            except SafetensorError as error:  # a full disk, too
+                raise OSError(errno.EIO, str(error), str(folder)) from error
+            (temporary / CONFIG).write_text(config + "\n")
+
+        publish(Path(folder), write, replace=replace)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Artifact:
+        """Reads and verifies a folder.
+
+        Raises:
+            ValueError: naming the file that is missing, damaged or not understood.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder of a released optimizer")
+        try:
+            verify_sums(folder, (WEIGHTS, CONFIG))
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be read: {error}") from None
+        config = _read_config(folder / CONFIG)
+        try:
+            return cls._from_config(config, folder / WEIGHTS)
+        except _NOT_UNDERSTOOD as error:
+            message = str(error)
+            if str(folder) in message:
+                raise ValueError(message) from None
+            what = f"{error!r}" if isinstance(error, KeyError) else message
+            raise ValueError(
+                f"{folder / CONFIG} does not describe an optimizer: {what}"
+            ) from None
+
+    def _config(self) -> dict[str, Any]:
+        lopt, provenance = self.optimizer, dict(self.provenance)
+        if pylo_form.can_hold(lopt):
+            assert isinstance(lopt, SmallFC)
+            config = pylo_form.to_config(lopt, self.theta, self.base)
+            pylo = config.pop("pylo")
+            # PyLO's keys stand first, and what it is told beside them last.
+            sizes = {key: config.pop(key) for key in tuple(config)[:3]}
+            return {
+                **sizes,
+                "schema_version": PYLO_SCHEMA,
+                **config,
+                "provenance": provenance,
+                "pylo": pylo,
+            }
+        if registry.KINDS.get(type(lopt).__name__) is not type(lopt):
+            raise ValueError(
+                f"{type(lopt).__name__} is not in lopt.registry: no reader knows it"
+            )
+        encoded = encoding.encode(lopt, registry.KINDS)
+        # What is written can be read: a field of a wrong type is found here.
+        _decode_optimizer({"optimizer": encoded})
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "optimizer": encoded,
+            "base": dict(self.base),
+            "provenance": provenance,
+        }
+
+    @classmethod
+    def _from_config(cls, config: dict[str, Any], path: Path) -> Artifact:
+        if config["schema_version"] == PYLO_SCHEMA:
+            stored = config["optimizer"]
+            optimizer: AnyLearned = pylo_form.from_config(config)
+            theta = pylo_form.from_files(optimizer, stored, path)
+            base = stored["base"]
+        else:
+            optimizer = _decode_optimizer(config)
+            tensors = weights.read(path)
+            weights.check(tensors, weights.expected_shapes(optimizer), path)
+            theta, base = weights.as_theta(tensors), config["base"]
+        for name, value in (("base", base), ("provenance", config["provenance"])):
+            if not isinstance(value, dict):
+                raise ValueError(f"{name} = {value!r} must be an object")
+        return cls(optimizer, theta, base, config["provenance"])
+
+
+def _decode_optimizer(config: dict[str, Any]) -> AnyLearned:
+    optimizer = encoding.decode_kind(config["optimizer"], "optimizer", registry.KINDS)
+    if not isinstance(optimizer, registry.LEARNED):
+        raise ValueError(
+            f"optimizer.kind = {type(optimizer).__name__!r} is no learned optimizer"
+        )
+    return optimizer
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    version = config.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise ValueError(f"{path} has no schema_version: {version!r}")
+    if version not in (PYLO_SCHEMA, SCHEMA_VERSION):
+        raise ValueError(
+            f"{path} has schema_version {version}; this version reads {PYLO_SCHEMA} "
+            f"and {SCHEMA_VERSION}"
+        )
+    return config
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

@@ -1,0 +1,1 @@
+"""Tasks made from a user's functions or from learned_optimization."""

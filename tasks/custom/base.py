@@ -1,0 +1,188 @@
+"""What tasks share whose functions are somebody else's.
+
+Of such a task nothing is known but what its functions return. So what they return is
+checked where it is made (`checked_loss`), it has no layers to look into, and the
+parametrization of its forward pass is whatever its author wrote.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self, cast
+
+import jax
+import jax.numpy as jnp
+
+from parametrization.rules import STANDARD, Rules
+from tasks.base import Batch, Dataset, Params, Task, sample
+from tasks.synthetic.base import initial_loss
+
+Loss = tuple[jax.Array, dict[str, jax.Array]]
+
+
+class EveryBatch(NamedTuple):
+    """Several batches as one, whose loss is the mean of theirs: see `Task.whole`."""
+
+    batches: Batch  # [n] in front of every array
+
+
+class OpaqueTask(abc.ABC):
+    """What such tasks share; subclasses are final frozen dataclasses, and a `Task`."""
+
+    name: str
+    """What messages call it."""
+    chance: float | None
+    """The loss that knows nothing, where it was given."""
+    width: int | None
+    """Width, where it is known (see `Task.width`)."""
+
+    @abc.abstractmethod
+    def loss_of_batch(self, params: Params, key: jax.Array, batch: Batch) -> Loss:
+        """The checked loss of a single batch."""
+
+    def check(self) -> None:
+        """Traces everything once, so that what is wrong is said at the beginning.
+
+        Raises:
+            ValueError: if the given loss at chance is no unit, or the loss no number.
+        """
+        if self.chance is not None and not 0.0 < self.chance < math.inf:
+            raise ValueError(
+                f"loss at chance of {self.name} = {self.chance} must be positive"
+            )
+
+        def compute(dataset: Dataset, key: jax.Array) -> Any:
+            return task.loss(task.init(key), key, sample(task, dataset, key))
+
+        task = cast(Task, self)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        params = jax.eval_shape(task.init, key)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if leaf.size == 0 or not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise ValueError(
+                    f"parameter {jax.tree_util.keystr(path) or 'params'} of "
+                    f"{self.name} is {leaf.dtype}{list(leaf.shape)}; it must hold one "
+                    "or more real floating-point numbers"
+                )
+        jax.eval_shape(compute, task.load_data(), key)
+
+    @property
+    def loss_at_chance(self) -> float:
+        """What was given, or the loss at initialization averaged over 64 keys.
+
+        Raises:
+            ValueError: if that average is not positive, or not finite.
+        """
+        if self.chance is not None:
+            return self.chance
+        return checked_chance(self.name, initial_loss(cast(Task, self)))
+
+    def loss(self, params: Params, key: jax.Array, batch: Batch) -> Loss:
+        """The loss `[]` and auxiliary scalars, of one batch or of `EveryBatch`."""
+        if not isinstance(batch, EveryBatch):
+            return self.loss_of_batch(params, key, batch)
+        num = jax.tree.leaves(batch)[0].shape[0]
+        # One after the other: as much memory as one batch needs.
+        losses = jax.lax.map(
+            lambda xs: self.loss_of_batch(params, *xs),
+            (jax.random.split(key, num), batch.batches),
+        )
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), losses)
+
+    @property
+    def depth(self) -> int | None:
+        """None: none is known (see `Task.depth`)."""
+        return None
+
+    def at_width(self, width: int) -> Self:
+        """Raises ValueError: there is no width."""
+        raise ValueError(f"{self.name} has no width to set to {width}")
+
+    def at_depth(self, depth: int) -> Self:
+        """Raises ValueError: there is no depth."""
+        raise ValueError(f"{self.name} has no depth to set to {depth}")
+
+    def with_rules(self, rules: Rules) -> Self:
+        """The task itself in the standard parametrization.
+
+        Raises:
+            ValueError: for another one, which would have to change a forward pass that
+                is not ours.
+        """
+        if rules is STANDARD:
+            return self
+        raise ValueError(
+            f"{self.name} computes its own forward pass, so {rules.name} cannot be "
+            "set from outside; rules = STANDARD leaves it as it is"
+        )
+
+    def activations(
+        self, params: Params, key: jax.Array, batch: Batch
+    ) -> dict[str, jax.Array]:
+        """Nothing: no layer is known."""
+        del params, key, batch
+        return {}
+
+
+def checked_chance(name: str, chance: float) -> float:
+    """A mean loss at initialization, if it can be the unit of a loss."""
+    if 0.0 < chance < math.inf:
+        return chance
+    raise ValueError(
+        f"the loss of {name} at initialization, averaged over 64 keys, is {chance}, "
+        "which is no unit of a loss: give a positive loss at chance"
+    )
+
+
+def checked_loss(name: str, loss: Any, aux: Any) -> Loss:
+    """What a foreign loss returned, as ours: float32 or wider, auxiliaries averaged.
+
+    Args:
+        name: of the task.
+        loss: must be one number `[]`.
+        aux: a mapping of arrays; of each the mean is kept.
+
+    Raises:
+        ValueError: if it is not so.
+    """
+    try:
+        value = jnp.asarray(loss)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"the loss of {name} is a {type(loss).__name__}; it must be one number"
+        ) from None
+    if value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"the loss of {name} has shape {value.shape} and dtype {value.dtype}; it "
+            "must be one floating-point number, such as the mean over the batch"
+        )
+    if not isinstance(aux, Mapping):
+        raise ValueError(
+            f"the auxiliary values of {name} are a {type(aux).__name__}; they must be "
+            "a dictionary of arrays"
+        )
+    value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    return value, {str(key): jnp.mean(x) for key, x in aux.items()}
+
+
+def never_constant(params: Params, key: jax.Array) -> Params:
+    """The same parameters, none of whose matrices the compiler knows to be constant.
+
+    jaxlib 0.10.2 for CPUs computes products with a matrix of equal constants wrongly
+    (128 rows and more, 32 columns and more; `optimization_barrier` does not help). That
+    is what the loss of a zero readout is, in one program with its initialization.
+    """
+    word = jax.random.key_data(key).ravel()[-1]
+
+    def guarded(leaf: jax.Array) -> jax.Array:
+        if leaf.ndim < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        # Always true, which the compiler does not know: numbers in [1, 2), another for
+        # each element, made of the key's bits. Every bit of the leaf stays, also of −0.
+        bits = (jax.lax.iota(jnp.uint32, leaf.size) ^ word) >> 9 | 0x3F800000
+        below = jax.lax.bitcast_convert_type(bits, jnp.float32) < 3.0
+        return jnp.where(below.reshape(leaf.shape), leaf, leaf + 1)
+
+    return jax.tree.map(guarded, params)

@@ -1,0 +1,1 @@
+"""Tasks without a model: quadratics and a curved valley."""

@@ -1,0 +1,191 @@
+"""Dataclasses of every kind of field survive JSON; what is wrong is named."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import enum
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import pytest
+
+from configuration.encoding import decode, decode_kind, encode, kinds_of
+
+
+class Colour(enum.Enum):
+    RED = "r"
+    BLUE = "b"
+
+
+class Shape(abc.ABC):
+    @abc.abstractmethod
+    def area(self): ...
+
+
+@runtime_checkable
+class HasArea(Protocol):
+    def area(self): ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Square(Shape):
+    side: float = 1.0
+
+    def __post_init__(self):
+        if not self.side > 0:
+            raise ValueError(f"side = {self.side} must be positive")
+
+    def area(self):
+        return self.side**2
+
+
+@dataclasses.dataclass(frozen=True)
+class Circle(Shape):
+    radius: float = 1.0
+
+    def area(self):
+        return 3 * self.radius**2
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    """A kind that has no area."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Floors:
+    low: float = 1e-8
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything:
+    count: int = 3
+    size: float = 0.5
+    flag: bool = True
+    text: str = "a"
+    colour: Colour = Colour.BLUE
+    word: Literal["one", "two"] = "two"
+    many: tuple[float, ...] = (0.1, 1e-30)
+    pair: tuple[int, float] = (1, 2.5)
+    nested: tuple[tuple[int, ...], ...] = ((1, 2), ())
+    folder: Path = Path("a/b")
+    floors: Floors = Floors(1e-3)
+    maybe: float | None = None
+    either: int | str | None = "x"
+    named: Literal["unit", "none"] | Square = "unit"
+    shape: Shape = Square(2.0)
+    area: HasArea = Circle(0.3)
+    chosen: Square | Circle = Circle()
+
+
+KINDS = kinds_of(Everything, Square, Circle, Nothing)
+
+
+def stored(**changes: Any) -> Any:
+    return json.loads(json.dumps(encode(Everything(), KINDS))) | changes
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Everything(),
+        Everything(maybe=0.25, either=7, chosen=Square(3.0), area=Square(), many=()),
+        Everything(size=float("inf"), many=(-float("inf"), 1.0)),
+        Everything(named=Square(0.5)),
+        Everything(either=None, flag=False, colour=Colour.RED, folder=Path("/")),
+    ],
+)
+def test_a_value_survives(value):
+    data = json.loads(json.dumps(encode(value, KINDS), allow_nan=False))
+    assert decode_kind(data, "it", KINDS) == value
+    data.pop("kind")
+    assert decode(Everything, data, "it", KINDS) == value
+
+
+def test_the_form_is_plain():
+    data = encode(Everything(), KINDS)
+    assert data["kind"] == "Everything"
+    assert data["floors"] == {"low": 1e-3}  # one class only: no kind
+    assert data["shape"] == {"kind": "Square", "side": 2.0}
+    assert (data["colour"], data["folder"], data["pair"]) == ("BLUE", "a/b", [1, 2.5])
+
+
+def test_whole_numbers_are_floats_where_floats_are_meant():
+    value = decode_kind(stored(size=2), "it", KINDS)
+    assert value.size == 2.0 and type(value.size) is float
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (stored(other=1), r"it\.other is not a field of Everything"),
+        ({k: v for k, v in stored().items() if k != "text"}, r"it\.text is missing"),
+        (stored(count=True), r"it\.count = True must be of type int"),
+        (stored(count=1.0), r"it\.count = 1\.0 must be of type int"),
+        (stored(flag=1), r"it\.flag = 1 must be of type bool"),
+        (stored(size="1"), r"it\.size = '1' must be of type float"),
+        (stored(size=10**400), r"it\.size = 1000.*\.\.\. is no float"),
+        (stored(colour="GREEN"), r"it\.colour = 'GREEN' must be in \['RED', 'BLUE'\]"),
+        (stored(word="three"), r"it\.word = 'three' must be one of"),
+        (stored(many=0.1), r"it\.many = 0\.1 must be a list"),
+        (stored(many=[0.1, "x"]), r"it\.many = 'x' must be of type float"),
+        (stored(pair=[1, 2.0, 3]), r"it\.pair = \[1, 2\.0, 3\] must have 2 entries"),
+        (stored(pair=[1.5, 2.0]), r"it\.pair = 1\.5 must be of type int"),
+        (stored(floors=[1]), r"it\.floors must be an object with fields"),
+        (stored(floors={"high": 1.0}), r"it\.floors\.high is not a field of Floors"),
+        (stored(maybe="x"), r"it\.maybe = 'x' must be of type float"),
+        (stored(either=1.5), r"it\.either must be an object with a 'kind', not 1\.5"),
+        (stored(named="two"), r"it\.named = 'two' must be one of \('unit', 'none'\)"),
+        (stored(named=1), r"it\.named must be an object with a 'kind', not 1"),
+        (stored(shape={"side": 1.0}), r"it\.shape must be an object with a 'kind'"),
+        (stored(shape=3), r"it\.shape must be an object with a 'kind', not 3"),
+        (stored(shape={"kind": "os"}), r"it\.shape\.kind = 'os' is not known"),
+        (stored(shape={"kind": []}), r"it\.shape\.kind = \[\] is not known"),
+        (
+            stored(shape={"kind": "Square", "side": 0.0}),
+            r"side = 0\.0 must be positive",
+        ),
+        (stored(area={"kind": "Nothing"}), r"it\.area\.kind = 'Nothing' must be HasA"),
+        (
+            stored(chosen={"kind": "Nothing"}),
+            r"it\.chosen\.kind = 'Nothing' must be Square or Circle",
+        ),
+        (stored(floors={"kind": "Nothing"}), r"it\.floors\.kind = .* must be Floors"),
+        (stored(kind="Other"), r"it\.kind = 'Other' is not known; known are Everyth"),
+        ([], r"it must be an object with a 'kind'"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(data, message):
+    with pytest.raises(ValueError, match=message) as info:
+        decode_kind(data, "it", KINDS)
+    assert "\n" not in str(info.value) and len(str(info.value)) < 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Holds:
+    value: Any
+
+
+@pytest.mark.parametrize("value", [float("nan"), print, {"a": 1}, Colour, b"x", 1j])
+def test_what_json_cannot_hold_is_not_written(value):
+    with pytest.raises(ValueError, match="JSON"):
+        encode(Holds(value), KINDS)
+
+
+def test_a_class_of_the_same_name_is_no_kind():
+    other = dataclasses.make_dataclass("Square", [("side", float, 1.0)], frozen=True)
+    assert "kind" not in encode(other(), KINDS)
+    with pytest.raises(ValueError, match="share a name"):
+        kinds_of(Square, other)
+
+
+def test_a_callable_field_is_refused_when_read():
+    @dataclasses.dataclass(frozen=True)
+    class Calls:
+        function: Callable[[], int]
+
+    with pytest.raises(ValueError):
+        decode(Calls, {"function": "print"}, "it", KINDS)

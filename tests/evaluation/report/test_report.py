@@ -1,0 +1,380 @@
+"""Tables, figures and the report: complete, honest, self-contained."""
+
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from evaluation.plan import ADAM, ADAM_LONG, LEARNED, MU_ADAM, CellTuning, Skipped
+from evaluation.report import plots
+from evaluation.report.html import write_report
+from evaluation.report.overview import overview, wants_overview
+from evaluation.report.summary import compare, headline, scaling_lines, summarize
+from evaluation.report.tables import html_seeds, text_summary
+from evaluation.tune import Point, Tuning
+
+RATE = {
+    "learning_rate": 2**-4.5,
+    "schedule": "cosine",
+    "tuned_at": "trained",
+    "tuning_runs": 90,
+}
+
+
+@pytest.fixture
+def rows(make_row):
+    """The learned optimizer wins in the trained cell and loses to μAdam when wide."""
+    result = []
+    for seed in range(5):
+        noise = 0.001 * seed
+        result += [
+            make_row(LEARNED, seed=seed, loss=0.050 + noise),
+            make_row(
+                ADAM, seed=seed, loss=0.060 + 1.1 * noise, provenance=RATE, steps=5
+            ),
+            make_row(LEARNED, "width 128", seed, 0.045 + noise, widths=(128, 128)),
+            make_row(
+                MU_ADAM,
+                "width 128",
+                seed,
+                0.040 + 1.1 * noise,
+                widths=(128, 128),
+                provenance=RATE,
+            ),
+        ]
+    result.sort(key=lambda row: row.cell)
+    return result
+
+
+@pytest.fixture
+def tunings():
+    points = tuple(
+        Point(schedule, 2.0 ** (k / 2), 0.1 + 0.01 * (k + 9) ** 2, 0)
+        for schedule in ("constant", "cosine")
+        for k in range(-12, -5)
+    )
+    tuning = Tuning(2**-4.5, "cosine", 0.1, points, 42, 210, 1, True, 3.0)
+    return [CellTuning("trained", ADAM, tuning)]
+
+
+def test_summary_counts_and_compares(rows):
+    learned, adam, *_ = summarize(rows)
+    assert (learned.optimizer, learned.num, learned.diverged) == (LEARNED, 5, 0)
+    assert learned.mean_loss[0] == pytest.approx(0.052)
+    assert learned.mean_loss[1] == pytest.approx(0.001 * math.sqrt(2.5 / 5))
+    assert learned.versus_adam.verdict == "lower"
+    assert learned.versus_adam.wins == 5
+    assert adam.versus_adam is None
+
+
+def test_headline_names_the_winner_and_the_baseline_that_wins(rows, make_row):
+    text = headline(rows)
+    assert f"{100 * (1 - 0.052 / 0.0622):.1f} % below tuned Adam's" in text
+    assert "lower on 5 of 5 seeds (the learned optimizer wins)" in text
+    assert f"Baselines with a lower mean loss: {MU_ADAM} (width 128)" in text
+    assert (
+        "Its test loss after the last step, 0.300, is not distinguishable from" in text
+    )
+    worse = [
+        make_row(name, seed=seed, loss=loss + 0.001 * seed * loss)
+        for seed in range(5)
+        for name, loss in ((LEARNED, 0.2), (ADAM, 0.1))
+    ]
+    text = headline(worse)
+    assert "100.0 % above tuned Adam's" in text
+    assert "tuned Adam wins" in text
+    assert f"{ADAM} (trained)" in text
+
+
+def test_runs_that_share_no_seed_are_not_compared(make_row):
+    rows = [make_row(LEARNED, seed=0), make_row(ADAM, seed=1)]
+    assert compare(rows, LEARNED, ADAM) is None
+    assert "share no run" in headline(rows)
+
+
+def test_text_table_is_aligned_and_complete(rows):
+    text = text_summary(rows, [("width 512", LEARNED, 3), ("width 512", LEARNED, 4)])
+    lines = text.splitlines()
+    starts = {
+        line.index(name)
+        for name in (LEARNED, ADAM)
+        for line in lines[2:4]
+        if name in line
+    }
+    assert starts == {lines[0].index("optimizer")}
+    for part in ("0.0520 ± 0.0007", "▼", "5/5", "0.0442 cosine (90 runs)", "no tuning"):
+        assert part in text
+    assert "0.0442 cosine (from trained)" in text
+    assert "MISSING: width 512, learned: seeds 3, 4" in text
+    assert "width 128: 0.90 × its own mean loss" in scaling_lines(rows)[0]
+
+
+def test_diverged_runs_are_counted_in_every_table(rows, make_row):
+    bad = make_row(
+        LEARNED,
+        seed=5,
+        loss=3.45,
+        curve=(2.3, math.nan, math.nan, math.nan, math.inf),
+        diverged=True,
+        capped_steps=4,
+    )
+    rows = [bad, *rows]
+    assert summarize(rows)[0].diverged == 1
+    assert summarize(rows)[0].mean_loss[0] == pytest.approx((5 * 0.052 + 3.45) / 6)
+    assert "1/6 (4 steps capped)" in text_summary(rows)
+    assert "<td>yes</td>" in html_seeds(rows)
+    assert plots.svg(plots.plot_curves(rows)).startswith("<svg")
+
+
+def test_the_table_of_the_quickstart_looks_as_it_did(rows):
+    text = text_summary(rows)
+    lines = text.splitlines()
+    assert lines[0].split("  ")[0] == "cell"
+    assert lines[0].rstrip().endswith("learning rate")
+    assert lines[1] and set(lines[1]) == {"─", " "}
+    # A rule before each cell and none inside it.
+    assert [set(line) == {"─", " "} for line in lines[:7]] == [
+        *(False, True, False, False),
+        *(True, False, False),
+    ]
+    assert lines[7] == "" and lines[8] == (
+        "Losses in nats; mean loss: mean over all steps of the training batch's loss "
+        "before the update, ± standard error over seeds; ▼ lower than tuned Adam, "
+        "▲ higher, ≈ the 95 % interval of the paired difference holds 0."
+    )
+    assert "varies" not in text and "SKIPPED" not in text
+
+
+TEXT = {
+    "axis": "held_out",
+    "task": "LanguageModelling",
+    "family": "Transformer",
+    "dataset": "lm1b",
+    "resolution": "64 of 256 tokens",
+    "unit": "nats per token",
+    "loss_at_chance": 4.0,
+    "depth": 3,
+    "widths": (8, 8, 8),
+}
+BOWL = {
+    "axis": "held_out",
+    "task": "Quadratic",
+    "family": "Quadratic",
+    "unit": "units of the height",
+    "loss_at_chance": 2.0,
+    "widths": (),
+    "depth": None,
+    "base_width": None,
+    "batch_size": None,
+    "valid_accuracy": math.nan,
+    "test_accuracy": math.nan,
+}
+
+
+@pytest.fixture
+def mixed(make_row):
+    """A suite of seven cells in three units, one of them without any width."""
+    result = []
+    for seed in range(3):
+        noise = 0.001 * seed
+        for k in range(5):
+            cell = f"width {16 * 2**k}"
+            wide = {"widths": (16 * 2**k,), "cell": cell, "seed": seed}
+            result += [
+                make_row(LEARNED, loss=0.1 + noise, **wide),
+                make_row(ADAM, loss=0.2 + noise, provenance=RATE, **wide),
+            ]
+        result += [
+            make_row(LEARNED, "text", seed, 2.0 + noise, **TEXT),
+            make_row(ADAM, "text", seed, 1.0 + 1.1 * noise, provenance=RATE, **TEXT),
+            make_row(LEARNED, "bowl", seed, 0.5 + noise, **BOWL),
+            make_row(ADAM, "bowl", seed, 0.5 + 2.0 * noise, provenance=RATE, **BOWL),
+        ]
+    result.sort(key=lambda row: (row.cell, row.optimizer != LEARNED))
+    return result
+
+
+def test_cells_of_different_tasks_share_an_overview(mixed):
+    header, lines = overview(mixed)
+    assert header == (
+        *("cell", "varies", "family", "data", "input", "unit"),
+        *(LEARNED, ADAM, ""),
+    )
+    found = {line[0]: line for line in lines}
+    assert len(found) == len(lines) == 7
+    # (2 + .001)/4 and (1 + .0011)/4; (.5 + .001)/2
+    assert found["text"][5:] == ("nats per token", "0.5", "0.25", "▲")
+    assert found["bowl"][2:] == (
+        *("Quadratic", "Digits", "8×8×1", "units of the height"),
+        *("0.251", "0.251", "≈"),
+    )
+    assert found["width 16"][-1] == "▼"
+    assert [line[0] for line in lines][:2] == ["bowl", "text"]
+
+
+def test_many_cells_without_accuracy_or_trained_cell(mixed):
+    assert wants_overview(mixed)
+    assert not wants_overview([r for r in mixed if r.unit == "nats"])
+    text = text_summary(mixed, skipped=[Skipped("far", "its data is not here")])
+    assert "SKIPPED: far: its data is not here" in text
+    assert (
+        "Losses in nats, in units of the height (bowl), in nats per token (text); mean"
+    ) in text
+    # Many cells are counted, and the baseline that wins is named all the same.
+    assert headline(mixed) == (
+        "No cell is the setting of meta-training. Its mean loss is lower than tuned "
+        "Adam's in: 5 of 7 cells. Not distinguishable from tuned Adam: 1 of 7 cells. "
+        f"Baselines with a lower mean loss: {ADAM} (in 1 of 7 cells)."
+    )
+    few = [r for r in mixed if r.cell in ("text", "bowl", "width 16")]
+    assert f"Baselines with a lower mean loss: {ADAM} (text)." in headline(few)
+    assert scaling_lines(mixed) == []
+    bowl = next(line for line in text.splitlines() if line.startswith("bowl"))
+    assert "  –  " in bowl and "nan" not in text
+    assert "94.0 %" in text
+
+
+def test_ratios_to_the_trained_cell_are_of_normalized_losses(make_row):
+    rows = [
+        make_row(LEARNED, loss=0.5, loss_at_chance=2.0),
+        make_row(LEARNED, "family other", loss=0.5, loss_at_chance=4.0),
+    ]
+    assert "family other: 0.50 × its own mean loss" in scaling_lines(rows)[0]
+
+
+def test_a_report_of_many_cells(tmp_path, mixed, make_row, tunings):
+    long = [
+        make_row(ADAM_LONG, cell, seed, 0.1, **about, curve=(2.3, 1.0, 0.9, 0.8) * 5)
+        for seed in range(3)
+        for cell, about in (("text", TEXT), ("bowl", BOWL))
+    ]
+    path = tmp_path / "report.html"
+    skipped = [Skipped("far", "its data <is> not here")]
+    notes = {"text": "a decoder, not the paper's"}
+    write_report(
+        path, "t", mixed + long, tunings, [], {}, {}, skipped=skipped, notes=notes
+    )
+    checker = _Checker()
+    checker.feed(path.read_text())
+    assert checker.stack == [] and len(checker.ids) == len(set(checker.ids))
+    text = " ".join(checker.text)
+    for part in (
+        "Overview",
+        "speed-up over tuned Adam",
+        "interquartile mean over 2 cells and 6 runs",
+        "1 of 8 cells were skipped",
+        "far: its data <is> not here",
+        "What the cells are",
+        "a decoder, not the paper's",
+        "units of the height",
+    ):
+        assert part in text
+    figure = plots.plot_curves(mixed)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == sorted({r.cell for r in mixed})
+    assert len({axes.get_position().x0 for axes in shown}) == 3
+    labels = {axes.get_title(): axes.get_ylabel() for axes in shown}
+    assert labels["bowl"] == "units of the height" and labels["width 16"] == "nats"
+    assert plots.over_width(mixed[:12]) == []
+
+
+class _Checker(HTMLParser):
+    """Fails on unbalanced tags; collects ids, references and text."""
+
+    void = ("meta", "br", "link", "img")
+
+    def __init__(self):
+        super().__init__()
+        self.stack, self.ids, self.attributes, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.void:
+            self.stack.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.attributes += attrs
+
+    def handle_startendtag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture
+def page(tmp_path, rows, tunings):
+    path = tmp_path / "deep" / "report.html"
+    metrics = [{"step": step, "meta_loss": 1.0 / step} for step in range(1, 121)]
+    metrics += [{"step": 60, "held_out_loss": 0.5}, {"step": 120, "held_out_loss": 0.4}]
+    missing = [("width 512", LEARNED, 0)]
+    environment = {"command": "python -m x --a '<b>'", "seeds": [0, 1]}
+    write_report(
+        path,
+        "A <title> & more",
+        rows,
+        tunings,
+        metrics,
+        {"lopt": {"n": 32}},
+        environment,
+        missing,
+    )
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    return path.read_text()
+
+
+def test_report_is_well_formed_and_escapes(page):
+    checker = _Checker()
+    checker.feed(page)
+    assert checker.stack == []
+    assert "<b>" not in page.replace("<b>Missing runs.</b>", "")
+    assert "A &lt;title&gt; &amp; more" in page
+    text = " ".join(checker.text)
+    for part in (
+        "Missing runs.",
+        "width 512",
+        "Every run",
+        "inner steps",
+        "YES",
+        '"n": 32',
+        "the learned optimizer wins",
+        MU_ADAM,
+    ):
+        assert part in text
+
+
+def test_report_needs_no_other_resource(page):
+    checker = _Checker()
+    checker.feed(page)
+    for name, value in checker.attributes:
+        if name in ("src", "href", "xlink:href"):
+            assert value.startswith("#")
+    assert not re.search(r"https?:", page)
+    assert "<script" not in page
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_figures_share_no_ids(page):
+    checker = _Checker()
+    checker.feed(page)
+    assert len(checker.ids) == len(set(checker.ids))
+    used = set(re.findall(r"url\(#([^)]+)\)", page))
+    used |= set(re.findall(r'href="#([^"]+)"', page))
+    assert used
+    assert used <= set(checker.ids)
+
+
+def test_figures_are_reproducible_and_come_as_png_too(rows):
+    assert plots.svg(plots.plot_widths(rows)) == plots.svg(plots.plot_widths(rows))
+    assert plots.png(plots.plot_widths(rows)).startswith(b"\x89PNG")
+
+
+def test_a_report_without_training_or_tuning(tmp_path, rows):
+    write_report(tmp_path / "r.html", "t", rows, [], [], {}, {})
+    page = (tmp_path / "r.html").read_text()
+    assert "Meta-training" not in page
+    assert "Missing runs" not in page
