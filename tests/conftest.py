@@ -13,6 +13,14 @@ from pathlib import Path
 
 # Subprocesses started by tests inherit the choice; a set variable is respected.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most programs here run once, so compiling them is what takes time: subprocesses inherit
+# this too. Tests about the bits of optimized programs are marked `optimized`, and
+# `make test-slow` runs them in a process of their own, with METATRAIN_OPTIMIZED=1.
+OPTIMIZED = os.environ.get("METATRAIN_OPTIMIZED") == "1"
+if not OPTIMIZED:
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    quick = "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import hypothesis
 import jax

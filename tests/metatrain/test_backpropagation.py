@@ -46,14 +46,6 @@ SMALL = InnerTraining(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def backpropagation(**fields):
     defaults = dict(num_particles=2, chunk=2, truncation=WINDOW, lengths=EPISODE)
     return Backpropagation(**(defaults | fields))

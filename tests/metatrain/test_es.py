@@ -45,14 +45,6 @@ FAMILY = {
 MANY = 16384
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def strategy(**fields):
     defaults = dict(num_pairs=3, truncation=WINDOW, sigma=0.1, lengths=EPISODE)
     es = EvolutionStrategy(**(defaults | fields | {"chunk": 1}))

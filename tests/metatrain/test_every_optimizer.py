@@ -29,14 +29,6 @@ LEARNED_DECAYS = {
 LEARNED_DECAYS["nominal"] = LEARNED_DECAYS["small_fc"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs once: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def made(name):
     """The optimizer, small."""
     lopt = OPTIMIZERS[name].make()

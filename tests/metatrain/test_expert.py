@@ -30,14 +30,6 @@ compared = jax.jit(compare)
 RAMP = dict(full_until=100, over_at=300)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def data():
     return TASK.load_data()

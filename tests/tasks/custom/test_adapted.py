@@ -21,14 +21,6 @@ RAW = jax.random.PRNGKey(5)
 BATCHES = {"num_batches": 6, "num_held_out": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs once: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def few(original, **kwargs):
     return adapt(original, **{**BATCHES, **kwargs})
 
