@@ -90,6 +90,12 @@ def few_programs(request):
         jax.clear_caches()
 
 
+def pytest_runtest_setup(item):
+    """Refuses to run tests about optimized programs where none are made."""
+    if item.get_closest_marker("optimized") and not OPTIMIZED:
+        pytest.skip("programs are compiled quickly here: set METATRAIN_OPTIMIZED=1")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """No test reads or fills the user's cache; the workers of a run share one."""

@@ -254,8 +254,14 @@ SMALL = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.optimized),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signalled_process_goes_on_bit_for_bit(tmp_path, number):
     def command(name):
         directory = ["--run.directory", str(tmp_path / name)]

@@ -239,7 +239,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capfd):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from experiments.run_directory import RunDirectory
+from experiments.run.run_directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)
