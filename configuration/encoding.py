@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from configuration.fields import LATER
+
 T = TypeVar("T")
 Kinds = Mapping[str, type]
 
@@ -43,6 +45,9 @@ def encode(value: Any, kinds: Kinds) -> Any:
         fields = {
             field.name: encode(getattr(value, field.name), kinds)
             for field in dataclasses.fields(value)
+            if not (
+                LATER in field.metadata and getattr(value, field.name) == field.default
+            )
         }
         name = type(value).__name__
         return {"kind": name, **fields} if kinds.get(name) is type(value) else fields
@@ -78,12 +83,17 @@ def decode(kind: type[T], data: Any, where: str, kinds: Kinds) -> T:
     if kinds.get(kind.__name__) is kind and data.get("kind") == kind.__name__:
         data = {name: value for name, value in data.items() if name != "kind"}
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(typing.cast(Any, kind))]
-    if unknown := sorted(data.keys() - set(names)):
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind))}
+    if unknown := sorted(data.keys() - fields.keys()):
         raise ValueError(f"{where}.{unknown[0]} is not a field of {kind.__name__}")
-    if missing := [name for name in names if name not in data]:
+    absent = [name for name in fields if name not in data]
+    if missing := [name for name in absent if LATER not in fields[name].metadata]:
         raise ValueError(f"{where}.{missing[0]} is missing")
-    values = {n: _decode(hints[n], data[n], f"{where}.{n}", kinds) for n in names}
+    values = {
+        name: _decode(hints[name], data[name], f"{where}.{name}", kinds)
+        for name in fields
+        if name in data
+    }
     return kind(**values)
 
 

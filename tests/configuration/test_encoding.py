@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import pytest
 
 from configuration.encoding import decode, decode_kind, encode, kinds_of
+from configuration.fields import later
 
 
 class Colour(enum.Enum):
@@ -189,3 +190,21 @@ def test_a_callable_field_is_refused_when_read():
 
     with pytest.raises(ValueError):
         decode(Calls, {"function": "print"}, "it", KINDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grown:
+    old: int = 1
+    new: Floors = later(Floors())
+
+
+def test_a_later_field_is_written_only_where_it_differs_from_its_default():
+    assert encode(Grown(), {}) == {"old": 1}
+    assert decode(Grown, {"old": 2}, "it", {}) == Grown(2)
+    changed = Grown(2, Floors(0.5))
+    assert encode(changed, {}) == {"old": 2, "new": {"low": 0.5}}
+    assert decode(Grown, encode(changed, {}), "it", {}) == changed
+    with pytest.raises(ValueError, match=r"it\.old is missing"):
+        decode(Grown, {"new": {"low": 0.5}}, "it", {})
+    with pytest.raises(ValueError, match=r"it\.new must be an object"):
+        decode(Grown, {"old": 1, "new": 3}, "it", {})
