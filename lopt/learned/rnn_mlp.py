@@ -356,7 +356,7 @@ def _clipped(
     clip: Clip, grads: list[jax.Array], scales: list[jax.Array]
 ) -> tuple[Clip, list[jax.Array]]:
     """Gradients within ten times their usual size, and the average that says so."""
-    bound = CLIP_MULT * clip.average / (1.0 - CLIP_DECAY**clip.step)
+    bound = CLIP_MULT * clip.average / accumulators.total_weight(CLIP_DECAY, clip.step)
 
     def one(grad: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
         grad = sanitizer.bounded(grad / scale, bound.astype(grad.dtype))
