@@ -27,11 +27,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from configuration.fields import ABSENT
+
 T = TypeVar("T")
 Kinds = Mapping[str, type]
-
-ABSENT = "absent"
-"""Key of a field's metadata: the value of the field in JSON that lacks it."""
 
 
 def kinds_of(*classes: type) -> dict[str, type]:

@@ -26,6 +26,9 @@ T = TypeVar("T")
 OPEN = object()
 """In `Annotated[X, OPEN]`: X is what can be written down; in Python more will do."""
 
+ABSENT = "absent"
+"""In a field's metadata: configurations stored before the field lack it."""
+
 LARGEST_INTEGER = 2**63
 """Whole numbers stay below, as those of arrays do."""
 
@@ -56,6 +59,15 @@ def configuration(cls: type[T]) -> type[T]:
 
     setattr(cls, "__post_init__", check)  # noqa: B010
     return dataclasses.dataclass(frozen=True)(cls)
+
+
+def later(default: T) -> T:
+    """Declares a field that was added to a class of which instances are stored.
+
+    The field is left out of JSON while it has its default, and read as its default
+    where it is missing.
+    """
+    return dataclasses.field(default=default, metadata={ABSENT: default})
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:

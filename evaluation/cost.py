@@ -26,7 +26,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 from lopt.base import LearnedOptimizer
 from lopt.baselines import Adam
 from lopt.learned.small_fc import SmallFC
-from lopt.per_parameter import forms
+from lopt.per_parameter.forms import with_execution
 from parametrization.axes import Axes
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
@@ -170,6 +170,7 @@ def flop_per_step(task: Task) -> tuple[float, str]:
 
 def flop_per_update(task: Task, lopt: LearnedOptimizer) -> tuple[float, str]:
     """FLOP of an optimizer's update of all parameters, and what counted them."""
+    lopt = with_execution(lopt, form="plain")  # the other forms do the same in loops
     specs, params = task.specs(), param_shapes(task)
 
     def update(theta: Any, state: Any, params: Any, loss: jax.Array) -> Any:
@@ -181,8 +182,7 @@ def flop_per_update(task: Task, lopt: LearnedOptimizer) -> tuple[float, str]:
         lambda t, p: lopt.as_optax(t, specs, 1000).init(p), theta, params
     )
     loss = jax.ShapeDtypeStruct((), jnp.float32)
-    with forms.forced("plain"):  # the other forms do the same in loops
-        return _flop(update, theta, state, params, loss)
+    return _flop(update, theta, state, params, loss)
 
 
 def dataset_bytes(task: Task) -> int | None:

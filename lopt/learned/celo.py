@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks
 from lopt.base import Specs, Theta
 from lopt.per_parameter import scaled_mlp
 from lopt.per_parameter.accumulators import TensorState
 from lopt.per_parameter.epsilons import Epsilons
+from lopt.per_parameter.forms import Execution
 from lopt.per_parameter.network import Layers
 from lopt.per_parameter.scaled_mlp import VELO_EPSILONS, ScaledMLP
 from lopt.per_tensor.scheduler import ScheduledState, TensorLSTM
@@ -67,6 +68,8 @@ class Celo:
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD; gradients are
     brought to the base model's size, as in `lopt.baselines.Adam`."""
+    execution: Execution = later(Execution())
+    """How the per-parameter network is executed."""
 
     def __post_init__(self) -> None:
         checks.positive_integer(self, "lstm_hidden_size")

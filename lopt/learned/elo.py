@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks
 from lopt.base import Specs, Theta
 from lopt.baselines.links import add_decayed_weights, in_float32
@@ -28,6 +28,7 @@ from lopt.clipping import clipping
 from lopt.learned.celo2 import Celo2
 from lopt.learned.small_fc import SmallFC
 from lopt.per_parameter.epsilons import PAPER, Epsilons
+from lopt.per_parameter.forms import Execution
 from lopt.schedules import (
     AnySchedule,
     WarmupCosine,
@@ -67,6 +68,8 @@ class ELO:
     """Floors inside the features."""
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
+    execution: Execution = later(Execution())
+    """How the per-parameter network is executed."""
 
     def __post_init__(self) -> None:
         checks.positive(self, "learning_rate")
@@ -89,6 +92,7 @@ class ELO:
             factored_decays=self.factored_decays,
             epsilons=self.epsilons,
             rules=self.rules,
+            execution=self.execution,
         )
 
     def init(self, key: jax.Array) -> Theta:

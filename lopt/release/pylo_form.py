@@ -50,6 +50,7 @@ def can_hold(optimizer: LearnedOptimizer) -> bool:
         factored_decays=optimizer.factored_decays,
         epsilons=optimizer.epsilons,
         rules=optimizer.rules,
+        execution=optimizer.execution,
     )
     return stored == optimizer
 
