@@ -14,12 +14,14 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from configuration.encoding import ABSENT
 from configuration.fields import configuration
 from lopt import checks
 from lopt.base import Specs, Theta
@@ -33,6 +35,7 @@ from lopt.schedules import (
     WarmupCosine,
     learning_rate_schedule,
 )
+from lopt.tensors import FactoredAxes
 from parametrization.rules import STANDARD, Rules
 
 
@@ -67,6 +70,11 @@ class ELO:
     """Floors inside the features."""
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
+    factored_axes: FactoredAxes = dataclasses.field(
+        default="matrix", metadata={ABSENT: "tensor"}
+    )
+    """What second moments are factored over: a "matrix" of all fan-in by all fan-out
+    axes, or the two largest axes of the "tensor" (see `lopt.tensors`)."""
 
     def __post_init__(self) -> None:
         checks.positive(self, "learning_rate")
@@ -89,6 +97,7 @@ class ELO:
             factored_decays=self.factored_decays,
             epsilons=self.epsilons,
             rules=self.rules,
+            factored_axes=self.factored_axes,
         )
 
     def init(self, key: jax.Array) -> Theta:
