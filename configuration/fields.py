@@ -61,13 +61,16 @@ def configuration(cls: type[T]) -> type[T]:
     return dataclasses.dataclass(frozen=True)(cls)
 
 
-def later(default: T) -> T:
-    """Declares a field that was added to a class of which instances are stored.
+def later(default: T, absent: Any = ...) -> T:
+    """Declares a field that was added to a class whose instances are already stored.
 
-    The field is left out of JSON while it has its default, and read as its default
-    where it is missing.
+    Args:
+        default: value of new instances.
+        absent: value where stored JSON lacks the field, and which is left out of JSON;
+            `default` if it is not given.
     """
-    return dataclasses.field(default=default, metadata={ABSENT: default})
+    absent = default if absent is ... else absent
+    return dataclasses.field(default=default, metadata={ABSENT: absent})
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:
