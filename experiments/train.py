@@ -23,8 +23,8 @@ import numpy as np
 from experiments import command_line
 from experiments.command_line import InputError, reported
 from experiments.optimizers import OPTIMIZERS, take_optimizer
+from experiments.presets import configs
 from experiments.presets.configs import (
-    PRESETS,
     TrainConfig,
     with_estimator,
     with_optimizer,
@@ -321,7 +321,8 @@ def main() -> None:
             "--coordinator HOST:PORT --num-processes N --process-id I: this is one of "
             "N processes that train together"
         )
-    presets = PRESETS if lopt is None else with_optimizer(PRESETS, lopt)
+    known = configs.presets()
+    presets = known if lopt is None else with_optimizer(known, lopt)
     if estimator is not None:
         presets = with_estimator(presets, estimator)
     presets = presets if expert is None else with_expert(presets, expert)

@@ -27,14 +27,15 @@ from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
+from tasks.base import BaseTask
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
 from tasks.distributions import DISTRIBUTIONS
-from tasks.families import NAMED, AnyTask
 from tasks.groups import TaskDistribution
 from tasks.language_modelling import LanguageModelling
 from tasks.modelled import ModelTask
 from tasks.models.mlp import MLP
+from tasks.registry import NAMED, check_registered
 from tasks.variation import Variation
 
 
@@ -113,7 +114,7 @@ class RunOptions:
 class TrainConfig:
     """Meta-training of one learned optimizer."""
 
-    task: AnyTask | TaskDistribution
+    task: BaseTask | TaskDistribution
     """What the optimizer is trained on: a task, or groups of them."""
     lopt: AnyLearned
     """The learned optimizer; --lopt NAME puts another one into the preset."""
@@ -153,6 +154,8 @@ class TrainConfig:
         es = self.estimator
         if isinstance(es, EvolutionStrategy) and (es.sigma_factors or es.orthogonal):
             es.check(jax.eval_shape(lambda: self.lopt.init(jax.random.key(0))))
+        for group in self.distribution.groups:
+            check_registered(group.task)
         if not isinstance(self.task, TaskDistribution):
             self.variation.check(self.task)
         elif self.variation != Variation():
@@ -277,20 +280,26 @@ def on_distribution(name: str) -> TrainConfig:
 
 Presets: TypeAlias = dict[str, tuple[str, Callable[[], TrainConfig]]]
 
-PRESETS: Presets = {
-    "quickstart": (
-        "small_fc_lopt in μP on 64-32-32-10 MLPs over digits, minutes on 2 cores",
-        lambda: QUICKSTART,
-    ),
-    **{
-        name: (f"a start, not tuned: {family.description}", partial(on_family, name))
-        for name, family in NAMED.items()
-    },
-    **{
-        name: (named.description, partial(on_distribution, name))
-        for name, named in DISTRIBUTIONS.items()
-    },
-}
+
+def presets() -> Presets:
+    """Returns every preset by name: a line of description, and what makes it."""
+    return {
+        "quickstart": (
+            "small_fc_lopt in μP on 64-32-32-10 MLPs over digits, minutes on 2 cores",
+            lambda: QUICKSTART,
+        ),
+        **{
+            name: (
+                f"a start, not tuned: {family.description}",
+                partial(on_family, name),
+            )
+            for name, family in NAMED.items()
+        },
+        **{
+            name: (named.description, partial(on_distribution, name))
+            for name, named in DISTRIBUTIONS.items()
+        },
+    }
 
 
 def with_optimizer(presets: Presets, lopt: AnyLearned) -> Presets:

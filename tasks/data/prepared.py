@@ -33,6 +33,8 @@ __all__ = [
     "check_name",
     "damaged_row",
     "data_dir",
+    "fingerprint",
+    "missing",
     "open_dataset",
     "read",
 ]
@@ -123,6 +125,24 @@ def open_dataset(name: str) -> Prepared:
         f"dataset {name!r} is not in {root}: {there}; make it with "
         f"`{command(name, root)}`, which needs TensorFlow{known.cost(plain)}"
     )
+
+
+def missing(name: str) -> str | None:
+    """Returns, in one line, why a dataset cannot be opened; None if it can."""
+    try:
+        open_dataset(name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def fingerprint(name: str) -> str:
+    """Returns what tells apart two prepared datasets of one name.
+
+    Raises:
+        ValueError: as `open_dataset`.
+    """
+    return repr(sorted(open_dataset(name).fingerprint.items()))
 
 
 def read(prepared: Prepared, split: str) -> Iterator[dict[str, Any]]:

@@ -51,6 +51,15 @@ class Resized(Images):
         """Number of labels."""
         return self.data.num_classes
 
+    @property
+    def label(self) -> str:
+        """Name of the data."""
+        return self.data.label
+
+    def fingerprint(self) -> str | None:
+        """Returns the fingerprint of the data."""
+        return self.data.fingerprint()
+
     def load(self) -> ImageDataset:
         """The dataset as device arrays (made once per process)."""
         return _load(self)

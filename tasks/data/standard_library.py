@@ -70,6 +70,10 @@ class StandardLibrary(Text):
         """Number of different tokens."""
         return self.tokenizer.vocab_size
 
+    def num_bytes(self) -> int | None:
+        """Returns the bytes of the tokens; None if a tokenizer must learn first."""
+        return super().num_bytes() if isinstance(self.tokenizer, Bytes) else None
+
     def load(self) -> TextDataset:
         """The dataset as device arrays (read once per process)."""
         return _load(self)

@@ -17,9 +17,10 @@ import numpy as np
 
 from tasks.base import SPLITS, Split
 from tasks.data.arrays import draw_rows
+from tasks.source import Source
 
 
-class Text(abc.ABC):
+class Text(Source):
     """A source of tokenized text: a frozen dataclass that describes it."""
 
     vocab_size: int

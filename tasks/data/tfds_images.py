@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -67,6 +68,26 @@ class TFDSImages(Images):
     def num_classes(self) -> int:
         """Number of labels, as declared on disk or known (see `image_shape`)."""
         return _declared(self.name)[1]
+
+    @property
+    def label(self) -> str:
+        """Name of the dataset."""
+        return f"{self.name}, grey" if self.grey else self.name
+
+    def missing(self) -> str | None:
+        """Returns why the dataset is not on this machine; None if it is."""
+        return prepared.missing(self.name)
+
+    def fingerprint(self) -> str:
+        """Returns what the prepared dataset declares."""
+        return prepared.fingerprint(self.name)
+
+    def num_bytes(self) -> int:
+        """Returns the bytes of images and labels, as declared."""
+        splits = prepared.open_dataset(self.name).splits
+        test = next((s for s in ("test", "validation") if s in splits), "train")
+        rows = sum(splits[split] for split in {"train", test})
+        return rows * (math.prod(self.image_shape) + 4)
 
     def load(self) -> ImageDataset:
         """The dataset as device arrays (read once per process).

@@ -78,6 +78,22 @@ class TFDSText(Text):
         """Number of different tokens."""
         return self.tokenizer.vocab_size
 
+    @property
+    def label(self) -> str:
+        """Name of the dataset."""
+        return self.name
+
+    def missing(self) -> str | None:
+        """Returns why the dataset is not on this machine; None if it is."""
+        return prepared.missing(self.name)
+
+    def fingerprint(self) -> str:
+        """Returns what the prepared dataset declares."""
+        return prepared.fingerprint(self.name)
+
+    def num_bytes(self) -> None:
+        """Returns None: the number of tokens shows when the text is cut."""
+
     def load(self) -> TextDataset:
         """The dataset as device arrays (read once per process and folder).
 

@@ -30,11 +30,11 @@ from lopt.release import registry
 from lopt.wrappers.base import Wrapper
 from metatrain.estimators.backpropagation import Backpropagation
 from parametrization import ADAM_LIKE, STANDARD
-from tasks.families import FAMILIES
+from tasks.registry import FAMILIES
 
 
 def parse(*arguments):
-    return command_line.choose_preset(configs.PRESETS, "train", arguments)
+    return command_line.choose_preset(configs.presets(), "train", arguments)
 
 
 def test_fields_are_overridden_by_dotted_names():
@@ -81,7 +81,7 @@ def test_bad_values_name_the_field_the_value_and_what_is_right(arguments, needle
 
 def parse_with_optimizer(*arguments):
     lopt, rest = take_optimizer(arguments)
-    presets = configs.with_optimizer(configs.PRESETS, lopt)
+    presets = configs.with_optimizer(configs.presets(), lopt)
     return command_line.choose_preset(presets, "train", rest)[1]
 
 
@@ -149,7 +149,7 @@ def test_equal_configurations_are_one_run():
 
 def parse_with_estimator(*arguments):
     name, rest = take_estimator(arguments)
-    presets = configs.with_estimator(configs.PRESETS, name)
+    presets = configs.with_estimator(configs.presets(), name)
     return command_line.choose_preset(presets, "train", rest)[1]
 
 
