@@ -17,23 +17,20 @@ stands for the job's name, so that every run has a folder of its own.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
 import hashlib
-import importlib.util
 import itertools
 import json
 import math
-import pkgutil
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import experiments
-from experiments.command_line import InputError
+from experiments.command_line import COMMANDS, InputError, suggestion
 
+RUNNABLE = tuple(f"experiments.{name}" for name in COMMANDS if name != "fleet")
+"""Modules that a job may run."""
 MOST_JOBS = 100_000
 _LONGEST_NAME = 150
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]*")
@@ -107,25 +104,12 @@ def check_module(job: Job) -> None:
     Raises:
         ValueError: naming the job, the module, and one that is close.
     """
-    module, known = job.command[0], _commands()
-    if module not in known:
-        close = difflib.get_close_matches(module, known, n=1)
-        hint = f"; perhaps you meant {close[0]!r}" if close else ""
+    module = job.command[0]
+    if module not in RUNNABLE:
         raise ValueError(
-            f"job {job.name!r}: command {module!r} is none of {', '.join(known)}{hint}"
+            f"job {job.name!r}: command {module!r} is none of {', '.join(RUNNABLE)}"
+            f"{suggestion(module, RUNNABLE)}"
         )
-
-
-@functools.cache
-def _commands() -> tuple[str, ...]:
-    """The modules of `experiments` that can be run, but for fleets themselves."""
-    found = []
-    for info in pkgutil.iter_modules(experiments.__path__, "experiments."):
-        spec = importlib.util.find_spec(info.name)
-        source = Path(spec.origin).read_text() if spec and spec.origin else ""
-        if '__name__ == "__main__"' in source and "fleet" not in info.name:
-            found.append(info.name)
-    return tuple(found)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

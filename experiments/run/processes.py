@@ -85,21 +85,13 @@ def take_meeting(arguments: Sequence[str]) -> tuple[Meeting | None, list[str]]:
     """
     names = ("--coordinator", "--num-processes", "--process-id")
     found: dict[str, str] = {}
-    kept, rest = [], list(arguments)
-    while rest:
-        word = rest.pop(0)
-        flag, equals, value = word.partition("=")
-        flag = flag.replace("_", "-")
-        if flag not in names:
-            kept.append(word)
-            continue
-        if not equals:
-            if not rest:
-                raise InputError(f"{flag} needs a value")
-            value = rest.pop(0)
-        found[flag] = value
+    rest = list(arguments)
+    for name in names:
+        value, rest = command_line.take_option(rest, name)
+        if value is not None:
+            found[name] = value
     if not found:
-        return None, kept
+        return None, rest
     if missing := [name for name in names if name not in found]:
         raise InputError(
             f"{' and '.join(missing)} must be given with {', '.join(found)}"
@@ -109,7 +101,7 @@ def take_meeting(arguments: Sequence[str]) -> tuple[Meeting | None, list[str]]:
             raise InputError(f"{name} {found[name]!r} must be a whole number")
     with command_line.reported():
         numbers = (int(found[name]) for name in names[1:])
-        return Meeting(found["--coordinator"], *numbers), kept
+        return Meeting(found["--coordinator"], *numbers), rest
 
 
 def join(meeting: Meeting | None, hosts: str, num_devices: int | None) -> None:

@@ -29,7 +29,7 @@ def small(monkeypatch):
     group = Group("bowls", Quadratic(), 0.25, Variation(loss_scale=(0.5, 2.0)))
     mixture = TaskDistribution((group,))
     named = NamedDistribution("a mixture", lambda: mixture)
-    monkeypatch.setattr(tasks, "DISTRIBUTIONS", {"mixture": named})
+    monkeypatch.setattr(inventory, "DISTRIBUTIONS", {"mixture": named})
     monkeypatch.setenv(command_line.DATA_DIR, "/nowhere")
 
 
