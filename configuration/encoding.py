@@ -5,6 +5,14 @@ as "inf" (JSON has no number for them). Classes that a reader may choose among a
 *kinds*: their objects say `kind`, the name of the class, and a reader knows no other.
 The reader is strict: an unknown, a missing or a wrong field is an error that names it,
 and what a class itself refuses is passed on.
+
+A field that is added to a class whose objects are already stored says which value their
+objects have, in its metadata:
+
+    axes: str = dataclasses.field(default="layer", metadata={ABSENT: "tensor"})
+
+The field is written only where it has another value, so objects that do not use it
+are encoded as they were before: their files, digests and comparisons stay the same.
 """
 
 from __future__ import annotations
@@ -21,6 +29,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 Kinds = Mapping[str, type]
+
+ABSENT = "absent"
+"""Key of a field's metadata: the value of the field in JSON that lacks it."""
 
 
 def kinds_of(*classes: type) -> dict[str, type]:
@@ -43,6 +54,7 @@ def encode(value: Any, kinds: Kinds) -> Any:
         fields = {
             field.name: encode(getattr(value, field.name), kinds)
             for field in dataclasses.fields(value)
+            if not is_absent(field, getattr(value, field.name))
         }
         name = type(value).__name__
         return {"kind": name, **fields} if kinds.get(name) is type(value) else fields
@@ -59,6 +71,11 @@ def encode(value: Any, kinds: Kinds) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(f"{value!r} of type {type(value).__name__} is no value of JSON")
+
+
+def is_absent(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field with this value is left out of JSON (see `ABSENT`)."""
+    return ABSENT in field.metadata and value == field.metadata[ABSENT]
 
 
 def decode(kind: type[T], data: Any, where: str, kinds: Kinds) -> T:
@@ -78,12 +95,17 @@ def decode(kind: type[T], data: Any, where: str, kinds: Kinds) -> T:
     if kinds.get(kind.__name__) is kind and data.get("kind") == kind.__name__:
         data = {name: value for name, value in data.items() if name != "kind"}
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(typing.cast(Any, kind))]
-    if unknown := sorted(data.keys() - set(names)):
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind))}
+    if unknown := sorted(data.keys() - fields.keys()):
         raise ValueError(f"{where}.{unknown[0]} is not a field of {kind.__name__}")
-    if missing := [name for name in names if name not in data]:
-        raise ValueError(f"{where}.{missing[0]} is missing")
-    values = {n: _decode(hints[n], data[n], f"{where}.{n}", kinds) for n in names}
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _decode(hints[name], data[name], f"{where}.{name}", kinds)
+        elif ABSENT in field.metadata:
+            values[name] = field.metadata[ABSENT]
+        else:
+            raise ValueError(f"{where}.{name} is missing")
     return kind(**values)
 
 

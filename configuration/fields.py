@@ -30,7 +30,7 @@ LARGEST_INTEGER = 2**63
 """Whole numbers stay below, as those of arrays do."""
 
 
-@typing.dataclass_transform(frozen_default=True)
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def configuration(cls: type[T]) -> type[T]:
     """A frozen dataclass that checks the types of its fields.
 

@@ -16,13 +16,18 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from configuration import encoding
 from configuration.files import write_text
 
 
 def canonical(value: Any) -> Any:
     """JSON that names classes and fields, so equal descriptions mean equal runs."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        fields = {
+            field.name: getattr(value, field.name)
+            for field in dataclasses.fields(value)
+            if not encoding.is_absent(field, getattr(value, field.name))
+        }
         return {"class": type(value).__qualname__} | canonical(fields)
     if isinstance(value, enum.Enum):
         return value.name

@@ -12,7 +12,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import pytest
 
-from configuration.encoding import decode, decode_kind, encode, kinds_of
+from configuration.encoding import ABSENT, decode, decode_kind, encode, kinds_of
+from configuration.fields import configuration
+from evaluation.tuning_cache import canonical
 
 
 class Colour(enum.Enum):
@@ -189,3 +191,29 @@ def test_a_callable_field_is_refused_when_read():
 
     with pytest.raises(ValueError):
         decode(Calls, {"function": "print"}, "it", KINDS)
+
+
+@configuration
+class Grown:
+    size: int
+    axes: str = dataclasses.field(default="layer", metadata={ABSENT: "tensor"})
+    floors: Floors | None = dataclasses.field(default=None, metadata={ABSENT: None})
+
+
+def test_an_added_field_has_its_value_for_absent_where_json_lacks_it():
+    assert decode(Grown, {"size": 1}, "it", {}) == Grown(1, "tensor")
+    assert encode(Grown(1, "tensor"), {}) == {"size": 1}
+    for value in (Grown(1), Grown(1, "tensor", Floors(1.0)), Grown(1, "")):
+        assert decode(Grown, encode(value, {}), "it", {}) == value
+    # Files that do write the value are read as well.
+    assert decode(Grown, {"size": 1, "axes": "tensor"}, "it", {}) == Grown(1, "tensor")
+    with pytest.raises(ValueError, match=r"it\.size is missing"):
+        decode(Grown, {"axes": "tensor"}, "it", {})
+    with pytest.raises(ValueError, match=r"it\.axes = 1 must be"):
+        decode(Grown, {"size": 1, "axes": 1}, "it", {})
+
+
+def test_an_added_field_leaves_keys_of_the_tuning_cache_as_they_were():
+    before = {"class": "Grown", "size": 1}
+    assert canonical(Grown(1, "tensor")) == before
+    assert canonical(Grown(1)) == before | {"axes": "layer"}
