@@ -149,7 +149,7 @@ def _refuse_preset(
     presets: Mapping[str, tuple[str, Any]], program: str, arguments: Sequence[str]
 ) -> NoReturn:
     """Prints the presets if there is no argument or help is asked for, or raises."""
-    if not arguments or _asks_for_help(arguments):
+    if not arguments or asks_for_help(arguments):
         print(f"usage: {program} PRESET [--field.sub value ...] [--data-dir DIR]\n")
         length = max(map(len, presets))
         for name, (description, _) in presets.items():
@@ -248,7 +248,8 @@ def take_data_dir(arguments: Sequence[str]) -> list[str]:
     return rest
 
 
-def _asks_for_help(arguments: Sequence[str]) -> bool:
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether help is among the words of a command line."""
     return bool({"-h", "--help"} & set(arguments))
 
 
@@ -261,7 +262,7 @@ def _parse(kind: Callable[..., T], arguments: Sequence[str], **options: Any) -> 
         with tyro_errors.on_parse_error(refuse):
             return tyro.cli(kind, args=list(arguments), **options)
     finally:
-        if _asks_for_help(arguments):
+        if asks_for_help(arguments):
             print(f"--data-dir DIR: folder of prepared TFDS datasets (or {DATA_DIR})")
 
 

@@ -21,9 +21,9 @@ from experiments import (
     train,
 )
 from experiments.command_line import BAD_INPUT, InputError, take_option
-from experiments.optimizers import OPTIMIZERS, take_optimizer
 from experiments.presets import configs
 from experiments.presets.estimators import ESTIMATORS, take_estimator
+from experiments.presets.optimizers import OPTIMIZERS, take_optimizer
 from experiments.presets.serialization import decode, differences, encode, identity
 from experiments.run import run_directory
 from lopt.learned.celo2 import Celo2

@@ -19,7 +19,8 @@ from experiments import train as training_command
 from experiments.command_line import BAD_INPUT, INTERRUPTED, InputError
 from experiments.run import run_directory
 from experiments.run.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
-from experiments.train import load_trained, train
+from experiments.run.training_state import load_trained
+from experiments.train import train
 from lopt.release.artifact import Artifact
 from metatrain import checkpoint, streaming
 from metatrain.checkpoint import Checkpoints
@@ -247,7 +248,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capfd):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from experiments.run_directory import RunDirectory
+from experiments.run.run_directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)
