@@ -92,7 +92,7 @@ def _encode(value: Any, head: Callable[[type], dict[str, str]], nan: bool) -> An
         fields = {
             field.name: getattr(value, field.name)
             for field in dataclasses.fields(value)
-            if not _is_absent(field, getattr(value, field.name))
+            if not is_absent(field, getattr(value, field.name))
         }
         return head(type(value)) | _encode(fields, head, nan)
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
@@ -112,7 +112,7 @@ def _encode(value: Any, head: Callable[[type], dict[str, str]], nan: bool) -> An
     raise ValueError(f"{value!r} of type {type(value).__name__} is no value of JSON")
 
 
-def _is_absent(field: dataclasses.Field[Any], value: Any) -> bool:
+def is_absent(field: dataclasses.Field[Any], value: Any) -> bool:
     return ABSENT in field.metadata and value == field.metadata[ABSENT]
 
 

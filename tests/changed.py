@@ -1,8 +1,8 @@
 """Prints the test files of the modules that differ from the branch `main`.
 
-`make test-fast` runs them. A module's tests are the file that mirrors it, as
-tests/lopt/learned/test_celo.py mirrors lopt/learned/celo.py; where there is none, the
-tests of its folder. A changed test file stands for itself, and a changed helper of tests
+`make test-fast` runs them. The tests of a module are the file that mirrors it
+(tests/lopt/learned/test_celo.py for lopt/learned/celo.py) or else the folder that
+mirrors its folder. A changed test file stands for itself, and a changed helper of tests
 for its folder.
 """
 

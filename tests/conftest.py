@@ -13,14 +13,15 @@ from pathlib import Path
 
 # Subprocesses started by tests inherit the choice; a set variable is respected.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most programs here run once, so compiling them is what takes time: subprocesses inherit
-# this too. Tests about the bits of optimized programs are marked `optimized`, and
+# Most programs here run once: compiling them is what takes time. Subprocesses inherit
+# the variables. Tests about the bits of optimized programs are marked `optimized`:
 # `make test-slow` runs them in a process of their own, with METATRAIN_OPTIMIZED=1.
 OPTIMIZED = os.environ.get("METATRAIN_OPTIMIZED") == "1"
+QUICK = "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
 if not OPTIMIZED:
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    quick = "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
-    os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}".strip()
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = flags if QUICK in flags else f"{QUICK} {flags}".strip()
 
 import hypothesis
 import jax

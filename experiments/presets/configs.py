@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 import jax
 from jax.sharding import Mesh
 
+from configuration.encoding import ABSENT
 from configuration.fields import configuration
 from experiments.presets.estimators import ESTIMATORS, AnyEstimator
 from lopt.learned.small_fc import SmallFC
@@ -89,9 +90,9 @@ class RunOptions:
     stop_after: int | None = None
     """Stop, with a checkpoint, after this outer step; the same command without it goes
     on."""
-    tensorboard: bool = False
+    tensorboard: bool = dataclasses.field(default=False, metadata={ABSENT: False})
     """Also write the metrics as TensorBoard's event files, to RUN/tensorboard."""
-    wandb: str | None = None
+    wandb: str | None = dataclasses.field(default=None, metadata={ABSENT: None})
     """Also send the metrics to this project at Weights & Biases."""
 
     def __post_init__(self) -> None:
@@ -135,7 +136,9 @@ class TrainConfig:
     """Seed of everything random."""
     precision: Precision = "float32"
     """What the inner models compute in; bfloat16 pays on accelerators, not on CPUs."""
-    feature_precision: Precision = "float32"
+    feature_precision: Precision = dataclasses.field(
+        default="float32", metadata={ABSENT: "float32"}
+    )
     """What the optimizer's per-parameter networks multiply in: bfloat16 with sums in
     float32 for tensor cores, not for CPUs. The released weights run in both."""
     init_from: Path | None = None

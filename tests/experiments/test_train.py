@@ -19,7 +19,8 @@ from experiments.command_line import InputError
 from experiments.presets import configs
 from experiments.presets.serialization import encode
 from experiments.run.run_directory import METRICS, VALIDATION, RunDirectory, read_rows
-from experiments.train import load_trained, train
+from experiments.run.training_state import load_trained
+from experiments.train import train
 from lopt.learned.small_fc import SmallFC
 from lopt.release.artifact import Artifact
 from metatrain.estimators.es import EvolutionStrategy

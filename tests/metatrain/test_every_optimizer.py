@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.optimizers import OPTIMIZERS
+from experiments.presets.optimizers import OPTIMIZERS
 from lopt.learned.velo import VeLO
 from lopt.wrappers import ScheduledSteps
 from metatrain.estimators.es import EvolutionStrategy

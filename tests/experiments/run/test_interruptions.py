@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 from configuration import files as integrity
@@ -19,7 +18,8 @@ from experiments import train as training_command
 from experiments.command_line import BAD_INPUT, INTERRUPTED, InputError
 from experiments.run import run_directory
 from experiments.run.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
-from experiments.train import load_trained, train
+from experiments.run.training_state import load_trained
+from experiments.train import train
 from lopt.release.artifact import Artifact
 from metatrain import checkpoint, streaming
 from metatrain.checkpoint import Checkpoints
