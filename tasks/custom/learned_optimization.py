@@ -47,7 +47,8 @@ from tasks.custom.base import (
     never_constant,
 )
 from tasks.custom.dependence import may_depend
-from tasks.data.stored import StoredBatches, store
+from tasks.data.arrays import Splits
+from tasks.data.stored import store
 from tasks.synthetic.base import check_seed, initial_loss
 
 
@@ -64,7 +65,7 @@ class AdaptedTask(OpaqueTask):
     """The task or the family that was adapted."""
     name: str
     """What messages call it."""
-    data: StoredBatches | None = dataclasses.field(repr=False)
+    data: Splits | None = dataclasses.field(repr=False)
     """The batches that were taken; None if it has no data."""
     config: Any = dataclasses.field(repr=False)
     """The configuration of a family; None of a single task."""
@@ -148,7 +149,7 @@ class AdaptedTask(OpaqueTask):
         """Which of the stored batches, `[num]` int32."""
         if self.data is None:
             return jnp.zeros([num], jnp.int32)
-        return dataset.draw(key, split, num)
+        return dataset.draw(key, split, num, 1)[:, 0]
 
     def batch(self, dataset: Dataset, draw: Draws, split: Split) -> Batch:
         """One of the stored batches; `()` if there is no data."""
@@ -156,7 +157,7 @@ class AdaptedTask(OpaqueTask):
 
     def whole(self, dataset: Dataset, split: Split) -> Batch:
         """All stored batches of a split, of whose losses the mean is taken."""
-        return () if self.data is None else EveryBatch(dataset.split(split))
+        return () if self.data is None else EveryBatch(dataset.rows(split))
 
     def loss_of_batch(self, params: Params, key: jax.Array, batch: Batch) -> Loss:
         """The original's loss (see `Task.loss`)."""
