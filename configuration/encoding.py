@@ -113,6 +113,7 @@ def _encode(value: Any, head: Callable[[type], dict[str, str]], nan: bool) -> An
 
 
 def is_absent(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Returns whether JSON leaves out a field that has this value."""
     return ABSENT in field.metadata and value == field.metadata[ABSENT]
 
 

@@ -357,7 +357,7 @@ def half_annotated(key):
         ),
         (
             lambda: FunctionTask(init, loss, {**DATA, "y": DATA["y"][:-1]}),
-            r"^the arrays of data have \[36, 37\] rows; all must have as many$",
+            r"^the arrays of data have \[36, 37\] rows; all must have the same number$",
         ),
         (
             lambda: FunctionTask(init, loss, {"x": DATA["x"][:3]}),
