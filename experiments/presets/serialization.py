@@ -11,9 +11,12 @@ import json
 from typing import Any, TypeVar
 
 from configuration import encoding
+from experiments.presets.estimators import earlier_form
 from lopt.release import registry
 from metatrain.estimators.backpropagation import Backpropagation
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.noise_reuse_es import NoiseReuseES
+from metatrain.estimators.pes import PES
+from metatrain.estimators.truncated_es import TruncatedES
 from tasks.autoencoding import Autoencoding
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
@@ -58,7 +61,7 @@ COMPONENTS = encoding.kinds_of(
         Resized,
         *(VectorQuantization, LatentDiffusion, SemanticPrior),
         *(VQAutoEncoder, LatentDenoiser, CodePrior, Shapes),
-        *(EvolutionStrategy, Backpropagation),
+        *(PES, NoiseReuseES, TruncatedES, Backpropagation),
     ),
     *registry.KINDS.values(),
 )
@@ -95,6 +98,7 @@ def identity(config: dict[str, Any]) -> str:
         k for k, v in LATER.items() if config.get(k) == v
     }
     counts = {k: v for k, v in config.items() if k not in left_out}
+    counts["estimator"] = earlier_form(config["estimator"])
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()
 
 
