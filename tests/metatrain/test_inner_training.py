@@ -37,8 +37,8 @@ LENGTH, WINDOW, KEY = 12, 3, jax.random.key(0)
         ({"num_steps": 2.0}, "num_steps = 2.0 must be a whole number"),
         (
             {"precision": Precisions(features="bfloat16")},
-            "feature_precision = 'bfloat16': LearnableSGD moves no tensor here by a per"
-            "-parameter network: .* leave it at float32",
+            "feature_precision = 'bfloat16': LearnableSGD has no per-parameter network"
+            ": .* leave it at float32",
         ),
     ],
 )
