@@ -14,7 +14,7 @@ import jax
 from evaluation.run import evaluate
 from lopt import Adam, Artifact, SmallFC
 from lopt.release.registry import AnyLearned
-from metatrain import EpisodeLengths, EvolutionStrategy, MetaTraining, OuterOptimizer
+from metatrain import PES, EpisodeLengths, MetaTraining, OuterOptimizer
 from parametrization import ADAM_LIKE
 from tasks import MLP, Digits, ImageClassification
 
@@ -42,7 +42,7 @@ def main(
     task = ImageClassification(MLP(widths=(32, 32), base_width=32), Digits())
 
     # The meta-gradient: persistent evolution strategies over windows of 20 steps.
-    estimator = EvolutionStrategy.pes(
+    estimator = PES(
         num_pairs=num_pairs,
         chunk=num_pairs,
         truncation=20,

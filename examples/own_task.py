@@ -13,7 +13,7 @@ import numpy as np
 
 from evaluation.run import evaluate
 from lopt import LearnableAdam
-from metatrain import EpisodeLengths, EvolutionStrategy, MetaTraining, OuterOptimizer
+from metatrain import PES, EpisodeLengths, MetaTraining, OuterOptimizer
 from parametrization import ADAM_LIKE, Named
 from parametrization.rules import initializer
 from tasks import FunctionTask
@@ -53,7 +53,7 @@ def main(num_steps: int = 100, wide: int = 128) -> dict[int, float]:
     # Adam whose four hyperparameters are learned; SmallFC and others work the same.
     lopt = LearnableAdam(rules=ADAM_LIKE)
     lengths = EpisodeLengths(minimum=20, maximum=100)
-    estimator = EvolutionStrategy(num_pairs=4, truncation=20, lengths=lengths)
+    estimator = PES(num_pairs=4, truncation=20, lengths=lengths)
     outer = OuterOptimizer(learning_rate=1e-2, warmup_steps=min(10, num_steps - 1))
     training = MetaTraining.on(task, lopt, estimator, outer, num_steps)
     state, dataset = training.init(), task.load_data()
