@@ -20,6 +20,7 @@ import re
 import shutil
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
@@ -87,11 +88,12 @@ def test_slow_python_blocks_run_in_order(page, folder):
 
 
 def run_blocks(found: list[Block]) -> None:
-    names: dict[str, object] = {"__name__": "__page__"}
+    module = types.ModuleType("page")
     for block in found:
         # Line numbers of a traceback are those of the page.
         code = "\n" * block.line + block.text
-        exec(compile(code, str(ROOT / block.page), "exec"), names)
+        path = str(ROOT / block.page)
+        exec(compile(code, path, "exec", dont_inherit=True), vars(module))
 
 
 @pytest.mark.parametrize("page", having("sh"))
