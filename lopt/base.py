@@ -36,7 +36,8 @@ class LearnedOptimizer(Protocol):
 
         Returns:
             A transformation whose updates are *added* to the parameters. Its `update`
-            needs `params`; a rule that needs the loss takes it as the keyword `loss`.
+            needs `params`; a rule that needs the loss before the update takes it as the
+            keyword `loss` or, where that is not given, `value`, optax's name for it.
         """
         ...
 
@@ -106,6 +107,24 @@ def _described(leaf: Any) -> str:
         return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
     except TypeError:  # no array, nor a number
         return f"a {type(leaf).__name__}"
+
+
+def need_loss(
+    loss: jax.typing.ArrayLike | None, value: jax.typing.ArrayLike | None, name: str
+) -> jax.typing.ArrayLike:
+    """Returns the loss `[]` before the update, given under either keyword.
+
+    Raises:
+        ValueError: if there is none, or it is no scalar.
+    """
+    loss = value if loss is None else loss
+    if loss is None:
+        raise ValueError(
+            f"{name} needs the loss: update(grads, state, params, loss=loss)"
+        )
+    if jnp.shape(loss):
+        raise ValueError(f"loss has shape {jnp.shape(loss)}, must be one number")
+    return loss
 
 
 def is_masked(leaf: Any) -> bool:

@@ -20,7 +20,7 @@ import optax
 
 from configuration.fields import configuration, later
 from lopt import checks
-from lopt.base import Specs, Theta
+from lopt.base import Specs, Theta, need_loss
 from lopt.per_parameter import scaled_mlp
 from lopt.per_parameter.accumulators import TensorState
 from lopt.per_parameter.epsilons import Epsilons
@@ -28,7 +28,7 @@ from lopt.per_parameter.forms import Execution
 from lopt.per_parameter.network import Layers
 from lopt.per_parameter.scaled_mlp import VELO_EPSILONS, ScaledMLP
 from lopt.per_tensor.scheduler import ScheduledState, TensorLSTM
-from lopt.tensors import Arrangement, need, need_loss
+from lopt.tensors import Arrangement, need
 from parametrization.rules import STANDARD, Rules
 
 Part = Literal["rule", "scheduler"]
@@ -124,13 +124,14 @@ class Celo:
             params: optax.Params | None = None,
             *,
             loss: jax.typing.ArrayLike | None = None,
+            value: jax.typing.ArrayLike | None = None,
             **extra_args: Any,
         ) -> tuple[optax.Updates, ScheduledState]:
             del extra_args
             arrangement = Arrangement(updates, need(params, "Celo"), specs)
             factor, scheduler = jnp.ones([], jnp.float32), state.scheduler
             if self.phase != "rule":
-                loss = need_loss(loss, "Celo")
+                loss = need_loss(loss, value, "Celo")
                 schedule, scheduler = self.scheduler.apply(
                     theta["scheduler"], state.scheduler, loss, state.step, num_steps
                 )

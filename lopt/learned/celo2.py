@@ -35,7 +35,7 @@ from lopt.baselines.links import (
     scale_by_specs,
     unscale_gradients,
 )
-from lopt.clipping import clipping
+from lopt.clipping import GRADIENT_BOUND, clip_global_norm
 from lopt.matrices import is_matrix, matrix_spec, on_matrices
 from lopt.orthogonal import newton_schulz
 from lopt.per_parameter import accumulators, features
@@ -44,7 +44,6 @@ from lopt.per_parameter.accumulators import Complements, TensorState
 from lopt.per_parameter.epsilons import Epsilons
 from lopt.per_parameter.features import Counts, Quantities
 from lopt.per_parameter.forms import Execution
-from lopt.sanitizer import GRADIENT_BOUND
 from lopt.schedules import AnySchedule, learning_rate_schedule
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
@@ -164,7 +163,7 @@ class Celo2:
             jax.tree.map(lambda s: "matrix" if is_matrix(s) else "other", specs),
         )
         steps = optax.scale_by_learning_rate(schedule)
-        return in_float32(optax.chain(clipping(self.clip_norm), by_role, steps))
+        return in_float32(optax.chain(clip_global_norm(self.clip_norm), by_role, steps))
 
     @property
     def _counts(self) -> Counts:

@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import optax
 
 from configuration.fields import configuration
-from lopt import checks, sanitizer
-from lopt.base import Specs, Theta
+from lopt import checks, clipping
+from lopt.base import Specs, Theta, need_loss
 from lopt.baselines import base
 from lopt.per_parameter import accumulators
 from lopt.per_parameter.accumulators import Complements, TensorState, present
 from lopt.per_parameter.epsilons import PAPER
 from lopt.per_tensor.scheduler import ScheduledState, TensorLSTM
-from lopt.tensors import Arrangement, need, need_loss
+from lopt.tensors import Arrangement, need
 from parametrization.rules import STANDARD, Rules
 
 _INNER_FLOOR = 1e-10
@@ -32,7 +32,7 @@ _INNER_FLOOR = 1e-10
 
 @configuration
 class CeloAdam:
-    """Adam with a learned scheduler; its update takes the keyword `loss`."""
+    """Adam with a learned scheduler; its update takes the loss."""
 
     lstm_hidden_size: int = 64
     """Units of the scheduler."""
@@ -81,11 +81,12 @@ class CeloAdam:
             params: optax.Params | None = None,
             *,
             loss: jax.typing.ArrayLike | None = None,
+            value: jax.typing.ArrayLike | None = None,
             **extra_args: Any,
         ) -> tuple[optax.Updates, ScheduledState]:
             del extra_args
             arrangement = Arrangement(updates, need(params, "CeloAdam"), specs)
-            loss = need_loss(loss, "CeloAdam")
+            loss = need_loss(loss, value, "CeloAdam")
             schedule, scheduler = self.scheduler.apply(
                 theta["scheduler"], state.scheduler, loss, state.step, num_steps
             )
@@ -110,7 +111,7 @@ class CeloAdam:
             step_scale: jax.Array,
         ) -> tuple[jax.Array, TensorState]:
             dtype = grad.dtype
-            grad = sanitizer.bounded(grad / gradient_scale, sanitizer.GRADIENT_BOUND)
+            grad = clipping.bounded(grad / gradient_scale, clipping.GRADIENT_BOUND)
             weights = [accumulators.fixed((b,), dtype) for b in (self.b1, self.b2)]
             new = accumulators.update(old, grad, Complements(*weights), PAPER)
             done = count.astype(dtype)

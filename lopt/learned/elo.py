@@ -24,7 +24,7 @@ from configuration.fields import configuration, later
 from lopt import checks
 from lopt.base import Specs, Theta
 from lopt.baselines.links import add_decayed_weights, in_float32
-from lopt.clipping import clipping
+from lopt.clipping import clip_global_norm
 from lopt.learned.celo2 import Celo2
 from lopt.learned.small_fc import SmallFC
 from lopt.per_parameter.epsilons import PAPER, Epsilons
@@ -114,7 +114,7 @@ class ELO:
             "factored_offsets": jnp.zeros(decays),
         }
         links = [
-            clipping(self.clip_norm),
+            clip_global_norm(self.clip_norm),
             self.rule.as_optax({**theta, **offsets}, specs, num_steps),
             optax.scale(-1.0),  # a step to be subtracted, as weight decay expects
             *add_decayed_weights(self.weight_decay),

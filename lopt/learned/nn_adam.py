@@ -29,9 +29,9 @@ import optax
 from configuration.fields import configuration, later
 from lopt import checks, dense, tensors
 from lopt.base import Specs, Theta
+from lopt.clipping import GRADIENT_BOUND
 from lopt.per_tensor import lstm, statistics
 from lopt.per_tensor.lstm import LSTMState
-from lopt.sanitizer import GRADIENT_BOUND
 from lopt.tensors import Arrangement, need
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec

@@ -9,7 +9,7 @@ tensors every tensor sees in the next step. A parameter moves by
 
 Tensors are coupled twice more: gradients are clipped to ten times a running average of
 their size over all tensors, and the number of tensors is an input. The clip is the
-bound of `sanitizer.bounded`, so an infinite gradient never reaches another tensor.
+bound of `clipping.bounded`, so an infinite gradient never reaches another tensor.
 
 References:
     Metz et al., Tasks, stability, architecture, and compute: training more effective
@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import optax
 
 from configuration.fields import configuration, later
-from lopt import checks, dense, sanitizer, tensors
-from lopt.base import Specs, Theta
+from lopt import checks, clipping, dense, tensors
+from lopt.base import Specs, Theta, need_loss
 from lopt.per_parameter import accumulators
 from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import Complements, TensorState
@@ -49,7 +49,7 @@ from lopt.per_parameter.forms import Execution
 from lopt.per_tensor import loss_normalizer, lstm, statistics
 from lopt.per_tensor.loss_normalizer import LossAverages
 from lopt.per_tensor.lstm import LSTMState
-from lopt.tensors import Arrangement, need, need_loss
+from lopt.tensors import Arrangement, need
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
 
@@ -94,7 +94,7 @@ class RNNMLPState(NamedTuple):
 
 @configuration
 class RNNMLP:
-    """The learned optimizer RNN-MLP; its update takes the keyword `loss`.
+    """The learned optimizer RNN-MLP; its update takes the loss.
 
     A validation loss may be given as the keyword `valid_loss`, `[]`, in any update
     (NaN, like None, where there is none at this step). It counts as a step of its own.
@@ -190,12 +190,13 @@ class RNNMLP:
             params: optax.Params | None = None,
             *,
             loss: jax.typing.ArrayLike | None = None,
+            value: jax.typing.ArrayLike | None = None,
             valid_loss: jax.typing.ArrayLike | None = None,
             **extra_args: Any,
         ) -> tuple[optax.Updates, RNNMLPState]:
             del extra_args
             params = need(params, "RNNMLP")
-            loss = need_loss(loss, "RNNMLP")
+            loss = need_loss(loss, value, "RNNMLP")
             arrangement = Arrangement(updates, params, specs)
             if not arrangement.groups:
                 return updates, state._replace(step=state.step + 1)
@@ -303,7 +304,7 @@ class RNNMLP:
                 "train_loss_feat": losses[0],
                 "valid_loss_feat": losses[1],
             }
-            return sanitizer.finite(statistics.join(features, from_network.dtype))
+            return clipping.finite(statistics.join(features, from_network.dtype))
 
         stacks = (*stacks, arrangement.split(state.from_network))
         ranks = arrangement.each(_rank)
@@ -333,7 +334,7 @@ class RNNMLP:
             magnitude = jnp.exp(self.exp_mult * out[..., 1])
             change = -(self.step_mult * step_scale) * out[..., 0] * magnitude
             reports = out[..., 2:].reshape(-1, self.network_to_lstm)
-            report = sanitizer.finite(reports.mean(0).astype(from_lstm.dtype))
+            report = clipping.finite(reports.mean(0).astype(from_lstm.dtype))
             return change, report
 
         return move
@@ -359,7 +360,7 @@ def _clipped(
     bound = CLIP_MULT * clip.average / accumulators.total_weight(CLIP_DECAY, clip.step)
 
     def one(grad: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-        grad = sanitizer.bounded(grad / scale, bound.astype(grad.dtype))
+        grad = clipping.bounded(grad / scale, bound.astype(grad.dtype))
         return grad, jnp.mean(grad * grad).astype(bound.dtype)
 
     clipped = [tensors.over(one, *x) for x in zip(grads, scales, strict=True)]

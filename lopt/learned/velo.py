@@ -22,7 +22,7 @@ import optax
 
 from configuration.fields import configuration, later
 from lopt import checks, tensors
-from lopt.base import Specs, Theta
+from lopt.base import Specs, Theta, need_loss
 from lopt.per_parameter import scaled_mlp
 from lopt.per_parameter.accumulators import TensorState
 from lopt.per_parameter.epsilons import Epsilons
@@ -35,7 +35,7 @@ from lopt.per_tensor.scheduler import (
     num_tensor_features,
     tensor_features,
 )
-from lopt.tensors import Arrangement, need, need_loss
+from lopt.tensors import Arrangement, need
 from parametrization.rules import STANDARD, Rules
 
 MIX_MULT = 100.0
@@ -44,7 +44,7 @@ MIX_MULT = 100.0
 
 @configuration
 class VeLO:
-    """The learned optimizer VeLO; its update takes the keyword `loss`.
+    """The learned optimizer VeLO; its update takes the loss.
 
     Published weights have the configuration `PUBLISHED`.
     """
@@ -129,11 +129,12 @@ class VeLO:
             params: optax.Params | None = None,
             *,
             loss: jax.typing.ArrayLike | None = None,
+            value: jax.typing.ArrayLike | None = None,
             **extra_args: Any,
         ) -> tuple[optax.Updates, ScheduledState]:
             del extra_args
             arrangement = Arrangement(updates, need(params, "VeLO"), specs)
-            loss = need_loss(loss, "VeLO")
+            loss = need_loss(loss, value, "VeLO")
             if not arrangement.groups:
                 return updates, state._replace(step=state.step + 1)
             values = arrangement.stack(params)

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lopt import checks, sanitizer
+from lopt import checks, clipping
 from lopt.per_parameter import accumulators, features
 from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import Complements, TensorState
@@ -72,7 +72,7 @@ class ScaledMLP:
         self, state: TensorState, grad: jax.Array, gradient_scale: jax.Array
     ) -> tuple[jax.Array, TensorState]:
         """The gradient `[*S]` as the base model would see it, clipped; accumulators."""
-        grad = sanitizer.bounded(grad / gradient_scale, sanitizer.GRADIENT_BOUND)
+        grad = clipping.bounded(grad / gradient_scale, clipping.GRADIENT_BOUND)
         weights = Complements(
             *(
                 accumulators.fixed(decays, grad.dtype)

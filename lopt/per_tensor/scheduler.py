@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import dense, sanitizer
+from lopt import clipping, dense
 from lopt.base import Specs, Theta
 from lopt.per_parameter.accumulators import TensorState, present
 from lopt.per_tensor import loss_buffer, lstm, statistics
@@ -175,7 +175,7 @@ class TensorLSTM:
         if tensors is None:
             return shared[None], losses
         shared = jnp.broadcast_to(shared[None], (tensors.shape[0], shared.shape[0]))
-        seen = sanitizer.finite(tensors.astype(dtype))
+        seen = clipping.finite(tensors.astype(dtype))
         return jnp.concatenate([shared, seen], axis=1), losses
 
 

@@ -11,7 +11,7 @@ import optax
 from configuration.fields import configuration
 from lopt import checks
 from lopt.base import LearnedOptimizer, Specs, Theta
-from lopt.clipping import clipping
+from lopt.clipping import clip_global_norm
 from lopt.wrappers.base import Wrapper
 
 
@@ -38,7 +38,7 @@ class ClippedGradients(Wrapper):
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer (see `LearnedOptimizer.as_optax`)."""
         inner = self.inner.as_optax(theta, specs, num_steps)
-        return optax.chain(clipping(self.max_norm), inner)
+        return optax.chain(clip_global_norm(self.max_norm), inner)
 
 
 class AccumulationState(NamedTuple):
@@ -54,9 +54,9 @@ class AccumulatedGradients(Wrapper):
 
     Between updates the steps are zero (`optax.MultiSteps`). The wrapped optimizer
     counts its own updates: it is told that the run has `num_steps // num_batches` of
-    them, and its schedules and time features run over those. The keyword `loss`, where
-    it is given, is averaged over the same batches as the gradient; other arguments are
-    those of the last batch.
+    them, and its schedules and time features run over those. The loss (`loss` or
+    `value`), where it is given, is averaged over the same batches as the gradient;
+    other arguments are those of the last batch.
     """
 
     inner: LearnedOptimizer
@@ -86,22 +86,26 @@ class AccumulatedGradients(Wrapper):
             state: AccumulationState,
             params: optax.Params | None = None,
             *,
-            loss: jax.Array | None = None,
+            loss: jax.typing.ArrayLike | None = None,
+            value: jax.typing.ArrayLike | None = None,
             **extra_args: Any,
         ) -> tuple[optax.Updates, AccumulationState]:
+            given = {"loss": loss, "value": value}
+            given = {name: x for name, x in given.items() if x is not None}
             mean = state.loss
-            if loss is not None:
+            if given:
+                name, latest = next(iter(given.items()))
                 done = state.steps.mini_step  # 0 at the first batch: nothing is kept
                 mean = jnp.where(done == 0, 0.0, mean)
-                mean = (mean + (loss - mean) / (done + 1)).astype(jnp.float32)
-                extra_args["loss"] = mean
+                mean = (mean + (latest - mean) / (done + 1)).astype(jnp.float32)
+                given[name] = mean
             fresh = state.steps.mini_step == 0
             # optax empties its sum by a factor of 0, which keeps NaN and infinity.
             kept = jax.tree.map(
                 lambda x: jnp.where(fresh, jnp.zeros_like(x), x), state.steps.acc_grads
             )
             before = state.steps._replace(acc_grads=kept)
-            result, new = steps.update(updates, before, params, **extra_args)
+            result, new = steps.update(updates, before, params, **given, **extra_args)
             moves = new.mini_step == 0
             result = jax.tree.map(
                 lambda x: jnp.where(moves, x, jnp.zeros_like(x)), result
