@@ -28,7 +28,7 @@ from lopt.per_parameter.forms import Execution
 from lopt.per_parameter.network import Layers
 from lopt.per_parameter.scaled_mlp import VELO_EPSILONS, ScaledMLP
 from lopt.per_tensor.scheduler import ScheduledState, TensorLSTM
-from lopt.tensors import Arrangement, need
+from lopt.tensors import Arrangement, FactoredAxes, need
 from parametrization.rules import STANDARD, Rules
 
 Part = Literal["rule", "scheduler"]
@@ -70,6 +70,9 @@ class Celo:
     brought to the base model's size, as in `lopt.baselines.Adam`."""
     execution: Execution = later(Execution())
     """How the per-parameter network is executed."""
+    factored_axes: FactoredAxes = later("matrix", absent="tensor")
+    """What second moments are factored over: a "matrix" of all fan-in by all fan-out
+    axes, or the two largest axes of the "tensor" (see `lopt.tensors`)."""
 
     def __post_init__(self) -> None:
         checks.positive_integer(self, "lstm_hidden_size")
@@ -115,7 +118,7 @@ class Celo:
 
         def init(params: optax.Params) -> ScheduledState:
             return self.scheduler.begin(
-                theta["scheduler"], params, specs, self.rule.empty
+                theta["scheduler"], params, specs, self.rule.empty, self.factored_axes
             )
 
         def update(
@@ -128,7 +131,9 @@ class Celo:
             **extra_args: Any,
         ) -> tuple[optax.Updates, ScheduledState]:
             del extra_args
-            arrangement = Arrangement(updates, need(params, "Celo"), specs)
+            arrangement = Arrangement(
+                updates, need(params, "Celo"), specs, self.factored_axes
+            )
             factor, scheduler = jnp.ones([], jnp.float32), state.scheduler
             if self.phase != "rule":
                 loss = need_loss(loss, value, "Celo")

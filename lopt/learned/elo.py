@@ -34,6 +34,7 @@ from lopt.schedules import (
     WarmupCosine,
     learning_rate_schedule,
 )
+from lopt.tensors import FactoredAxes
 from parametrization.rules import STANDARD, Rules
 
 
@@ -70,6 +71,9 @@ class ELO:
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
     execution: Execution = later(Execution())
     """How the per-parameter network is executed."""
+    factored_axes: FactoredAxes = later("matrix", absent="tensor")
+    """What second moments are factored over: a "matrix" of all fan-in by all fan-out
+    axes, or the two largest axes of the "tensor" (see `lopt.tensors`)."""
 
     def __post_init__(self) -> None:
         checks.positive(self, "learning_rate")
@@ -93,6 +97,7 @@ class ELO:
             epsilons=self.epsilons,
             rules=self.rules,
             execution=self.execution,
+            factored_axes=self.factored_axes,
         )
 
     def init(self, key: jax.Array) -> Theta:

@@ -35,7 +35,7 @@ from lopt.per_tensor.scheduler import (
     num_tensor_features,
     tensor_features,
 )
-from lopt.tensors import Arrangement, need
+from lopt.tensors import Arrangement, FactoredAxes, need
 from parametrization.rules import STANDARD, Rules
 
 MIX_MULT = 100.0
@@ -79,6 +79,9 @@ class VeLO:
     brought to the base model's size, as in `lopt.baselines.Adam`."""
     execution: Execution = later(Execution())
     """How the per-parameter network is executed."""
+    factored_axes: FactoredAxes = later("matrix", absent="tensor")
+    """What second moments are factored over: a "matrix" of all fan-in by all fan-out
+    axes, or the two largest axes of the "tensor" (see `lopt.tensors`)."""
 
     def __post_init__(self) -> None:
         checks.positive_integer(self, "lstm_hidden_size", "param_inits")
@@ -120,7 +123,7 @@ class VeLO:
 
         def init(params: optax.Params) -> ScheduledState:
             return self.scheduler.begin(
-                theta["scheduler"], params, specs, self.rule.empty
+                theta["scheduler"], params, specs, self.rule.empty, self.factored_axes
             )
 
         def update(
@@ -133,7 +136,9 @@ class VeLO:
             **extra_args: Any,
         ) -> tuple[optax.Updates, ScheduledState]:
             del extra_args
-            arrangement = Arrangement(updates, need(params, "VeLO"), specs)
+            arrangement = Arrangement(
+                updates, need(params, "VeLO"), specs, self.factored_axes
+            )
             loss = need_loss(loss, value, "VeLO")
             if not arrangement.groups:
                 return updates, state._replace(step=state.step + 1)

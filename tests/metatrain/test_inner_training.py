@@ -24,14 +24,6 @@ TASK, LOPT = Quadratic(dimension=2, condition=3.0), LearnableSGD()
 LENGTH, WINDOW, KEY = 12, 3, jax.random.key(0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
