@@ -1,4 +1,4 @@
-"""Wrappers of what goes in: clipped gradients, gradients of several batches."""
+"""Wrappers of the gradient: clipping, accumulation over batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import optax
 
 from configuration.fields import configuration
 from lopt import checks
-from lopt.base import LearnedOptimizer, Specs, Theta
+from lopt.base import LearnedOptimizer, NumSteps, Specs, Theta, Transform
 from lopt.clipping import clip_global_norm
 from lopt.wrappers.base import Wrapper
 
@@ -19,24 +19,20 @@ from lopt.wrappers.base import Wrapper
 class ClippedGradients(Wrapper):
     """Shrinks the whole gradient to a norm of at most `max_norm`.
 
-    The norm is that over all tensors, computed in float32 at least. Where it is not
-    finite (an entry is infinite or NaN, or the sum of squares overflows) there is no
-    direction to keep, and the wrapped optimizer sees a gradient of zeros: its steps
-    stay finite. Finite gradients are clipped as by `optax.clip_by_global_norm`.
+    Where the norm is not finite the wrapped optimizer sees a gradient of zeros (see
+    `lopt.clipping.clip_global_norm`).
     """
 
     inner: LearnedOptimizer
     """The wrapped optimizer."""
     max_norm: float = 1.0
-    """Largest norm of a gradient that is left as it is."""
+    """Largest norm over all tensors."""
 
     def __post_init__(self) -> None:
         checks.positive(self, "max_norm")
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         inner = self.inner.as_optax(theta, specs, num_steps)
         return optax.chain(clip_global_norm(self.max_norm), inner)
 
@@ -50,27 +46,24 @@ class AccumulationState(NamedTuple):
 
 @configuration
 class AccumulatedGradients(Wrapper):
-    """One update for the mean gradient of every `num_batches` batches.
+    """Updates once every `num_batches` batches, by their mean gradient.
 
     Between updates the steps are zero (`optax.MultiSteps`). The wrapped optimizer
-    counts its own updates: it is told that the run has `num_steps // num_batches` of
-    them, and its schedules and time features run over those. The loss (`loss` or
-    `value`), where it is given, is averaged over the same batches as the gradient;
-    other arguments are those of the last batch.
+    counts its own updates, of which a run has `num_steps // num_batches`. The loss
+    (`loss` or `value`) is averaged over the same batches as the gradient; other
+    arguments are those of the last batch.
     """
 
     inner: LearnedOptimizer
     """The wrapped optimizer."""
     num_batches: int = 2
-    """Batches for each update."""
+    """Batches per update."""
 
     def __post_init__(self) -> None:
         checks.positive_integer(self, "num_batches")
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         if isinstance(num_steps, int):
             num_updates: int | jax.Array = max(num_steps // self.num_batches, 1)
         else:
@@ -95,7 +88,7 @@ class AccumulatedGradients(Wrapper):
             mean = state.loss
             if given:
                 name, latest = next(iter(given.items()))
-                done = state.steps.mini_step  # 0 at the first batch: nothing is kept
+                done = state.steps.mini_step
                 mean = jnp.where(done == 0, 0.0, mean)
                 mean = (mean + (latest - mean) / (done + 1)).astype(jnp.float32)
                 given[name] = mean
