@@ -35,8 +35,7 @@ from lopt.baselines.links import (
     unscale_gradients,
 )
 from lopt.clipping import GRADIENT_BOUND, clip_global_norm
-from lopt.matrices import is_matrix, matrix_spec, on_matrices
-from lopt.orthogonal import newton_schulz
+from lopt.matrices import is_matrix, matrix_spec, newton_schulz, on_matrices
 from lopt.per_parameter import accumulators, features
 from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import Complements, TensorState

@@ -32,11 +32,6 @@ class Bfloat16Features(Wrapper):
     inner: LearnedOptimizer
     """The wrapped optimizer."""
 
-    def check(self, specs: Specs) -> None:
-        """Refuses an optimizer without such a network."""
-        del specs
-        in_precision(self.inner, "bfloat16")
-
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer, or refuses one without such a network."""
         inner = in_precision(self.inner, "bfloat16")
