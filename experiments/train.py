@@ -330,7 +330,7 @@ def main() -> None:
     if meeting is None and config.run.hosts == "one":
         wanted = wanted or processes.cpu_devices(num_chunks)
         with reported():
-            devices.check_division(num_chunks, wanted)
+            devices.check_shares(num_chunks, wanted)
     if dry:
         print(dry_run.report(config, name))
         return
