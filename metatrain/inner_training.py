@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from configuration.fields import configuration
 from lopt.base import LearnedOptimizer, Theta, frozen_parts
-from lopt.wrappers import Bfloat16Features
+from lopt.per_parameter.forms import in_precision
 from metatrain import inner
 from metatrain.expert import Expert, Guided
 from metatrain.inner import AnyState, InnerLoop, Precisions, TrackedState
@@ -52,7 +52,7 @@ class InnerTraining:
         self.variation.check(self.task)
         if self.precision.features == "bfloat16":
             try:
-                Bfloat16Features(self.lopt).check(self.task.specs())
+                in_precision(self.lopt, "bfloat16")
             except ValueError as error:
                 raise ValueError(
                     f"feature_precision = 'bfloat16': {error}; leave it at float32"
@@ -168,7 +168,7 @@ class InnerTraining:
     def _rule(self) -> LearnedOptimizer:
         """The optimizer, in the precision of this training."""
         low = self.precision.features == "bfloat16"
-        return Bfloat16Features(self.lopt) if low else self.lopt
+        return in_precision(self.lopt, "bfloat16") if low else self.lopt
 
     @property
     def frozen(self) -> tuple[str, ...]:

@@ -10,11 +10,12 @@ import pytest
 
 from experiments import command_line
 from experiments.command_line import InputError
-from experiments.presets.configs import PRESETS, QUICKSTART, TrainConfig
+from experiments.presets.configs import QUICKSTART, TrainConfig, presets
 from experiments.presets.estimators import ESTIMATORS, earlier_form, migrated
 from experiments.presets.serialization import decode, encode, identity
 from experiments.run import run_directory
-from experiments.train import load_trained, train
+from experiments.run.training_state import load_trained
+from experiments.train import train
 from metatrain.estimators.pes import PES
 
 EARLIER = Path(__file__).parents[2] / "golden/run_schema_1"
@@ -43,7 +44,7 @@ def parsed(changed=()):
     """The configuration of that command line, with some of its flags changed."""
     flags = FLAGS | dict(changed)
     words = [word for name, x in flags.items() for word in (f"--{name}", str(x))]
-    return command_line.choose_preset(PRESETS, "train", [PRESET, *words])[1]
+    return command_line.choose_preset(presets(), "train", [PRESET, *words])[1]
 
 
 def stored():
