@@ -1,16 +1,14 @@
-"""A training run of an evaluation: what its seed determines, how it is carried out.
+"""Training runs of an evaluation.
 
 A run is a function of (task, optimizer, θ, horizon, seed). The seed alone determines
-the initial parameters and every batch, whatever the optimizer, so runs of two
-optimizers are paired by seed; and the batch of step t does not depend on the horizon,
-because counter-based random bits of a longer draw begin with those of a shorter one.
-The keys come from the purpose "evaluation", so no run repeats a batch sequence of
-meta-training.
+the initial parameters and every batch, so runs of two optimizers are paired by seed.
+The batch of step t does not depend on the horizon, because counter-based random bits of
+a longer draw begin with those of a shorter one. All keys come from the purpose
+"evaluation", so no run repeats a batch sequence of meta-training.
 
 With the data on the device a run is one scan, vmapped from outside. With the training
-rows on the host it is a loop over windows, each of which is fetched while the one
-before it is computed; plans are made for the whole run at once, so batches are the same
-bits.
+rows on the host it is a loop over windows, each fetched while the one before it is
+computed. Batches are planned for the whole run at once and so are the same.
 """
 
 from __future__ import annotations
@@ -25,23 +23,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopt.base import LearnedOptimizer, Theta
+from lopt.baselines import evaluation_params
 from metatrain.inner import InnerState, start
 from metatrain.keys import stream
 from metatrain.streaming import HostDataset, ahead
 from metatrain.unroll import Window, unroll
-from tasks.base import Dataset, Split, Task
+from tasks.base import Dataset, Params, Split, Task
 
 WINDOW_BYTES = 1 << 26
-"""Rows of one window of a run whose data is streamed, at most about so many bytes."""
+"""Approximate bound on the bytes of one window's rows, of all runs together."""
 
 
 class Trained(NamedTuple):
-    """A run that is over."""
+    """A finished run."""
 
     state: InnerState
     losses: jax.Array  # [H] in nats
     aux: dict[str, jax.Array]  # [H]
-    key: jax.Array  # for what follows the run
+    key: jax.Array  # for whatever follows the run
 
 
 def train(
@@ -53,12 +52,29 @@ def train(
     num_steps: int,
     split: Split = "train",
 ) -> Trained:
-    """One run on data that lies on the device; to be traced."""
+    """Trains once on data that lies on the device; to be traced."""
     state, unroll_key, key = _begin(task, lopt, num_steps, theta, seed)
     state, losses, aux = unroll(
         task, lopt, theta, state, dataset, unroll_key, num_steps, split
     )
     return Trained(state, losses, aux, key)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
+def train_model(
+    task: Task,
+    lopt: LearnedOptimizer,
+    theta: Theta,
+    num_steps: int,
+    key: jax.Array,
+    dataset: Dataset,
+) -> tuple[Params, jax.Array]:
+    """Trains once and returns the parameters to use, and the losses `[H]` in nats."""
+    state = start(task, lopt, theta, stream(key, "init"), num_steps)
+    state, losses, _ = unroll(
+        task, lopt, theta, state, dataset, stream(key, "unroll"), num_steps
+    )
+    return evaluation_params(state.opt_state, state.params), losses
 
 
 def train_streamed(
@@ -72,7 +88,7 @@ def train_streamed(
     *,
     stacked: bool,
 ) -> Trained:
-    """Runs on data whose training rows lie on the host, `[R]` in front of everything.
+    """Trains once per seed on data whose training rows lie on the host.
 
     Args:
         task: what is trained.
@@ -83,6 +99,9 @@ def train_streamed(
         num_steps: inner steps (`H`).
         split: see `unroll`.
         stacked: whether every run has a θ of its own.
+
+    Returns:
+        The runs, `[R]` in front of everything.
     """
     state, unroll_keys, keys = _begin_all(
         task, lopt, num_steps, stacked, theta, jnp.asarray(seeds, jnp.int32)
@@ -111,7 +130,7 @@ def _begin(
     theta: Theta,
     seed: jax.Array,
 ) -> tuple[InnerState, jax.Array, jax.Array]:
-    """The start of a run, the key of its unroll, and the key of what follows it."""
+    """Initial state, key of the unroll, key of whatever follows the run."""
     key = stream(jax.random.key(seed), "evaluation")
     state = start(task, lopt, theta, stream(key, "init"), num_steps)
     return state, stream(key, "unroll"), key
@@ -153,7 +172,6 @@ def _advance(
 
 
 def _window_size(dataset: HostDataset, task: Task, plan: Any, num_steps: int) -> int:
-    """Steps of a window."""
     first = dataset.window(task, jax.tree.map(lambda x: x[:, :1], plan))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(first.rows))
     return int(np.clip(WINDOW_BYTES // max(size, 1), 1, num_steps))

@@ -1,4 +1,4 @@
-"""A study of graded diagnosis as text and as a figure."""
+"""Text and figure of a study of graded diagnosis."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def text_report(result: Diagnosis) -> str:
-    """Tables of AUCs and kappas; every heading says what the unit is."""
+    """Formats tables of AUCs and kappas, each with its unit."""
     parts = result.dichotomies
     readers = range(len(parts[0].readers))
     lines = [("", *(part.name for part in parts))]
@@ -51,7 +51,7 @@ def text_report(result: Diagnosis) -> str:
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """For example "+0.08 [+0.02, +0.14] p = .013"."""
+    """Formats as "+0.08 [+0.02, +0.14] p = .013"."""
     if math.isnan(comparison.p_value):
         return f"{comparison.difference:+.2f}"
     p = "< .001" if comparison.p_value < 5e-4 else f"= {comparison.p_value:.3f}"
@@ -113,23 +113,16 @@ def _aligned(lines: Sequence[tuple[str, ...]]) -> str:
 
 @matplotlib.rc_context(STYLE)
 def plot_study(study: Study, result: Diagnosis, images: Sequence[np.ndarray]) -> Figure:
-    """Images of each grade, and a ROC panel per dichotomy with a point per reader.
+    """Plots images of each grade, and a ROC panel per dichotomy with all readers.
 
     Args:
-        study: the scores.
-        result: what `diagnose` made of it.
+        study: grades and scores.
+        result: statistics of the study.
         images: for each grade some images `[k, height, width]` uint8.
     """
     figure = Figure(figsize=(11, 6.6))
-    rows = figure.add_gridspec(
-        *(2, 1),
-        height_ratios=(1.0, 1.5),
-        hspace=0.16,
-        left=0.06,
-        right=0.99,
-        bottom=0.07,
-        top=0.96,
-    )
+    margins = {"left": 0.06, "right": 0.99, "bottom": 0.07, "top": 0.96}
+    rows = figure.add_gridspec(2, 1, height_ratios=(1.0, 1.5), hspace=0.16, **margins)
     top = rows[0].subgridspec(1, len(images), wspace=0.06)
     for g, pictures in enumerate(images):
         _draw_images(figure.add_subplot(top[0, g]), pictures, f"S{g}")
@@ -147,7 +140,7 @@ def plot_study(study: Study, result: Diagnosis, images: Sequence[np.ndarray]) ->
 
 
 def _draw_images(axes: Axes, pictures: np.ndarray, title: str) -> None:
-    """Pictures two by two, with a gap between them."""
+    """Draws pictures in two rows with gaps."""
     count, height, width = pictures.shape
     sheet = np.full((2 * height + 1, (count + 1) // 2 * (width + 1) - 1), 255, np.uint8)
     for i, picture in enumerate(pictures):
@@ -171,23 +164,11 @@ def _draw_roc(
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.8, linestyle=":")
     called = study.readings > k
     true, false = called[..., above].mean(-1), called[..., ~above].mean(-1)
+    style = {"color": _READERS, "ms": 5.5, "linewidth": 0.7, "alpha": 0.85}
     for i, reader in enumerate(part.readers):
-        axes.plot(
-            false[:, i],
-            true[:, i],
-            marker=_MARKERS[i % len(_MARKERS)],
-            color=_READERS,
-            markersize=5.5,
-            linewidth=0.7,
-            alpha=0.85,
-            label=f"reader {i + 1} {reader.value:.2f}",
-        )
+        marker = _MARKERS[i % len(_MARKERS)]
+        label = f"reader {i + 1} {reader.value:.2f}"
+        axes.plot(false[:, i], true[:, i], marker=marker, label=label, **style)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    axes.legend(
-        fontsize=6.8,
-        loc="lower right",
-        title="AUC",
-        title_fontsize=6.8,
-        labelspacing=0.25,
-        borderaxespad=0.1,
-    )
+    compact = {"fontsize": 6.8, "title_fontsize": 6.8, "labelspacing": 0.25}
+    axes.legend(title="AUC", loc="lower right", borderaxespad=0.1, **compact)
