@@ -1,13 +1,12 @@
-"""What a task costs: FLOP of a step, bytes on a device, and the role of its parameters.
+"""Cost of a task: FLOP of a step, bytes on a device, roles of its parameters.
 
-Parameters, states and batches are shapes: nothing of them is allocated, and no prepared
-data is read. A network of some billion parameters is described in seconds.
+Parameters, states and batches are shapes: nothing is allocated and no prepared data is
+read, so a network of billions of parameters is described in seconds.
 
-FLOP are those of the loss and its gradient on one batch, as XLA counts them in the
-program before it is optimized. XLA counts the body of a loop once, so a network whose
-blocks are scanned is counted with the blocks unrolled; where a loop remains (the steps
-of a recurrent network), what is given is the FLOP of the matrix products, each times
-the length of the loops around it.
+FLOP are those of the loss and its gradient on one batch, as XLA counts them before
+optimization. XLA counts the body of a loop once, so scanned blocks are unrolled first;
+where a loop remains (the steps of a recurrent network), the FLOP of the matrix products
+are given, each times the lengths of the loops around it.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _LOOPS = ("scan", "while")
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one training run of a task needs; bytes of one particle."""
+    """Cost of one training run of a task; bytes of one particle."""
 
     parameters: int
     tensors: int
@@ -57,23 +56,23 @@ class Cost:
     parameter_bytes: int
     gradient_bytes: int
     adam_bytes: int
-    """State of Adam."""
+    """Bytes of Adam's state."""
     small_fc_bytes: int
-    """State of small_fc, whose accumulators have several decays."""
+    """Bytes of small_fc's state; its accumulators have several decays."""
     activation_bytes: int
-    """Outputs of all layers that record theirs, for one batch: an estimate of what the
+    """Bytes of all recorded layer outputs of one batch, an estimate of what the
     backward pass keeps; 0 where there are no layers."""
     batch_bytes: int
     dataset_bytes: int | None
-    """Of the data on the device; None where that is not known here."""
+    """Bytes of the data on the device; None if unknown."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """What is known of a parameter, or of several alike that differ by a number."""
+    """Role of a parameter, or of several whose paths differ only in a number."""
 
     path: str
-    """`*` stands for the numbers of those alike."""
+    """Path in the tree; `*` stands for the differing numbers."""
     count: int
     axes: str
     kind: str
@@ -82,16 +81,16 @@ class Role:
     fan_in_ratio: float
     step_scale: float
     forward_scale: float | None
-    """Factor on the product of a readout; None for what is no readout."""
+    """Output multiplier of a readout; None for other parameters."""
     init_rms: float | None = None
-    """Root mean square at the start; None where it was not measured."""
+    """Root mean square at initialization; None if not measured."""
 
 
 def cost(task: Task) -> Cost:
-    """The cost of a task.
+    """Computes the cost of a task.
 
     Raises:
-        ValueError: in one line, if only a disk knows the task's shapes.
+        ValueError: if the shapes are only known from data that is not there.
     """
     params = param_shapes(task)
     key, batch = _key(), description.batch_shapes(task)
@@ -117,18 +116,18 @@ def cost(task: Task) -> Cost:
 
 
 class OptimizerCost(NamedTuple):
-    """What an optimizer needs, whatever it trains."""
+    """Cost of an optimizer, independent of the task."""
 
     meta_parameters: int
-    """Numbers in θ."""
+    """Number of entries of θ."""
     state_bytes: float
-    """Bytes of state for each parameter of a large matrix."""
+    """Bytes of state per parameter of a large matrix."""
     needs_loss: bool
     """Whether an update takes the loss."""
 
 
 def optimizer_cost(lopt: LearnedOptimizer) -> OptimizerCost:
-    """Looks at an optimizer of a float32 matrix of a million parameters."""
+    """Computes the cost of an optimizer, on a float32 matrix of 2²⁰ parameters."""
     side = 1024
     spec = ParamSpec(Axes.parse("width -> width"), (side, side), (side, side))
     params = {"matrix": jax.ShapeDtypeStruct((side, side), jnp.float32)}
@@ -153,12 +152,12 @@ def optimizer_cost(lopt: LearnedOptimizer) -> OptimizerCost:
 
 
 def param_shapes(task: Task) -> Any:
-    """Shapes of the parameters."""
+    """Returns the shapes of the parameters."""
     return jax.eval_shape(task.init, _key())
 
 
 def flop_per_step(task: Task) -> tuple[float, str]:
-    """FLOP of the loss and its gradient on a batch, and what counted them."""
+    """Counts the FLOP of the loss and its gradient on a batch; names the source."""
     task = _unrolled(task)
 
     def loss(params: Any, key: jax.Array, batch: Any) -> jax.Array:
@@ -169,7 +168,7 @@ def flop_per_step(task: Task) -> tuple[float, str]:
 
 
 def flop_per_update(task: Task, lopt: LearnedOptimizer) -> tuple[float, str]:
-    """FLOP of an optimizer's update of all parameters, and what counted them."""
+    """Counts the FLOP of an update of all parameters; names the source."""
     specs, params = task.specs(), param_shapes(task)
 
     def update(theta: Any, state: Any, params: Any, loss: jax.Array) -> Any:
@@ -181,7 +180,7 @@ def flop_per_update(task: Task, lopt: LearnedOptimizer) -> tuple[float, str]:
         lambda t, p: lopt.as_optax(t, specs, 1000).init(p), theta, params
     )
     loss = jax.ShapeDtypeStruct((), jnp.float32)
-    with forms.forced("plain"):  # the other forms do the same in loops
+    with forms.forced("plain"):  # the other forms contain loops
         return _flop(update, theta, state, params, loss)
 
 
@@ -214,11 +213,11 @@ def dataset_bytes(task: Task) -> int | None:
 
 
 def roles(task: Task, *, measured: bool = False) -> list[Role]:
-    """The role of every parameter; those alike in all but a number make one line.
+    """Returns the roles of all parameters, merging paths that differ in a number.
 
     Args:
-        task: whose parameters.
-        measured: also initializes them once, to say at which size they start.
+        task: the task.
+        measured: initializes the parameters to measure their size.
     """
     rules = task.model.rules if isinstance(task, ModelTask) else STANDARD
     specs = jax.tree_util.tree_leaves_with_path(task.specs())
@@ -261,7 +260,6 @@ def _role(
 
 
 def _flop(function: Callable[..., Any], *shapes: Any) -> tuple[float, str]:
-    """FLOP of a function of arrays of these shapes, and what counted them."""
     traced = jax.jit(function).trace(*shapes)
     if not _has_loop(traced.jaxpr.jaxpr):
         counted = (traced.lower().cost_analysis() or {}).get("flops", 0.0)
@@ -275,7 +273,7 @@ def _key() -> Any:
 
 
 def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays, or shapes of arrays, of a tree."""
+    """Returns the bytes of all arrays, or shapes of arrays, of a tree."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
@@ -287,16 +285,16 @@ def _state_bytes(lopt: LearnedOptimizer, specs: Any, params: Any) -> int:
 
 
 def _unrolled(task: Task) -> Task:
-    """The same function with the blocks one after another."""
-    if not isinstance(task, ModelTask) or not getattr(task.model, "scan", False):
+    """The task with scanned blocks unrolled."""
+    model: Any = task.model if isinstance(task, ModelTask) else None
+    if not getattr(model, "scan", False):
         return task
-    model: Any = task.model
     changed: Any = task
     return dataclasses.replace(changed, model=dataclasses.replace(model, scan=False))
 
 
 def _inner(equation: Any) -> list[Jaxpr]:
-    """The programs inside an operation."""
+    """Programs inside an operation."""
     values = jax.tree.leaves(
         list(equation.params.values()),
         is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr),
@@ -313,9 +311,9 @@ def _has_loop(program: Jaxpr) -> bool:
 
 
 def _matrix_flop(program: Jaxpr) -> int:
-    """Twice the multiplications of all matrix products, loops by their lengths.
+    """Twice the multiplications of the matrix products that the outputs need.
 
-    Of what the outputs need: what a layer only records for others is not computed.
+    Products in loops count once per iteration.
     """
     total = 0
     needed = {x for x in program.outvars if isinstance(x, Var)}
