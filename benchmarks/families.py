@@ -23,7 +23,7 @@ from experiments.run.environment import describe_machine
 from lopt.baselines import Adam
 from metatrain.inner import start
 from metatrain.unroll import unroll
-from tasks.families import FAMILIES
+from tasks.registry import FAMILIES
 
 STEPS = 20
 REPEATS = 5

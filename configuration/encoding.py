@@ -7,13 +7,10 @@ strict: an unknown, missing or wrong field is an error that names it.
 
     encode(SGD(0.3), kinds_of(SGD))  # {"kind": "SGD", "learning_rate": 0.3}
 
-A field that is added to a class whose objects are already stored has, in its metadata,
-the value that they have:
-
-    axes: str = dataclasses.field(default="layer", metadata={ABSENT: "tensor"})
-
-It is encoded only where it has another value, so files, digests and comparisons of
-objects that do not use it stay the same.
+A field that is added to a class whose objects are already stored is declared with the
+value that those have: `axes: str = later("layer", absent="tensor")`. It is encoded only
+where it has another value, so files, digests and comparisons of objects that do not use
+it stay the same.
 """
 
 from __future__ import annotations
@@ -27,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from configuration.fields import (
+    ABSENT,
     Read,
     alternatives,
     checked,
@@ -38,9 +36,6 @@ from configuration.fields import (
 
 T = TypeVar("T")
 Kinds = Mapping[str, type]
-
-ABSENT = "absent"
-"""Key of a field's metadata: the field's value where JSON lacks it."""
 
 _NOT_FINITE = ("inf", "-inf", "nan")
 
@@ -94,7 +89,7 @@ def _encode(value: Any, head: Callable[[type], dict[str, str]], nan: bool) -> An
         fields = {
             field.name: getattr(value, field.name)
             for field in dataclasses.fields(value)
-            if not _is_absent(field, getattr(value, field.name))
+            if not is_absent(field, getattr(value, field.name))
         }
         return head(type(value)) | _encode(fields, head, nan)
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
@@ -114,7 +109,8 @@ def _encode(value: Any, head: Callable[[type], dict[str, str]], nan: bool) -> An
     raise ValueError(f"{value!r} of type {type(value).__name__} is no value of JSON")
 
 
-def _is_absent(field: dataclasses.Field[Any], value: Any) -> bool:
+def is_absent(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Returns whether JSON leaves out a field that has this value."""
     return ABSENT in field.metadata and value == field.metadata[ABSENT]
 
 

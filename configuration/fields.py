@@ -41,6 +41,9 @@ NAN = object()
 Measured = Annotated[float, NAN]
 """A measured number, NaN where there is none."""
 
+ABSENT = "absent"
+"""Key of a field's metadata: the field's value where stored JSON lacks it."""
+
 LARGEST_INTEGER = 2**63
 """Bound on whole numbers, as arrays have it."""
 
@@ -69,6 +72,18 @@ def configuration(cls: type[T]) -> type[T]:
 
     setattr(cls, "__post_init__", check)  # noqa: B010
     return dataclasses.dataclass(frozen=True)(cls)
+
+
+def later(default: T, absent: Any = ...) -> T:
+    """Declares a field that was added to a class whose objects are already stored.
+
+    Args:
+        default: value of new objects.
+        absent: value of objects stored without the field, by default `default`; it is
+            left out of JSON.
+    """
+    absent = default if absent is ... else absent
+    return dataclasses.field(default=default, metadata={ABSENT: absent})
 
 
 @functools.cache

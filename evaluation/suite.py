@@ -1,7 +1,7 @@
 """Runs a learned optimizer and its baselines through all cells of a suite.
 
-`evaluation.plan` says which optimizers run in which cell; `tasks.description` says what
-a row tells of its cell, for any kind of task.
+`evaluation.plan` says which optimizers run in which cell. The task itself says what a
+row tells of it, so nothing here depends on the kind of task.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from lopt.release import registry
 from lopt.release.artifact import Artifact
 from metatrain.streaming import HostDataset, load
 from parametrization.rules import STANDARD
-from tasks import description
 from tasks.base import Dataset, Task
 from tasks.modelled import ModelTask
 from tasks.suites import Cell, Suite
@@ -225,15 +224,15 @@ def _rows(
             cell=cell.name,
             axis=cell.axis,
             task=type(task).__name__,
-            family=description.family(task),
+            family=task.family,
             widths=model.layer_widths if model else (),
             depth=task.depth,
             base_width=model.base_width if model else None,
             parametrization=(model.rules if model else STANDARD).name,
             batch_size=getattr(task, "batch_size", None),
-            dataset=description.data(task),
-            resolution=description.resolution(task),
-            unit=description.unit(task),
+            dataset=task.data_name,
+            resolution=task.resolution,
+            unit=task.unit,
             loss_at_chance=task.loss_at_chance,
             steps=curves.shape[1],
             seed=seed,

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 import jax
 from jax.sharding import Mesh
 
+from configuration.encoding import ABSENT
 from configuration.fields import configuration
 from experiments.presets.estimators import ESTIMATORS, AnyEstimator
 from lopt.learned.small_fc import SmallFC
@@ -27,14 +28,15 @@ from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
+from tasks.base import BaseTask
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
 from tasks.distributions import DISTRIBUTIONS
-from tasks.families import NAMED, AnyTask
 from tasks.groups import TaskDistribution
 from tasks.language_modelling import LanguageModelling
 from tasks.modelled import ModelTask
 from tasks.models.mlp import MLP
+from tasks.registry import NAMED, check_registered
 from tasks.variation import Variation
 
 
@@ -88,9 +90,9 @@ class RunOptions:
     stop_after: int | None = None
     """Stop, with a checkpoint, after this outer step; the same command without it goes
     on."""
-    tensorboard: bool = False
+    tensorboard: bool = dataclasses.field(default=False, metadata={ABSENT: False})
     """Also write the metrics as TensorBoard's event files, to RUN/tensorboard."""
-    wandb: str | None = None
+    wandb: str | None = dataclasses.field(default=None, metadata={ABSENT: None})
     """Also send the metrics to this project at Weights & Biases."""
 
     def __post_init__(self) -> None:
@@ -113,7 +115,7 @@ class RunOptions:
 class TrainConfig:
     """Meta-training of one learned optimizer."""
 
-    task: AnyTask | TaskDistribution
+    task: BaseTask | TaskDistribution
     """What the optimizer is trained on: a task, or groups of them."""
     lopt: AnyLearned
     """The learned optimizer; --lopt NAME puts another one into the preset."""
@@ -134,7 +136,9 @@ class TrainConfig:
     """Seed of everything random."""
     precision: Precision = "float32"
     """What the inner models compute in; bfloat16 pays on accelerators, not on CPUs."""
-    feature_precision: Precision = "float32"
+    feature_precision: Precision = dataclasses.field(
+        default="float32", metadata={ABSENT: "float32"}
+    )
     """What the optimizer's per-parameter networks multiply in: bfloat16 with sums in
     float32 for tensor cores, not for CPUs. The released weights run in both."""
     init_from: Path | None = None
@@ -153,6 +157,8 @@ class TrainConfig:
         es = self.estimator
         if isinstance(es, EvolutionStrategy) and (es.sigma_factors or es.orthogonal):
             es.check(jax.eval_shape(lambda: self.lopt.init(jax.random.key(0))))
+        for group in self.distribution.groups:
+            check_registered(group.task)
         if not isinstance(self.task, TaskDistribution):
             self.variation.check(self.task)
         elif self.variation != Variation():
@@ -277,20 +283,26 @@ def on_distribution(name: str) -> TrainConfig:
 
 Presets: TypeAlias = dict[str, tuple[str, Callable[[], TrainConfig]]]
 
-PRESETS: Presets = {
-    "quickstart": (
-        "small_fc_lopt in μP on 64-32-32-10 MLPs over digits, minutes on 2 cores",
-        lambda: QUICKSTART,
-    ),
-    **{
-        name: (f"a start, not tuned: {family.description}", partial(on_family, name))
-        for name, family in NAMED.items()
-    },
-    **{
-        name: (named.description, partial(on_distribution, name))
-        for name, named in DISTRIBUTIONS.items()
-    },
-}
+
+def presets() -> Presets:
+    """Returns every preset by name: a line of description, and what makes it."""
+    return {
+        "quickstart": (
+            "small_fc_lopt in μP on 64-32-32-10 MLPs over digits, minutes on 2 cores",
+            lambda: QUICKSTART,
+        ),
+        **{
+            name: (
+                f"a start, not tuned: {family.description}",
+                partial(on_family, name),
+            )
+            for name, family in NAMED.items()
+        },
+        **{
+            name: (named.description, partial(on_distribution, name))
+            for name, named in DISTRIBUTIONS.items()
+        },
+    }
 
 
 def with_optimizer(presets: Presets, lopt: AnyLearned) -> Presets:

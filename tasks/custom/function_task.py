@@ -54,11 +54,10 @@ import jax
 from configuration.fields import configuration
 from parametrization.rules import Rules
 from parametrization.spec import Named, ParamSpec, infer_specs, param_specs, unbox
-from tasks.base import Batch, Dataset, Draws, Params, Split
-from tasks.custom.base import EveryBatch, Loss, OpaqueTask, checked_loss, never_constant
+from tasks.base import Batch, Dataset, Draws, Loss, Params, Split, batch_keys
+from tasks.custom.base import EveryBatch, OpaqueTask, checked_loss, never_constant
 from tasks.data.arrays import HeldSplits, hold
 from tasks.models.base import check_positive
-from tasks.synthetic.base import batch_keys
 
 NUM_WHOLE = 16
 """Batches that stand for the whole of a split of data that are made without end."""
@@ -81,7 +80,7 @@ class FunctionTask(OpaqueTask):
     `key -> batch` that makes data without end; or None: batches are `()`."""
     batch_size: int = 128
     """Examples per batch, drawn with replacement; a function decides for itself."""
-    width: int | None = None
+    width: int | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     """Handed to `init_fn`; None if the task has no width to grow. For μP, annotate each
     parameter with its axes, as `initializer("width -> outputs")(key, shape)` does, and
     let the loss multiply the readout's product by base width over width."""

@@ -14,14 +14,13 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 import pytest
 
 from configuration.encoding import (
-    ABSENT,
     canonical,
     decode,
     decode_kind,
     encode,
     kinds_of,
 )
-from configuration.fields import OPEN, Measured, configuration
+from configuration.fields import ABSENT, OPEN, Measured, configuration, later
 
 
 class Colour(enum.Enum):
@@ -245,6 +244,24 @@ def test_an_added_field_leaves_keys_of_the_tuning_cache_as_they_were():
     before = {"class": "Grown", "size": 1}
     assert canonical(Grown(1, "tensor")) == before
     assert canonical(Grown(1)) == before | {"axes": "layer"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Later:
+    old: int = 1
+    new: Floors = later(Floors())
+
+
+def test_a_later_field_is_written_only_where_it_differs_from_its_default():
+    assert encode(Later(), {}) == {"old": 1}
+    assert decode(Later, {"old": 2}, "it", {}) == Later(2)
+    changed = Later(2, Floors(0.5))
+    assert encode(changed, {}) == {"old": 2, "new": {"low": 0.5}}
+    assert decode(Later, encode(changed, {}), "it", {}) == changed
+    with pytest.raises(ValueError, match=r"it\.old is missing"):
+        decode(Later, {"new": {"low": 0.5}}, "it", {})
+    with pytest.raises(ValueError, match=r"it\.new = 3 must be of type Floors"):
+        decode(Later, {"old": 1, "new": 3}, "it", {})
 
 
 @pytest.mark.parametrize("value", [float("nan"), object(), {"f": print}])

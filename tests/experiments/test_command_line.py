@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +20,10 @@ from experiments import (
     learning_rate_transfer,
     train,
 )
-from experiments.command_line import BAD_INPUT, InputError
-from experiments.optimizers import OPTIMIZERS, take_optimizer
+from experiments.command_line import BAD_INPUT, InputError, take_option
 from experiments.presets import configs
 from experiments.presets.estimators import ESTIMATORS, take_estimator
+from experiments.presets.optimizers import OPTIMIZERS, take_optimizer
 from experiments.presets.serialization import decode, differences, encode, identity
 from experiments.run import run_directory
 from lopt.learned.celo2 import Celo2
@@ -30,11 +31,11 @@ from lopt.release import registry
 from lopt.wrappers.base import Wrapper
 from metatrain.estimators.backpropagation import Backpropagation
 from parametrization import ADAM_LIKE, STANDARD
-from tasks.families import FAMILIES
+from tasks.registry import FAMILIES
 
 
 def parse(*arguments):
-    return command_line.choose_preset(configs.PRESETS, "train", arguments)
+    return command_line.choose_preset(configs.presets(), "train", arguments)
 
 
 def test_fields_are_overridden_by_dotted_names():
@@ -50,8 +51,11 @@ def test_fields_are_overridden_by_dotted_names():
 @pytest.mark.parametrize(
     ("arguments", "needles"),
     [
-        (["--estimator.sigmaa", "1"], ["--estimator.sigmaa", "--estimator.sigma "]),
-        (["--num-step", "3"], ["--num-step", "--num-steps"]),
+        (
+            ["--estimator.sigmaa", "1"],
+            ["--estimator.sigmaa", "meant '--estimator.sigma'"],
+        ),
+        (["--num-step", "3"], ["--num-step", "meant '--num-steps'"]),
         (["--estimator.sigma", "abc"], ["--estimator.sigma", "'abc'", "FLOAT"]),
         (["--num-steps", "1.5"], ["--num-steps", "'1.5'", "INT"]),
         (["--num-steps", "0"], ["num_steps = 0", "must lie in [1, 10⁸)"]),
@@ -63,7 +67,9 @@ def test_fields_are_overridden_by_dotted_names():
         ),
         (["--lopt.rules", "FOO"], ["--lopt.rules", "'FOO'", "ADAM_LIKE"]),
         (["--estimator.lengths.minimum", "900"], ["lengths.maximum = ", "900"]),
-        (["--num-steps"], ["--num-steps"]),
+        (["--num-steps"], ["--num-steps needs INT"]),
+        (["--run.hosts", "two"], ["--run.hosts 'two' must be one of one, auto"]),
+        (["extra"], ["unknown field or value: extra; --help"]),
         (["--estimator.sigma", "1e300"], ["sigma = 1e+300", "must lie in"]),
         (["--objective.cap", "inf"], ["cap = inf", "must lie in"]),
         (["--validation.num-steps", "0"], ["validation: num_steps = 0"]),
@@ -79,9 +85,29 @@ def test_bad_values_name_the_field_the_value_and_what_is_right(arguments, needle
         assert needle in message, message
 
 
+def test_a_field_of_a_group_is_suggested_in_its_group():
+    with pytest.raises(InputError, match=r"meant '--task\.groups\.0\.weight'"):
+        parse("velo_like", "--task.groups.0.weigh", "1")
+
+
+def test_an_option_is_taken_out_of_a_command_line():
+    words = ["a", "--x_y", "1", "--x-y.z", "2", "--x-y=-3", "b"]
+    assert take_option(words, "--x-y") == ("-3", ["a", "--x-y.z", "2", "b"])
+    assert take_option(words, "--z") == (None, words)
+    for missing in (["--z"], ["--z", "--x"]):
+        with pytest.raises(InputError, match="--z needs a value"):
+            take_option(missing, "--z")
+
+
+def test_the_commands_are_the_modules_that_can_be_run():
+    folder = Path(command_line.__file__).parent
+    found = [p.stem for p in folder.glob("*.py") if "__main__" in p.read_text()]
+    assert tuple(sorted(found)) == command_line.COMMANDS
+
+
 def parse_with_optimizer(*arguments):
     lopt, rest = take_optimizer(arguments)
-    presets = configs.with_optimizer(configs.PRESETS, lopt)
+    presets = configs.with_optimizer(configs.presets(), lopt)
     return command_line.choose_preset(presets, "train", rest)[1]
 
 
@@ -149,7 +175,7 @@ def test_equal_configurations_are_one_run():
 
 def parse_with_estimator(*arguments):
     name, rest = take_estimator(arguments)
-    presets = configs.with_estimator(configs.PRESETS, name)
+    presets = configs.with_estimator(configs.presets(), name)
     return command_line.choose_preset(presets, "train", rest)[1]
 
 

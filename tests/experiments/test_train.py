@@ -19,7 +19,8 @@ from experiments.command_line import InputError
 from experiments.presets import configs
 from experiments.presets.serialization import encode
 from experiments.run.run_directory import METRICS, VALIDATION, RunDirectory, read_rows
-from experiments.train import load_trained, train
+from experiments.run.training_state import load_trained
+from experiments.train import train
 from lopt.learned.small_fc import SmallFC
 from lopt.release.artifact import Artifact
 from metatrain.estimators.es import EvolutionStrategy
@@ -254,8 +255,14 @@ SMALL = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.optimized),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signalled_process_goes_on_bit_for_bit(tmp_path, number):
     def command(name):
         directory = ["--run.directory", str(tmp_path / name)]

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.presets import configs
 from experiments.run.run_directory import METRICS, VALIDATION
-from experiments.train import load_trained
+from experiments.run.training_state import load_trained
 from lopt.learned.learnable import LearnableSGDM
 from metatrain.estimators.es import EvolutionStrategy
 from metatrain.outer import OuterOptimizer

@@ -148,7 +148,6 @@ def first_gradient(case, mesh):
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_disable_most_optimizations", sys.argv[2] == "quick")
     case, sizes = sys.argv[2], [int(size) for size in sys.argv[3:]]
     work = first_gradient if case == "summed" else run
     rows = {}

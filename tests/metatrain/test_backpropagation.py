@@ -46,14 +46,6 @@ SMALL = InnerTraining(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def backpropagation(**fields):
     defaults = dict(num_particles=2, chunk=2, truncation=WINDOW, lengths=EPISODE)
     return Backpropagation(**(defaults | fields))
@@ -138,7 +130,6 @@ def test_it_equals_finite_differences_in_float64(lopt):
 @pytest.fixture(scope="module")
 def remat():
     """A window's gradient and bytes of its program, without and with `remat`."""
-    jax.config.update("jax_disable_most_optimizations", False)
     problem = dataclasses.replace(SMALL, task=Quadratic(dimension=256))
     theta, dataset = SMALL.lopt.init(jax.random.key(0)), problem.task.load_data()
     lengths = EpisodeLengths(64, 64)
@@ -151,11 +142,10 @@ def remat():
         estimate, _ = program(*arguments)
         used = program.memory_analysis().temp_size_in_bytes
         found[wanted] = ravel_pytree(estimate.grad)[0], used
-    jax.config.update("jax_disable_most_optimizations", True)
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 def test_rematerialization_changes_rounding_and_memory_alone(remat):
     (plain, much), (again, little) = remat[False], remat[True]
     scale = float(jnp.abs(plain).max())

@@ -75,14 +75,14 @@ def test_more_devices_give_the_bits_of_one(num):
     check_same(run("1", "quick", 0)["0"], run(str(num), "quick", num)[str(num)], num)
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("case", ["network", "streamed", "groups"])
 def test_what_is_learned_on_two_devices_has_the_bits_of_one(case):
     runs = run("2", case, 0, 2)
     check_same(runs["0"], runs["2"], 2)
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 def test_two_processes_give_the_bits_of_one():
     from experiments.hosts import free_port
 

@@ -45,14 +45,6 @@ FAMILY = {
 MANY = 16384
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def strategy(**fields):
     defaults = dict(num_pairs=3, truncation=WINDOW, sigma=0.1, lengths=EPISODE)
     es = EvolutionStrategy(**(defaults | fields | {"chunk": 1}))
@@ -114,9 +106,9 @@ def test_variance_falls_as_noises_are_kept_longer_as_theory_says():
         assert gap > 4 * np.hypot(error[more], error[more + 1]), (measured, error)
 
 
+# As users run them: with fusions, which could round in other ways.
+@pytest.mark.optimized
 def test_with_one_window_an_episode_the_whole_family_is_full_es_bit_for_bit():
-    # As they are compiled for use: with fusions, which could round in other ways.
-    jax.config.update("jax_disable_most_optimizations", False)
     shared = dict(num_pairs=4, chunk=4, sigma=0.1)
     windows = shared | dict(truncation=LENGTH, lengths=EPISODE)
     es = EvolutionStrategy
@@ -125,7 +117,6 @@ def test_with_one_window_an_episode_the_whole_family_is_full_es_bit_for_bit():
     for made in (es.pes(**windows), es.truncated_es(**windows)):
         np.testing.assert_array_equal(windows_of(made, windows=3)["a"], full)
     assert es.noise_reuse_es(**windows) == es.full_es(LENGTH, **shared)
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def noise_of(es, key, pair):

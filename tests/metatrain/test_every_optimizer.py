@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.optimizers import OPTIMIZERS
+from experiments.presets.optimizers import OPTIMIZERS
 from lopt.learned.velo import VeLO
 from lopt.wrappers import ScheduledSteps
 from metatrain.estimators.es import EvolutionStrategy
@@ -27,14 +27,6 @@ LEARNED_DECAYS = {
     "learnable_adam": {"b1", "b2"},
 }
 LEARNED_DECAYS["nominal"] = LEARNED_DECAYS["small_fc"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs once: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def made(name):

@@ -30,14 +30,6 @@ compared = jax.jit(compare)
 RAMP = dict(full_until=100, over_at=300)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def data():
     return TASK.load_data()
@@ -223,11 +215,9 @@ def test_bad_fields_are_named(fields, message):
         Expert(**fields)
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("expert", [Adam(1e-2, weight_decay=0.1), Muon(0.02)])
 def test_a_network_follows_its_expert_and_forgets_it(expert):
-    # Bits are worth something only as they are in real runs.
-    jax.config.update("jax_disable_most_optimizations", False)
     task = ImageClassification(MLP(widths=(8, 8), base_width=8), batch_size=16)
     lopt = SmallFC(hidden_size=3, step_mult=0.01, rules=ADAM_LIKE)
     data = task.load_data()

@@ -20,14 +20,6 @@ from tests.tasks.custom.foreign import Averaging, Classifier, Returning, Scales
 KEY = jax.random.key(1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_three_outer_steps_on_an_adapted_task():
     task = adapt(Averaging(), num_batches=5, num_held_out=2, loss_at_chance=np.log(3.0))
     lopt = SmallFC(hidden_size=3, step_mult=0.01)

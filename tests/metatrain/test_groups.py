@@ -39,14 +39,6 @@ VARIED = Variation(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def problem(task, variation=UNVARYING):
     return InnerTraining(task, LOPT, Objective(), variation)
 

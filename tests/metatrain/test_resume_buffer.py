@@ -20,14 +20,6 @@ observe = jax.jit(ResumeBuffer.observe, static_argnums=0)
 renewed = jax.jit(ResumeBuffer.renewed, static_argnums=0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class Run(NamedTuple):
     x: jax.Array
     step: jax.Array

@@ -170,7 +170,7 @@ def test_the_command_writes_nothing_and_compiles_no_outer_step(
 
 def test_missing_data_is_an_error_of_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("METATRAIN_DATA_DIR", str(tmp_path))
-    config = configs.PRESETS["tfds_resnet"][1]()
+    config = configs.presets()["tfds_resnet"][1]()
     with pytest.raises(InputError) as error:
         dry_run.report(config, "tfds_resnet")
     assert "task: " in str(error.value) and "\n" not in str(error.value)
