@@ -70,32 +70,27 @@ def compare(
     rows: Iterable[EvalRow], a: str, b: str, figure: str = "mean_loss"
 ) -> Paired | None:
     """Compares two optimizers of a cell, paired by seed; None without common seeds."""
-    figures: dict[str, dict[int, float]] = {a: {}, b: {}}
-    for row in rows:
-        if row.optimizer in figures:
-            figures[row.optimizer][row.seed] = getattr(row, figure)
-    seeds = sorted(figures[a].keys() & figures[b].keys())
+    figures = {(row.optimizer, row.seed): getattr(row, figure) for row in rows}
+    seeds = sorted(s for name, s in figures if name == a and (b, s) in figures)
     if not seeds:
         return None
-    return paired([figures[a][s] for s in seeds], [figures[b][s] for s in seeds])
+    return paired([figures[a, s] for s in seeds], [figures[b, s] for s in seeds])
 
 
 def _summary(group: Sequence[EvalRow], here: Sequence[EvalRow]) -> Summary:
-    def over_seeds(figure: str) -> tuple[float, float]:
-        return mean_and_error([getattr(row, figure) for row in group])
-
     first = group[0]
     versus = None if first.optimizer == ADAM else compare(here, first.optimizer, ADAM)
+    means = {
+        figure: mean_and_error([getattr(row, figure) for row in group])
+        for figure in ("mean_loss", "final_loss", "valid_loss", "test_loss")
+    }
     return Summary(
         cell=first.cell,
         optimizer=first.optimizer,
         num=len(group),
-        mean_loss=over_seeds("mean_loss"),
-        final_loss=over_seeds("final_loss"),
-        valid_loss=over_seeds("valid_loss"),
-        test_loss=over_seeds("test_loss"),
-        test_accuracy=over_seeds("test_accuracy"),
-        normalized_loss=over_seeds("mean_loss")[0] / first.loss_at_chance,
+        **means,
+        test_accuracy=mean_and_error([row.test_accuracy for row in group]),
+        normalized_loss=means["mean_loss"][0] / first.loss_at_chance,
         diverged=sum(row.diverged for row in group),
         capped_steps=sum(row.capped_steps for row in group),
         seconds=mean_and_error([row.seconds for row in group])[0],

@@ -20,7 +20,7 @@ from configuration.encoding import (
     encode,
     kinds_of,
 )
-from configuration.fields import ABSENT, OPEN, Measured, configuration, later
+from configuration.fields import OPEN, Measured, configuration, later
 
 
 class Colour(enum.Enum):
@@ -223,8 +223,8 @@ def test_a_callable_field_is_refused_when_read():
 @configuration
 class Grown:
     size: int
-    axes: str = dataclasses.field(default="layer", metadata={ABSENT: "tensor"})
-    floors: Floors | None = dataclasses.field(default=None, metadata={ABSENT: None})
+    axes: str = later("layer", absent="tensor")
+    floors: Floors | None = later(None)
 
 
 def test_an_added_field_has_its_value_for_absent_where_json_lacks_it():
