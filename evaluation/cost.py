@@ -85,12 +85,10 @@ def cost(task: Task) -> Cost:
     Raises:
         ValueError: if the shapes are only known from data that is not there.
     """
-    params = param_shapes(task)
-    key, batch = _key(), task.batch_shapes()
+    params, specs, batch = param_shapes(task), task.specs(), task.batch_shapes()
     size = tree_bytes(params)
     flop, source = flop_per_step(task)
-    specs = task.specs()
-    states = [_state_bytes(lopt, specs, params) for lopt in (Adam(), SmallFC())]
+    activations = jax.eval_shape(task.activations, params, _key(), batch)
     return Cost(
         parameters=sum(x.size for x in jax.tree.leaves(params)),
         tensors=len(jax.tree.leaves(params)),
@@ -98,11 +96,9 @@ def cost(task: Task) -> Cost:
         flop_source=source,
         parameter_bytes=size,
         gradient_bytes=size,
-        adam_bytes=states[0],
-        small_fc_bytes=states[1],
-        activation_bytes=tree_bytes(
-            jax.eval_shape(task.activations, params, key, batch)
-        ),
+        adam_bytes=_state_bytes(Adam(), specs, params),
+        small_fc_bytes=_state_bytes(SmallFC(), specs, params),
+        activation_bytes=tree_bytes(activations),
         batch_bytes=tree_bytes(batch),
         dataset_bytes=task.dataset_bytes(),
     )
@@ -170,9 +166,7 @@ def flop_per_update(task: Task, lopt: LearnedOptimizer) -> tuple[float, str]:
         return rule.update(params, state, params, loss=loss)
 
     theta = jax.eval_shape(lopt.init, _key())
-    state = jax.eval_shape(
-        lambda t, p: lopt.as_optax(t, specs, 1000).init(p), theta, params
-    )
+    state = _state_shapes(lopt, specs, params)
     loss = jax.ShapeDtypeStruct((), jnp.float32)
     return _flop(update, theta, state, params, loss)
 
@@ -195,13 +189,12 @@ def roles(task: Task, *, measured: bool = False) -> list[Role]:
         key = (re.sub(r"\d+", "*", name), spec)
         found.setdefault(key, []).append((name, value))
     return [
-        _role(alike[0][0] if len(alike) == 1 else pattern, alike, spec, rules)
-        for (pattern, spec), alike in found.items()
+        _role(pattern, spec, alike, rules) for (pattern, spec), alike in found.items()
     ]
 
 
 def _role(
-    path: str, alike: Sequence[tuple[str, Any]], spec: ParamSpec, rules: Rules
+    pattern: str, spec: ParamSpec, alike: Sequence[tuple[str, Any]], rules: Rules
 ) -> Role:
     forward, start = None, None
     if spec.kind == "output":
@@ -211,7 +204,7 @@ def _role(
     if values:
         start = float(np.sqrt(np.mean(np.square(values))))
     return Role(
-        path=path,
+        path=pattern if len(alike) > 1 else alike[0][0],
         count=len(alike),
         axes=" ".join(str(spec.axes).split()),
         kind=spec.kind,
@@ -237,11 +230,15 @@ def _key() -> Any:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def _state_bytes(lopt: LearnedOptimizer, specs: Any, params: Any) -> int:
+def _state_shapes(lopt: LearnedOptimizer, specs: Any, params: Any) -> Any:
     def state(key: jax.Array, params: Any) -> Any:
         return lopt.as_optax(lopt.init(key), specs, 1000).init(params)
 
-    return tree_bytes(jax.eval_shape(state, _key(), params))
+    return jax.eval_shape(state, _key(), params)
+
+
+def _state_bytes(lopt: LearnedOptimizer, specs: Any, params: Any) -> int:
+    return tree_bytes(_state_shapes(lopt, specs, params))
 
 
 def _unrolled(task: Task) -> Task:
@@ -255,10 +252,9 @@ def _unrolled(task: Task) -> Task:
 
 def _inner(equation: Any) -> list[Jaxpr]:
     """Programs inside an operation."""
-    values = jax.tree.leaves(
-        list(equation.params.values()),
-        is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr),
-    )
+    kinds = (ClosedJaxpr, Jaxpr)
+    values = list(equation.params.values())
+    values = jax.tree.leaves(values, is_leaf=lambda x: isinstance(x, kinds))
     programs = [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in values]
     return [x for x in programs if isinstance(x, Jaxpr)]
 

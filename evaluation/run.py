@@ -110,15 +110,9 @@ def evaluate_each(
     for begin in range(0, num, size):
         # The last run fills up the last chunk.
         rows = np.minimum(np.arange(begin, begin + size), num - 1)
-        part = _execute(
-            task,
-            lopt,
-            jax.tree.map(lambda x, rows=rows: x[rows], thetas),
-            num_steps,
-            [seeds[row] for row in rows],
-            dataset,
-            stacked=True,
-        )
+        theta = jax.tree.map(lambda x, rows=rows: x[rows], thetas)
+        here = [seeds[row] for row in rows]
+        part = _execute(task, lopt, theta, num_steps, here, dataset, stacked=True)
         used = min(size, num - begin)
         part = part._replace(seconds=part.seconds * size / used)
         parts.append(jax.tree.map(lambda x, used=used: x[:used], part))
@@ -203,20 +197,8 @@ def _mean_losses(
     return held_out, training
 
 
-def _run(
-    task: Task,
-    lopt: LearnedOptimizer,
-    num_steps: int,
-    theta: Theta,
-    seed: jax.Array,
-    dataset: Dataset,
-) -> dict[str, jax.Array]:
-    """Trains once; the fields of `RunResult` without `[R]` and `seconds`."""
-    return _outcome(task, dataset, train(task, lopt, theta, seed, dataset, num_steps))
-
-
 def _outcome(task: Task, dataset: Dataset, run: Trained) -> dict[str, jax.Array]:
-    """Measures a finished run."""
+    """Measures a finished run; fields of `RunResult` without `[R]` and `seconds`."""
     state, curve, _, key = run
     losses = cap(curve, task)
     at_cap = _OBJECTIVE.diverged(_OBJECTIVE.normalize(curve, task.loss_at_chance))
@@ -308,6 +290,10 @@ def _compile(
     leaves: tuple[jax.ShapeDtypeStruct, ...],
 ) -> Any:
     """Compiles ahead of time, so that wall times exclude compilation."""
-    run = functools.partial(_run, task, lopt, num_steps)
-    runs = jax.vmap(run, in_axes=(0 if stacked else None, 0, None))
+
+    def one(theta: Theta, seed: jax.Array, dataset: Dataset) -> dict[str, jax.Array]:
+        run = train(task, lopt, theta, seed, dataset, num_steps)
+        return _outcome(task, dataset, run)
+
+    runs = jax.vmap(one, in_axes=(0 if stacked else None, 0, None))
     return jax.jit(runs).lower(*structure.unflatten(leaves)).compile()

@@ -99,14 +99,9 @@ def evaluate_suite(
             assert trained is not None and found is not None
             rows = run_tuned(MU_ADAM, MU_ADAM_TUNED, found, trained.name)
         else:
-            task = parametrize(cell.task, BASELINES[name].rules)
-            tuning = tune(
-                task,
-                BASELINES[name],
-                cell.num_steps,
-                dataset=data,
-                cache_dir=cache_dir,
-            )
+            baseline, steps = BASELINES[name], cell.num_steps
+            task = parametrize(cell.task, baseline.rules)
+            tuning = tune(task, baseline, steps, dataset=data, cache_dir=cache_dir)
             rows = run_tuned(name, name, tuning, cell.name)
             if name == ADAM and suite.aggregate:
                 rows += run_tuned(ADAM_LONG, ADAM, tuning, cell.name)
@@ -162,10 +157,8 @@ def _learned_rows(
     lopt = artifact.optimizer
     task = for_learned(cell.task, artifact)
     result = run.evaluate(task, lopt, artifact.theta, cell.num_steps, seeds, data)
-    about = {
-        "class": type(lopt).__name__,
-        "optimizer": encoding.encode(lopt, registry.KINDS),
-    }
+    encoded = encoding.encode(lopt, registry.KINDS)
+    about = {"class": type(lopt).__name__, "optimizer": encoded}
     return _rows(LEARNED, cell, task, seeds, result, about)
 
 

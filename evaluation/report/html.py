@@ -15,7 +15,7 @@ from configuration.files import write_text
 from evaluation.plan import CellTuning, Skipped
 from evaluation.report import plots, tables
 from evaluation.report.aggregate import aggregate_lines
-from evaluation.report.overview import wants_overview
+from evaluation.report.overview import overview, wants_overview
 from evaluation.report.summary import headline, scaling_lines
 from evaluation.results import EvalRow
 
@@ -83,7 +83,7 @@ def write_report(
     """
     sections = [
         _summary_section(rows, missing, skipped),
-        _notes_section(notes or {}),
+        f"<h2>What the cells are</h2>{_definitions(notes)}" if notes else "",
         _section("Training loss", [_CURVES_NOTE], plots.plot_curves, rows),
         _section("Width", [_WIDTH_NOTE], plots.plot_widths, plots.over_width(rows)),
         _section("Meta-training", [_META_NOTE], plots.plot_training, training_metrics),
@@ -140,7 +140,7 @@ def _summary_section(
     parts += [_tag("p", line) for line in aggregate_lines(rows, skipped)]
     if wants_overview(rows):
         notes = tables.overview_notes(rows)
-        parts += ["<h2>Overview</h2>", tables.html_overview(rows)]
+        parts += ["<h2>Overview</h2>", tables.html_table(*overview(rows))]
         parts.append(_figure("overview", plots.plot_overview(rows), notes))
     parts += ["<h2>Summary</h2>", tables.html_summary(rows)]
     parts += [_tag("p", text, "note") for text in (tables.legend(rows), _CAP_NOTE)]
@@ -172,12 +172,6 @@ def _figure(slug: str, figure: Figure, notes: Iterable[str]) -> str:
     drawing = drawing.replace('href="#', f'href="#{slug}-')
     drawing = drawing.replace("url(#", f"url(#{slug}-")
     return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
-
-
-def _notes_section(notes: Mapping[str, str]) -> str:
-    if not notes:
-        return ""
-    return f"<h2>What the cells are</h2>{_definitions(notes)}"
 
 
 def _tuning_section(tunings: Sequence[CellTuning]) -> str:

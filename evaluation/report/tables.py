@@ -102,11 +102,6 @@ def overview_notes(rows: Sequence[EvalRow]) -> list[str]:
     return [NOTE, SPEED_UP_NOTE] if wants_aggregates(rows) else [NOTE]
 
 
-def html_overview(rows: Sequence[EvalRow]) -> str:
-    """Formats the overview as an HTML table."""
-    return html_table(*overview(rows))
-
-
 def describe_missing(missing: Sequence[tuple[str, str, int]]) -> str:
     """Lists missing runs by cell and optimizer."""
     groups: dict[tuple[str, str], list[int]] = {}
