@@ -242,7 +242,7 @@ def _state_bytes(lopt: LearnedOptimizer, specs: Any, params: Any) -> int:
 
 
 def _unrolled(task: Task) -> Task:
-    """The task with scanned blocks unrolled."""
+    """Returns the task with scanned blocks unrolled."""
     model: Any = task.model if isinstance(task, ModelTask) else None
     if not getattr(model, "scan", False):
         return task

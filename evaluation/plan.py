@@ -1,4 +1,4 @@
-"""Which optimizers run in which cell, and which cells can run here.
+"""Plan of a suite: the optimizers of each cell, and the cells that can run here.
 
 The learned optimizer is tuned nowhere. Adam, in the standard parametrization, is tuned
 anew in every cell; AdamW and SGD with momentum in the trained cell. μAdam, like the

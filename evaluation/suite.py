@@ -132,7 +132,7 @@ def evaluate_suite(
 
 
 def _jobs(suite: Suite, also: Sequence[str]) -> list[tuple[Cell, str]]:
-    """The jobs: the one that others wait for first, then the longest first."""
+    """Lists the jobs: first the one that others wait for, then the longest."""
     jobs = [
         (cell, name)
         for cell in suite.cells

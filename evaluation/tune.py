@@ -54,7 +54,7 @@ class Grid:
     high: int
     """k of the largest."""
     max_widenings: int = 6
-    """How often the grid may grow by an octave (2 points) for each schedule."""
+    """Bound on the grid's growth by octaves (2 points) for each schedule."""
 
     def __post_init__(self) -> None:
         if self.high - self.low < 2:
