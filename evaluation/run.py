@@ -22,6 +22,7 @@ from configuration.fields import checked
 from evaluation.training import Trained, train, train_streamed
 from lopt.base import LearnedOptimizer, Theta, own_theta
 from lopt.baselines import evaluation_params
+from metatrain.inner import InnerLoop
 from metatrain.keys import stream
 from metatrain.objective import Objective
 from metatrain.streaming import HostDataset
@@ -80,7 +81,8 @@ def evaluate(
     num_steps = checked("num_steps", num_steps, int)
     theta = own_theta(checked("lopt", lopt, LearnedOptimizer), theta)
     dataset = task.load_data() if dataset is None else dataset
-    return _execute(task, lopt, theta, num_steps, seeds, dataset, stacked=False)
+    loop = InnerLoop(task, lopt)
+    return _execute(loop, theta, num_steps, seeds, dataset, stacked=False)
 
 
 def evaluate_each(
@@ -105,14 +107,14 @@ def evaluate_each(
         dataset: the task's data; None loads it.
     """
     dataset = task.load_data() if dataset is None else dataset
-    size, num = chunk_size(task), len(seeds)
+    loop, size, num = InnerLoop(task, lopt), chunk_size(task), len(seeds)
     parts = []
     for begin in range(0, num, size):
         # The last run fills up the last chunk.
         rows = np.minimum(np.arange(begin, begin + size), num - 1)
         theta = jax.tree.map(lambda x, rows=rows: x[rows], thetas)
         here = [seeds[row] for row in rows]
-        part = _execute(task, lopt, theta, num_steps, here, dataset, stacked=True)
+        part = _execute(loop, theta, num_steps, here, dataset, stacked=True)
         used = min(size, num - begin)
         part = part._replace(seconds=part.seconds * size / used)
         parts.append(jax.tree.map(lambda x, used=used: x[:used], part))
@@ -161,18 +163,18 @@ def mean_loss(
     """
     if split == "train":
         raise ValueError("split = 'train' is not held out; the second value is that")
+    loop = InnerLoop(task, lopt)
     if isinstance(dataset, HostDataset):
         trained = train_streamed(
-            task, lopt, theta, seeds, dataset, num_steps, split, stacked=False
+            loop, theta, seeds, dataset, num_steps, split, stacked=False
         )
         return _mean_losses(task, trained.losses, trained.aux["train_loss"])
-    return _mean_loss(task, lopt, num_steps, split, theta, jnp.asarray(seeds), dataset)
+    return _mean_loss(loop, num_steps, split, theta, jnp.asarray(seeds), dataset)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _mean_loss(
-    task: Task,
-    lopt: LearnedOptimizer,
+    loop: InnerLoop,
     num_steps: int,
     split: Split,
     theta: Theta,
@@ -180,10 +182,10 @@ def _mean_loss(
     dataset: Dataset,
 ) -> tuple[jax.Array, jax.Array]:
     def one(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
-        run = train(task, lopt, theta, seed, dataset, num_steps, split)
+        run = train(loop, theta, seed, dataset, num_steps, split)
         return run.losses, run.aux["train_loss"]
 
-    return _mean_losses(task, *jax.vmap(one)(seeds))
+    return _mean_losses(loop.task, *jax.vmap(one)(seeds))
 
 
 def _mean_losses(
@@ -246,8 +248,7 @@ def _loss_of_whole(
 
 
 def _execute(
-    task: Task,
-    lopt: LearnedOptimizer,
+    loop: InnerLoop,
     theta: Theta,
     num_steps: int,
     seeds: Sequence[int],
@@ -259,15 +260,15 @@ def _execute(
 
         def program() -> dict[str, jax.Array]:
             runs = train_streamed(
-                task, lopt, theta, seeds, dataset, num_steps, stacked=stacked
+                loop, theta, seeds, dataset, num_steps, stacked=stacked
             )
-            return _outcomes(task, dataset.resident, runs)
+            return _outcomes(loop.task, dataset.resident, runs)
 
     else:
         args = (theta, jnp.asarray(seeds, jnp.int32), dataset)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
         leaves, structure = jax.tree.flatten(shapes)
-        compiled = _compile(task, lopt, num_steps, stacked, structure, tuple(leaves))
+        compiled = _compile(loop, num_steps, stacked, structure, tuple(leaves))
         program = functools.partial(compiled, *args)
     begin = time.perf_counter()
     fields = jax.device_get(program())
@@ -282,8 +283,7 @@ def _outcomes(task: Task, resident: Dataset, runs: Trained) -> dict[str, jax.Arr
 
 @functools.lru_cache(maxsize=64)
 def _compile(
-    task: Task,
-    lopt: LearnedOptimizer,
+    loop: InnerLoop,
     num_steps: int,
     stacked: bool,
     structure: Any,
@@ -292,8 +292,8 @@ def _compile(
     """Compiles ahead of time, so that wall times exclude compilation."""
 
     def one(theta: Theta, seed: jax.Array, dataset: Dataset) -> dict[str, jax.Array]:
-        run = train(task, lopt, theta, seed, dataset, num_steps)
-        return _outcome(task, dataset, run)
+        run = train(loop, theta, seed, dataset, num_steps)
+        return _outcome(loop.task, dataset, run)
 
     runs = jax.vmap(one, in_axes=(0 if stacked else None, 0, None))
     return jax.jit(runs).lower(*structure.unflatten(leaves)).compile()

@@ -31,6 +31,7 @@ from evaluation.diagnosis.auc import Comparison, Estimate, delong, placements
 from evaluation.diagnosis.bootstrap import cluster_bootstrap
 from evaluation.training import train_model
 from lopt.base import LearnedOptimizer, Theta
+from metatrain.inner import InnerLoop
 from metatrain.keys import stream
 from tasks import diagnosis as grading
 from tasks.base import Split
@@ -122,7 +123,7 @@ def train(
 ) -> tuple[Any, np.ndarray]:
     """Trains a model and returns its parameters and losses `[num_steps]` in nats."""
     key = stream(jax.random.key(seed), "diagnosis")
-    params, losses = train_model(task, lopt, theta, num_steps, key, dataset)
+    params, losses = train_model(InnerLoop(task, lopt), theta, num_steps, key, dataset)
     return params, np.asarray(losses)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from evaluation.training import train_model
 from lopt.base import LearnedOptimizer, Theta
+from metatrain.inner import InnerLoop
 from metatrain.keys import stream
 from tasks.base import Params, Task
 from tasks.data.images import gather, unnormalize
@@ -63,7 +64,8 @@ def train_stages(
     def train(letter: str, task: Task, dataset: Any) -> Params:
         index = "ABC".index(letter)
         steps = num_steps[index]
-        params, curve = train_model(task, lopt, thetas[index], steps, key, dataset)
+        loop = InnerLoop(task, lopt)
+        params, curve = train_model(loop, thetas[index], steps, key, dataset)
         losses[letter] = np.asarray(curve)
         last = losses[letter][-max(1, steps // 20) :].mean()
         report(f"stage {letter}: {steps} steps, loss {last:.4f}")

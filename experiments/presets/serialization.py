@@ -11,9 +11,12 @@ import json
 from typing import Any, TypeVar
 
 from configuration import encoding
+from experiments.presets.estimators import earlier_form
 from lopt.release import registry as optimizers
 from metatrain.estimators.backpropagation import Backpropagation
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.noise_reuse_es import NoiseReuseES
+from metatrain.estimators.pes import PES
+from metatrain.estimators.truncated_es import TruncatedES
 from tasks import registry as tasks
 
 T = TypeVar("T")
@@ -23,7 +26,7 @@ def components() -> dict[str, type]:
     """Returns the dataclasses that a field of an abstract type may hold, by `kind`."""
     return encoding.kinds_of(
         *tasks.KINDS.values(),
-        *(EvolutionStrategy, Backpropagation),
+        *(PES, NoiseReuseES, TruncatedES, Backpropagation),
         *optimizers.KINDS.values(),
     )
 
@@ -50,6 +53,7 @@ def identity(config: dict[str, Any]) -> str:
             outer steps, does not count.
     """
     counts = {k: v for k, v in config.items() if k not in ("run", "num_steps")}
+    counts["estimator"] = earlier_form(config["estimator"])
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()
 
 

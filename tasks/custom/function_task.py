@@ -25,10 +25,10 @@
 It is a task like any other. To meta-train on it:
 
     from lopt import SmallFC
-    from metatrain import EvolutionStrategy, MetaTraining, OuterOptimizer
+    from metatrain import PES, MetaTraining, OuterOptimizer
 
     lopt = SmallFC(step_mult=0.01)
-    es = EvolutionStrategy(num_pairs=4, truncation=20)
+    es = PES(num_pairs=4, truncation=20)
     training = MetaTraining.on(task, lopt, es, OuterOptimizer(), num_steps=3)
     state, data = training.init(), task.load_data()
     for _ in range(training.num_steps):
