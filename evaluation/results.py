@@ -120,7 +120,7 @@ def _decode(line: str) -> EvalRow:
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     version = content.pop("schema_version", None)
-    if version != SCHEMA_VERSION or isinstance(version, bool):
+    if version != SCHEMA_VERSION:
         raise ValueError(
             f"schema_version = {version!r}; this version reads {SCHEMA_VERSION}"
         )

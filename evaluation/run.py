@@ -98,13 +98,7 @@ def evaluate_each(
     Runs go through one compiled program in chunks of a fixed size: longer lists compile
     nothing new, and a run's figures do not depend on the length of the list.
 
-    Args:
-        task: what is trained.
-        lopt: the optimizer.
-        thetas: meta-parameters with `[R]` in front.
-        num_steps: inner steps (`H`).
-        seeds: one for each θ (`R`).
-        dataset: the task's data; None loads it.
+    Args are those of `evaluate`, but `thetas` has `[R]` in front, a θ for each seed.
     """
     dataset = task.load_data() if dataset is None else dataset
     loop, size, num = InnerLoop(task, lopt), chunk_size(task), len(seeds)
@@ -148,14 +142,7 @@ def mean_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Computes the figure by which meta-training chooses θ; compiled once.
 
-    Args:
-        task: what is trained.
-        lopt: the optimizer.
-        theta: its meta-parameters.
-        num_steps: inner steps (`H`).
-        seeds: one run each.
-        dataset: the task's data.
-        split: split of the held-out batches; not "train".
+    Args are those of `evaluate`, and the split of the held-out batches.
 
     Returns:
         Means `[]` over seeds and steps of normalized, capped losses: of a fresh batch

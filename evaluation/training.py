@@ -83,17 +83,8 @@ def train_streamed(
 ) -> Trained:
     """Trains once per seed on data whose training rows lie on the host.
 
-    Args:
-        loop: task and optimizer.
-        theta: the optimizer's meta-parameters, `[R]` in front if `stacked`.
-        seeds: one run each (`R`).
-        dataset: the task's data.
-        num_steps: inner steps (`H`).
-        split: see `unroll`.
-        stacked: whether every run has a θ of its own.
-
-    Returns:
-        The runs, `[R]` in front of everything.
+    Args are those of `train`, but `theta` has `[R]` in front if `stacked`: then every
+    run has a θ of its own. The result has `[R]` in front of everything.
     """
     task = loop.task
     state, unroll_keys, keys = _begin_all(

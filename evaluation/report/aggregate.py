@@ -46,15 +46,10 @@ def final_ratios(rows: Sequence[EvalRow], optimizer: str = LEARNED) -> Figures:
     found: Figures = {}
     for row in rows:
         if row.optimizer == optimizer and (row.cell, row.seed) in adam:
-            ratio = _ratio(adam[row.cell, row.seed], row.final_loss)
+            a, b = adam[row.cell, row.seed], row.final_loss
+            ratio = a / b if b else math.inf if a else 1.0
             found.setdefault(row.cell, {})[row.seed] = ratio
     return found
-
-
-def _ratio(a: float, b: float) -> float:
-    if b == 0.0:
-        return 1.0 if a == 0.0 else math.inf
-    return a / b
 
 
 def interquartile_means(rows: Sequence[EvalRow]) -> dict[str, InterquartileMean]:

@@ -123,18 +123,18 @@ def headline(rows: Sequence[EvalRow]) -> str:
         return "The learned optimizer and tuned Adam share no run in the trained cell."
     percent = 100.0 * (difference.ratio - 1.0)
     relation = "below" if percent < 0 else "above"
-    verdict = {
+    verdicts = {
         "lower": "the learned optimizer wins",
         "higher": "tuned Adam wins",
         "tie": "a tie: the interval holds 0",
-    }[difference.verdict]
-    first = (
-        f"In the trained cell the learned optimizer's mean training loss is "
+    }
+    return (
+        "In the trained cell the learned optimizer's mean training loss is "
         f"{abs(percent):.1f} % {relation} tuned Adam's: paired difference "
         f"{format_paired(difference)}, lower on {difference.wins} of "
-        f"{difference.num} seeds ({verdict})."
+        f"{difference.num} seeds ({verdicts[difference.verdict]}). "
+        f"{_held_out(here)} {_elsewhere(rows)}"
     )
-    return f"{first} {_held_out(here)} {_elsewhere(rows)}"
 
 
 def _held_out(rows: Sequence[EvalRow]) -> str:
@@ -204,17 +204,12 @@ def scaling_lines(rows: Sequence[EvalRow]) -> list[str]:
     for (cell, optimizer), summary in means.items():
         if optimizer != LEARNED or cell == trained:
             continue
-        there = means.get((cell, ADAM))
-        beside = (
-            f" (tuned Adam: {there.normalized_loss / adam.normalized_loss:.2f} ×)"
-            if there and adam
-            else ""
-        )
         ratio = summary.normalized_loss / own.normalized_loss
-        lines.append(
-            f"{cell}: {ratio:.2f} × its own mean loss in “{trained}”{beside}, "
-            f"final loss {summary.final_loss[0]:.2g}"
-        )
+        text = f"{cell}: {ratio:.2f} × its own mean loss in “{trained}”"
+        if adam and (there := means.get((cell, ADAM))):
+            ratio = there.normalized_loss / adam.normalized_loss
+            text += f" (tuned Adam: {ratio:.2f} ×)"
+        lines.append(f"{text}, final loss {summary.final_loss[0]:.2g}")
     return lines
 
 
