@@ -12,20 +12,19 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.encoding import ABSENT
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks
 from lopt.base import Specs, Theta
 from lopt.per_parameter import scaled_mlp
 from lopt.per_parameter.accumulators import TensorState
 from lopt.per_parameter.epsilons import Epsilons
+from lopt.per_parameter.forms import Execution
 from lopt.per_parameter.network import Layers
 from lopt.per_parameter.scaled_mlp import VELO_EPSILONS, ScaledMLP
 from lopt.per_tensor.scheduler import ScheduledState, TensorLSTM
@@ -69,9 +68,9 @@ class Celo:
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD; gradients are
     brought to the base model's size, as in `lopt.baselines.Adam`."""
-    factored_axes: FactoredAxes = dataclasses.field(
-        default="matrix", metadata={ABSENT: "tensor"}
-    )
+    execution: Execution = later(Execution())
+    """How the per-parameter network is executed."""
+    factored_axes: FactoredAxes = later("matrix", absent="tensor")
     """What second moments are factored over: a "matrix" of all fan-in by all fan-out
     axes, or the two largest axes of the "tensor" (see `lopt.tensors`)."""
 

@@ -12,15 +12,13 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.encoding import ABSENT
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks, tensors
 from lopt.base import Specs, Theta
 from lopt.per_parameter import accumulators, features
@@ -28,6 +26,7 @@ from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import Complements, TensorState
 from lopt.per_parameter.epsilons import PAPER, Epsilons
 from lopt.per_parameter.features import Counts, Quantities
+from lopt.per_parameter.forms import Execution
 from lopt.tensors import FactoredAxes, RuleState
 from parametrization.rules import STANDARD, Rules
 
@@ -58,9 +57,9 @@ class SmallFC:
     """Floors inside the features."""
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
-    factored_axes: FactoredAxes = dataclasses.field(
-        default="matrix", metadata={ABSENT: "tensor"}
-    )
+    execution: Execution = later(Execution())
+    """How the per-parameter network is executed."""
+    factored_axes: FactoredAxes = later("matrix", absent="tensor")
     """What second moments are factored over: a "matrix" of all fan-in by all fan-out
     axes, or the two largest axes of the "tensor" (see `lopt.tensors`)."""
 
@@ -116,7 +115,7 @@ class SmallFC:
             state = accumulators.update(state, grad, complements, self.epsilons)
             q = Quantities(grad, param, state, step, self.epsilons)
             moved = per_parameter_mlp.displacement(
-                layers, features.SMALL_FC, q, self.exp_mult
+                layers, features.SMALL_FC, q, self.exp_mult, self.execution
             )
             return -self.step_mult * moved, state
 

@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 from configuration import encoding
 from configuration.files import SUMS, publish, verify_sums
 from lopt.base import Specs, Theta
+from lopt.per_parameter.forms import Execution, with_execution
 from lopt.release import pylo_form, registry, weights
 from lopt.release.registry import AnyLearned
 
@@ -128,6 +129,7 @@ class Artifact:
             raise ValueError(
                 f"{type(lopt).__name__} is not in lopt.registry: no reader knows it"
             )
+        lopt = with_execution(lopt, **vars(Execution()))  # no property of θ
         encoded = encoding.encode(lopt, registry.KINDS)
         # What is written can be read: a field of a wrong type is found here.
         _decode_optimizer({"optimizer": encoded})

@@ -35,7 +35,7 @@ DECAYS = (
 TENSOR_SCHEMA, MATRIX_SCHEMA = 1, 3
 """Versions of the form: the third names `factored_axes`, which readers of the first
 would ignore; in the first it is "tensor"."""
-NOT_STORED = ("output_scale",)
+NOT_STORED = ("output_scale", "execution")
 """Fields of SmallFC that are left out: trained weights do not depend on them."""
 
 

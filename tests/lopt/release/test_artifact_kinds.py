@@ -171,7 +171,7 @@ CONFIGS = {
     ),
     "wrong type": (
         lambda c: c["optimizer"]["others"][0].update(units=2.5),
-        "optimizer.others.units = 2.5 must be of type int",
+        "optimizer.others[0].units = 2.5 must be a whole number",
     ),
     "its own check": (
         lambda c: c["optimizer"]["others"][1].update(units=-1),
@@ -179,7 +179,8 @@ CONFIGS = {
     ),
     "no learned optimizer": (
         lambda c: c["optimizer"].update(inner=c["optimizer"]["epsilons"]),
-        "optimizer.inner.kind = 'Epsilons' must be LearnedOptimizer",
+        "optimizer.inner = Epsilons(normalizer=1e-05, second_moment=1e-06, "
+        "row_col=1e-09, factored=1e-09... must be of type LearnedOptimizer",
     ),
     "base": (lambda c: c.update(base=[1]), "base = [1] must be an object"),
     "no provenance": (lambda c: c.pop("provenance"), "provenance"),
@@ -203,7 +204,7 @@ def test_a_configuration_not_understood_is_refused(saved, case):
 
 def test_an_optimizer_in_place_of_floors_is_refused(saved):
     edit(saved, lambda c: c["optimizer"].update(epsilons={"kind": "Toy"} | TOY))
-    with pytest.raises(ValueError, match=r"epsilons\.kind = 'Toy' must be Epsilons"):
+    with pytest.raises(ValueError, match=r"epsilons = Toy.* must be of type Epsilons"):
         Artifact.load(saved)
 
 
