@@ -20,6 +20,13 @@ def draw_rows(key: jax.Array, size: int, num: int, batch_size: int) -> jax.Array
     return flat.reshape(num, batch_size)
 
 
+def places_in_window(rows: np.ndarray, size: int = 1) -> Any:
+    """Returns where draws `[..., num, B]` of `size` elements each lie once fetched."""
+    num, batch_size = rows.shape[-2:]
+    places = size * np.arange(num * batch_size, dtype=np.int32)
+    return np.broadcast_to(places.reshape(num, batch_size), rows.shape)
+
+
 def select(splits: Any, name: Split) -> Any:
     """Returns the split of that name of a dataset with a field for each split."""
     if name not in SPLITS:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.base import SPLITS, Split
-from tasks.data.arrays import draw_rows, on_device, select
+from tasks.data.arrays import draw_rows, on_device, places_in_window, select
 
 
 class Text(abc.ABC):
@@ -129,16 +129,9 @@ def fetch(
         places among these.
     """
     starts = np.asarray(draws.starts)
-    num, batch_size = starts.shape[-2:]
-    tokens = np.asarray(dataset.train)
-    rows = tokens[starts[..., None] + np.arange(length + 1)]
-    places = (length + 1) * np.arange(num * batch_size, dtype=np.int32)
-    return (
-        rows.reshape(*starts.shape[:-2], -1),
-        draws._replace(
-            places=np.broadcast_to(places.reshape(num, batch_size), starts.shape)
-        ),
-    )
+    tokens = np.asarray(dataset.train)[starts[..., None] + np.arange(length + 1)]
+    places = places_in_window(starts, length + 1)
+    return tokens.reshape(*starts.shape[:-2], -1), draws._replace(places=places)
 
 
 def gather(

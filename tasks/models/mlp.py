@@ -56,11 +56,11 @@ class MLP(Model):
         return len(self.widths)
 
     def at_width(self, width: int) -> Self:
-        """The same number of layers, each of `width` units."""
+        """Returns as many layers of `width` units each."""
         return dataclasses.replace(self, widths=(width,) * self.depth)
 
     def at_depth(self, depth: int) -> Self:
-        """As many layers, each as wide as the first."""
+        """Returns `depth` layers as wide as the first."""
         return dataclasses.replace(self, widths=(self.width,) * depth)
 
     def module(self, num_outputs: int) -> nn.Module:
@@ -81,4 +81,4 @@ class _MLPModule(nn.Module):
             if model.layer_norm:
                 x = Norm(name=f"norm_{i}")(x)
             x = base.activation(model.activation)(x)
-        return readout(self.num_outputs, x.shape[-1], model.base_width, model.rules)(x)
+        return readout(model, self.num_outputs, width=x.shape[-1])(x)

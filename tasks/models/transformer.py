@@ -1,4 +1,4 @@
-"""The decoder-only transformer: next-token logits of every position."""
+"""The decoder-only transformer."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Readout = Literal["untied", "tied"]
 @final
 @configuration
 class Transformer(BlockModel):
-    """A causal language model; its outputs are as many as its tokens.
+    """A causal language model.
 
     In shapes, `L` is the length of a sequence and `V` the size of the vocabulary.
     """
 
     positions: Positions = "learned"
-    """A table of one vector per place, or queries and keys turned by their places."""
+    """A table with a vector per position, or rotated queries and keys."""
     readout: Readout = "untied"
-    """A readout of its own, zero at the start, or the table of embeddings again."""
+    """Either a zero-initialized layer, or the embedding table again."""
 
     input_dtype: ClassVar[Any] = jnp.int32
 
@@ -56,12 +56,11 @@ class _TransformerModule(nn.Module):
         if tokens.ndim != 2:
             raise ValueError(f"inputs of shape {tokens.shape} must be tokens [B, L]")
         tied = model.readout == "tied"
-        # A tied table is a readout too and cannot start at zero: its first logits are
-        # of size 1/4 at the base width. What is looked up is made of size 1 again.
+        # A tied table cannot start at zero: its first logits have size 1/4 at the base
+        # width. Rows that are looked up are scaled back to size 1.
         size = 0.25 * model.base_width**-0.5 if tied else 1.0
         embedding = Embedding(self.vocabulary, model.width, std=size, name="embedding")
         table = embedding()
-        # A token beyond the vocabulary is NaN, not silently the last one.
         x = lookup(table, tokens) / size
         if model.positions == "learned":
             places = Embedding(
@@ -75,13 +74,11 @@ class _TransformerModule(nn.Module):
         if tied:
             scale = model.rules.forward_scale(model.width, model.base_width)
             return TiedReadout(scale, name="readout")(x, table)
-        return readout(
-            self.vocabulary, model.width, model.base_width, model.rules, fan_out="vocab"
-        )(x)
+        return readout(model, self.vocabulary, fan_out="vocab")(x)
 
 
 class TiedReadout(nn.Module):
-    """The table of embeddings as a readout: `scale · x · tableᵀ`, no parameters."""
+    """The embedding table as a readout: `scale · x · tableᵀ`."""
 
     scale: float
 

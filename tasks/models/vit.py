@@ -1,7 +1,6 @@
-"""The vision transformer: an image is a sequence of patches.
+"""The vision transformer (Dosovitskiy et al., arXiv:2010.11929).
 
-Dosovitskiy et al., arXiv:2010.11929; pooling by the mean as in Beyer et al.,
-arXiv:2205.01580.
+Pooling by the mean is that of Beyer et al., arXiv:2205.01580.
 """
 
 from __future__ import annotations
@@ -17,7 +16,14 @@ from parametrization.rules import initializer
 from tasks.models import base
 from tasks.models.base import record
 from tasks.models.blocks import BlockModel, Residual
-from tasks.models.layers import Dense, Embedding, Norm, readout
+from tasks.models.layers import (
+    Dense,
+    Embedding,
+    Norm,
+    check_images,
+    readout,
+    space_to_depth,
+)
 
 Pooling = Literal["class_token", "mean"]
 
@@ -30,7 +36,7 @@ class ViT(BlockModel):
     patch: int = 4
     """Height and width of a patch, in pixels."""
     pooling: Pooling = "class_token"
-    """What is read out: a token that is no patch, or the mean over all patches."""
+    """What is read out: an extra token, or the mean over all patches."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +54,15 @@ class _ViTModule(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         model = self.model
-        patches = cut(images, model.patch)
+        check_images(images)
+        height, width = images.shape[1:3]
+        if height % model.patch or width % model.patch:
+            raise ValueError(
+                f"patch = {model.patch} must divide the resolution {height} x {width} "
+                "of the images"
+            )
+        patches = space_to_depth(images, model.patch)
+        patches = patches.reshape(len(images), -1, *patches.shape[3:])
         x = Dense(model.width, "patch patch image_channels", name="patches")(patches)
         if model.pooling == "class_token":
             token: Any = self.param(
@@ -63,32 +77,4 @@ class _ViTModule(nn.Module):
         x = Norm(name="norm")(x)
         x = x[:, 0] if model.pooling == "class_token" else jnp.mean(x, axis=1)
         record(self, "pooled", x)
-        return readout(self.num_outputs, model.width, model.base_width, model.rules)(x)
-
-
-def cut(images: jax.Array, patch: int) -> jax.Array:
-    """Patches of images, row by row.
-
-    Args:
-        images: `[B, height, width, channels]`.
-        patch: height and width of a patch, in pixels.
-
-    Returns:
-        `[B, height/patch · width/patch, patch, patch, channels]`.
-
-    Raises:
-        ValueError: if these are no images, or the patch does not divide them.
-    """
-    if images.ndim != 4:
-        raise ValueError(
-            f"inputs of shape {images.shape} must be images [B, height, width, "
-            "channels]"
-        )
-    num, height, width, channels = images.shape
-    if height % patch or width % patch:
-        raise ValueError(
-            f"patch = {patch} must divide the resolution {height} x {width} of the "
-            "images"
-        )
-    rows = images.reshape(num, height // patch, patch, width // patch, patch, channels)
-    return rows.swapaxes(2, 3).reshape(num, -1, patch, patch, channels)
+        return readout(model, self.num_outputs)(x)

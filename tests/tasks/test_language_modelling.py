@@ -62,7 +62,7 @@ class _BigramModule(nn.Module):
         model = self.model
         table = Embedding(self.num_outputs, model.width, name="embedding")()
         x = record(self, "embedded", table[x])
-        return readout(self.num_outputs, model.width, model.base_width, model.rules)(x)
+        return readout(model, self.num_outputs)(x)
 
 
 @dataclasses.dataclass(frozen=True)
