@@ -52,9 +52,12 @@ class AutoEncoder(Model):
                     f"{self.bottleneck}, or no unit is left"
                 )
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(self, module: nn.Module, x: jax.Array, num_outputs: int) -> jax.Array:
         """Maps `[B, ...]` to a reconstruction `[B, num_outputs]`."""
-        return _AutoEncoderModule(self, num_outputs)
+        x = _hidden(self, x.reshape(x.shape[0], -1), "encoder", "pixels")
+        latent = Dense(self.width // self.bottleneck, "width", "latent", name="latent")
+        x = _hidden(self, latent(x), "decoder", "latent")
+        return readout(self, num_outputs, fan_out="pixels")(x)
 
 
 class Inference(NamedTuple):
@@ -98,9 +101,20 @@ class VAE(Model):
     def __post_init__(self) -> None:
         base.check_positive(self, "width", "depth", "code", "base_width")
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(self, module: nn.Module, x: jax.Array, num_outputs: int) -> Inference:
         """Maps `[B, ...]` to an `Inference` of `num_outputs` pixels."""
-        return _VAEModule(self, num_outputs)
+        x = _hidden(self, x.reshape(x.shape[0], -1), "encoder", "pixels")
+        mean, log_variance = (
+            readout(self, self.code, fan_out="code", name=name)(x)
+            for name in ("mean", "log_variance")
+        )
+        code = mean
+        if module.has_rng("sample"):
+            noise = jax.random.normal(module.make_rng("sample"), mean.shape, mean.dtype)
+            code = mean + jnp.exp(0.5 * log_variance) * noise
+        x = _hidden(self, record(module, "sample", code), "decoder", "code")
+        outputs = readout(self, num_outputs, fan_out="pixels")(x)
+        return Inference(outputs, mean, log_variance)
 
 
 def _hidden(
@@ -111,39 +125,3 @@ def _hidden(
         layer = Dense(model.width, fan_in="width" if i else fan_in, name=f"{side}_{i}")
         x = base.activation(model.activation)(layer(x))
     return x
-
-
-class _AutoEncoderModule(nn.Module):
-    model: AutoEncoder
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        model = self.model
-        x = _hidden(model, x.reshape(x.shape[0], -1), "encoder", "pixels")
-        latent = Dense(
-            model.width // model.bottleneck, "width", "latent", name="latent"
-        )
-        x = _hidden(model, latent(x), "decoder", "latent")
-        return readout(model, self.num_outputs, fan_out="pixels")(x)
-
-
-class _VAEModule(nn.Module):
-    model: VAE
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> Inference:
-        model = self.model
-        x = _hidden(model, x.reshape(x.shape[0], -1), "encoder", "pixels")
-        mean, log_variance = (
-            readout(model, model.code, fan_out="code", name=name)(x)
-            for name in ("mean", "log_variance")
-        )
-        code = mean
-        if self.has_rng("sample"):
-            noise = jax.random.normal(self.make_rng("sample"), mean.shape, mean.dtype)
-            code = mean + jnp.exp(0.5 * log_variance) * noise
-        x = _hidden(model, record(self, "sample", code), "decoder", "code")
-        outputs = readout(model, self.num_outputs, fan_out="pixels")(x)
-        return Inference(outputs, mean, log_variance)

@@ -1,7 +1,7 @@
 """Base class of models: frozen descriptions of networks, with plain functions.
 
 A family is a frozen dataclass whose fields give the shape of the network, and whose
-`module` builds it with linen. Nothing outside this folder sees a linen module.
+`forward` computes it with linen. Nothing outside this folder sees a linen module.
 """
 
 from __future__ import annotations
@@ -46,8 +46,12 @@ class Model(abc.ABC):
     """int32 if inputs are tokens."""
 
     @abc.abstractmethod
-    def module(self, num_outputs: int) -> nn.Module:
-        """Builds the module: `[B, *input_shape]` to `[B, ..., num_outputs]`."""
+    def forward(self, module: nn.Module, x: Any, num_outputs: int) -> Any:
+        """Maps `[B, *input_shape]` to `[B, ..., num_outputs]` inside a linen module.
+
+        Layers created here belong to `module`, whose `param` and `make_rng` give
+        parameters and keys.
+        """
 
     def example(self, input_shape: tuple[int, ...], num_outputs: int) -> Any:
         """Returns one input of zeros, with which the network is initialized.
@@ -123,7 +127,7 @@ class Model(abc.ABC):
         Layers multiply in the dtype of their parameters, so that bfloat16 copies give
         mixed-precision training.
         """
-        module = self.module(num_outputs)
+        module = _Network(self, num_outputs)
         outputs = module.apply({"params": params}, x, rngs=_rngs(key))
         return jax.tree.map(_at_least_float32, outputs)
 
@@ -131,7 +135,7 @@ class Model(abc.ABC):
         self, params: Any, x: Any, num_outputs: int, key: jax.Array | None = None
     ) -> dict[str, jax.Array]:
         """Computes the recorded values of every layer, by path."""
-        module = self.module(num_outputs)
+        module = _Network(self, num_outputs)
         _, state = module.apply(
             {"params": params}, x, rngs=_rngs(key), mutable=[ACTIVATIONS]
         )
@@ -148,7 +152,16 @@ class Model(abc.ABC):
     ) -> Any:
         inputs = self.example(input_shape, num_outputs)
         keys = {"params": key, **_rngs(key)}
-        return self.module(num_outputs).init(keys, inputs)["params"]
+        return _Network(self, num_outputs).init(keys, inputs)["params"]
+
+
+class _Network(nn.Module):
+    model: Model
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return self.model.forward(self, x, self.num_outputs)
 
 
 @functools.cache

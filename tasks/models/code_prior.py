@@ -58,31 +58,24 @@ class CodePrior(ConvNeXtModel):
             jnp.zeros((1, *input_shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
         )
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(
+        self, module: nn.Module, inputs: CodeInputs, num_outputs: int
+    ) -> jax.Array:
         """Maps `CodeInputs` to the noise in them, `[B, h, w, num_outputs]`."""
-        return _StageC(self, num_outputs)
+        width = self.width
+        x = Dense(width, "code", "channels", name="stem")(inputs.noisy)
+        table = Embedding(self.num_classes + 1, width, std=CLASS_STD, name="classes")
+        condition = TimeEmbedding(width, name="time")(inputs.times)
+        condition = condition + lookup(table(), inputs.labels)
+        condition = base.activation(self.activation)(condition)
+        x = record(module, "stream", Blocks(self, name="blocks")(x, condition))
+        x = Norm("channels", name="norm")(x)
+        both = readout(self, 2 * num_outputs, "channels", "code")(x)
+        a, b = jnp.split(both, 2, axis=-1)
+        return (inputs.noisy - a) / (jnp.abs(1.0 - b) + FLOOR)
 
     def denoise(
         self, params: Any, noisy: jax.Array, times: jax.Array, labels: jax.Array
     ) -> jax.Array:
         """Predicts the noise in codes `[B, *code]`, given times and labels `[B]`."""
         return self.apply(params, CodeInputs(noisy, times, labels), noisy.shape[-1])
-
-
-class _StageC(nn.Module):
-    model: CodePrior
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, inputs: CodeInputs) -> jax.Array:
-        model, width = self.model, self.model.width
-        x = Dense(width, "code", "channels", name="stem")(inputs.noisy)
-        table = Embedding(model.num_classes + 1, width, std=CLASS_STD, name="classes")
-        condition = TimeEmbedding(width, name="time")(inputs.times)
-        condition = condition + lookup(table(), inputs.labels)
-        condition = base.activation(model.activation)(condition)
-        x = record(self, "stream", Blocks(model, name="blocks")(x, condition))
-        x = Norm("channels", name="norm")(x)
-        both = readout(model, 2 * self.num_outputs, "channels", "code")(x)
-        a, b = jnp.split(both, 2, axis=-1)
-        return (inputs.noisy - a) / (jnp.abs(1.0 - b) + FLOOR)

@@ -80,34 +80,24 @@ class ConvNet(Model):
             strides=self.strides[:kept] + (1,) * more,
         )
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(self, module: nn.Module, x: jax.Array, num_outputs: int) -> jax.Array:
         """Maps `[B, h, w, channels]` to logits `[B, num_outputs]`."""
-        return _ConvNetModule(self, num_outputs)
-
-
-class _ConvNetModule(nn.Module):
-    model: ConvNet
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        model = self.model
         check_images(x)
         for i, (times, stride) in enumerate(
-            zip(model.multipliers, model.strides, strict=True)
+            zip(self.multipliers, self.strides, strict=True)
         ):
             x = Conv(
-                times * model.width,
+                times * self.width,
                 stride=stride,
                 fan_in="channels" if i else "image_channels",
-                use_bias=model.norm == "none",
+                use_bias=self.norm == "none",
                 name=f"conv_{i}",
             )(x)
-            if model.norm != "none":
-                x = channel_norm(x, model.norm, model.groups, f"norm_{i}")
-            x = base.activation(model.activation)(x)
-        pooled = record(self, "pooled", jnp.mean(x, axis=(1, 2)))
-        return readout(model, self.num_outputs, "channels")(pooled)
+            if self.norm != "none":
+                x = channel_norm(x, self.norm, self.groups, f"norm_{i}")
+            x = base.activation(self.activation)(x)
+        pooled = record(module, "pooled", jnp.mean(x, axis=(1, 2)))
+        return readout(self, num_outputs, "channels")(pooled)
 
 
 def channel_norm(

@@ -92,9 +92,15 @@ class LatentDenoiser(ConvNeXtModel):
             code_noise=jnp.zeros((1, *self.code_shape(input_shape))),
         )
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(
+        self, module: nn.Module, inputs: LatentInputs, num_outputs: int
+    ) -> jax.Array:
         """Maps `LatentInputs` to the noise in them, `[B, h, w, num_outputs]`."""
-        return _StageB(self, num_outputs)
+        code = _Compressor(self, name="compressor")(inputs.images)
+        scale = jnp.broadcast_to(inputs.code_scale[:, None, None, None], code.shape)
+        code = scale * code + inputs.code_noise
+        denoiser = _Denoiser(self, num_outputs, name="denoiser")
+        return denoiser(inputs.noisy, inputs.times, code)
 
     def compress(self, params: Any, images: jax.Array) -> jax.Array:
         """Computes semantic codes `[B, *code]` of normalized images."""
@@ -149,16 +155,3 @@ class _Denoiser(nn.Module):
         both = readout(model, 2 * self.num_outputs, "channels", "code")(x)
         a, b = jnp.split(both, 2, axis=-1)
         return (noisy - a) / (FLOOR + (1.0 - 2.0 * FLOOR) * nn.sigmoid(b))
-
-
-class _StageB(nn.Module):
-    model: LatentDenoiser
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, inputs: LatentInputs) -> jax.Array:
-        code = _Compressor(self.model, name="compressor")(inputs.images)
-        scale = jnp.broadcast_to(inputs.code_scale[:, None, None, None], code.shape)
-        code = scale * code + inputs.code_noise
-        denoiser = _Denoiser(self.model, self.num_outputs, name="denoiser")
-        return denoiser(inputs.noisy, inputs.times, code)

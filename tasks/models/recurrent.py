@@ -52,25 +52,17 @@ class Recurrent(Model):
     def __post_init__(self) -> None:
         base.check_positive(self, "width", "depth", "base_width")
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(
+        self, module: nn.Module, tokens: jax.Array, num_outputs: int
+    ) -> jax.Array:
         """Maps tokens `[B, L]` to logits `[B, L, num_outputs]`, causally."""
-        return _RecurrentModule(self, num_outputs)
-
-
-class _RecurrentModule(nn.Module):
-    model: Recurrent
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        model = self.model
         if tokens.ndim != 2:
             raise ValueError(f"inputs of shape {tokens.shape} must be tokens [B, L]")
-        table = Embedding(self.num_outputs, model.width, name="embedding")()
-        x = record(self, "embedded", lookup(table, tokens))
-        for i in range(model.depth):
-            x = _Layer(model.cell, model.width, name=f"layer_{i}")(x)
-        return readout(model, self.num_outputs, fan_out="vocab")(x)
+        table = Embedding(num_outputs, self.width, name="embedding")()
+        x = record(module, "embedded", lookup(table, tokens))
+        for i in range(self.depth):
+            x = _Layer(self.cell, self.width, name=f"layer_{i}")(x)
+        return readout(self, num_outputs, fan_out="vocab")(x)
 
 
 class _Layer(nn.Module):

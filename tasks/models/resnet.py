@@ -101,9 +101,24 @@ class ResNet(Model):
         blocks = tuple(each + (stage < more) for stage in range(stages))
         return self._with(blocks=blocks)
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(self, module: nn.Module, x: jax.Array, num_outputs: int) -> jax.Array:
         """Maps `[B, h, w, channels]` to logits `[B, num_outputs]`."""
-        return _ResNetModule(self, num_outputs)
+        check_images(x)
+        x = Conv(self.width, fan_in="image_channels", use_bias=False, name="stem")(x)
+        for stage, (blocks, times) in enumerate(
+            zip(self.blocks, self.multipliers, strict=True)
+        ):
+            for i in range(blocks):
+                stride = 2 if stage and i == 0 else 1
+                name = f"stage_{stage}_block_{i}"
+                x = _Block(self, times * self.width, stride, name=name)(x)
+                # Named by its place in the stage, which changes with depth.
+                record(module, f"stage_{stage}_stream_{i + 1}_of_{blocks}", x)
+            record(module, f"stage_{stage}_stream", x)
+        x = channel_norm(x, self.norm, self.groups, "norm")
+        x = base.activation(self.activation)(x)
+        pooled = record(module, "pooled", jnp.mean(x, axis=(1, 2)))
+        return readout(self, num_outputs, "channels")(pooled)
 
 
 class _Block(nn.Module):
@@ -130,28 +145,3 @@ class _Block(nn.Module):
         if x.shape != branch.shape:
             x = Conv(self.features, 1, self.stride, use_bias=False, name="shortcut")(x)
         return x + model.residual_scale * branch
-
-
-class _ResNetModule(nn.Module):
-    model: ResNet
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        model = self.model
-        check_images(x)
-        x = Conv(model.width, fan_in="image_channels", use_bias=False, name="stem")(x)
-        for stage, (blocks, times) in enumerate(
-            zip(model.blocks, model.multipliers, strict=True)
-        ):
-            for i in range(blocks):
-                stride = 2 if stage and i == 0 else 1
-                name = f"stage_{stage}_block_{i}"
-                x = _Block(model, times * model.width, stride, name=name)(x)
-                # Named by its place in the stage, which changes with depth.
-                record(self, f"stage_{stage}_stream_{i + 1}_of_{blocks}", x)
-            record(self, f"stage_{stage}_stream", x)
-        x = channel_norm(x, model.norm, model.groups, "norm")
-        x = base.activation(model.activation)(x)
-        pooled = record(self, "pooled", jnp.mean(x, axis=(1, 2)))
-        return readout(model, self.num_outputs, "channels")(pooled)

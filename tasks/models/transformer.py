@@ -41,40 +41,32 @@ class Transformer(BlockModel):
                     "turn pairs of coordinates"
                 )
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(
+        self, module: nn.Module, tokens: jax.Array, num_outputs: int
+    ) -> jax.Array:
         """Maps tokens `[B, L]` below `num_outputs` to logits `[B, L, num_outputs]`."""
-        return _TransformerModule(self, num_outputs)
-
-
-class _TransformerModule(nn.Module):
-    model: Transformer
-    vocabulary: int
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        model = self.model
         if tokens.ndim != 2:
             raise ValueError(f"inputs of shape {tokens.shape} must be tokens [B, L]")
-        tied = model.readout == "tied"
+        tied = self.readout == "tied"
         # A tied table cannot start at zero: its first logits have size 1/4 at the base
         # width. Rows that are looked up are scaled back to size 1.
-        size = 0.25 * model.base_width**-0.5 if tied else 1.0
-        embedding = Embedding(self.vocabulary, model.width, std=size, name="embedding")
+        size = 0.25 * self.base_width**-0.5 if tied else 1.0
+        embedding = Embedding(num_outputs, self.width, std=size, name="embedding")
         table = embedding()
         x = lookup(table, tokens) / size
-        if model.positions == "learned":
+        if self.positions == "learned":
             places = Embedding(
-                tokens.shape[1], model.width, "positions", name="positions"
+                tokens.shape[1], self.width, "positions", name="positions"
             )
             x = x + jnp.broadcast_to(places(), x.shape)
-        record(self, "embedded", x)
-        rotary = model.positions == "rotary"
-        x = Residual(model, causal=True, rotary=rotary, name="residual")(x)
+        record(module, "embedded", x)
+        rotary = self.positions == "rotary"
+        x = Residual(self, causal=True, rotary=rotary, name="residual")(x)
         x = Norm(name="norm")(x)
         if tied:
-            scale = model.rules.forward_scale(model.width, model.base_width)
+            scale = self.rules.forward_scale(self.width, self.base_width)
             return TiedReadout(scale, name="readout")(x, table)
-        return readout(model, self.vocabulary, fan_out="vocab")(x)
+        return readout(self, num_outputs, fan_out="vocab")(x)
 
 
 class TiedReadout(nn.Module):

@@ -42,39 +42,31 @@ class ViT(BlockModel):
         super().__post_init__()
         base.check_positive(self, "patch")
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(
+        self, module: nn.Module, images: jax.Array, num_outputs: int
+    ) -> jax.Array:
         """Maps images `[B, height, width, channels]` to logits `[B, num_outputs]`."""
-        return _ViTModule(self, num_outputs)
-
-
-class _ViTModule(nn.Module):
-    model: ViT
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        model = self.model
         check_images(images)
         height, width = images.shape[1:3]
-        if height % model.patch or width % model.patch:
+        if height % self.patch or width % self.patch:
             raise ValueError(
-                f"patch = {model.patch} must divide the resolution {height} x {width} "
+                f"patch = {self.patch} must divide the resolution {height} x {width} "
                 "of the images"
             )
-        patches = space_to_depth(images, model.patch)
+        patches = space_to_depth(images, self.patch)
         patches = patches.reshape(len(images), -1, *patches.shape[3:])
-        x = Dense(model.width, "patch patch image_channels", name="patches")(patches)
-        if model.pooling == "class_token":
-            token: Any = self.param(
-                "class_token", initializer("-> width"), (model.width,)
+        x = Dense(self.width, "patch patch image_channels", name="patches")(patches)
+        if self.pooling == "class_token":
+            token: Any = module.param(
+                "class_token", initializer("-> width"), (self.width,)
             )
-            first = jnp.broadcast_to(token, (x.shape[0], 1, model.width))
+            first = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
             x = jnp.concatenate([first, x], axis=1)
-        places = Embedding(x.shape[1], model.width, "positions", name="positions")
+        places = Embedding(x.shape[1], self.width, "positions", name="positions")
         x = x + jnp.broadcast_to(places(), x.shape)
-        record(self, "embedded", x)
-        x = Residual(model, name="residual")(x)
+        record(module, "embedded", x)
+        x = Residual(self, name="residual")(x)
         x = Norm(name="norm")(x)
-        x = x[:, 0] if model.pooling == "class_token" else jnp.mean(x, axis=1)
-        record(self, "pooled", x)
-        return readout(model, self.num_outputs)(x)
+        x = x[:, 0] if self.pooling == "class_token" else jnp.mean(x, axis=1)
+        record(module, "pooled", x)
+        return readout(self, num_outputs)(x)

@@ -79,9 +79,20 @@ class VQAutoEncoder(ConvNeXtModel):
         super().__post_init__()
         base.check_positive(self, "latent_channels", "num_codes")
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(
+        self, module: nn.Module, images: jax.Array, num_outputs: int
+    ) -> Quantized:
         """Maps images `[B, height, width, num_outputs]` to `Quantized`."""
-        return _VQModule(self, num_outputs)
+        latents = _Encoder(self, name="encoder")(images)
+        codebook_init = named(nn.initializers.normal(CODEBOOK_STD), "vocab -> code")
+        codebook: Any = module.param(
+            "codebook", codebook_init, (self.num_codes, self.latent_channels)
+        )
+        entries, indices = quantize(latents, codebook)
+        decoded = _Decoder(self, num_outputs, name="decoder")(
+            straight_through(latents, entries)
+        )
+        return Quantized(decoded, latents, entries, indices)
 
     def encode(self, params: Any, images: jax.Array) -> jax.Array:
         """Computes unquantized latents `[B, height/4, width/4, latent_channels]`."""
@@ -159,22 +170,3 @@ class _Decoder(nn.Module):
         patch = (COMPRESSION, COMPRESSION, self.num_outputs)
         pixels = readout(model, math.prod(patch), "channels", "pixels")(x)
         return depth_to_space(pixels.reshape(*pixels.shape[:3], *patch))
-
-
-class _VQModule(nn.Module):
-    model: VQAutoEncoder
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> Quantized:
-        model = self.model
-        latents = _Encoder(model, name="encoder")(images)
-        codebook_init = named(nn.initializers.normal(CODEBOOK_STD), "vocab -> code")
-        codebook: Any = self.param(
-            "codebook", codebook_init, (model.num_codes, model.latent_channels)
-        )
-        entries, indices = quantize(latents, codebook)
-        decoded = _Decoder(model, self.num_outputs, name="decoder")(
-            straight_through(latents, entries)
-        )
-        return Quantized(decoded, latents, entries, indices)
