@@ -62,6 +62,11 @@ class Prepared:
         """The split that becomes test: `test`, else `validation`, else None."""
         return next((s for s in ("test", "validation") if s in self.splits), None)
 
+    @property
+    def listing(self) -> str:
+        """Names and kinds of the features, for messages."""
+        return ", ".join(f"{k} ({f.kind})" for k, f in self.features.items())
+
     def check_split(self, split: str) -> None:
         """Raises ValueError if there is no such split."""
         if split not in self.splits:
