@@ -157,7 +157,7 @@ class AdaptedTask(OpaqueTask):
 
     def whole(self, dataset: Dataset, split: Split) -> Batch:
         """All stored batches of a split, of whose losses the mean is taken."""
-        return () if self.data is None else EveryBatch(dataset.rows(split))
+        return () if self.data is None else EveryBatch(dataset.split(split))
 
     def loss_of_batch(self, params: Params, key: jax.Array, batch: Batch) -> Loss:
         """The original's loss (see `Task.loss`)."""

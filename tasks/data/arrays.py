@@ -57,17 +57,17 @@ class Splits(NamedTuple):
     outer_valid: Any
     test: Any
 
-    def rows(self, name: Split) -> Batch:
-        """Returns all examples of a split."""
+    def split(self, name: Split) -> Any:
+        """Returns the split of that name."""
         return select(self, name)
 
     def draw(self, key: jax.Array, name: Split, num: int, batch_size: int) -> jax.Array:
         """Draws rows of `num` batches, `[num, B]` int32, with replacement."""
-        return draw_rows(key, _num_rows(self.rows(name)), num, batch_size)
+        return draw_rows(key, _num_rows(self.split(name)), num, batch_size)
 
     def batch(self, rows: jax.Array, name: Split) -> Batch:
         """Returns the examples in those rows."""
-        return jax.tree.map(lambda x: x[rows], self.rows(name))
+        return jax.tree.map(lambda x: x[rows], self.split(name))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.base import SPLITS, Split
-from tasks.data.arrays import draw_rows, on_device, places_in_window, select
+from tasks.data.arrays import Splits, draw_rows, on_device, places_in_window
+
+TextDataset = Splits
+"""Four disjoint splits, each one array of tokens `[n]` (see `token_dtype`)."""
 
 
 class Text(abc.ABC):
@@ -27,19 +30,6 @@ class Text(abc.ABC):
     @abc.abstractmethod
     def load(self) -> TextDataset:
         """Returns the dataset as device arrays; read once per process."""
-
-
-class TextDataset(NamedTuple):
-    """Four disjoint splits, each one array of tokens `[n]` (see `token_dtype`)."""
-
-    train: jax.Array
-    inner_valid: jax.Array
-    outer_valid: jax.Array
-    test: jax.Array
-
-    def split(self, name: Split) -> jax.Array:
-        """Returns the tokens of the split of that name."""
-        return select(self, name)
 
 
 class TextDraws(NamedTuple):
@@ -70,7 +60,7 @@ def token_dtype(vocab_size: int) -> type[np.integer]:
 
 def to_device(tokens: Mapping[str, np.ndarray]) -> TextDataset:
     """Copies the tokens of the four splits to the device."""
-    return on_device(TextDataset(*(tokens[split] for split in SPLITS)))  # pyright: ignore
+    return on_device(TextDataset(*(tokens[split] for split in SPLITS)))
 
 
 def check_length(dataset: TextDataset, split: Split, length: int) -> int:
