@@ -222,6 +222,15 @@ def test_files_that_are_named_exist(page):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
+def test_the_files_of_every_room_exist():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = re.findall(r"^\| `(\w+)/` \|(.*)$", text, flags=re.MULTILINE)
+    assert len(rooms) > 5
+    for room, about in rooms:
+        for name in re.findall(r"`(\w+\.py)`", about):
+            assert list((ROOT / room).rglob(name)), f"{room}/ has no {name}"
+
+
 def test_the_readme_fits_on_two_screens():
     assert len((ROOT / "README.md").read_bytes()) <= 8192
     assert len((ROOT / "ARCHITECTURE.md").read_bytes()) <= 10_240
