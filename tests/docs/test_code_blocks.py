@@ -2,7 +2,7 @@
 
 *Run*: every Python block; the blocks of a page in one namespace, in order, in a
 temporary folder where `tests/golden/artifact_schema_1` stands for the quickstart's
-artifact. Command lines marked `run with` run with the flags of the mark added.
+artifact. Command lines marked `run`, or `run with` (with the flags of the mark added).
 
 *Parsed only*: every other `python -m experiments.…` (by the command's own parser, up to
 the resolved configuration), `python -m benchmarks.…` (flags are looked up in the
@@ -160,7 +160,7 @@ def check(words: list[str], block: Block, monkeypatch) -> None:
 def run_command(module: str, arguments: list[str], block: Block, monkeypatch) -> None:
     """Runs `python -m module`, up to its configuration unless its block is run."""
     command = importlib.import_module(module)
-    runs = block.mark == "run with"
+    runs = block.mark.startswith("run")
     given = [*arguments, *(block.argument.split() if runs else [])]
     monkeypatch.setattr(sys, "argv", [module, *given])
     with monkeypatch.context() as patch:
