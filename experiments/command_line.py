@@ -92,6 +92,12 @@ def run(main: Callable[[], None]) -> None:
         os._exit(INTERRUPTED)
 
 
+def check_folder(flag: str, path: Path | None) -> None:
+    """Raises `InputError` if a path is given and is not a folder."""
+    if path is not None and not path.is_dir():
+        raise InputError(f"{flag} {path} is not a folder")
+
+
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
     """Turns a `ValueError` or an `OSError` into an `InputError`."""

@@ -49,12 +49,10 @@ class Recorder:
         self._clock = time.monotonic()
 
     def __enter__(self) -> Recorder:
-        """Starts the display."""
         self.display.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Closes the sinks and the display."""
         self._sinks.__exit__(*error)
         self.display.__exit__(*error)
 

@@ -384,10 +384,10 @@ def test_every_family_is_a_preset_of_every_command_and_survives_json():
         config = configs.on_family(name)
         stored = json.loads(json.dumps(encode(config)))
         assert decode(configs.TrainConfig, stored) == config
-    for make in (coordinate_check._preset, learning_rate_transfer._preset):
-        assert make("vit").task.width == 32
+    for presets in (coordinate_check.PRESETS, learning_rate_transfer.PRESETS):
+        assert presets["vit"][1]().task.width == 32
         with pytest.raises(ValueError, match="a Quadratic has no width"):
-            make("quadratic")
+            presets["quadratic"][1]()
 
 
 def test_checks_refuse_what_they_would_ignore():

@@ -1,0 +1,23 @@
+"""Presets of commands that take any task family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from tasks.families import NAMED, AnyTask, Family
+
+T = TypeVar("T")
+
+
+def on_families(make: Callable[[AnyTask], T]) -> dict[str, tuple[str, Callable[[], T]]]:
+    """Returns a preset for every family: its description, and `make` of its task."""
+
+    def preset(family: Family) -> T:
+        return make(family.task())
+
+    return {
+        name: (family.description, partial(preset, family))
+        for name, family in NAMED.items()
+    }
