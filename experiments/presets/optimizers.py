@@ -27,12 +27,12 @@ from parametrization.rules import ADAM_LIKE, SGD_LIKE
 
 @dataclasses.dataclass(frozen=True)
 class NamedOptimizer:
-    """A learned optimizer, made when it is asked for."""
+    """A learned optimizer, built on demand."""
 
     description: str
     """One line for a list."""
     make: Callable[[], AnyLearned]
-    """Makes it."""
+    """Returns the optimizer."""
 
 
 OPTIMIZERS: dict[str, NamedOptimizer] = {
@@ -98,11 +98,7 @@ OPTIMIZERS: dict[str, NamedOptimizer] = {
 
 
 def named(name: str) -> AnyLearned:
-    """A learned optimizer by its name.
-
-    Raises:
-        InputError: listing the names that are known.
-    """
+    """Returns a learned optimizer by its name, or raises `InputError`."""
     if name not in OPTIMIZERS:
         known = ", ".join(OPTIMIZERS)
         raise InputError(f"unknown optimizer --lopt {name!r}: known are {known}")
@@ -110,10 +106,6 @@ def named(name: str) -> AnyLearned:
 
 
 def take_optimizer(arguments: Sequence[str]) -> tuple[AnyLearned | None, list[str]]:
-    """Takes `--lopt NAME` out of a command line: the optimizer, and what is left.
-
-    Raises:
-        InputError: if the name is missing or unknown.
-    """
+    """Takes `--lopt NAME` out of a command line: the optimizer, and the rest."""
     name, rest = take_name(arguments, "--lopt", "optimizer", OPTIMIZERS)
     return None if name is None else OPTIMIZERS[name].make(), rest
