@@ -26,20 +26,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 from lopt.base import LearnedOptimizer
 from lopt.baselines import Adam
 from lopt.learned.small_fc import SmallFC
-from lopt.per_parameter import forms
+from lopt.per_parameter.forms import with_execution
 from parametrization.axes import Axes
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
-from tasks import description
 from tasks.base import Task
-from tasks.data import prepared
-from tasks.data.standard_library import StandardLibrary
-from tasks.data.text import Text
-from tasks.data.tfds_images import TFDSImages
-from tasks.data.tfds_text import TFDSText
-from tasks.data.tokenizers import Bytes
 from tasks.modelled import ModelTask
-from tasks.regression import RandomTeacher
+from tasks.source import tree_bytes
 
 _LOOPS = ("scan", "while")
 
@@ -94,7 +87,7 @@ def cost(task: Task) -> Cost:
         ValueError: in one line, if only a disk knows the task's shapes.
     """
     params = param_shapes(task)
-    key, batch = _key(), description.batch_shapes(task)
+    key, batch = _key(), task.batch_shapes()
     size = tree_bytes(params)
     flop, source = flop_per_step(task)
     specs = task.specs()
@@ -112,7 +105,7 @@ def cost(task: Task) -> Cost:
             jax.eval_shape(task.activations, params, key, batch)
         ),
         batch_bytes=tree_bytes(batch),
-        dataset_bytes=dataset_bytes(task),
+        dataset_bytes=task.dataset_bytes(),
     )
 
 
@@ -164,12 +157,13 @@ def flop_per_step(task: Task) -> tuple[float, str]:
     def loss(params: Any, key: jax.Array, batch: Any) -> jax.Array:
         return task.loss(params, key, batch)[0]
 
-    arguments = (param_shapes(task), _key(), description.batch_shapes(task))
+    arguments = (param_shapes(task), _key(), task.batch_shapes())
     return _flop(jax.value_and_grad(loss), *arguments)
 
 
 def flop_per_update(task: Task, lopt: LearnedOptimizer) -> tuple[float, str]:
     """FLOP of an optimizer's update of all parameters, and what counted them."""
+    lopt = with_execution(lopt, form="plain")  # the other forms do the same in loops
     specs, params = task.specs(), param_shapes(task)
 
     def update(theta: Any, state: Any, params: Any, loss: jax.Array) -> Any:
@@ -181,36 +175,7 @@ def flop_per_update(task: Task, lopt: LearnedOptimizer) -> tuple[float, str]:
         lambda t, p: lopt.as_optax(t, specs, 1000).init(p), theta, params
     )
     loss = jax.ShapeDtypeStruct((), jnp.float32)
-    with forms.forced("plain"):  # the other forms do the same in loops
-        return _flop(update, theta, state, params, loss)
-
-
-def dataset_bytes(task: Task) -> int | None:
-    """Bytes of the data on the device, as far as they are known without reading it."""
-    source = getattr(task, "data", None)
-    if isinstance(task, RandomTeacher):  # not made: making it costs seconds
-        network = (task.num_inputs,), task.num_targets
-        return 8 * task.num_targets + tree_bytes(
-            jax.eval_shape(lambda key: task.teacher.init(key, *network), _key())
-        )
-    try:
-        match source:
-            case TFDSImages(name=name):
-                splits = prepared.open_dataset(name).splits
-                test = next((s for s in ("test", "validation") if s in splits), "train")
-                rows = sum(splits[split] for split in {"train", test})
-                return rows * (math.prod(source.image_shape) + 4)
-            case TFDSText():
-                return None  # the number of tokens shows when the text is cut
-            case StandardLibrary(tokenizer=tokenizer) if not isinstance(
-                tokenizer, Bytes
-            ):
-                return None
-            case Text() | None:
-                return tree_bytes(task.load_data())
-        return tree_bytes(source.load())
-    except ValueError:
-        return None
+    return _flop(update, theta, state, params, loss)
 
 
 def roles(task: Task, *, measured: bool = False) -> list[Role]:
@@ -272,11 +237,6 @@ def _flop(function: Callable[..., Any], *shapes: Any) -> tuple[float, str]:
 
 def _key() -> Any:
     return jax.eval_shape(lambda: jax.random.key(0))
-
-
-def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays, or shapes of arrays, of a tree."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _state_bytes(lopt: LearnedOptimizer, specs: Any, params: Any) -> int:

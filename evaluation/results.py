@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configuration.encoding import decode, encode
+from configuration.fields import Measured
 from configuration.files import write_text
 
 SCHEMA_VERSION = 2
@@ -52,17 +53,17 @@ class EvalRow:
     steps: int
     """Inner steps (`H`)."""
     seed: int
-    curve: tuple[float, ...]
+    curve: tuple[Measured, ...]
     """`[H]` training-batch loss before each update, as it was: not capped."""
-    mean_loss: float
+    mean_loss: Measured
     """Mean of the curve, each loss capped at 1.5 × the loss at chance."""
-    final_loss: float
+    final_loss: Measured
     """Mean of the last 20 losses, capped alike."""
-    valid_loss: float
-    valid_accuracy: float
+    valid_loss: Measured
+    valid_accuracy: Measured
     """NaN where the task has none."""
-    test_loss: float
-    test_accuracy: float
+    test_loss: Measured
+    test_accuracy: Measured
     diverged: bool
     """Something was not finite, or the last loss stood at the cap."""
     capped_steps: int
@@ -89,7 +90,7 @@ def read_rows(path: str | Path) -> list[EvalRow]:
     for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
         try:
             rows.append(_decode(line))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     return rows
 
@@ -103,23 +104,8 @@ def missing_runs(
 
 
 def _encode(row: EvalRow) -> str:
-    fields = {
-        name: _plain(value)
-        for name, value in dataclasses.asdict(row).items()
-        if name != "provenance"
-    }
-    content = {"schema_version": SCHEMA_VERSION, **fields}
-    content["provenance"] = dict(row.provenance)
+    content = {"schema_version": SCHEMA_VERSION} | encode(row, {}, nan=True)
     return json.dumps(content, allow_nan=False, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as strings."""
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def _decode(line: str) -> EvalRow:
@@ -131,39 +117,4 @@ def _decode(line: str) -> EvalRow:
         raise ValueError(
             f"schema_version = {version!r}; this version reads {SCHEMA_VERSION}"
         )
-    fields = dataclasses.fields(EvalRow)
-    names = {field.name for field in fields}
-    if set(content) != names:
-        wrong = sorted(set(content) ^ names)
-        raise ValueError(f"missing or unknown fields: {', '.join(wrong)}")
-    parsers = {
-        "tuple[int, ...]": lambda value: tuple(_checked(int, x) for x in value),
-        "tuple[float, ...]": lambda value: tuple(_number(x) for x in value),
-        "float": _number,
-        "int": lambda value: _checked(int, value),
-        "int | None": lambda value: None if value is None else _checked(int, value),
-        "bool": lambda value: _checked(bool, value),
-        "str": lambda value: _checked(str, value),
-        "Mapping[str, Any]": lambda value: _checked(dict, value),
-    }
-    parsed = {}
-    for field in fields:
-        try:
-            parsed[field.name] = parsers[str(field.type)](content[field.name])
-        except (ValueError, TypeError):
-            raise ValueError(f"{field.name} = {content[field.name]!r:.80}") from None
-    return EvalRow(**parsed)
-
-
-def _checked(kind: type, value: Any) -> Any:
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(f"{value!r} is not {kind.__name__}")
-    return value
-
-
-def _number(value: Any) -> float:
-    if value in ("nan", "inf", "-inf"):
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is not a number")
-    return float(value)
+    return decode(EvalRow, content, "row", {})

@@ -1,7 +1,7 @@
 """A learned optimizer and its baselines through all cells of a suite.
 
 `evaluation.plan` says who runs where. Nothing of this is specific to a kind of task:
-what a row says of its cell is found by `tasks.description`.
+the task says itself what a row says of it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from lopt.release import registry
 from lopt.release.artifact import Artifact
 from metatrain.streaming import HostDataset, load
 from parametrization.rules import STANDARD
-from tasks import description
 from tasks.base import Dataset, Task
 from tasks.modelled import ModelTask
 from tasks.suites import Cell, Suite
@@ -239,15 +238,15 @@ def _rows(
             cell=cell.name,
             axis=cell.axis,
             task=type(task).__name__,
-            family=description.family(task),
+            family=task.family,
             widths=model.layer_widths if model else (),
             depth=task.depth,
             base_width=model.base_width if model else None,
             parametrization=(model.rules if model else STANDARD).name,
             batch_size=getattr(task, "batch_size", None),
-            dataset=description.data(task),
-            resolution=description.resolution(task),
-            unit=description.unit(task),
+            dataset=task.data_name,
+            resolution=task.resolution,
+            unit=task.unit,
             loss_at_chance=task.loss_at_chance,
             steps=result.curve.shape[1],
             seed=seed,

@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopt.base import LearnedOptimizer, Theta
-from metatrain.inner import InnerState, start
+from metatrain.inner import InnerLoop, InnerState, start
 from metatrain.keys import stream
 from metatrain.streaming import HostDataset, ahead
-from metatrain.unroll import Window, unroll
+from metatrain.unroll import Plan, Windowed, unroll
 from tasks.base import Dataset, Split, Task
 
 WINDOW_BYTES = 1 << 26
@@ -56,7 +56,13 @@ def train(
     """One run on data that lies on the device; to be traced."""
     state, unroll_key, key = _begin(task, lopt, num_steps, theta, seed)
     state, losses, aux = unroll(
-        task, lopt, theta, state, dataset, unroll_key, num_steps, split
+        InnerLoop(task, lopt),
+        theta,
+        state,
+        dataset,
+        unroll_key,
+        num_steps=num_steps,
+        split=split,
     )
     return Trained(state, losses, aux, key)
 
@@ -90,7 +96,7 @@ def train_streamed(
     plan = dataset.plan(task, unroll_keys, num_steps, split)
     size = _window_size(dataset, task, plan, num_steps)
 
-    def window(index: int) -> Window:
+    def window(index: int) -> Plan:
         steps = slice(index * size, (index + 1) * size)
         return dataset.window(task, jax.tree.map(lambda x: x[:, steps], plan))
 
@@ -113,7 +119,7 @@ def _begin(
 ) -> tuple[InnerState, jax.Array, jax.Array]:
     """The start of a run, the key of its unroll, and the key of what follows it."""
     key = stream(jax.random.key(seed), "evaluation")
-    state = start(task, lopt, theta, stream(key, "init"), num_steps)
+    state = start(InnerLoop(task, lopt), theta, stream(key, "init"), num_steps)
     return state, stream(key, "unroll"), key
 
 
@@ -139,17 +145,18 @@ def _advance(
     theta: Theta,
     states: InnerState,
     resident: Dataset,
-    windows: Window,
+    plans: Plan,
 ) -> tuple[InnerState, jax.Array, dict[str, jax.Array]]:
-    num_steps = windows.plan.loss_keys.shape[1]
+    loop, num_steps = InnerLoop(task, lopt), plans.loss_keys.shape[1]
 
-    def one(theta: Theta, state: InnerState, window: Window) -> Any:
+    def one(theta: Theta, state: InnerState, plan: Plan) -> Any:
+        dataset = Windowed(resident, plan)
         return unroll(
-            task, lopt, theta, state, resident, None, num_steps, split, window=window
+            loop, theta, state, dataset, None, num_steps=num_steps, split=split
         )
 
     in_axes = (0 if stacked else None, 0, 0)
-    return jax.vmap(one, in_axes=in_axes)(theta, states, windows)
+    return jax.vmap(one, in_axes=in_axes)(theta, states, plans)
 
 
 def _window_size(dataset: HostDataset, task: Task, plan: Any, num_steps: int) -> int:

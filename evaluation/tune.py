@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from configuration import encoding
 from configuration.fields import configuration
 from evaluation import run, tuning_cache
 from lopt.base import Specs, Theta
@@ -197,7 +198,7 @@ def tune(
         return _tune(task, baseline, num_steps, grid, seeds, schedules, dataset)
     # Other contents under the same name are other data.
     contents = description.fingerprint(task)
-    about = tuning_cache.canonical(
+    about = encoding.canonical(
         ({"data": contents} if contents else {})
         | {
             "schema": SCHEMA_VERSION,
@@ -213,10 +214,9 @@ def tune(
     )
     stored = tuning_cache.read(cache_dir, about)
     if stored is not None:
-        points = tuple(Point(**point) for point in stored["points"])
-        return Tuning(**{**stored, "points": points})
+        return encoding.decode(Tuning, stored, "tuning", {})
     tuning = _tune(task, baseline, num_steps, grid, seeds, schedules, dataset)
-    tuning_cache.write(cache_dir, about, dataclasses.asdict(tuning))
+    tuning_cache.write(cache_dir, about, encoding.encode(tuning, {}))
     return tuning
 
 

@@ -8,36 +8,13 @@ reported and computed anew, never believed.
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import hashlib
 import json
 import warnings
 from pathlib import Path
 from typing import Any
 
-from configuration import encoding
 from configuration.files import write_text
-
-
-def canonical(value: Any) -> Any:
-    """JSON that names classes and fields, so equal descriptions mean equal runs."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            field.name: getattr(value, field.name)
-            for field in dataclasses.fields(value)
-            if not encoding.is_absent(field, getattr(value, field.name))
-        }
-        return {"class": type(value).__qualname__} | canonical(fields)
-    if isinstance(value, enum.Enum):
-        return value.name
-    if isinstance(value, dict):
-        return {str(name): canonical(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [canonical(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"{value!r} of {type(value)} has no canonical JSON")
 
 
 def file_of(folder: str | Path, about: Any) -> Path:

@@ -38,8 +38,7 @@ from lopt.per_parameter.epsilons import PAPER, WIDTH_SAFE, Epsilons
 from lopt.release.artifact import Artifact
 from lopt.release.registry import with_rules
 from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
-from tasks.base import Batch, sample
-from tasks.families import AnyTask
+from tasks.base import BaseTask, Batch, sample
 from tasks.modelled import ModelTask
 
 EPSILONS = {"paper": PAPER, "width_safe": WIDTH_SAFE}
@@ -54,7 +53,7 @@ COLUMNS: dict[str, dict[str, Rules]] = {
 class CoordinateConfig:
     """A coordinate check."""
 
-    task: AnyTask
+    task: BaseTask
     """Task family; its width or depth is replaced by each of the sizes."""
     axis: Literal["width", "depth"] = "width"
     """Dimension of the model that grows."""
@@ -133,7 +132,7 @@ def _with_epsilons(lopt: Any, epsilons: Epsilons) -> Any:
     return dataclasses.replace(lopt, epsilons=epsilons)
 
 
-def resized(config: CoordinateConfig, rules: Rules) -> dict[int, AnyTask]:
+def resized(config: CoordinateConfig, rules: Rules) -> dict[int, BaseTask]:
     """Returns the task at every size in a parametrization."""
     task = config.task.with_rules(rules)
     grow = task.at_width if config.axis == "width" else task.at_depth
@@ -265,13 +264,11 @@ def run(config: CoordinateConfig, name: str) -> None:
     write_results(out_dir, "coordinate_check.json", config, results, figures)
 
 
-PRESETS = on_families(CoordinateConfig)
-
-
 def main() -> None:
     """Command line."""
     program = "python -m experiments.coordinate_check"
-    name, config = command_line.choose_preset(PRESETS, program, sys.argv[1:])
+    presets = on_families(CoordinateConfig)
+    name, config = command_line.choose_preset(presets, program, sys.argv[1:])
     check_folder("--artifact", config.artifact)
     run(config, name)
 

@@ -21,7 +21,7 @@ from experiments.presets.families import on_families
 from experiments.run.results import write_results
 from lopt.baselines import Adam
 from parametrization.rules import ADAM_LIKE, STANDARD
-from tasks.families import AnyTask
+from tasks.base import BaseTask
 from tasks.modelled import ModelTask
 
 COLUMNS = {"Adam, standard": STANDARD, "μAdam": ADAM_LIKE}
@@ -31,7 +31,7 @@ COLUMNS = {"Adam, standard": STANDARD, "μAdam": ADAM_LIKE}
 class TransferConfig:
     """Transfer of learning rates over widths."""
 
-    task: AnyTask
+    task: BaseTask
     """Task family; its width is replaced by each of the widths."""
     widths: tuple[int, ...] = (32, 128, 512)
     """Widths to compare; the base width is that of the model."""
@@ -110,13 +110,11 @@ def run(config: TransferConfig, name: str) -> None:
     )
 
 
-PRESETS = on_families(TransferConfig)
-
-
 def main() -> None:
     """Command line."""
     program = "python -m experiments.learning_rate_transfer"
-    name, config = command_line.choose_preset(PRESETS, program, sys.argv[1:])
+    presets = on_families(TransferConfig)
+    name, config = command_line.choose_preset(presets, program, sys.argv[1:])
     run(config, name)
 
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from experiments import command_line
 from experiments.command_line import reported
+from experiments.presets import configs
 from experiments.presets.configs import (
-    PRESETS,
     TrainConfig,
     with_estimator,
     with_optimizer,
@@ -224,7 +224,8 @@ def main() -> None:
     dry, arguments = dry_run.take_flag(arguments)
     if command_line.asks_for_help(arguments):
         print(HELP)
-    presets = PRESETS if lopt is None else with_optimizer(PRESETS, lopt)
+    presets = configs.presets()
+    presets = presets if lopt is None else with_optimizer(presets, lopt)
     presets = presets if estimator is None else with_estimator(presets, estimator)
     presets = presets if expert is None else with_expert(presets, expert)
     program = "python -m experiments.train"

@@ -15,12 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from lopt.base import Specs, is_masked
-from lopt.tensors import RULE, need
+from lopt.tensors import RULE, need, num_positions
 from parametrization.axes import LOOKUP_NAMES, Axes
 from parametrization.spec import ParamSpec
-
-POSITION = "kernel"
-"""Name of the axes over which a convolution slides."""
 
 
 def is_matrix(spec: ParamSpec) -> bool:
@@ -34,9 +31,7 @@ def is_matrix(spec: ParamSpec) -> bool:
 def matrix_spec(spec: ParamSpec) -> ParamSpec:
     """The spec of the same parameter as `[stacked... positions..., in, out]`."""
     axes = spec.axes
-    positions = 0
-    while positions < len(axes.fan_in) - 1 and axes.fan_in[positions] == POSITION:
-        positions += 1
+    positions = min(num_positions(axes), max(len(axes.fan_in) - 1, 0))
     lead = len(axes.stacked) + positions
     inner = len(axes.stacked) + len(axes.fan_in)
 

@@ -32,15 +32,16 @@ from lopt.base import (
     learned_decays,
     own_theta,
 )
-from lopt.per_parameter.precision import Precision
 from metatrain import devices
-from metatrain.estimators.base import Estimator, Parts, Problem, Windowed
+from metatrain.estimators.base import Estimator, Parts
 from metatrain.expert import Expert
 from metatrain.frozen import keep_frozen
+from metatrain.inner import Precisions
 from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
 from metatrain.objective import Objective
 from metatrain.outer_optimizer import OuterOptimizer
+from metatrain.unroll import Windowed
 from tasks.base import Dataset, Task
 from tasks.groups import EachStep, TaskDistribution
 
@@ -56,6 +57,7 @@ class OuterState(NamedTuple):
 
 
 _DEFAULT_OBJECTIVE = Objective()
+_DEFAULT_PRECISION = Precisions()
 
 
 @configuration
@@ -63,7 +65,7 @@ class ProblemGroup:
     """What meta-training optimizes on tasks of one static shape."""
 
     name: str
-    problem: Problem
+    problem: Annotated[InnerTraining, OPEN]
     weight: float = 1.0
 
 
@@ -124,8 +126,7 @@ class MetaTraining:
         objective: Objective = _DEFAULT_OBJECTIVE,
         seed: int = 0,
         expert: Expert | None = None,
-        precision: Precision = "float32",
-        feature_precision: Precision = "float32",
+        precision: Precisions = _DEFAULT_PRECISION,
         mesh: Mesh | None = None,
     ) -> Self:
         """Meta-training of an optimizer on a task, or on the groups of a distribution.
@@ -139,8 +140,7 @@ class MetaTraining:
             objective: what counts as meta-loss.
             seed: of everything random.
             expert: an optimizer to imitate at first.
-            precision: what the inner models compute in.
-            feature_precision: what per-parameter networks of `lopt` multiply in.
+            precision: of the inner models and of the per-parameter networks of `lopt`.
             mesh: devices that share the particles (see `metatrain.devices`).
         """
         checked("lopt", lopt, LearnedOptimizer)
@@ -159,7 +159,6 @@ class MetaTraining:
                     outer.frozen,
                     expert,
                     precision,
-                    feature_precision,
                 ),
                 group.weight,
             )
@@ -337,8 +336,8 @@ class MetaTraining:
             particles,
             dataset,
             self.group_key(index, step),
-            step,
-            first,
+            outer_step=step,
+            first=first,
         )
 
     @functools.partial(jax.jit, static_argnums=0)

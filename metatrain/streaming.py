@@ -19,10 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from metatrain import devices
-from metatrain.estimators.base import Windowed
-from metatrain.inner_training import InnerTraining
 from metatrain.outer import MetaTraining
-from metatrain.unroll import Plan, Window, make_plan
+from metatrain.unroll import Plan, Windowed, make_plan
 from tasks.base import Dataset, Split, Streamable, Task
 
 T = TypeVar("T")
@@ -52,8 +50,8 @@ class HostDataset:
         with _on_host():
             return _plans(task, self.whole, keys, num_steps, split)
 
-    def fetch(self, task: Task, plan: Plan) -> Window:
-        """What a plan needs, in the host's memory.
+    def fetch(self, task: Task, plan: Plan) -> Plan:
+        """Returns the plan with the rows that it needs, in the host's memory.
 
         Args:
             task: whose data this is.
@@ -61,10 +59,10 @@ class HostDataset:
         """
         assert isinstance(task, Streamable)
         rows, draws = task.fetch(self.whole, plan.draws)
-        return Window(rows, plan._replace(draws=draws))
+        return plan._replace(draws=draws, rows=rows)
 
-    def window(self, task: Task, plan: Plan) -> Window:
-        """Fetches what a plan needs and sends it to the device (see `fetch`)."""
+    def window(self, task: Task, plan: Plan) -> Plan:
+        """Fetches the rows of a plan and sends both to the device (see `fetch`)."""
         return jax.device_put(self.fetch(task, plan))
 
 
@@ -145,15 +143,14 @@ class Feed:
         if not isinstance(data, HostDataset):
             return self._placed[index]
         problem = self._training.groups[index].problem
-        assert isinstance(problem, InnerTraining)
         estimator = self._training.estimator
         with _on_host():
             keys = _data_keys(self._training, index, jnp.asarray(step))
             own = devices.own_part(keys.shape[0], self._training.mesh)
             keys = keys[own.start : own.stop]
         plan = data.plan(task, keys, estimator.truncation, problem.objective.split)
-        window = devices.shard_own(data.fetch(task, plan), self._training.mesh)
-        return Windowed(self._placed[index], window)
+        plan = devices.shard_own(data.fetch(task, plan), self._training.mesh)
+        return Windowed(self._placed[index], plan)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))

@@ -33,7 +33,7 @@ from evaluation.diagnosis.auc import AUCs, Comparison, Estimate, delong, placeme
 from evaluation.diagnosis.bootstrap import cluster_bootstrap
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import evaluation_params
-from metatrain.inner import start
+from metatrain.inner import InnerLoop, start
 from metatrain.keys import stream
 from metatrain.unroll import unroll
 from tasks import diagnosis as grading
@@ -132,9 +132,11 @@ def train(
 
     @functools.partial(jax.jit, static_argnums=2)
     def run(key: jax.Array, dataset: Graded, num_steps: int) -> tuple[Any, jax.Array]:
-        state = start(task, lopt, theta, stream(key, "init"), num_steps)
+        loop = InnerLoop(task, lopt)
+        state = start(loop, theta, stream(key, "init"), num_steps)
+        unroll_key = stream(key, "unroll")
         state, losses, _ = unroll(
-            task, lopt, theta, state, dataset, stream(key, "unroll"), num_steps
+            loop, theta, state, dataset, unroll_key, num_steps=num_steps
         )
         return evaluation_params(state.opt_state, state.params), losses
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import evaluation_params
-from metatrain.inner import start
+from metatrain.inner import InnerLoop, start
 from metatrain.keys import stream
 from metatrain.unroll import unroll
 from tasks.base import Dataset, Params, Task
@@ -50,9 +50,11 @@ def train_stage(
     @jax.jit
     def run(theta: Theta, dataset: Dataset) -> tuple[Params, jax.Array]:
         key = stream(jax.random.key(seed), "generation")
-        state = start(task, lopt, theta, stream(key, "init"), num_steps)
+        loop = InnerLoop(task, lopt)
+        state = start(loop, theta, stream(key, "init"), num_steps)
+        unroll_key = stream(key, "unroll")
         state, losses, _ = unroll(
-            task, lopt, theta, state, dataset, stream(key, "unroll"), num_steps
+            loop, theta, state, dataset, unroll_key, num_steps=num_steps
         )
         return evaluation_params(state.opt_state, state.params), losses
 

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from tasks.families import NAMED, AnyTask, Family
+from tasks.base import BaseTask
+from tasks.registry import NAMED, Family
 
 T = TypeVar("T")
 
 
-def on_families(make: Callable[[AnyTask], T]) -> dict[str, tuple[str, Callable[[], T]]]:
+def on_families(
+    make: Callable[[BaseTask], T],
+) -> dict[str, tuple[str, Callable[[], T]]]:
     """Returns a preset for every family: its description, and `make` of its task."""
 
     def preset(family: Family) -> T:

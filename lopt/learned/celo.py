@@ -18,16 +18,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks
 from lopt.base import Specs, Theta
 from lopt.per_parameter import scaled_mlp
 from lopt.per_parameter.accumulators import TensorState
 from lopt.per_parameter.epsilons import Epsilons
+from lopt.per_parameter.forms import Execution
 from lopt.per_parameter.network import Layers
 from lopt.per_parameter.scaled_mlp import VELO_EPSILONS, ScaledMLP
 from lopt.per_tensor.scheduler import ScheduledState, TensorLSTM
-from lopt.tensors import Arrangement, need, need_loss
+from lopt.tensors import Arrangement, FactoredAxes, need, need_loss
 from parametrization.rules import STANDARD, Rules
 
 Part = Literal["rule", "scheduler"]
@@ -67,6 +68,11 @@ class Celo:
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD; gradients are
     brought to the base model's size, as in `lopt.baselines.Adam`."""
+    execution: Execution = later(Execution())
+    """How the per-parameter network is executed."""
+    factored_axes: FactoredAxes = later("matrix", absent="tensor")
+    """What second moments are factored over: a "matrix" of all fan-in by all fan-out
+    axes, or the two largest axes of the "tensor" (see `lopt.tensors`)."""
 
     def __post_init__(self) -> None:
         checks.positive_integer(self, "lstm_hidden_size")
@@ -112,7 +118,7 @@ class Celo:
 
         def init(params: optax.Params) -> ScheduledState:
             return self.scheduler.begin(
-                theta["scheduler"], params, specs, self.rule.empty
+                theta["scheduler"], params, specs, self.rule.empty, self.factored_axes
             )
 
         def update(
@@ -124,7 +130,9 @@ class Celo:
             **extra_args: Any,
         ) -> tuple[optax.Updates, ScheduledState]:
             del extra_args
-            arrangement = Arrangement(updates, need(params, "Celo"), specs)
+            arrangement = Arrangement(
+                updates, need(params, "Celo"), specs, self.factored_axes
+            )
             factor, scheduler = jnp.ones([], jnp.float32), state.scheduler
             if self.phase != "rule":
                 loss = need_loss(loss, "Celo")

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks, tensors
 from lopt.base import Specs, Theta
 from lopt.baselines.links import (
@@ -43,6 +43,7 @@ from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import Complements, TensorState
 from lopt.per_parameter.epsilons import Epsilons
 from lopt.per_parameter.features import Counts, Quantities
+from lopt.per_parameter.forms import Execution
 from lopt.sanitizer import GRADIENT_BOUND
 from lopt.schedules import AnySchedule, learning_rate_schedule
 from parametrization.rules import STANDARD, Rules
@@ -98,6 +99,8 @@ class Celo2:
     """Floors inside the features."""
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
+    execution: Execution = later(Execution())
+    """How the per-parameter network is executed."""
 
     def __post_init__(self) -> None:
         checks.positive(self, "learning_rate", "adam_mult", "adam_eps")
@@ -186,7 +189,9 @@ class Celo2:
 
     def _direction(self, theta: Theta, q: Quantities) -> jax.Array:
         """The step of a matrix, with a root mean square of 1."""
-        step = per_parameter_mlp.displacement(theta, features.VELO, q, self.exp_mult)
+        step = per_parameter_mlp.displacement(
+            theta, features.VELO, q, self.exp_mult, self.execution
+        )
         if self.orthogonalize:
             step = newton_schulz(step)
         return step * jax.lax.rsqrt(jnp.mean(step * step) + OUTPUT_FLOOR)

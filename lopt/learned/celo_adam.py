@@ -113,9 +113,10 @@ class CeloAdam:
             grad = sanitizer.bounded(grad / gradient_scale, sanitizer.GRADIENT_BOUND)
             weights = [accumulators.fixed((b,), dtype) for b in (self.b1, self.b2)]
             new = accumulators.update(old, grad, Complements(*weights), PAPER)
-            m = new.momentum[0] / (1.0 - self.b1 ** count.astype(dtype))
+            done = count.astype(dtype)
+            m = new.momentum[0] / accumulators.total_weight(self.b1, done)
             second = present(new.second_moment, "second moment")[0]
-            v = second / (1.0 - self.b2 ** count.astype(dtype))
+            v = second / accumulators.total_weight(self.b2, done)
             direction = m / (self.eps + jnp.sqrt(v + _INNER_FLOOR))
             scale = self.step_mult * step_scale * factor.astype(dtype)
             return -scale * direction, new

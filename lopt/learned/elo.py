@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks
 from lopt.base import Specs, Theta
 from lopt.baselines.links import add_decayed_weights, in_float32
@@ -28,11 +28,13 @@ from lopt.clipping import clipping
 from lopt.learned.celo2 import Celo2
 from lopt.learned.small_fc import SmallFC
 from lopt.per_parameter.epsilons import PAPER, Epsilons
+from lopt.per_parameter.forms import Execution
 from lopt.schedules import (
     AnySchedule,
     WarmupCosine,
     learning_rate_schedule,
 )
+from lopt.tensors import FactoredAxes
 from parametrization.rules import STANDARD, Rules
 
 
@@ -67,6 +69,11 @@ class ELO:
     """Floors inside the features."""
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
+    execution: Execution = later(Execution())
+    """How the per-parameter network is executed."""
+    factored_axes: FactoredAxes = later("matrix", absent="tensor")
+    """What second moments are factored over: a "matrix" of all fan-in by all fan-out
+    axes, or the two largest axes of the "tensor" (see `lopt.tensors`)."""
 
     def __post_init__(self) -> None:
         checks.positive(self, "learning_rate")
@@ -89,6 +96,8 @@ class ELO:
             factored_decays=self.factored_decays,
             epsilons=self.epsilons,
             rules=self.rules,
+            execution=self.execution,
+            factored_axes=self.factored_axes,
         )
 
     def init(self, key: jax.Array) -> Theta:

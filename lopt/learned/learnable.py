@@ -12,6 +12,7 @@ References:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -140,14 +141,9 @@ class LearnableAdam:
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
         del num_steps
-        adam = optax.scale_by_adam(
-            b1=decay(theta["log_b1_complement"]),  # pyright: ignore[reportArgumentType]
-            b2=decay(theta["log_b2_complement"]),  # pyright: ignore[reportArgumentType]
-            eps=jnp.exp(theta["log_eps"]),  # pyright: ignore[reportArgumentType]
-        )
         return _chain(
             unscale_gradients(specs, self.rules),
-            adam,
+            _scale_by_adam(theta),
             scale_by_specs(specs, self.rules),
             _descend(theta),
         )
@@ -160,6 +156,37 @@ class LearnableAdam:
 def decay(log_complement: jax.Array) -> jax.Array:
     """The decay whose complement has this logarithm; never below 0."""
     return 1.0 - jnp.minimum(jnp.exp(log_complement), 1.0)
+
+
+def _scale_by_adam(theta: Theta) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, from complements: 1 − βᵗ keeps its digits in float32."""
+    c1, c2 = (
+        jnp.minimum(jnp.exp(theta[f"log_{name}_complement"]), 1.0)
+        for name in ("b1", "b2")
+    )
+
+    def update(
+        updates: optax.Updates,
+        state: optax.ScaleByAdamState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        del params
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, g: (1 - c1) * m + c1 * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: (1 - c2) * v + c2 * g * g, state.nu, updates)
+        w1, w2 = _total_weight(c1, count), _total_weight(c2, count)
+        eps = jnp.exp(theta["log_eps"])
+        steps = jax.tree.map(lambda m, v: m / w1 / (jnp.sqrt(v / w2) + eps), mu, nu)
+        return steps, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam().init, update)  # pyright: ignore
+
+
+def _total_weight(complement: jax.Array, count: Any) -> jax.Array:
+    """Returns 1 − decay^count (see `accumulators.total_weight`)."""
+    # Below 1, so that the derivative is finite where nothing is averaged.
+    complement = jnp.minimum(complement, 1.0 - 2.0**-24)
+    return -jnp.expm1(count * jnp.log1p(-complement))
 
 
 def _descend(theta: Theta) -> optax.GradientTransformation:

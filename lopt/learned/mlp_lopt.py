@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks, tensors
 from lopt.base import Specs, Theta
 from lopt.per_parameter import accumulators, features
@@ -25,6 +25,7 @@ from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import Complements, TensorState
 from lopt.per_parameter.epsilons import PAPER, Epsilons
 from lopt.per_parameter.features import Counts, Quantities
+from lopt.per_parameter.forms import Execution
 from parametrization.rules import STANDARD, Rules
 
 
@@ -48,6 +49,8 @@ class MLPLOpt:
     """Floors inside the features."""
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
+    execution: Execution = later(Execution())
+    """How the per-parameter network is executed."""
 
     def __post_init__(self) -> None:
         checks.network(self)
@@ -82,7 +85,7 @@ class MLPLOpt:
             state = self._accumulate(state, grad)
             q = Quantities(grad, param, state, step, self.epsilons)
             moved = per_parameter_mlp.displacement(
-                theta, features.MLP_LOPT, q, self.exp_mult
+                theta, features.MLP_LOPT, q, self.exp_mult, self.execution
             )
             return -self.step_mult * moved, state
 

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks, dense, tensors
 from lopt.base import Specs, Theta
 from lopt.per_tensor import lstm, statistics
@@ -81,6 +81,9 @@ class NNAdam:
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD; gradients are
     brought to the base model's size, as in `lopt.baselines.Adam`."""
+    decay_strength: float = later(0.0)
+    """Share of the way back to θ's hyperparameters that is taken in each step, in the
+    space in which they are learned; 0 does not pull them back."""
 
     def __post_init__(self) -> None:
         checks.positive_integer(self, "hidden_size")
@@ -90,6 +93,7 @@ class NNAdam:
         checks.within(self, "initial_epsilon", 1e-11, 1e4)
         checks.within(self, "initial_b1", 0.0, 1.0 - math.exp(-10.0))
         checks.within(self, "initial_b2", 0.0, 1.0 - math.exp(-10.0))
+        checks.within(self, "decay_strength", 0.0, 1.0)
         checks.step_rules(self.rules)
 
     def init(self, key: jax.Array) -> Theta:
@@ -165,13 +169,16 @@ class NNAdam:
         features = jnp.concatenate([rows for _, _, rows in moved])
         outputs, memory = lstm.apply(theta["lstm"], features, state.lstm)
         change = self.output_scale * dense.apply(theta["controls"], outputs)
+        learned = state.hyperparameters + change
+        if self.decay_strength:
+            learned = learned - self.decay_strength * (learned - _start(theta))
         moments = arrangement.unstack_states(
             [new for _, new, _ in moved], state.moments
         )
         new_state = NNAdamState(
             step=state.step + 1,
             moments=moments,
-            hyperparameters=_kept(state.hyperparameters + change),
+            hyperparameters=_kept(learned),
             lstm=memory,
         )
         return arrangement.unstack([step for step, _, _ in moved]), new_state
@@ -194,9 +201,14 @@ def hyperparameters(learned: jax.Array) -> Hyperparameters:
     return Hyperparameters(*jnp.moveaxis(jnp.exp(10.0 * _kept(learned)), -1, 0))
 
 
+def _start(theta: Theta) -> jax.Array:
+    """The learned hyperparameters with which every tensor begins, `[1, 4]`."""
+    values = [theta["hyperparameters"][name] for name in HYPERPARAMETERS]
+    return jnp.stack(values)[None]
+
+
 def _initial_state(theta: Theta, params: optax.Params, specs: Specs) -> NNAdamState:
     rows = Arrangement(params, params, specs).num_tensors
-    start = jnp.stack([theta["hyperparameters"][name] for name in HYPERPARAMETERS])
 
     def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> Moments:
         return Moments(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
@@ -204,7 +216,7 @@ def _initial_state(theta: Theta, params: optax.Params, specs: Specs) -> NNAdamSt
     return NNAdamState(
         step=jnp.zeros([], jnp.int32),
         moments=tensors.init_states(params, specs, empty),
-        hyperparameters=jnp.broadcast_to(start[None], (rows, 4)),
+        hyperparameters=jnp.broadcast_to(_start(theta), (rows, 4)),
         lstm=lstm.initial_state(theta["lstm"], rows),
     )
 

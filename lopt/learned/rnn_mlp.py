@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks, dense, sanitizer, tensors
 from lopt.base import Specs, Theta
 from lopt.per_parameter import accumulators
@@ -45,6 +45,7 @@ from lopt.per_parameter.features import (
     FeatureSet,
     Quantities,
 )
+from lopt.per_parameter.forms import Execution
 from lopt.per_tensor import loss_normalizer, lstm, statistics
 from lopt.per_tensor.loss_normalizer import LossAverages
 from lopt.per_tensor.lstm import LSTMState
@@ -125,6 +126,8 @@ class RNNMLP:
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD; gradients are
     brought to the base model's size, as in `lopt.baselines.Adam`."""
+    execution: Execution = later(Execution())
+    """How the per-parameter network is executed; its form is always plain."""
 
     def __post_init__(self) -> None:
         checks.network(self)
@@ -324,7 +327,9 @@ class RNNMLP:
         ) -> tuple[jax.Array, jax.Array]:
             shared = _shared_features(value, step, num_tensors, from_lstm)
             q = Quantities(grad, value, moments, step, self.epsilons)
-            out = per_parameter_mlp.apply(_given(layers, shared), ELEMENTS, q)
+            out = per_parameter_mlp.apply(
+                _given(layers, shared), ELEMENTS, q, self.execution.precision
+            )
             magnitude = jnp.exp(self.exp_mult * out[..., 1])
             change = -(self.step_mult * step_scale) * out[..., 0] * magnitude
             reports = out[..., 2:].reshape(-1, self.network_to_lstm)
@@ -351,7 +356,7 @@ def _clipped(
     clip: Clip, grads: list[jax.Array], scales: list[jax.Array]
 ) -> tuple[Clip, list[jax.Array]]:
     """Gradients within ten times their usual size, and the average that says so."""
-    bound = CLIP_MULT * clip.average / (1.0 - CLIP_DECAY**clip.step)
+    bound = CLIP_MULT * clip.average / accumulators.total_weight(CLIP_DECAY, clip.step)
 
     def one(grad: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
         grad = sanitizer.bounded(grad / scale, bound.astype(grad.dtype))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks, tensors
 from lopt.base import Specs, Theta
 from lopt.per_parameter import accumulators, features
@@ -26,7 +26,8 @@ from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import Complements, TensorState
 from lopt.per_parameter.epsilons import PAPER, Epsilons
 from lopt.per_parameter.features import Counts, Quantities
-from lopt.tensors import RuleState
+from lopt.per_parameter.forms import Execution
+from lopt.tensors import FactoredAxes, RuleState
 from parametrization.rules import STANDARD, Rules
 
 
@@ -56,6 +57,11 @@ class SmallFC:
     """Floors inside the features."""
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
+    execution: Execution = later(Execution())
+    """How the per-parameter network is executed."""
+    factored_axes: FactoredAxes = later("matrix", absent="tensor")
+    """What second moments are factored over: a "matrix" of all fan-in by all fan-out
+    axes, or the two largest axes of the "tensor" (see `lopt.tensors`)."""
 
     def __post_init__(self) -> None:
         checks.network(self)
@@ -109,12 +115,16 @@ class SmallFC:
             state = accumulators.update(state, grad, complements, self.epsilons)
             q = Quantities(grad, param, state, step, self.epsilons)
             moved = per_parameter_mlp.displacement(
-                layers, features.SMALL_FC, q, self.exp_mult
+                layers, features.SMALL_FC, q, self.exp_mult, self.execution
             )
             return -self.step_mult * moved, state
 
         return tensors.transformation(
-            self._init_tensor, move, specs, self.rules.step_scale
+            self._init_tensor,
+            move,
+            specs,
+            self.rules.step_scale,
+            self.factored_axes,
         )
 
     def learned_decays(self, theta: Theta) -> dict[str, jax.Array]:
@@ -127,14 +137,14 @@ class SmallFC:
     def features(self, theta: Theta, state: RuleState, grads: Any, params: Any) -> Any:
         """Inputs of the network in the next update, `[*S, F]` for each tensor.
 
-        In the order of `feature_names`; scalars are lifted to `[1, F]`. A parameter
-        stacked by `nn.scan` is beyond it.
+        In the order of `feature_names`; `S` is the shape in which the rule sees the
+        tensor. A parameter stacked by `nn.scan` is beyond it.
         """
         complements = self._complements(theta)
 
         def one(grad: jax.Array, param: jax.Array, tensor: TensorState) -> jax.Array:
-            dtype = tensor.momentum.dtype
-            grad, param = (jnp.atleast_1d(x).astype(dtype) for x in (grad, param))
+            dtype, shape = tensor.momentum.dtype, tensor.momentum.shape[1:]
+            grad, param = (jnp.reshape(x, shape).astype(dtype) for x in (grad, param))
             tensor = accumulators.update(tensor, grad, complements, self.epsilons)
             q = Quantities(grad, param, tensor, state.step, self.epsilons)
             return features.all_features(features.SMALL_FC, q)

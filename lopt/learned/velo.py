@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks, tensors
 from lopt.base import Specs, Theta
 from lopt.per_parameter import scaled_mlp
 from lopt.per_parameter.accumulators import TensorState
 from lopt.per_parameter.epsilons import Epsilons
+from lopt.per_parameter.forms import Execution
 from lopt.per_parameter.network import Layers
 from lopt.per_parameter.scaled_mlp import VELO_EPSILONS, ScaledMLP
 from lopt.per_tensor.scheduler import (
@@ -34,7 +35,7 @@ from lopt.per_tensor.scheduler import (
     num_tensor_features,
     tensor_features,
 )
-from lopt.tensors import Arrangement, need, need_loss
+from lopt.tensors import Arrangement, FactoredAxes, need, need_loss
 from parametrization.rules import STANDARD, Rules
 
 MIX_MULT = 100.0
@@ -76,6 +77,11 @@ class VeLO:
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD; gradients are
     brought to the base model's size, as in `lopt.baselines.Adam`."""
+    execution: Execution = later(Execution())
+    """How the per-parameter network is executed."""
+    factored_axes: FactoredAxes = later("matrix", absent="tensor")
+    """What second moments are factored over: a "matrix" of all fan-in by all fan-out
+    axes, or the two largest axes of the "tensor" (see `lopt.tensors`)."""
 
     def __post_init__(self) -> None:
         checks.positive_integer(self, "lstm_hidden_size", "param_inits")
@@ -117,7 +123,7 @@ class VeLO:
 
         def init(params: optax.Params) -> ScheduledState:
             return self.scheduler.begin(
-                theta["scheduler"], params, specs, self.rule.empty
+                theta["scheduler"], params, specs, self.rule.empty, self.factored_axes
             )
 
         def update(
@@ -129,7 +135,9 @@ class VeLO:
             **extra_args: Any,
         ) -> tuple[optax.Updates, ScheduledState]:
             del extra_args
-            arrangement = Arrangement(updates, need(params, "VeLO"), specs)
+            arrangement = Arrangement(
+                updates, need(params, "VeLO"), specs, self.factored_axes
+            )
             loss = need_loss(loss, "VeLO")
             if not arrangement.groups:
                 return updates, state._replace(step=state.step + 1)

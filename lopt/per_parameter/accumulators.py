@@ -11,6 +11,7 @@ axis d0 (`row`) and over its second largest axis d1 (`column`), as Adafactor doe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,6 +66,15 @@ def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
 def fixed(decays: Sequence[float], dtype: jnp.dtype) -> jax.Array:
     """1 − decay `[K]` of decays that are not learned."""
     return jnp.asarray([1.0 - decay for decay in decays], dtype)
+
+
+def total_weight(decay: float, count: jax.Array) -> jax.Array:
+    """Returns 1 − decay^count, the sum of an average's weights after `count` updates.
+
+    From the decay as Python has it: near 1, the digits that count are lost when it is
+    rounded to float32.
+    """
+    return -jnp.expm1(count * (math.log(decay) if decay else -math.inf))
 
 
 def init(

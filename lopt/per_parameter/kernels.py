@@ -8,7 +8,7 @@ weights. So accumulators are not updated in the kernel: the normalizers need the
 
 It is written for Triton: sizes are powers of two (units are padded with zeros), every
 access is masked, nothing is concatenated. Hidden layers are products in full float32
-precision, or of bfloat16 on tensor cores (`feature_precision`). `vmap` over particles
+precision, or of bfloat16 on tensor cores (`precision`). `vmap` over particles
 and over equal tensors becomes an axis of the grid.
 
 **It has not been run on a GPU.** The tests run it in interpret mode against the plain
@@ -200,7 +200,7 @@ def _kernel(
 
 
 def _narrowed(x: jax.Array, precision: Precision) -> jax.Array:
-    """`feature_precision.rounded` in operations that Triton knows."""
+    """`precision.rounded` in operations that Triton knows."""
     return x if precision == "float32" else x.astype(jnp.bfloat16).astype(x.dtype)
 
 

@@ -26,6 +26,7 @@ from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import Complements, TensorState
 from lopt.per_parameter.epsilons import PAPER, Epsilons
 from lopt.per_parameter.features import VELO, Counts, Quantities
+from lopt.per_parameter.forms import Execution
 from lopt.per_parameter.network import Layers
 from parametrization.rules import ADAM_LIKE, STANDARD
 
@@ -49,6 +50,7 @@ class ScaledMLP:
     second_moment_decay: float
     factored_decays: tuple[float, ...]
     epsilons: Epsilons
+    execution: Execution
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -95,7 +97,7 @@ class ScaledMLP:
         """How far a tensor `[*S]` moves against the outputs, at factor 1."""
         q = self.quantities(grad, param, state)
         step = self.step_mult * per_parameter_mlp.displacement(
-            layers, features.VELO, q, self.exp_mult
+            layers, features.VELO, q, self.exp_mult, self.execution
         )
         if self.param_scale_mult:
             step = step * jnp.sqrt(jnp.mean(param * param) + 1e-9)
@@ -114,6 +116,7 @@ def of(owner: Any) -> ScaledMLP:
         second_moment_decay=owner.second_moment_decay,
         factored_decays=owner.factored_decays,
         epsilons=owner.epsilons,
+        execution=owner.execution,
     )
 
 

@@ -7,11 +7,12 @@ that the feature can say: one bad value does not deafen the rule for good.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from lopt.per_parameter.accumulators import total_weight
 
 LIMIT = 5.0
 """The feature lies in [−5, 5]."""
@@ -61,5 +62,4 @@ def feature(
 
 def _correction(averages: LossAverages, decay: float) -> jax.Array:
     count = averages.losses.astype(averages.mean.dtype)
-    # 1 − decay^count; written so, the compiler cannot lose the floor to rounding.
-    return 1.0 / (1e-8 - jnp.expm1(count * math.log(decay)))
+    return 1.0 / (1e-8 + total_weight(decay, count))

@@ -33,7 +33,7 @@ from lopt.per_parameter.accumulators import TensorState, present
 from lopt.per_tensor import loss_buffer, lstm, statistics
 from lopt.per_tensor.loss_buffer import LossBuffer
 from lopt.per_tensor.lstm import LSTMState
-from lopt.tensors import Arrangement, init_states
+from lopt.tensors import Arrangement, FactoredAxes, init_states
 
 FRACTIONS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 """Fractions of the run at which a feature of the fraction done changes sign."""
@@ -117,12 +117,13 @@ class TensorLSTM:
         params: optax.Params,
         specs: Specs,
         empty: Callable[[tuple[int, ...], Any], TensorState],
+        factored_axes: FactoredAxes = "tensor",
     ) -> ScheduledState:
         """The first state of an optimizer whose tensors begin as `empty` says."""
         rows = Arrangement(params, params, specs).num_tensors
         return ScheduledState(
             step=jnp.zeros([], jnp.int32),
-            tensors=init_states(params, specs, empty),
+            tensors=init_states(params, specs, empty, factored_axes),
             scheduler=self.initial_state(theta, rows),
         )
 

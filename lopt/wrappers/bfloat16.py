@@ -18,7 +18,7 @@ import optax
 
 from configuration.fields import configuration
 from lopt.base import LearnedOptimizer, Specs, Theta
-from lopt.per_parameter import precision as feature_precision
+from lopt.per_parameter.forms import in_precision
 from lopt.wrappers.base import Wrapper
 
 
@@ -35,45 +35,16 @@ class Bfloat16Features(Wrapper):
     """The wrapped optimizer."""
 
     def check(self, specs: Specs) -> None:
-        """Refuses an optimizer that moves none of these tensors by such a network.
-
-        Meta-training in this precision asks it. A network shows itself when it is
-        traced: what the optimizer itself had compiled before is not seen.
-        """
-
-        def update(theta: Theta, params: Any) -> Any:
-            optimizer = self.inner.as_optax(theta, specs, 1)
-            state = optimizer.init(params)
-            return optimizer.update(params, state, params, loss=jnp.float32(1.0))
-
-        theta = jax.eval_shape(self.init, jax.random.key(0))
-        shapes = jax.tree.map(
-            lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs
-        )
-        with feature_precision.requested("bfloat16") as request:
-            jax.eval_shape(update, theta, shapes)
-        if not request.met and any(x.size for x in jax.tree.leaves(shapes)):
-            raise ValueError(
-                f"{type(self.inner).__name__} moves no tensor here by a per-parameter "
-                "network: features in bfloat16 would change nothing"
-            )
+        """Refuses an optimizer without such a network."""
+        del specs
+        in_precision(self.inner, "bfloat16")
 
     def as_optax(
         self, theta: Theta, specs: Specs, num_steps: int | jax.Array
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer (see `LearnedOptimizer.as_optax`)."""
-        inner = self.inner.as_optax(theta, specs, num_steps)
-
-        def update(
-            updates: optax.Updates,
-            state: Any,
-            params: optax.Params | None = None,
-            **extra_args: Any,
-        ) -> tuple[optax.Updates, Any]:
-            with feature_precision.requested("bfloat16"):
-                return inner.update(updates, state, params, **extra_args)
-
-        return optax.GradientTransformationExtraArgs(inner.init, update)
+        inner = in_precision(self.inner, "bfloat16")
+        return inner.as_optax(theta, specs, num_steps)
 
 
 class RoundedState(NamedTuple):

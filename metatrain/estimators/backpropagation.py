@@ -27,9 +27,10 @@ import jax.numpy as jnp
 from configuration.fields import configuration
 from lopt.base import Theta, frozen_parts
 from metatrain.estimators import episodes
-from metatrain.estimators.base import Estimate, Parts, Problem, Unrolled
-from metatrain.estimators.episodes import data_key, particle_key
+from metatrain.estimators.base import Parts
+from metatrain.estimators.episodes import Inputs, Metrics, data_key, particle_key
 from metatrain.frozen import keep_frozen
+from metatrain.inner_training import InnerTraining, Unrolled
 from metatrain.truncation import EpisodeLengths
 
 
@@ -77,45 +78,30 @@ class Backpropagation:
         """Chunks of particles, which devices may share."""
         return self.num_particles // min(self.chunk, self.num_particles)
 
-    def init(self, problem: Problem, theta: Theta) -> UnrollState:
+    def init(self, problem: InnerTraining, theta: Theta) -> UnrollState:
         """See `Estimator.init`; the particles are single unrolls."""
         runs = episodes.unbegun(problem, theta, self.num_particles, members=1)
         return UnrollState(*runs)
 
     def advance(
         self,
-        problem: Problem,
+        problem: InnerTraining,
         theta: Theta,
         state: UnrollState,
         dataset: Any,
         key: jax.Array,
+        *,
         outer_step: int | jax.Array = 0,
         first: int | jax.Array = 0,
     ) -> tuple[Parts, UnrollState]:
         """See `Estimator.advance`; the particles are single unrolls."""
         return episodes.advanced(
             partial(self._window, problem),
-            theta,
+            Inputs(theta, dataset, key, outer_step),
             state,
-            dataset,
-            key,
-            outer_step,
             first,
             chunk=self.chunk,
         )
-
-    def estimate(
-        self,
-        problem: Problem,
-        theta: Theta,
-        state: UnrollState,
-        dataset: Any,
-        key: jax.Array,
-        outer_step: int | jax.Array = 0,
-    ) -> tuple[Estimate, UnrollState]:
-        """See `Estimator.estimate`."""
-        parts, state = self.advance(problem, theta, state, dataset, key, outer_step)
-        return parts.estimate(), state
 
     def data_keys(self, key: jax.Array) -> jax.Array:
         """The keys `[N]` of the unrolls of `estimate` with this key."""
@@ -124,23 +110,21 @@ class Backpropagation:
 
     def _window(
         self,
-        problem: Problem,
-        theta: Theta,
+        problem: InnerTraining,
+        inputs: Inputs,
         particle: UnrollState,
-        dataset: Any,
-        key: jax.Array,
         index: jax.Array,
-        outer_step: jax.Array,
-    ) -> tuple[UnrollState, Theta, dict[str, jax.Array]]:
-        key = particle_key(key, index)
+    ) -> tuple[UnrollState, Theta, Metrics]:
+        """Advances one unroll by a window: the particle, its term, its metrics."""
+        key = particle_key(inputs.key, index)
         variant, members = episodes.renewed(
             problem,
-            theta,
+            inputs.theta,
             tuple(particle),
-            self.lengths,
-            self.truncation,
             key,
-            outer_step,
+            inputs.outer_step,
+            lengths=self.lengths,
+            truncation=self.truncation,
         )
         episode = jax.tree.map(lambda x: x[0], members)
 
@@ -149,18 +133,18 @@ class Backpropagation:
                 theta,
                 episode,
                 variant,
-                dataset,
+                inputs.dataset,
                 data_key(key),
-                self.truncation,
+                num_steps=self.truncation,
                 remat=self.remat,
-                outer_step=outer_step,
+                outer_step=inputs.outer_step,
             )
             return unrolled.contributions.mean(), unrolled
 
-        grad, unrolled = jax.grad(loss, has_aux=True)(theta)
+        grad, unrolled = jax.grad(loss, has_aux=True)(inputs.theta)
         grad = keep_frozen(grad, frozen_parts(problem))
         finite = jnp.array([jnp.isfinite(g).all() for g in jax.tree.leaves(grad)]).all()
         grad = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grad)
         members = jax.tree.map(lambda x: x[None], unrolled.episode)
-        metrics = episodes.seen(unrolled, members, ~finite)
+        metrics = episodes.metrics_of(unrolled, members, ~finite)
         return UnrollState(variant, members), grad, metrics

@@ -1,4 +1,4 @@
-"""The interface between a meta-gradient estimator and what it perturbs."""
+"""The interface of a meta-gradient estimator."""
 
 from __future__ import annotations
 
@@ -8,98 +8,28 @@ import jax
 import jax.numpy as jnp
 
 from lopt.base import Theta
-
-
-class Episode(Protocol):
-    """State of an unroll in progress: any pytree that knows its step and length."""
-
-    @property
-    def step(self) -> jax.Array:
-        """Steps taken, `[]` int32."""
-        ...
-
-    @property
-    def length(self) -> jax.Array:
-        """Steps of the whole episode, `[]` int32."""
-        ...
-
-
-class Problem(Protocol):
-    """What meta-training optimizes: an unroll with meta-parameters θ."""
-
-    def sample(self, key: jax.Array) -> Any:
-        """What is particular about one episode: a pytree, the same for both members."""
-        ...
-
-    def start(
-        self, theta: Theta, variant: Any, key: jax.Array, length: jax.Array
-    ) -> Any:
-        """A new `Episode` of `length` steps; independent of θ's values."""
-        ...
-
-    def unroll(
-        self,
-        theta: Theta,
-        episode: Any,
-        variant: Any,
-        dataset: Any,
-        key: jax.Array,
-        num_steps: int,
-        remat: bool = False,
-        *,
-        outer_step: int | jax.Array = 0,
-    ) -> Unrolled:
-        """Advances an episode.
-
-        Args:
-            theta: meta-parameters.
-            episode: where it stands.
-            variant: what was sampled for it.
-            dataset: data; `Windowed` where only the batches of this window are there.
-            key: of the batches.
-            num_steps: how far (`T`).
-            remat: whether a derivative computes each step anew, which saves memory.
-                Only backpropagation asks for it.
-            outer_step: `[]` int32, outer steps done before this window.
-        """
-        ...
-
-
-class Unrolled(NamedTuple):
-    """What a window of an episode came to; all that is in it is finite."""
-
-    episode: Any  # where it stands after the window
-    contributions: jax.Array  # [T]; their mean over an episode is its objective
-    losses: jax.Array  # [T] normalized losses, for the record
-    diverged: jax.Array  # [] bool
-
-
-class Windowed(NamedTuple):
-    """Data of which each pair is given only the batches of its next window."""
-
-    resident: Any  # what all pairs share
-    windows: Any  # [N] in front; without it where one pair is concerned
+from metatrain.inner_training import InnerTraining
 
 
 class Estimate(NamedTuple):
-    """A meta-gradient and what was seen on the way."""
+    """A meta-gradient and its metrics."""
 
     grad: Theta
     loss: jax.Array  # [] mean normalized loss over all members and steps
     metrics: dict[str, jax.Array]
-    terms: Theta | None  # [N, ...] each particle's part, grad is their mean; None
-    # where they never lie together
+    terms: Theta | None  # [N, ...] each particle's term, grad is their mean; None
+    # where they are only summed
 
 
 class Parts(NamedTuple):
-    """What particles came to in a window; those of all devices make an estimate."""
+    """Contributions of particles to an estimate; all devices' parts make one."""
 
     terms: Theta | None  # [N, ...] each particle's term
-    total: Theta | None  # [1, ...] their sum, where terms never lie together
+    total: Theta | None  # [1, ...] their sum, where terms are only summed
     metrics: dict[str, jax.Array]  # [N]
 
     def estimate(self) -> Estimate:
-        """The mean over all particles, in their order."""
+        """Returns the mean over all particles, in their order."""
         metrics = jax.tree.map(jnp.mean, self.metrics)
         if self.terms is not None:
             grad = jax.tree.map(lambda x: jnp.mean(x, axis=0), self.terms)
@@ -111,7 +41,10 @@ class Parts(NamedTuple):
 
 @runtime_checkable
 class Estimator(Protocol):
-    """Estimates meta-gradients from windows of unrolls; frozen, static under `jit`."""
+    """Estimates meta-gradients from windows of unrolls; frozen, static under `jit`.
+
+    A particle is what one key stands for: an antithetic pair, or a single unroll.
+    """
 
     @property
     def truncation(self) -> int:
@@ -128,17 +61,18 @@ class Estimator(Protocol):
         """Chunks of particles, which devices may share (see `metatrain.devices`)."""
         ...
 
-    def init(self, problem: Problem, theta: Theta) -> Any:
-        """Particles that have not begun: a pytree with their number `[N]` in front."""
+    def init(self, problem: InnerTraining, theta: Theta) -> Any:
+        """Returns particles without an episode: a pytree, their number `[N]` first."""
         ...
 
     def advance(
         self,
-        problem: Problem,
+        problem: InnerTraining,
         theta: Theta,
         state: Any,
         dataset: Any,
         key: jax.Array,
+        *,
         outer_step: int | jax.Array = 0,
         first: int | jax.Array = 0,
     ) -> tuple[Parts, Any]:
@@ -148,26 +82,13 @@ class Estimator(Protocol):
             problem: what is unrolled.
             theta: meta-parameters.
             state: the particles, their number in front.
-            dataset: passed through to the problem; of `Windowed` data, to each particle
-                its own windows.
+            dataset: data of the problem; `Windowed` data has a plan for each particle.
             key: consumed.
             outer_step: `[]` int32, outer steps done before.
-            first: `[]` int32, the place of the first of them among all.
+            first: `[]` int32, index of the first of these particles among all.
         """
         ...
 
-    def estimate(
-        self,
-        problem: Problem,
-        theta: Theta,
-        state: Any,
-        dataset: Any,
-        key: jax.Array,
-        outer_step: int | jax.Array = 0,
-    ) -> tuple[Estimate, Any]:
-        """Advances all particles and estimates the meta-gradient (see `advance`)."""
-        ...
-
     def data_keys(self, key: jax.Array) -> jax.Array:
-        """The keys `[N]` of the unrolls of `estimate` with this key, by particle."""
+        """Returns the keys `[N]` of the batches that `advance` draws with this key."""
         ...

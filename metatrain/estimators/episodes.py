@@ -1,37 +1,50 @@
-"""What every estimator does with its particles: begin, begin anew, advance, average.
+"""What all estimators do with their particles: begin episodes, advance them, report.
 
-A particle is what one key stands for: a pair of members, or a single unroll. Its
-members have one variant and one beginning, and are renewed together, in the window
-after the one in which they end.
+The members of a particle share variant and initialization, and are renewed together, in
+the window after the one in which their episode ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lopt.base import Theta
-from metatrain.estimators.base import Parts, Problem, Windowed
+from metatrain.estimators.base import Parts
 from metatrain.estimators.particles import Reduce, over_particles, sum_over_particles
+from metatrain.inner_training import InnerTraining, Unrolled
 from metatrain.keys import stream
 from metatrain.truncation import EpisodeLengths
+from metatrain.unroll import Windowed
 
 Runs = tuple[Any, Any]
 """A particle's variant, and its members' episodes, `[M]` in front."""
 
-Window = Callable[..., tuple[Any, Theta, dict[str, jax.Array]]]
+
+class Inputs(NamedTuple):
+    """What all particles share in a window."""
+
+    theta: Theta
+    dataset: Any
+    key: jax.Array
+    outer_step: int | jax.Array
+
+
+Metrics = dict[str, jax.Array]
+Window = Callable[[Inputs, Any, jax.Array], tuple[Any, Theta, Metrics]]
+"""Advances the particle of an index: its next state, its term, its metrics."""
 
 
 def check_counts(estimator: Any, particles: str, *others: str) -> None:
-    """Refuses counts that are not positive, or chunks that do not fit the particles.
+    """Checks that counts are positive and that chunks divide the particles.
 
     Args:
         estimator: with fields `truncation` and `chunk`.
-        particles: the field that says how many particles there are.
-        others: more fields that must be positive.
+        particles: name of the field with the number of particles.
+        others: names of more fields that must be positive.
 
     Raises:
         ValueError: naming the field.
@@ -47,11 +60,11 @@ def check_counts(estimator: Any, particles: str, *others: str) -> None:
         raise ValueError(f"chunk = {chunk} must divide {particles} = {num}")
 
 
-def unbegun(problem: Problem, theta: Theta, num: int, members: int) -> Runs:
-    """Runs of `num` particles, `[N]` in front, whose episodes have length 0.
+def unbegun(problem: InnerTraining, theta: Theta, num: int, members: int) -> Runs:
+    """Returns runs of `num` particles, `[N]` in front, with episodes of length 0.
 
-    They begin in the first window, as finished ones do, so initialization is traced
-    and compiled once.
+    The first window renews them as it renews finished ones, so initialization is
+    compiled once.
     """
 
     def shapes() -> Runs:
@@ -66,28 +79,33 @@ def unbegun(problem: Problem, theta: Theta, num: int, members: int) -> Runs:
     return zeros(variant, num), zeros(episode, num, members)
 
 
+def ended(episodes: Any) -> jax.Array:
+    """Returns whether a particle's episode has ended or never began: `[]` bool."""
+    return episodes.step[0] >= episodes.length[0]
+
+
 def renewed(
-    problem: Problem,
+    problem: InnerTraining,
     theta: Theta,
     runs: Runs,
+    key: jax.Array,
+    outer_step: int | jax.Array,
+    *,
     lengths: EpisodeLengths,
     truncation: int,
-    key: jax.Array,
-    outer_step: jax.Array,
 ) -> Runs:
-    """A particle's runs, begun anew if they have ended or never began.
+    """Begins a particle's next episode if the last has ended or none ever began.
 
     Args:
         problem: what is unrolled.
         theta: meta-parameters.
         runs: where they stand.
-        lengths: of the episodes; the first one may be cut short.
-        truncation: inner steps T of a window.
-        key: of what is particular about the episode.
+        key: of the particle, or of the task that several share.
         outer_step: `[]` int32.
+        lengths: of episodes; a particle's first one may be cut short.
+        truncation: inner steps T of a window.
     """
     episodes = runs[1]
-    finished = episodes.step[0] >= episodes.length[0]
     first = episodes.length[0] == 0
     key = stream(key, "episode")
     length_key, stagger_key, start_key = jax.random.split(key, 3)
@@ -98,16 +116,14 @@ def renewed(
     episode = problem.start(theta, variant, start_key, length)
     members = episodes.step.shape[0]
     fresh = variant, jax.tree.map(lambda x: jnp.stack([x] * members), episode)
-    return jax.tree.map(lambda new, old: jnp.where(finished, new, old), fresh, runs)
+    begins = ended(episodes)
+    return jax.tree.map(lambda new, old: jnp.where(begins, new, old), fresh, runs)
 
 
 def advanced(
     window: Window,
-    theta: Theta,
+    inputs: Inputs,
     state: Any,
-    dataset: Any,
-    key: jax.Array,
-    outer_step: int | jax.Array,
     first: int | jax.Array,
     *,
     chunk: int,
@@ -116,37 +132,30 @@ def advanced(
     """Advances particles by a window (see `Estimator.advance`).
 
     Args:
-        window: of (θ, particle, data, key, index, outer step): the particle after the
-            window, its term of the meta-gradient, its metrics.
-        theta: meta-parameters.
+        window: advances one particle.
+        inputs: what they share; of `Windowed` data, each is given its own plan.
         state: the particles, `[N]` in front.
-        dataset: data; of `Windowed` data, to each particle its own.
-        key: the same for all particles.
-        outer_step: `[]` int32.
-        first: `[]` int32, the index of the first of these particles.
+        first: `[]` int32, index of the first of these particles.
         chunk: particles of one vmapped program.
-        reduce: psum: only the sum of the terms is returned.
+        reduce: psum returns only the sum of the terms.
     """
-    windows = None
-    if isinstance(dataset, Windowed):
-        dataset, windows = dataset
+    plans = None
+    if isinstance(inputs.dataset, Windowed):
+        resident, plans = inputs.dataset
+        inputs = inputs._replace(dataset=resident)
     num = jax.tree.leaves(state)[0].shape[0]
 
-    def one(shared: Any, particle: Any) -> Any:
-        theta, data, key, outer_step = shared
-        particle, index, own = particle
-        if own is not None:
-            data = Windowed(data, own)
-        return window(theta, particle, data, key, index, outer_step)
+    def one(inputs: Inputs, particle: Any) -> Any:
+        particle, index, plan = particle
+        if plan is not None:
+            inputs = inputs._replace(dataset=Windowed(inputs.dataset, plan))
+        return window(inputs, particle, index)
 
-    arguments = (
-        (theta, dataset, key, outer_step),
-        (state, first + jnp.arange(num), windows),
-    )
+    arguments = (inputs, (state, first + jnp.arange(num), plans))
     if reduce == "psum":
 
-        def parted(shared: Any, particle: Any) -> Any:
-            state, term, metrics = one(shared, particle)
+        def parted(inputs: Inputs, particle: Any) -> Any:
+            state, term, metrics = one(inputs, particle)
             return (state, metrics), term
 
         (state, metrics), total = sum_over_particles(parted, *arguments, chunk=chunk)
@@ -155,23 +164,23 @@ def advanced(
     return Parts(terms, None, metrics), state
 
 
-def seen(unrolled: Any, episodes: Any, nonfinite: jax.Array) -> dict[str, jax.Array]:
-    """Metrics of one particle's window; `episodes` after it, `[M]` in front."""
+def metrics_of(unrolled: Unrolled, episodes: Any, nonfinite: jax.Array) -> Metrics:
+    """Returns metrics of one particle's window; `episodes` after it, `[M]` in front."""
     return {
         "meta_loss": unrolled.losses.mean(),
         "objective": unrolled.contributions.mean(),
         "diverged": unrolled.diverged.astype(jnp.float32).mean(),
-        "finished": (episodes.step[0] >= episodes.length[0]).astype(jnp.float32),
+        "finished": ended(episodes).astype(jnp.float32),
         "episode_length": episodes.length[0].astype(jnp.float32),
         "nonfinite": nonfinite.astype(jnp.float32),
     }
 
 
 def particle_key(key: jax.Array, index: jax.Array) -> jax.Array:
-    """The key of one particle, or of one task."""
+    """Returns the key of one particle, or of one task."""
     return jax.random.fold_in(key, index)
 
 
 def data_key(key: jax.Array) -> jax.Array:
-    """The key of the batches, of that of a particle or task."""
+    """Returns the key of the batches, given that of a particle or task."""
     return stream(key, "data")

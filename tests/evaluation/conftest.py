@@ -10,10 +10,11 @@ import pytest
 
 from evaluation.results import EvalRow
 from parametrization import Axes, ParamSpec
+from tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Quadratic:
+class Quadratic(Task):
     """½·mean(x²) from x = 1: gradient descent with rate `4` on 4 elements ends it."""
 
     @property

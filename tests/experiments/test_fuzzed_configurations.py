@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from experiments import command_line, train
 from experiments.command_line import BAD_INPUT, InputError
 from experiments.presets import configs
-from experiments.presets.configs import PRESETS, TrainConfig
+from experiments.presets.configs import TrainConfig, presets
 from experiments.presets.optimizers import OPTIMIZERS
 from experiments.presets.serialization import decode, encode, flatten
 from experiments.run.training_state import check_size, first_state
 
 SOME = ("quickstart", "quadratic", "transformer", "resnet", "mulo_s", "tfds_vae")
-STORED = {name: encode(PRESETS[name][1]()) for name in SOME}
+STORED = {name: encode(presets()[name][1]()) for name in SOME}
 
 
 def accept(make):
@@ -64,7 +64,7 @@ def commands(draw):
 
 
 def parse(words):
-    return command_line.choose_preset(PRESETS, "train", words)[1]
+    return command_line.choose_preset(presets(), "train", words)[1]
 
 
 @settings(max_examples=15)
@@ -144,7 +144,7 @@ ODD = {
 
 def fields_of_all():
     """Each field of each component once: its place in a stored configuration."""
-    made = [make() for _, make in PRESETS.values()]
+    made = [make() for _, make in presets().values()]
     made += [
         dataclasses.replace(configs.QUICKSTART, lopt=named.make())
         for named in OPTIMIZERS.values()

@@ -9,8 +9,8 @@ from experiments.command_line import BAD_INPUT, InputError
 from experiments.presets import inventory
 from tasks import MLP, ImageClassification, Quadratic, TFDSImages
 from tasks.distributions import NamedDistribution
-from tasks.families import FAMILIES, NAMED
 from tasks.groups import Group, TaskDistribution
+from tasks.registry import FAMILIES, NAMED
 from tasks.suites import SUITES, Cell, Suite
 from tasks.variation import Variation
 

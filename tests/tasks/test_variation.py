@@ -26,14 +26,6 @@ TASK = ImageClassification(MLP((6, 5), base_width=4, layer_norm=True), batch_siz
 LEVELS = ("task", "tensor", "parameter")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def data():
     return TASK.load_data()

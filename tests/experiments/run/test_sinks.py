@@ -23,7 +23,7 @@ from experiments.run.sinks import Sinks, TensorBoard, open_sinks
 from experiments.run.training_state import load_trained
 from experiments.train import train
 from lopt.learned.learnable import LearnableSGD
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.outer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from tasks.synthetic.quadratics import Quadratic
@@ -31,9 +31,7 @@ from tasks.synthetic.quadratics import Quadratic
 TINY = configs.TrainConfig(
     task=Quadratic(dimension=4),
     lopt=LearnableSGD(),
-    estimator=EvolutionStrategy(
-        num_pairs=2, chunk=2, truncation=2, lengths=EpisodeLengths(2, 4)
-    ),
+    estimator=PES(num_pairs=2, chunk=2, truncation=2, lengths=EpisodeLengths(2, 4)),
     outer=OuterOptimizer(warmup_steps=2),
     num_steps=8,
     validation=configs.Validation(every=4, num_steps=2, num_seeds=1),

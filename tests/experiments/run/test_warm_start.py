@@ -21,7 +21,7 @@ from experiments.train import train
 from lopt.learned.celo import Celo
 from lopt.learned.small_fc import SmallFC
 from lopt.release.artifact import Artifact
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from tasks.classification import ImageClassification
@@ -31,9 +31,7 @@ LOPT = SmallFC(hidden_size=3, step_mult=0.01)
 TINY = configs.TrainConfig(
     task=ImageClassification(MLP(widths=(4,), base_width=4), batch_size=8),
     lopt=LOPT,
-    estimator=EvolutionStrategy(
-        num_pairs=1, chunk=1, truncation=2, lengths=EpisodeLengths(4, 4)
-    ),
+    estimator=PES(num_pairs=1, chunk=1, truncation=2, lengths=EpisodeLengths(4, 4)),
     outer=OuterOptimizer(warmup_steps=0, frozen=("layer_1",), averaging=0.0),
     num_steps=3,
     validation=configs.Validation(every=10, num_steps=2, num_seeds=1),

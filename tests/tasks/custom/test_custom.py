@@ -28,14 +28,6 @@ DATA = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs once: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def init(key):
     return {"w": jax.random.normal(key, (2, 5)), "b": jnp.zeros(5)}
 
@@ -365,7 +357,7 @@ def half_annotated(key):
         ),
         (
             lambda: FunctionTask(init, loss, {**DATA, "y": DATA["y"][:-1]}),
-            r"^the arrays of data have \[36, 37\] rows; all must have as many$",
+            r"^the arrays of data have \[36, 37\] rows; all must have the same number$",
         ),
         (
             lambda: FunctionTask(init, loss, {"x": DATA["x"][:3]}),
