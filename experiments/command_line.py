@@ -127,9 +127,6 @@ def choose_preset(
         program: name of the program in the help.
         arguments: words of the command line.
 
-    Returns:
-        The preset's name, and its value with the fields overridden.
-
     Raises:
         InputError: if the preset, a field or a value is wrong.
     """
@@ -217,12 +214,6 @@ def take_name(
     arguments: Sequence[str], flag: str, what: str, known: Collection[str]
 ) -> tuple[str | None, list[str]]:
     """Takes `FLAG NAME` out of a command line, as `take_option`.
-
-    Args:
-        arguments: words of the command line.
-        flag: with its dashes.
-        what: a noun for the error.
-        known: the names.
 
     Raises:
         InputError: if the name is missing or unknown.

@@ -67,10 +67,6 @@ class Evaluate:
 def evaluate(arguments: Evaluate, command: str) -> Path:
     """Evaluates an artifact, prints the table, and returns the path of the report.
 
-    Args:
-        arguments: the artifact, the suite and the folders.
-        command: command line to show in the report.
-
     Raises:
         InputError: if there is no such suite, none of its cells can run, the artifact
             is damaged or the folder cannot be written.

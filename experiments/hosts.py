@@ -42,12 +42,8 @@ def launch(
 ) -> int:
     """Starts the processes, waits for all of them, and returns the exit code.
 
-    Args:
-        num: number of processes.
-        arguments: words of their command line.
-        grace: seconds between the end of the first process, or a second signal, and
-            the killing of the others.
-        program: words of the command.
+    `grace` is the time in seconds between the end of the first process, or a second
+    signal, and the killing of the others.
     """
     where = f"127.0.0.1:{free_port()}"
     command = [*program, *arguments, "--coordinator", where]

@@ -106,11 +106,8 @@ def work(
 ) -> None:
     """Runs unclaimed jobs until none remain.
 
-    Args:
-        folder: the fleet's folder.
-        jobs: all jobs; those that have a result or a worker are passed over.
-        children: receives each job's process, and says when to stop.
-        command: returns the command line of a job.
+    `children` receives each job's process, and says when to stop; `command` returns the
+    command line of a job.
     """
     tried: set[Job] = set()
     idle = 0

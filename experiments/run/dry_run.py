@@ -63,7 +63,7 @@ class GroupWork:
     inner_steps: float
     """Inner steps per outer step, over all particles; expected, if groups are drawn."""
     source: str
-    """What counted the FLOP."""
+    """Counter of the FLOP: XLA or a formula."""
 
     @property
     def flop(self) -> float:
@@ -78,10 +78,6 @@ def take_flag(arguments: Sequence[str]) -> tuple[bool, list[str]]:
 
 def report(config: TrainConfig, name: str) -> str:
     """Returns all that is known of a run before it begins.
-
-    Args:
-        config: the run's configuration.
-        name: of the preset.
 
     Raises:
         InputError: if the run could not begin here.

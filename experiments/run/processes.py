@@ -142,12 +142,7 @@ def join(meeting: Meeting | None, hosts: str, num_devices: int | None) -> None:
 
 
 def cpu_devices(num_chunks: int, shown: int = MOST_CPU_DEVICES) -> int:
-    """Returns the default number of CPU devices.
-
-    Args:
-        num_chunks: chunks of particles for the devices to share.
-        shown: devices that JAX shows, or can be made to show.
-    """
+    """Returns the default number of CPU devices, at most `shown`, for the chunks."""
     if several():
         return 1
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
@@ -166,10 +161,7 @@ def is_first() -> bool:
 
 
 def on_first(work: Callable[[], T]) -> T | None:
-    """Runs a function on the first process, while the others wait.
-
-    Returns:
-        Its result; None on the others.
+    """Runs a function on the first process while the others wait, and get None.
 
     Raises:
         SharedError: on all processes, if it raised an `InputError` or an `OSError`.

@@ -23,12 +23,6 @@ def release(
 ) -> None:
     """Writes the artifact into the run directory, unless it is there already.
 
-    Args:
-        config: the run's configuration.
-        encoded: the same as JSON values.
-        path: the run directory.
-        state: the final state.
-
     Raises:
         InputError: if something else lies in its place, or it cannot be written.
     """
@@ -68,11 +62,8 @@ def make_artifact(
 ) -> Artifact:
     """Returns the optimizer of the best validated θ, with its provenance.
 
-    Args:
-        config: the run's configuration.
-        encoded: the same as JSON values.
-        state: the run's state.
-        parent: record of the artifact that the run began with.
+    `encoded` is the configuration as JSON, `parent` the record of the artifact that the
+    run began with.
     """
     provenance = {
         "config": {name: value for name, value in encoded.items() if name != "run"},

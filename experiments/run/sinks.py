@@ -180,13 +180,7 @@ class Sinks:
 def open_sinks(
     options: RunOptions, config: dict[str, Any], folder: Path, step: int
 ) -> Sinks:
-    """Opens the sinks that a run asks for.
-
-    Args:
-        options: the run's options.
-        config: its encoded configuration.
-        folder: its run directory.
-        step: outer steps done before.
+    """Opens the sinks that a run asks for, after some outer steps.
 
     Raises:
         InputError: if the package of one is not installed.

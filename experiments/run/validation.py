@@ -46,12 +46,7 @@ class Validation:
         base: dict[str, int],
         datasets: Sequence[Dataset | HostDataset],
     ) -> None:
-        """Prepares the tasks.
-
-        Args:
-            config: the run's configuration.
-            base: sizes of the base model that its groups agree on.
-            datasets: of its groups.
+        """Prepares the tasks, with the groups' datasets and common base sizes.
 
         Raises:
             InputError: if the suite is unknown, or one of its cells cannot run here.
