@@ -229,7 +229,7 @@ def _numbers(result: CoordinateCheck) -> dict[str, Any]:
 
 
 def run(config: CoordinateConfig, name: str) -> None:
-    """Checks, prints and writes."""
+    """Runs the check, prints its tables and writes its results."""
     out_dir = config.out_dir or Path("runs/coordinate_check") / name
     with reported():
         out_dir.mkdir(parents=True, exist_ok=True)

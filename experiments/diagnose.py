@@ -123,7 +123,7 @@ def examples(data: Speckle) -> list[np.ndarray]:
 
 
 def run(config: DiagnoseConfig) -> None:
-    """Trains, compares, prints and writes."""
+    """Runs the study, prints its tables and writes its results."""
     begin = time.monotonic()
     with reported():
         config.out_dir.mkdir(parents=True, exist_ok=True)

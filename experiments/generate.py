@@ -85,7 +85,7 @@ def captions(config: GenerateConfig) -> list[str]:
 
 
 def run(config: GenerateConfig) -> None:
-    """Trains, draws and writes."""
+    """Trains the stages, draws pictures and writes the results."""
     with reported():
         config.out_dir.mkdir(parents=True, exist_ok=True)
         lopt, thetas = optimizer(config)

@@ -78,7 +78,7 @@ def verdict(title: str, transfer: Transfer) -> str:
 
 
 def run(config: TransferConfig, name: str) -> None:
-    """Trains, prints and writes."""
+    """Runs the experiment, prints its tables and writes its results."""
     out_dir = config.out_dir or Path("runs/learning_rate_transfer") / name
     rates = [2.0**power for power in range(config.lowest, config.highest + 1)]
     transfers = {}
