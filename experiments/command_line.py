@@ -86,7 +86,7 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         fail(_describe(error))
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept", file=sys.stderr, flush=True)
+        print("interrupted; finished work is kept", file=sys.stderr, flush=True)
         sys.stdout.flush()
         # Every file is whole, so there is no need to wait for worker threads.
         os._exit(INTERRUPTED)

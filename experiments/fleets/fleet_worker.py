@@ -148,7 +148,7 @@ def _run(
     seconds = time.monotonic() - begin
     if code == INTERRUPTED or (code != 0 and children.interrupted is not None):
         claim.give_back()
-        print(f"{job.name}: interrupted; it goes on with the next start", flush=True)
+        print(f"{job.name}: interrupted; it continues at the next start", flush=True)
         return
     claim.finish(code, seconds)
     end = f"failed with exit code {code}, see {folder.log(job)}" if code else "done"

@@ -98,7 +98,7 @@ class RunOptions:
         require_positive(self, *names, "stop_after", "devices")
         if self.directory is not None and not self.directory.name:
             raise ValueError(
-                f"run.directory = {str(self.directory)!r} must name a folder of its own"
+                f"run.directory = {str(self.directory)!r} must name a folder"
             )
         if self.wandb is not None and not self.wandb.strip():
             raise ValueError(f"wandb = {self.wandb!r} must be the name of a project")

@@ -91,7 +91,7 @@ OPTIMIZERS: dict[str, NamedOptimizer] = {
         lambda: ELO(rules=ADAM_LIKE),
     ),
     "nominal": NamedOptimizer(
-        "small_fc beside an Adam-like step of its own",
+        "small_fc combined with an Adam-like step",
         lambda: Nominal(OPTIMIZERS["small_fc"].make(), rules=ADAM_LIKE),
     ),
 }

@@ -274,8 +274,8 @@ def _end(error: BaseException) -> NoReturn:
     elif any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS):
         first_line = str(error).splitlines()[0][:300]
         print(
-            f"error: another process was lost ({first_line}); the same command goes on "
-            "from the newest checkpoint",
+            f"error: another process was lost ({first_line}); run the same command to "
+            "continue from the newest checkpoint",
             file=sys.stderr,
         )
         code = PEER_LOST

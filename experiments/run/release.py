@@ -39,7 +39,7 @@ def release(
             if Artifact.load(folder).provenance == artifact.provenance:
                 return
         except ValueError as error:
-            print(f"warning: {error}; it is released anew", file=sys.stderr)
+            print(f"warning: {error}; it is written again", file=sys.stderr)
     elif os.path.lexists(folder):
         raise InputError(f"{folder} is not a folder of this run; move it away")
     with reported():
