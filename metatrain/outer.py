@@ -36,7 +36,7 @@ from lopt.base import (
 from metatrain import devices
 from metatrain.estimators.base import Estimator, Parts
 from metatrain.expert import Expert
-from metatrain.frozen import keep_frozen
+from metatrain.frozen import keep_frozen, leaves_under
 from metatrain.inner import Precisions
 from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
@@ -81,8 +81,11 @@ class MetaTraining:
     estimator: Estimator
     outer: OuterOptimizer
     num_steps: int
+    """Outer steps of the run."""
     seed: int = 0
+    """Root of all randomness."""
     each_step: EachStep = "all"
+    """Groups that an outer step runs: all, or one drawn by its weight."""
     mesh: Mesh | None = None
     """Devices that share the particles; changes no result."""
 
@@ -106,7 +109,8 @@ class MetaTraining:
         devices.check_shares(self.estimator.num_chunks, num_devices)
         if self._frozen:
             theta = jax.eval_shape(self.lopt.init, jax.random.key(0))
-            jax.eval_shape(functools.partial(keep_frozen, parts=self._frozen), theta)
+            for part in self._frozen:
+                leaves_under(theta, part, "frozen")
 
     @property
     def _frozen(self) -> tuple[str, ...]:
@@ -127,19 +131,10 @@ class MetaTraining:
         precision: Precisions = _DEFAULT_PRECISION,
         mesh: Mesh | None = None,
     ) -> Self:
-        """Builds meta-training on a task, or on the groups of a distribution.
+        """Builds meta-training on one task, or on the groups of a distribution.
 
-        Args:
-            tasks: one task, or a distribution of groups.
-            lopt: the learned optimizer.
-            estimator: estimates the meta-gradient.
-            outer: moves θ.
-            num_steps: outer steps of the run.
-            objective: the meta-loss.
-            seed: root of all randomness.
-            expert: an optimizer to imitate at first.
-            precision: of the inner models and of the per-parameter networks of `lopt`.
-            mesh: devices that share the particles (see `metatrain.devices`).
+        `objective`, `expert` and `precision` are those of `InnerTraining`, the other
+        arguments are fields of this class.
         """
         checked("lopt", lopt, LearnedOptimizer)
         checked("estimator", estimator, Estimator)

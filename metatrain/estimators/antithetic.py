@@ -18,8 +18,8 @@ Full ES is any of them with windows as long as episodes (`NoiseReuseES.full`).
 
 At fixed θ the sum of the estimates over an episode of M windows, divided by M, is
 unbiased for the gradient of the episode's mean window loss, smoothed by independent
-noises, one for each K windows. Averaged over outer steps, *windows* weigh equally, not
-episodes: a long episode counts for as many windows as it has.
+noises, one for each K windows. Averaged over outer steps, *windows* weigh equally: a
+long episode counts for as many windows as it has.
 """
 
 from __future__ import annotations
@@ -128,11 +128,6 @@ class AntitheticES(Estimator):
     def num_members(self) -> int:
         """Members of all pairs."""
         return 2 * self.num_pairs
-
-    @property
-    def reduction(self) -> Reduce:
-        """See the field `reduce`."""
-        return self.reduce
 
     def check(self, theta: Theta) -> None:
         """Checks that these fields fit a θ, given as arrays or their shapes.
