@@ -1,4 +1,4 @@
-"""What groups, variations and streaming cost: `python -m benchmarks.distributions`.
+"""Costs of groups, variations and streaming: `python -m benchmarks.distributions`.
 
 Three tables. *Variation*: the time of an outer step with everything varied over that
 of the plain task, and the time to sample a variation as a share of a window. *Groups*:

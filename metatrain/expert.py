@@ -92,13 +92,7 @@ class Expert:
         return jnp.clip(share, 0.0, 1.0)
 
     def imitation(self, learned: Any, expert: Any, ramp: jax.Array) -> jax.Array:
-        """Returns one step's contribution to the objective `[]`, always finite.
-
-        Args:
-            learned: step of the learned optimizer, a tree.
-            expert: step of the expert.
-            ramp: `[]`, see `ramp`.
-        """
+        """Returns the contribution `[]`, always finite, of a pair of steps."""
         cosine, log_ratio = compare(learned, expert)
         terms = self.direction * (1 - cosine) + self.log_magnitude * jnp.abs(log_ratio)
         return ramp * terms

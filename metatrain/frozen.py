@@ -17,15 +17,10 @@ from lopt.base import Theta
 
 
 def leaves_under(theta: Theta, path: str, field: str) -> list[bool]:
-    """Returns, for each leaf of θ, whether it lies at or below a path.
-
-    Args:
-        theta: arrays, or their shapes.
-        path: names separated by dots or slashes.
-        field: where the path comes from, for the message.
+    """Returns which leaves of θ lie at or below a path of names, by dots or slashes.
 
     Raises:
-        ValueError: if no leaf does.
+        ValueError: naming the field that the path is from, if no leaf does.
     """
     leaves = jax.tree_util.tree_leaves_with_path(theta)
     names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]

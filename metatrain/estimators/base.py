@@ -1,4 +1,4 @@
-"""What meta-gradient estimators share.
+"""The base of meta-gradient estimators.
 
 An estimator advances particles by windows of T inner steps and averages their terms. A
 particle is what one key stands for: an antithetic pair, or a single unroll. Its members
@@ -9,7 +9,7 @@ after the one in which the last ended.
 from __future__ import annotations
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ Runs = tuple[Any, Any]
 
 
 class Inputs(NamedTuple):
-    """What all particles share in a window."""
+    """Inputs of a window that all particles share."""
 
     theta: Theta
     dataset: Any
@@ -77,6 +77,12 @@ class Estimator(abc.ABC):
     lengths: EpisodeLengths = EpisodeLengths()
     """Lengths of the episodes."""
     reduce = "ordered"  # no field; see `AntitheticES.reduce`
+
+    @classmethod
+    def full(cls, length: int, **fields: Any) -> Self:
+        """Returns the estimator on whole episodes, windows of `length` inner steps."""
+        lengths = EpisodeLengths(length, length, staggered=False)
+        return cls(**fields, truncation=length, lengths=lengths)
 
     @property
     @abc.abstractmethod

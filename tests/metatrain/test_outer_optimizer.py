@@ -1,4 +1,4 @@
-"""What moves θ: rules of optax, clipping first, accumulation, frozen parts."""
+"""The optimizer of θ: rules of optax, clipping first, accumulation, frozen parts."""
 
 from __future__ import annotations
 
