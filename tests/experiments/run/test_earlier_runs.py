@@ -19,9 +19,10 @@ from experiments.train import train
 from metatrain.estimators.pes import PES
 
 EARLIER = Path(__file__).parents[2] / "golden/run_schema_1"
-# The command line that made it.
+# The command line that made it, and what was then the only choice.
 PRESET = "quickstart"
 FLAGS = {
+    "lopt.factored-axes": "tensor",
     "task.model.widths": 4,
     "task.model.base-width": 4,
     "task.batch-size": 8,
