@@ -169,14 +169,10 @@ class Guided:
             updates: optax.Updates,
             state: GuidedState,
             params: optax.Params | None = None,
-            **extra_args: Any,
+            **extra: Any,
         ) -> tuple[optax.Updates, GuidedState]:
-            ours, own_state = learned.update(
-                updates, state.learned, params, **extra_args
-            )
-            theirs, expert_state = expert.update(
-                updates, state.expert, params, **extra_args
-            )
+            ours, own_state = learned.update(updates, state.learned, params, **extra)
+            theirs, expert_state = expert.update(updates, state.expert, params, **extra)
             imitation = self.expert.imitation(ours, theirs, jnp.float32(self.ramp))
             steps = jax.tree.map(lambda u, e: _blend(weight, u, e), ours, theirs)
             imitation = imitation.astype(jnp.float32)

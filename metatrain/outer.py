@@ -245,16 +245,14 @@ class MetaTraining:
 
     def _chosen(self, datasets: Mapping[int, Any]) -> list[int]:
         """Returns the indices of the groups whose data is given, ascending."""
-        places = range(len(self.groups))
-        everyone = self.each_step == "all"
-        known = isinstance(datasets, Mapping) and all(
-            isinstance(place, int) and place in places for place in datasets
-        )
-        if not known or not datasets or (everyone and len(datasets) < len(places)):
-            given = list(datasets) if isinstance(datasets, Mapping) else type(datasets)
+        places, everyone = set(range(len(self.groups))), self.each_step == "all"
+        given = list(datasets) if isinstance(datasets, Mapping) else [type(datasets)]
+        known = given and places.issuperset(given)
+        if not known or (everyone and places != set(given)):
+            needed = "all" if everyone else "some"
             raise ValueError(
-                f"datasets of the groups {given}: must be a mapping from "
-                f"{'all' if everyone else 'some'} of the places {list(places)} to data"
+                f"datasets of the groups {given}: must be a mapping from {needed} of "
+                f"the places {sorted(places)} to data"
             )
         return sorted(datasets)
 
