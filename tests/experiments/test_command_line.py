@@ -216,7 +216,7 @@ def test_a_named_estimator_takes_the_place_of_the_presets_own_and_its_sizes():
         (["--estimator=pes", "--estimator.refresh", "0"], "refresh = 0 must be"),
         (
             ["--estimator=pes", "--estimator.sigma-factors", "layer_9", "2"],
-            "sigma_factors: theta has nothing at 'layer_9'; it has ",
+            "sigma_factors: theta has no part 'layer_9'; it has ",
         ),
     ],
 )
