@@ -18,8 +18,7 @@ import numpy as np
 
 from configuration.fields import configuration
 from configuration.files import write_text
-from evaluation.generation.plots import plot_pictures
-from evaluation.generation.scores import draw_pictures, train_stages
+from evaluation.generation import draw_pictures, plot_pictures, train_stages
 from evaluation.report.plots import png
 from experiments import command_line
 from experiments.command_line import InputError, reported

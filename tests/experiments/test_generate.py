@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from evaluation.generation.plots import tile
+from evaluation.generation import tile
 from experiments import generate
 from experiments.command_line import InputError
 from experiments.generate import GenerateConfig

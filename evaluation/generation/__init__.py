@@ -1,1 +1,0 @@
-"""Training of text-to-image stages and pictures drawn from them."""
