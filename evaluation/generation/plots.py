@@ -1,22 +1,19 @@
-"""Figure of generated pictures."""
+"""Sheets of generated pictures beside originals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.generation.scores import Pictures
-from evaluation.report.plots import STYLE
 
 _GAP = 2
 """White pixels between pictures."""
 
 
-@matplotlib.rc_context(STYLE)
 def plot_pictures(pictures: Pictures, captions: Sequence[str]) -> Figure:
     """Plots a row per class: samples on the left, a reproduced picture on the right.
 
