@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
-from safetensors.numpy import save_file
 
 from configuration.fields import configuration
-from configuration.files import publish
 from lopt.interchange import tables
 from lopt.interchange.tables import Source, Table
 from lopt.learned.celo2 import Celo2
@@ -29,13 +27,12 @@ from lopt.learned.elo import ELO
 from lopt.learned.small_fc import SmallFC
 from lopt.learned.velo import VeLO
 from lopt.release import pylo_form, weights
-from lopt.release.artifact import Artifact
+from lopt.release.artifact import CONFIG, WEIGHTS, Artifact, write_folder
 from lopt.release.weights import Tensors
 from parametrization.rules import ADAM_LIKE, Rules
 
 T = TypeVar("T")
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _META_MLP = {"hidden_layers": int, "hidden_size": int, "input_size": int}
 
 
@@ -215,13 +212,7 @@ def write(
     folder: Path, tensors: Tensors, config: Mapping[str, Any], replace: bool
 ) -> None:
     """Writes a folder in PyLO's form, atomically."""
-    text = json.dumps(config, indent=2, sort_keys=True)
-
-    def fill(temporary: Path) -> None:
-        save_file(tensors, temporary / WEIGHTS)
-        (temporary / CONFIG).write_text(text)
-
-    publish(folder, fill, replace=replace)
+    write_folder(folder, tensors, json.dumps(config, indent=2, sort_keys=True), replace)
 
 
 _CELO2_MLP = {

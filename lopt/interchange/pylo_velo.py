@@ -12,19 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lopt.interchange import tables
-from lopt.interchange.pylo import (
-    CONFIG,
-    WEIGHTS,
-    check_config,
-    configured,
-    read_config,
-    source,
-    write,
-)
+from lopt.interchange.pylo import check_config, configured, read_config, source, write
 from lopt.interchange.tables import Source, Table, layer, same
 from lopt.learned.velo import VeLO
 from lopt.release import weights
-from lopt.release.artifact import Artifact
+from lopt.release.artifact import CONFIG, WEIGHTS, Artifact
 from lopt.release.weights import Shapes, Tensors
 
 _OUTPUTS = 3

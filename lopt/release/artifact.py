@@ -28,6 +28,7 @@ from lopt.base import Specs, Theta
 from lopt.per_parameter.forms import Execution, with_execution
 from lopt.release import pylo_form, registry, weights
 from lopt.release.registry import AnyLearned
+from lopt.release.weights import Tensors
 
 PYLO_SCHEMAS = (pylo_form.TENSOR_SCHEMA, pylo_form.MATRIX_SCHEMA)
 GENERAL_SCHEMA = 2
@@ -75,15 +76,7 @@ class Artifact:
             tensors = pylo_form.to_tensors(self.optimizer, self.theta)
         config = json.dumps(self._config(), indent=2, allow_nan=False)
 
-        def write(temporary: Path) -> None:
-            try:
-                save_file(tensors, temporary / WEIGHTS)
-            # Raised on a full disk, too.
-            except SafetensorError as error:
-                raise OSError(errno.EIO, str(error), str(folder)) from error
-            (temporary / CONFIG).write_text(config + "\n")
-
-        publish(Path(folder), write, replace=replace)
+        write_folder(Path(folder), tensors, config + "\n", replace)
 
     @classmethod
     def load(cls, folder: str | Path) -> Artifact:
@@ -157,6 +150,20 @@ class Artifact:
             if not isinstance(value, dict):
                 raise ValueError(f"{name} = {value!r} must be an object")
         return cls(optimizer, theta, base, config["provenance"])
+
+
+def write_folder(folder: Path, tensors: Tensors, config: str, replace: bool) -> None:
+    """Writes config.json and the weights, atomically (errors as `Artifact.save`)."""
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary / WEIGHTS)
+        # Raised on a full disk, too.
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(folder)) from error
+        (temporary / CONFIG).write_text(config)
+
+    publish(folder, write, replace=replace)
 
 
 def _decode_optimizer(config: dict[str, Any]) -> AnyLearned:
