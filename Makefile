@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-fast test-slow check format bench clean
+.PHONY: help quickstart test test-fast test-slow check format bench docs clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -53,9 +53,12 @@ bench: $(VENV)/.runtime  ## speed of meta-training, of every family and optimize
 	$(BIN)/python -m benchmarks.distributions
 	$(BIN)/python -m benchmarks.optimizers
 
+docs: $(VENV)/.docs  ## build the documentation's site into site/
+	$(BIN)/zensical build --strict --clean
+
 clean:  ## remove .venv, caches and build output; keeps runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	rm -rf .import_linter_cache .grimp_cache
+	rm -rf .import_linter_cache .grimp_cache .cache site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is made by the last line only: an interrupted install is done again.
@@ -73,4 +76,9 @@ $(VENV)/.runtime: requirements.txt pyproject.toml
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	@rm -f $@
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.docs: requirements-docs.txt $(VENV)/.runtime
+	@rm -f $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	@touch $@

@@ -7,13 +7,10 @@ strict: an unknown, missing or wrong field is an error that names it.
 
     encode(SGD(0.3), kinds_of(SGD))  # {"kind": "SGD", "learning_rate": 0.3}
 
-A field that is added to a class whose objects are already stored has, in its metadata,
-the value that they have:
-
-    axes: str = dataclasses.field(default="layer", metadata={ABSENT: "tensor"})
-
-It is encoded only where it has another value, so files, digests and comparisons of
-objects that do not use it stay the same.
+A field that is added to a class whose objects are already stored is declared with the
+value that those have: `axes: str = later("layer", absent="tensor")`. It is encoded only
+where it has another value, so files, digests and comparisons of objects that do not use
+it stay the same.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ Measured = Annotated[float, NAN]
 """A measured number, NaN where there is none."""
 
 ABSENT = "absent"
-"""In a field's metadata: configurations stored before the field lack it."""
+"""Key of a field's metadata: the field's value where stored JSON lacks it."""
 
 LARGEST_INTEGER = 2**63
 """Bound on whole numbers, as arrays have it."""
@@ -75,12 +75,12 @@ def configuration(cls: type[T]) -> type[T]:
 
 
 def later(default: T, absent: Any = ...) -> T:
-    """Declares a field that was added to a class whose instances are already stored.
+    """Declares a field that was added to a class whose objects are already stored.
 
     Args:
-        default: value of new instances.
-        absent: value where stored JSON lacks the field, and which is left out of JSON;
-            `default` if it is not given.
+        default: value of new objects.
+        absent: value of objects stored without the field, by default `default`; it is
+            left out of JSON.
     """
     absent = default if absent is ... else absent
     return dataclasses.field(default=default, metadata={ABSENT: absent})
@@ -151,7 +151,7 @@ _UNFIT: Any = object()
 
 
 def _fit(name: str, value: Any, hint: Any, read: Read | None) -> Any:
-    """The value as this annotation wants it, or `_UNFIT`."""
+    """Returns the value as the annotation wants it, or `_UNFIT`."""
     hint, marks = unmarked(hint)
     if read is not None:
         value = read(name, value, hint)
@@ -185,7 +185,7 @@ def _fit(name: str, value: Any, hint: Any, read: Read | None) -> Any:
 
 
 def _number(value: Any, kind: type, *, nan: bool) -> Any:
-    """The number, Python's or NumPy's, as this kind of number, or `_UNFIT`."""
+    """Returns a number, Python's or NumPy's, as this kind of number, or `_UNFIT`."""
     if isinstance(value, np.generic):
         value = value.item()
     if kind is bool or isinstance(value, bool):
@@ -202,7 +202,7 @@ def _number(value: Any, kind: type, *, nan: bool) -> Any:
 
 
 def _is_of(value: Any, hint: Any, *, strict: bool) -> bool:
-    """Whether a value that is neither number nor tuple is of this type.
+    """Returns whether a value that is neither number nor tuple is of this type.
 
     Args:
         value: the value.
@@ -232,7 +232,7 @@ def _is_of(value: Any, hint: Any, *, strict: bool) -> bool:
 
 
 def _items(hint: Any, value: Any) -> tuple[Any, ...] | None:
-    """Annotations of a tuple's entries; None if it is no tuple of as many."""
+    """Returns annotations of a tuple's entries; None if the value does not match."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is not tuple or not isinstance(value, tuple):
         return None
@@ -252,7 +252,7 @@ _PLAIN = {
 
 
 def _described(hint: Any) -> str:
-    """What would be right, as the end of a sentence."""
+    """Describes the type as the end of "... must be"."""
     hint, _ = unmarked(hint)
     arguments = typing.get_args(hint)
     union = alternatives(hint)
@@ -278,6 +278,6 @@ def _described(hint: Any) -> str:
 
 
 def is_class(hint: Any) -> bool:
-    """Whether the type is a class of objects: no number, text, path, tuple or enum."""
+    """Returns whether it is a class other than a number, text, path, tuple or enum."""
     plain = hint in _PLAIN or typing.get_origin(hint) is not None
     return isinstance(hint, type) and not plain and not issubclass(hint, enum.Enum)

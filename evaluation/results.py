@@ -1,9 +1,8 @@
-"""The record of one evaluation run, and files of such records.
+"""Rows of an evaluation, and files of rows.
 
-One row is one optimizer in one cell with one seed; it says of its task what a table
-needs, and nothing that only one kind of task has. A file has one JSON object per line,
-each with its schema version, and is replaced as a whole: a reader never sees a part.
-Reading is strict: an unknown version, a missing field or an unknown one is refused.
+A row is one run of one optimizer in one cell with one seed, with what a table needs to
+know of the task. A file has one JSON object per line, each with its schema version, and
+is replaced as a whole. Reading is strict: other versions and fields are refused.
 """
 
 from __future__ import annotations
@@ -23,59 +22,59 @@ SCHEMA_VERSION = 2
 
 @dataclasses.dataclass(frozen=True)
 class EvalRow:
-    """One run of one optimizer on a task of any kind; losses in its unit."""
+    """One run of one optimizer on a task; losses in the task's unit."""
 
     optimizer: str
     cell: str
     axis: str
-    """What the cell varies alone (see `tasks.suites.Cell`)."""
+    """The one thing that the cell varies (see `tasks.suites.Cell`)."""
     task: str
-    """Kind of the task: ImageClassification, LanguageModelling, ..."""
+    """Class of the task: ImageClassification, LanguageModelling, ..."""
     family: str
-    """Kind of the model; of a task without one, the task's."""
+    """Class of the model; for a task without one, of the task."""
     widths: tuple[int, ...]
-    """Of each layer or block; empty where nothing has a width."""
+    """Widths of the layers or blocks; empty where nothing has a width."""
     depth: int | None
     """Hidden layers or blocks; None where there are none."""
     base_width: int | None
     parametrization: str
     """ADAM_LIKE (μP) or STANDARD."""
     batch_size: int | None
-    """Examples a batch; None where there are no examples."""
+    """Examples per batch; None where there are no examples."""
     dataset: str
     """Name of the data."""
     resolution: str
     """Size of one input: pixels, tokens, coordinates."""
     unit: str
-    """Of the losses: nats, nats per token, squared deviations, ..."""
+    """Unit of the losses: nats, nats per token, squared deviations, ..."""
     loss_at_chance: float
-    """What losses are divided by to be compared between tasks."""
+    """Loss that normalizes losses to compare them between tasks."""
     steps: int
     """Inner steps (`H`)."""
     seed: int
     curve: tuple[Measured, ...]
-    """`[H]` training-batch loss before each update, as it was: not capped."""
+    """`[H]` training-batch loss before each update, not capped."""
     mean_loss: Measured
     """Mean of the curve, each loss capped at 1.5 × the loss at chance."""
     final_loss: Measured
-    """Mean of the last 20 losses, capped alike."""
+    """Mean of the last 20 losses, capped likewise."""
     valid_loss: Measured
     valid_accuracy: Measured
     """NaN where the task has none."""
     test_loss: Measured
     test_accuracy: Measured
     diverged: bool
-    """Something was not finite, or the last loss stood at the cap."""
+    """Whether something was not finite, or the last loss was at the cap."""
     capped_steps: int
-    """Steps whose loss counted as the cap."""
+    """Number of steps whose loss was capped."""
     seconds: float
-    """Wall time of this run's share of its program, compilation excluded."""
+    """The run's share of its program's wall time, compilation excluded."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Learning rate, schedule and where they were tuned, or the artifact's origin."""
+    """Learning rate, schedule and where they were tuned; or the learned optimizer."""
 
 
 def write_rows(path: str | Path, rows: Iterable[EvalRow]) -> None:
-    """Writes rows as JSON lines, by a rename."""
+    """Writes rows as JSON lines; the file is replaced as a whole."""
     lines = [_encode(row) for row in rows]
     write_text(path, "".join(line + "\n" for line in lines))
 
@@ -84,7 +83,7 @@ def read_rows(path: str | Path) -> list[EvalRow]:
     """Reads rows.
 
     Raises:
-        ValueError: naming file and line of what is not a row of this schema.
+        ValueError: naming file and line that is not a row of this schema.
     """
     rows = []
     for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
@@ -95,10 +94,18 @@ def read_rows(path: str | Path) -> list[EvalRow]:
     return rows
 
 
+def by_cell(rows: Iterable[EvalRow]) -> dict[str, list[EvalRow]]:
+    """Groups rows by cell, in the order in which cells occur."""
+    cells: dict[str, list[EvalRow]] = {}
+    for row in rows:
+        cells.setdefault(row.cell, []).append(row)
+    return cells
+
+
 def missing_runs(
     rows: Sequence[EvalRow], expected: Iterable[tuple[str, str, int]]
 ) -> list[tuple[str, str, int]]:
-    """Which expected (cell, optimizer, seed) have no row; to be reported as missing."""
+    """Returns the expected (cell, optimizer, seed) that have no row."""
     present = {(row.cell, row.optimizer, row.seed) for row in rows}
     return [run for run in expected if run not in present]
 
@@ -113,7 +120,7 @@ def _decode(line: str) -> EvalRow:
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     version = content.pop("schema_version", None)
-    if version != SCHEMA_VERSION or isinstance(version, bool):
+    if version != SCHEMA_VERSION:
         raise ValueError(
             f"schema_version = {version!r}; this version reads {SCHEMA_VERSION}"
         )

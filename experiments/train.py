@@ -234,7 +234,7 @@ def main() -> None:
     if meeting is None and config.run.hosts == "one":
         num_devices = num_devices or processes.cpu_devices(num_chunks)
         with reported():
-            devices.check_division(num_chunks, num_devices)
+            devices.check_shares(num_chunks, num_devices)
     if dry:
         print(dry_run.report(config, name))
         return

@@ -280,17 +280,6 @@ def need(params: optax.Params | None, name: str) -> optax.Params:
     return params
 
 
-def need_loss(loss: jax.typing.ArrayLike | None, name: str) -> jax.typing.ArrayLike:
-    """Returns the loss `[]` before the update, or raises ValueError."""
-    if loss is None:
-        raise ValueError(
-            f"{name} needs the loss: update(grads, state, params, loss=loss)"
-        )
-    if jnp.shape(loss):
-        raise ValueError(f"loss has shape {jnp.shape(loss)}, must be one number")
-    return loss
-
-
 def init_states(
     params: Any,
     specs: Specs,

@@ -66,7 +66,7 @@ def _draw_check(
         label = f"steepest: {steepest}"
         axes.plot(check.sizes, worst, "s-", color=_COLOURS[0], ms=4, label=label)
     axes.set_title(f"{title}: steepest {slope:+.2f}", loc="left")
-    _log_sizes(axes, check.sizes, axis)
+    _label_sizes(axes, check.sizes, axis)
     axes.legend(fontsize=7, title="layer, slope" if few else None, title_fontsize=7)
 
 
@@ -139,7 +139,7 @@ def _shades(num: int) -> np.ndarray:
     return matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, num))
 
 
-def _log_sizes(axes: Axes, sizes: Sequence[int], label: str) -> None:
+def _label_sizes(axes: Axes, sizes: Sequence[int], label: str) -> None:
     axes.set_xscale("log", base=2)
     drawn = [np.asarray(line.get_ydata(), np.float64) for line in axes.get_lines()]
     if any((y > 0).any() for y in drawn):

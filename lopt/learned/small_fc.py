@@ -1,9 +1,8 @@
 """small_fc_lopt: a small network on Adafactor-style features, one step per parameter.
 
-Every parameter moves by `−direction·exp(magnitude·exp_mult)·step_mult·scale`, where the
-network computes direction and magnitude from the parameter's own features and `scale`
-is 1 in the standard parametrization and base-fan-in/fan-in for hidden matrices in μP.
-That one factor is all that distinguishes μLO from the optimizer it grew from.
+Every parameter moves by `−direction·exp(magnitude·exp_mult)·step_mult·scale`. The
+network computes direction and magnitude from the parameter's own features; `scale` is 1
+in the standard parametrization and base-fan-in/fan-in for hidden matrices in μP (μLO).
 
 References:
     Metz et al., Practical tradeoffs between memory, compute, and performance in learned
@@ -16,11 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from configuration.fields import configuration, later
 from lopt import checks, tensors
-from lopt.base import Specs, Theta
+from lopt.base import NumSteps, Specs, Theta, Transform
 from lopt.per_parameter import accumulators, features
 from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import Complements, TensorState
@@ -45,8 +43,7 @@ class SmallFC:
     """Scale of the learned log-magnitude of a step (λ2)."""
     output_scale: float = 1.0
     """Factor on the last layer at initialization. At 1, as in the papers, an untrained
-    optimizer takes random steps; at 0 it takes none, so no early episode diverges and
-    every window tells meta-training something. Nothing but `init` depends on it."""
+    optimizer takes random steps; at 0 it takes none, so no early episode diverges."""
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
     """Initial decays of the momenta."""
     second_moment_decay: float = 0.999
@@ -58,10 +55,10 @@ class SmallFC:
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
     execution: Execution = later(Execution())
-    """How the per-parameter network is executed."""
+    """Execution of the per-parameter network."""
     factored_axes: FactoredAxes = later("matrix", absent="tensor")
-    """What second moments are factored over: a "matrix" of all fan-in by all fan-out
-    axes, or the two largest axes of the "tensor" (see `lopt.tensors`)."""
+    """Axes of factored second moments: all fan-in by all fan-out ("matrix"), or the two
+    largest ("tensor"; see `lopt.tensors`)."""
 
     def __post_init__(self) -> None:
         checks.network(self)
@@ -76,21 +73,15 @@ class SmallFC:
         return features.SMALL_FC.names(Counts(num_decays, 1, num_decays))
 
     def init(self, key: jax.Array) -> Theta:
-        """Network weights as in haiku's truncated normal, and offsets of the decays, 0.
+        """Draws the network's weights; offsets of the decays are 0.
 
         Returns:
             `{"layer_i": {"kernel", "bias"}, "momentum_offsets": [K],
             "second_moment_offsets": [1], "factored_offsets": [K]}`.
         """
         num_decays = len(self.momentum_decays)
-        layers = per_parameter_mlp.init(
-            key,
-            len(self.feature_names),
-            self.hidden_size,
-            self.hidden_layers,
-            2,
-            self.output_scale,
-        )
+        sizes = (len(self.feature_names), self.hidden_size, self.hidden_layers, 2)
+        layers = per_parameter_mlp.init(key, *sizes, self.output_scale)
         return {
             **layers,
             "momentum_offsets": jnp.zeros(num_decays),
@@ -98,13 +89,8 @@ class SmallFC:
             "factored_offsets": jnp.zeros(num_decays),
         }
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`).
-
-        `num_steps` is not used: this rule knows the step, not the end of the run.
-        """
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer; `num_steps` is not used."""
         del num_steps
         complements = self._complements(theta)
         layers = self._layers(theta)
@@ -128,17 +114,17 @@ class SmallFC:
         )
 
     def learned_decays(self, theta: Theta) -> dict[str, jax.Array]:
-        """The learned decays themselves, `[K]` each, by accumulator."""
+        """Returns the learned decays, `[K]` each, by accumulator."""
         return {
             name: 1.0 - value
             for name, value in self._complements(theta)._asdict().items()
         }
 
     def features(self, theta: Theta, state: RuleState, grads: Any, params: Any) -> Any:
-        """Inputs of the network in the next update, `[*S, F]` for each tensor.
+        """Returns the network's inputs in the next update, `[*S, F]` for each tensor.
 
-        In the order of `feature_names`; `S` is the shape in which the rule sees the
-        tensor. A parameter stacked by `nn.scan` is beyond it.
+        They are in the order of `feature_names`; `S` is the shape in which the rule
+        sees the tensor. Parameters stacked by `nn.scan` are not supported.
         """
         complements = self._complements(theta)
 

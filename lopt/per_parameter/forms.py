@@ -39,10 +39,9 @@ KERNEL_FROM = 4096
 
 @configuration
 class Execution:
-    """How a per-parameter network is executed; not a property of θ.
+    """Form and precision of a per-parameter network; not properties of θ.
 
-    The same weights run in every form and precision, so released artifacts leave it
-    out.
+    The same weights run in all of them, so released artifacts leave them out.
     """
 
     form: Literal["auto", "plain", "blocked", "kernel"] = "auto"

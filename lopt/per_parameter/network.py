@@ -1,9 +1,8 @@
 """A small network applied to every parameter of a tensor, without building its inputs.
 
-The first layer is split by what each feature depends on (`first_layer`): 16 elementwise
-features with as many rows of the kernel are left of small_fc's 39. `apply` is the plain
-form; `displacement` combines two outputs as most rules do, in the form that suits the
-machine and the tensor (`forms`).
+The first layer is split by what each feature depends on (`first_layer`). `apply` is the
+plain form; `displacement` combines two outputs as most rules do, in the form that suits
+the machine and the tensor (`forms`).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def init(
     outputs: int,
     output_scale: float = 1.0,
 ) -> Layers:
-    """Weights: truncated normal (cut at 2σ, σ = 1/√fan-in), biases zero.
+    """Draws weights, truncated normal (cut at 2σ, σ = 1/√fan-in); biases are zero.
 
     `output_scale` multiplies the last layer's.
 
@@ -60,15 +59,15 @@ def displacement(
     exp_mult: float,
     execution: Execution,
 ) -> jax.Array:
-    """`direction · exp(exp_mult · magnitude)`, the first two outputs: `[*S]`.
+    """Returns `direction · exp(exp_mult · magnitude)` of the first two outputs, `[*S]`.
 
-    With `exp_mult` 0 only the direction is computed. Outputs behind these are not used.
-    Can be differentiated in every form; derivatives are those of the plain one.
+    With `exp_mult` 0 only the direction is computed. Derivatives are those of the plain
+    form in every form.
 
     Args:
         layers: as from `init`; rows of the first kernel in order of the features.
-        feature_set: what the inputs are.
-        q: what they are computed from.
+        feature_set: the network's inputs.
+        q: quantities that they are computed from.
         exp_mult: scale of the magnitude.
         execution: form and precision.
     """
@@ -87,12 +86,12 @@ def apply(
     q: Quantities,
     precision: Precision = "float32",
 ) -> jax.Array:
-    """The network's outputs for one tensor of shape `S`, outputs last: `[*S, out]`.
+    """Returns the network's outputs for one tensor, `[*S, out]`.
 
     Args:
         layers: as from `init`; rows of the first kernel in order of the features.
-        feature_set: what the inputs are.
-        q: what they are computed from.
+        feature_set: the network's inputs.
+        q: quantities that they are computed from.
         precision: of the products.
     """
     hidden = _first_layer(layers["layer_0"], feature_set, q, precision)
@@ -111,7 +110,7 @@ def _program(
     exp_mult: float,
     precision: Precision,
 ) -> Callable[..., jax.Array]:
-    """`displacement` of (layers, gradient, parameter, state, step) in one form."""
+    """Builds (layers, gradient, parameter, state, step) -> displacement."""
 
     def plain(
         layers: Layers,
@@ -149,7 +148,8 @@ def _first_layer(
         kernel = first_layer.kernel_of(terms)
         used = precision if axis is None else "float32"
         term = _normalized_product(values, kernel, q.epsilons, used)
-        if axis is not None and bias is not None:  # added where it costs least
+        # The bias is added where it costs least.
+        if axis is not None and bias is not None:
             term, bias = term + jnp.broadcast_to(bias, term.shape), None
         total = term if total is None else _sum(total, term)
     assert total is not None

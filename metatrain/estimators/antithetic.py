@@ -25,7 +25,6 @@ episodes: a long episode counts for as many windows as it has.
 from __future__ import annotations
 
 import abc
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,17 +32,16 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from configuration.fields import configuration
+from configuration.ranges import check_range
 from lopt.base import Theta, frozen_parts
-from metatrain.estimators import episodes, perturbation
-from metatrain.estimators.base import Parts
+from metatrain.estimators import base, perturbation
+from metatrain.estimators.base import Estimator, Inputs, Metrics, ended
 from metatrain.estimators.controls import Controls
-from metatrain.estimators.episodes import Inputs, Metrics, data_key, particle_key
 from metatrain.estimators.particles import Reduce
 from metatrain.frozen import keep_frozen
 from metatrain.inner_training import InnerTraining, Unrolled
 from metatrain.keys import stream
 from metatrain.resume_buffer import ResumeBuffer, Watch
-from metatrain.truncation import EpisodeLengths
 from metatrain.unroll import Windowed
 
 _LARGEST = 2**31 - 1
@@ -61,21 +59,13 @@ class PairState(NamedTuple):
 
 
 @configuration
-class AntitheticES(abc.ABC):
+class AntitheticES(Estimator):
     """Fields and window of the antithetic evolution strategies."""
 
     num_pairs: int = 8
     """Antithetic pairs N; each outer step unrolls 2N particles."""
-    truncation: int = 50
-    """Inner steps T of a window; one outer step advances every particle by T."""
     sigma: float = 0.01
     """Standard deviation of the perturbation of each meta-parameter."""
-    chunk: int = 4
-    """Pairs of one vmapped program (all of them if there are fewer); chunks follow one
-    another, and devices share them. Fixed, so that results do not depend on the
-    devices. On CPUs 4 stay in the cache where 8 do not; one GPU may want all."""
-    lengths: EpisodeLengths = EpisodeLengths()
-    """Lengths of the episodes."""
     pairs_per_task: int = 1
     """Pairs, each with a noise of its own, that share a task: its variant,
     initialization, episode length and batches."""
@@ -93,9 +83,8 @@ class AntitheticES(abc.ABC):
     device should hold N terms; last bits then depend on the devices."""
 
     def __post_init__(self) -> None:
-        episodes.check_counts(self, "num_pairs", "pairs_per_task")
-        if not 1e-18 <= self.sigma <= 100.0:
-            raise ValueError(f"sigma = {self.sigma} must lie in [1e-18, 100]")
+        base.check_counts(self, "num_pairs", "pairs_per_task")
+        check_range("sigma", self.sigma, "[1e-18, 100]")
         if self.num_pairs % self.pairs_per_task:
             raise ValueError(
                 f"pairs_per_task = {self.pairs_per_task} must divide "
@@ -131,14 +120,19 @@ class AntitheticES(abc.ABC):
         return pair.episodes.step[0] % min(every * self.truncation, _LARGEST) == 0
 
     @property
+    def particles(self) -> int:
+        """Number of pairs."""
+        return self.num_pairs
+
+    @property
     def num_members(self) -> int:
         """Members of all pairs."""
         return 2 * self.num_pairs
 
     @property
-    def num_chunks(self) -> int:
-        """Chunks of pairs, which devices may share."""
-        return self.num_pairs // min(self.chunk, self.num_pairs)
+    def reduction(self) -> Reduce:
+        """See the field `reduce`."""
+        return self.reduce
 
     def check(self, theta: Theta) -> None:
         """Checks that these fields fit a θ, given as arrays or their shapes.
@@ -157,57 +151,30 @@ class AntitheticES(abc.ABC):
     def init(self, problem: InnerTraining, theta: Theta) -> PairState:
         """See `Estimator.init`; the particles are pairs."""
         self.check(theta)
-        variant, members = episodes.unbegun(problem, theta, self.num_pairs, members=2)
+        variant, members = self.unbegun(problem, theta, members=2)
         flat = ravel_pytree(theta)[0]
         zeros = jnp.zeros((self.num_pairs, *flat.shape), flat.dtype)
         watch = self.resume.unbegun(variant, members) if self.resume.slots else None
         return PairState(zeros, variant, members, watch=watch)
 
-    def advance(
-        self,
-        problem: InnerTraining,
-        theta: Theta,
-        state: PairState,
-        dataset: Any,
-        key: jax.Array,
-        *,
-        outer_step: int | jax.Array = 0,
-        first: int | jax.Array = 0,
-    ) -> tuple[Parts, PairState]:
-        """See `Estimator.advance`; the particles are pairs."""
-        if isinstance(dataset, Windowed):
-            self._check_streamed()
-        return episodes.advanced(
-            partial(self._window, problem),
-            Inputs(theta, dataset, key, outer_step),
-            state,
-            first,
-            chunk=self.chunk,
-            reduce=self.reduce,
-        )
+    def task_key(self, key: jax.Array, index: jax.Array) -> jax.Array:
+        """See `Estimator.task_key`; several pairs may share a task."""
+        return base.particle_key(key, index // self.pairs_per_task)
 
     def data_keys(self, key: jax.Array) -> jax.Array:
         """See `Estimator.data_keys`; one key for each pair."""
-        self._check_streamed()
-        tasks = jnp.arange(self.num_pairs) // self.pairs_per_task
-        return jax.vmap(lambda task: data_key(particle_key(key, task)))(tasks)
+        self.controls.check_streamed()
+        return super().data_keys(key)
 
-    def _check_streamed(self) -> None:
-        if not self.controls.common_random_numbers:
-            raise ValueError(
-                "controls.common_random_numbers = False: streamed data holds the same "
-                "batches for both members; keep the data on the device"
-            )
-
-    def _window(
+    def window(
         self, problem: InnerTraining, inputs: Inputs, pair: PairState, index: jax.Array
     ) -> tuple[PairState, Theta, Metrics]:
-        """Advances one pair by a window: the pair, its term, its metrics."""
+        """See `Estimator.window`; the particle is a pair."""
         theta = inputs.theta
         flat, unravel = ravel_pytree(theta)
-        task_key = particle_key(inputs.key, index // self.pairs_per_task)
+        task_key = self.task_key(inputs.key, index)
         # Begin the next episode where the last one has ended.
-        begins = episodes.ended(pair.episodes)
+        begins = ended(pair.episodes)
         pair, metrics = self._renewed(problem, inputs, pair, task_key)
         # Unroll the members at θ ± ε.
         fresh = self._draw(problem, theta, inputs.key, index)
@@ -223,7 +190,7 @@ class AntitheticES(abc.ABC):
         if self.sigma_factors:
             factors = perturbation.raveled_factors(theta, self.sigma_factors)
             term = term / jnp.asarray(factors**2, term.dtype)
-        metrics = episodes.metrics_of(unrolled, unrolled.episode, ~finite) | metrics
+        metrics = base.metrics_of(unrolled, unrolled.episode, ~finite) | metrics
         if pair.watch is not None:
             watch, struggles = self.resume.observe(
                 pair.watch, pair.variant, pair.episodes, unrolled.losses
@@ -239,16 +206,9 @@ class AntitheticES(abc.ABC):
         self, problem: InnerTraining, inputs: Inputs, pair: PairState, key: jax.Array
     ) -> tuple[PairState, Metrics]:
         """Begins an ended pair's next episode, anew or from a stored state."""
-        begins = episodes.ended(pair.episodes)
-        variant, members = episodes.renewed(
-            problem,
-            inputs.theta,
-            (pair.variant, pair.episodes),
-            key,
-            inputs.outer_step,
-            lengths=self.lengths,
-            truncation=self.truncation,
-        )
+        begins = ended(pair.episodes)
+        runs = (pair.variant, pair.episodes)
+        variant, members = self.renewed(problem, inputs, runs, key)
         metrics: Metrics = {}
         if pair.watch is not None:
             watch, (variant, members), warm = self.resume.renewed(
@@ -293,8 +253,10 @@ class AntitheticES(abc.ABC):
                 outer_step=inputs.outer_step,
             )
 
-        key = data_key(key)
+        key = base.data_key(key)
         if self.controls.common_random_numbers:
             # The key is not mapped, so the batches are gathered once for both.
             return jax.vmap(one, (0, 0, None))(members, pair.episodes, key)
+        if isinstance(inputs.dataset, Windowed):
+            self.controls.check_streamed()
         return jax.vmap(one)(members, pair.episodes, jax.random.split(key))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from configuration.fields import configuration
-from metatrain.estimators.episodes import particle_key
+from metatrain.estimators.base import particle_key
 from metatrain.keys import stream
 
 
@@ -41,6 +41,18 @@ class Controls:
             raise ValueError(
                 f"controls.clip_difference = {self.clip_difference} has no effect on "
                 "signs: leave it or sign_difference out"
+            )
+
+    def check_streamed(self) -> None:
+        """Checks that both members may be given the batches of one window.
+
+        Raises:
+            ValueError: if they see batches of their own.
+        """
+        if not self.common_random_numbers:
+            raise ValueError(
+                "controls.common_random_numbers = False: streamed data holds the same "
+                "batches for both members; keep the data on the device"
             )
 
     def normal(

@@ -185,7 +185,7 @@ class FunctionTask(OpaqueTask):
     def whole(self, dataset: Dataset, split: Split) -> Batch:
         """All examples of a split; of data without end, 16 fixed batches."""
         if self._holds:
-            return dataset.rows(split)
+            return dataset.split(split)
         keys = batch_keys(jax.random.key(0), split, NUM_WHOLE)
         return () if self.data is None else EveryBatch(jax.lax.map(self.data, keys))
 

@@ -158,7 +158,7 @@ class AdaptedTask(OpaqueTask):
 
     def whole(self, dataset: Dataset, split: Split) -> Batch:
         """Returns all stored batches of a split, for the mean of their losses."""
-        return () if self.data is None else EveryBatch(dataset.rows(split))
+        return () if self.data is None else EveryBatch(dataset.split(split))
 
     def loss_of_batch(self, params: Params, key: jax.Array, batch: Batch) -> Loss:
         """Returns the original's loss, with zeros in place of a model state."""

@@ -20,6 +20,13 @@ def draw_rows(key: jax.Array, size: int, num: int, batch_size: int) -> jax.Array
     return flat.reshape(num, batch_size)
 
 
+def places_in_window(rows: np.ndarray, size: int = 1) -> Any:
+    """Returns where draws `[..., num, B]` of `size` elements each lie once fetched."""
+    num, batch_size = rows.shape[-2:]
+    places = size * np.arange(num * batch_size, dtype=np.int32)
+    return np.broadcast_to(places.reshape(num, batch_size), rows.shape)
+
+
 def select(splits: Any, name: Split) -> Any:
     """Returns the split of that name of a dataset with a field for each split."""
     if name not in SPLITS:
@@ -50,17 +57,17 @@ class Splits(NamedTuple):
     outer_valid: Any
     test: Any
 
-    def rows(self, name: Split) -> Batch:
-        """Returns all examples of a split."""
+    def split(self, name: Split) -> Any:
+        """Returns the split of that name."""
         return select(self, name)
 
     def draw(self, key: jax.Array, name: Split, num: int, batch_size: int) -> jax.Array:
         """Draws rows of `num` batches, `[num, B]` int32, with replacement."""
-        return draw_rows(key, _num_rows(self.rows(name)), num, batch_size)
+        return draw_rows(key, _num_rows(self.split(name)), num, batch_size)
 
     def batch(self, rows: jax.Array, name: Split) -> Batch:
         """Returns the examples in those rows."""
-        return jax.tree.map(lambda x: x[rows], self.rows(name))
+        return jax.tree.map(lambda x: x[rows], self.split(name))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -24,17 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from configuration.files import write_text
+
 VARIABLE = "METATRAIN_CACHE_DIR"
 MANIFEST = "manifest.json"
 _SCHEMA = 1
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-)
 
 Arrays = dict[str, np.ndarray]
 
@@ -132,7 +126,10 @@ def _load(
         if not entry.exists():
             raise _UnusableError from None
         raise _UnusableError(f"{error.filename} is missing") from None
-    except _UNREADABLE as error:
+    except _UnusableError:
+        raise
+    # Anything in the files may be missing or of another type.
+    except Exception as error:
         raise _UnusableError(f"{path} is damaged: {error!r}") from None
     if fresh != [seen[source.name] for source in sources]:
         # Same content, other time: recorded, so that it is hashed only once.
@@ -193,9 +190,7 @@ def _write(
                 "dtype": str(array.dtype),
                 "sha256": _digest(path),
             }
-        manifest: dict[str, Any] = dict(
-            zip(("schema", "name", "fingerprint"), key, strict=True)
-        )
+        manifest: Any = dict(zip(("schema", "name", "fingerprint"), key, strict=True))
         _write_manifest(temporary, {**manifest, "sources": sources, "arrays": files})
         temporary.chmod(0o755)
         if entry.exists():
@@ -219,18 +214,8 @@ def _digest_of(manifest: dict[str, Any]) -> str:
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            checked = {**manifest, "sha256": _digest_of(manifest)}
-            json.dump(checked, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, folder / MANIFEST)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    checked = {**manifest, "sha256": _digest_of(manifest)}
+    write_text(folder / MANIFEST, json.dumps(checked, indent=1))
 
 
 @contextlib.contextmanager

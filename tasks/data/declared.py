@@ -17,14 +17,6 @@ from typing import Any
 FORMAT = "array_record"
 INFO, FEATURES = "dataset_info.json", "features.json"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-_NOT_UNDERSTOOD = (
-    KeyError,
-    TypeError,
-    AttributeError,
-    ValueError,
-    OSError,
-    OverflowError,
-)
 _FILE = re.compile(r"[\w+-][\w.+-]*", re.ASCII)
 
 
@@ -70,6 +62,11 @@ class Prepared:
         """The split that becomes test: `test`, else `validation`, else None."""
         return next((s for s in ("test", "validation") if s in self.splits), None)
 
+    @property
+    def listing(self) -> str:
+        """Names and kinds of the features, for messages."""
+        return ", ".join(f"{k} ({f.kind})" for k, f in self.features.items())
+
     def check_split(self, split: str) -> None:
         """Raises ValueError if there is no such split."""
         if split not in self.splits:
@@ -114,7 +111,8 @@ def read_declaration(name: str, path: Path, root: Path) -> Prepared:
             key: _feature(path, key, value)
             for key, value in described["featuresDict"]["features"].items()
         }
-    except _NOT_UNDERSTOOD as error:
+    # Anything in the files may be missing or of another type.
+    except Exception as error:
         what = f"does not say what TFDS writes into {INFO} and {FEATURES}: {error!r}"
         raise damaged(full, path, what, root) from None
     if FORMAT not in formats:

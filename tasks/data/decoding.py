@@ -49,15 +49,10 @@ def decoder(
                 )
             # Two steps: an image stored in another mode first looks as declared.
             pixels = image.convert(stored).convert(mode)
-        if size is not None and pixels.size != (size, size):
-            return _resize(pixels, size)
-        return np.asarray(pixels).reshape(pixels.height, pixels.width, -1)
-
-    def _resize(pixels: Image.Image, size: int) -> np.ndarray:
-        if pixels.height % size or pixels.width % size:
-            small = pixels.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(small).reshape(size, size, -1)
-        return shrink(np.asarray(pixels).reshape(pixels.height, pixels.width, -1), size)
+        if size is not None and (pixels.height % size or pixels.width % size):
+            pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
+        array = np.asarray(pixels).reshape(pixels.height, pixels.width, -1)
+        return array if size is None else shrink(array, size)
 
     return decode
 

@@ -21,15 +21,8 @@ class Digits(Images):
     Reference: Alpaydin and Kaynak (1998), UCI Machine Learning Repository, CC BY 4.0.
     """
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image."""
-        return (8, 8, 1)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of labels."""
-        return 10
+    image_shape = (8, 8, 1)
+    num_classes = 10
 
     def load(self) -> ImageDataset:
         """Returns the dataset as device arrays (see `Images.load`)."""

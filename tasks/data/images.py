@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import itertools
 import math
 from typing import Any, ClassVar, NamedTuple
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.base import Split
-from tasks.data.arrays import draw_rows, on_device, select
+from tasks.data.arrays import draw_rows, on_device, places_in_window, select
 from tasks.data.augmentation import AugmentationDraws
 from tasks.source import Source
 
@@ -67,28 +68,48 @@ class ImageDataset(NamedTuple):
         return select(self, name)
 
 
-def check_drawn(data: Any, deviation: str, **least: int) -> None:
-    """Checks the fields of procedurally drawn images, the `seed` among them.
+class DrawnImages(Images):
+    """Procedural images: a frozen dataclass whose fields and seed determine them."""
 
-    Args:
-        data: has the fields.
-        deviation: name of a field that is a standard deviation.
-        **least: smallest value of each field that is a size.
+    num_train: int
+    seed: int
 
-    Raises:
-        ValueError: naming the field.
-    """
-    for name, smallest in least.items():
-        value = getattr(data, name)
-        if value < smallest:
-            raise ValueError(f"{name} = {value} must be at least {smallest}")
-        if value > 10**8:
-            raise ValueError(f"{name} = {value} must be at most 10⁸")
-    if not 0 <= data.seed < 2**32:
-        raise ValueError(f"seed = {data.seed} must be a whole number in [0, 2³²)")
-    if not 0.0 <= getattr(data, deviation) < math.inf:
-        value = getattr(data, deviation)
-        raise ValueError(f"{deviation} = {value} must not be negative")
+    @abc.abstractmethod
+    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Draws images `[n, *image_shape]` uint8 and labels `[n]`, in split order."""
+
+    @property
+    def row_bounds(self) -> tuple[int, int, int]:
+        """Rows at which inner_valid, outer_valid and test begin."""
+        return split_bounds(self.num_train)
+
+    def load(self) -> ImageDataset:
+        """Returns the dataset as device arrays (see `Images.load`)."""
+        return _draw_images(self)
+
+    def check_fields(self, deviation: str, **least: int) -> None:
+        """Raises ValueError naming a field that is out of range.
+
+        Args:
+            deviation: name of a field that is a standard deviation.
+            **least: smallest value of each field that is a size.
+        """
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value < smallest:
+                raise ValueError(f"{name} = {value} must be at least {smallest}")
+            if value > 10**8:
+                raise ValueError(f"{name} = {value} must be at most 10⁸")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed = {self.seed} must be a whole number in [0, 2³²)")
+        value = getattr(self, deviation)
+        if not 0.0 <= value < math.inf:
+            raise ValueError(f"{deviation} = {value} must not be negative")
+
+
+@functools.cache
+def _draw_images(source: DrawnImages) -> ImageDataset:
+    return partition(*source.pixels(), source.row_bounds)
 
 
 def split_bounds(num: int, test_apart: bool = True) -> tuple[int, int, int]:
@@ -157,10 +178,7 @@ def draw_indices(
 
 def without_train(dataset: ImageDataset) -> ImageDataset:
     """Empties the training split, whose rows are fetched for each window."""
-    nothing = jax.tree.map(
-        lambda x: np.empty((0, *x.shape[1:]), x.dtype), dataset.train
-    )
-    return dataset._replace(train=nothing)
+    return dataset._replace(train=jax.tree.map(lambda x: x[:0], dataset.train))
 
 
 def fetch(dataset: ImageDataset, draws: ImageDraws) -> tuple[ImageSplit, ImageDraws]:
@@ -175,14 +193,9 @@ def fetch(dataset: ImageDataset, draws: ImageDraws) -> tuple[ImageSplit, ImageDr
         NumPy arrays, and the draws with their places among these.
     """
     rows = np.asarray(draws.rows)
-    num, batch_size = rows.shape[-2:]
-    flat = rows.reshape(*rows.shape[:-2], num * batch_size)
-    images, labels = (np.asarray(x) for x in dataset.train)
-    places = np.arange(num * batch_size, dtype=np.int32).reshape(num, batch_size)
-    return (
-        ImageSplit(images[flat], labels[flat]),  # pyright: ignore
-        draws._replace(places=np.broadcast_to(places, rows.shape)),
-    )
+    flat = rows.reshape(*rows.shape[:-2], -1)
+    split: Any = ImageSplit(*(np.asarray(x)[flat] for x in dataset.train))
+    return split, draws._replace(places=places_in_window(rows))
 
 
 def gather(dataset: ImageDataset, rows: jax.Array | slice, split: Split) -> ImageSplit:

@@ -31,6 +31,7 @@ class Known:
     """Number of labels of its images."""
 
 
+_MNIST_ROWS = {"train": 60_000, "test": 10_000}
 _CIFAR_ROWS = {"train": 50_000, "test": 10_000}
 _CIFAR = (
     "Krizhevsky (2009), Learning multiple layers of features from tiny images; no "
@@ -47,18 +48,10 @@ def _imagenet(size: int, gigabytes: float) -> Known:
 KNOWN: Mapping[str, Known] = MappingProxyType(
     {
         "mnist": Known(
-            {"train": 60_000, "test": 10_000},
-            0.025,
-            "LeCun et al. (1998); CC BY-SA 3.0",
-            (28, 28, 1),
-            10,
+            _MNIST_ROWS, 0.025, "LeCun et al. (1998); CC BY-SA 3.0", (28, 28, 1), 10
         ),
         "fashion_mnist": Known(
-            {"train": 60_000, "test": 10_000},
-            0.04,
-            "Xiao et al., arXiv:1708.07747; MIT",
-            (28, 28, 1),
-            10,
+            _MNIST_ROWS, 0.04, "Xiao et al., arXiv:1708.07747; MIT", (28, 28, 1), 10
         ),
         "cifar10": Known(_CIFAR_ROWS, 0.14, _CIFAR, (32, 32, 3), 10),
         "cifar10_subset": Known(

@@ -7,6 +7,7 @@ read, and every shard's records are counted.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -104,7 +105,8 @@ def open_dataset(name: str) -> Prepared:
     """
     plain, version = check_name(name)
     root = data_dir()
-    versions = sorted(_subfolders(root / plain, _VERSION), key=_by_number)
+    versions = _subfolders(root / plain, _VERSION)
+    versions.sort(key=lambda version: [int(part) for part in version.split(".")])
     if version in versions or (versions and not version):
         path = root / plain / (version or versions[-1])
         return read_declaration(plain, path, root)
@@ -187,9 +189,8 @@ def damaged_row(prepared: Prepared, split: str, row: int, what: object) -> Value
     """Returns the error of a bad row; it names the row's file."""
     ends = itertools.accumulate(prepared.shard_lengths[split])
     shard = next(index for index, end in enumerate(ends) if row < end)
-    return _damaged(
-        prepared, prepared.shards[split][shard], f"has a bad row {row}: {what}"
-    )
+    path = prepared.shards[split][shard]
+    return _damaged(prepared, path, f"has a bad row {row}: {what}")
 
 
 def _damaged(prepared: Prepared, path: Path, what: str) -> ValueError:
@@ -198,11 +199,8 @@ def _damaged(prepared: Prepared, path: Path, what: str) -> ValueError:
 
 def _count(records: Any, shard: Path) -> int:
     """Counts a file's own rows: those beyond the declared ones are never read."""
-    reader = records.ArrayRecordReader(str(shard))
-    try:
+    with contextlib.closing(records.ArrayRecordReader(str(shard))) as reader:
         return reader.num_records()
-    finally:
-        reader.close()
 
 
 def _readers() -> tuple[Any, Any]:
@@ -230,7 +228,3 @@ def _subfolders(folder: Path, pattern: re.Pattern[str]) -> list[str]:
 def _holds(folder: Path) -> bool:
     """Whether the folder is a dataset, with configurations or without."""
     return any(any(folder.glob(f"{between}*/{INFO}")) for between in ("", "*/"))
-
-
-def _by_number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))

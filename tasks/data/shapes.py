@@ -9,19 +9,12 @@ Shapes are drawn from their signed distance functions; edges are one pixel wide.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
 
 from configuration.fields import configuration
-from tasks.data.images import (
-    ImageDataset,
-    Images,
-    check_drawn,
-    partition,
-    split_bounds,
-)
+from tasks.data.images import DrawnImages
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
@@ -42,7 +35,7 @@ _ROWS_AT_ONCE = 500
 
 
 @configuration
-class Shapes(Images):
+class Shapes(DrawnImages):
     """Procedural square RGB pictures of four shapes in three colours.
 
     Classes alternate, so every split is balanced. The training examples are cut
@@ -60,8 +53,10 @@ class Shapes(Images):
     seed: int = 0
     """Seed of everything random."""
 
+    num_classes = len(SHAPES) * len(COLOURS)
+
     def __post_init__(self) -> None:
-        check_drawn(self, "noise", size=8, num_train=10, num_test=1)
+        self.check_fields("noise", size=8, num_train=10, num_test=1)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -69,18 +64,9 @@ class Shapes(Images):
         return (self.size, self.size, 3)
 
     @property
-    def num_classes(self) -> int:
-        """Number of captions."""
-        return len(SHAPES) * len(COLOURS)
-
-    @property
     def captions(self) -> tuple[str, ...]:
         """Captions of the classes; colours change fastest."""
         return tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-
-    def load(self) -> ImageDataset:
-        """Returns the dataset as device arrays (see `Images.load`)."""
-        return _make(self)
 
     def pixels(self) -> tuple[np.ndarray, np.ndarray]:
         """Draws pictures `[n, size, size, 3]` uint8 and labels `[n]`."""
@@ -148,8 +134,3 @@ def distance(shapes: np.ndarray, across: np.ndarray, down: np.ndarray) -> np.nda
             long, short = np.maximum(u, v), np.minimum(u, v)
             out[rows] = np.maximum(long - 1.0, short - 0.34)
     return out
-
-
-@functools.cache
-def _make(shapes: Shapes) -> ImageDataset:
-    return partition(*shapes.pixels(), split_bounds(shapes.num_train))

@@ -10,18 +10,10 @@ templates and ranges, so accuracies are not comparable with that paper's.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from configuration.fields import configuration
-from tasks.data.images import (
-    ImageDataset,
-    Images,
-    check_drawn,
-    partition,
-    split_bounds,
-)
+from tasks.data.images import DrawnImages
 
 TEMPLATES = (
     np.array(
@@ -56,7 +48,7 @@ LIMIT = 2.5
 
 
 @configuration
-class Signals(Images):
+class Signals(DrawnImages):
     """Procedural signals of ten classes, as images of one row.
 
     Classes alternate, so every split is balanced. The training examples are cut
@@ -74,22 +66,21 @@ class Signals(Images):
     seed: int = 0
     """Seed of everything random."""
 
+    num_classes = len(TEMPLATES)
+
     def __post_init__(self) -> None:
-        check_drawn(self, "noise", length=12, num_train=10, num_test=1)
+        self.check_fields("noise", length=12, num_train=10, num_test=1)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """One row of `length` points, one channel."""
         return (1, self.length, 1)
 
-    @property
-    def num_classes(self) -> int:
-        """Number of templates."""
-        return len(TEMPLATES)
-
-    def load(self) -> ImageDataset:
-        """Returns the dataset as device arrays (see `Images.load`)."""
-        return _make(self)
+    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Draws signals as images of one row (see `DrawnImages.pixels`)."""
+        heights, labels = self.heights()
+        grey = np.clip((heights / LIMIT + 1.0) / 2.0, 0.0, 1.0) * 255.0
+        return np.round(grey).astype(np.uint8)[:, None, :, None], labels
 
     def heights(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns signals before rounding, `[n, length]` float64, and labels `[n]`."""
@@ -123,11 +114,3 @@ def curve(labels: np.ndarray, at: np.ndarray) -> np.ndarray:
     part = place - left
     rows = labels[:, None]
     return (1.0 - part) * TEMPLATES[rows, left] + part * TEMPLATES[rows, left + 1]
-
-
-@functools.cache
-def _make(signals: Signals) -> ImageDataset:
-    heights, labels = signals.heights()
-    grey = np.clip((heights / LIMIT + 1.0) / 2.0, 0.0, 1.0) * 255.0
-    images = np.round(grey).astype(np.uint8)[:, None, :, None]
-    return partition(images, labels, split_bounds(signals.num_train))

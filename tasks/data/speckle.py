@@ -29,13 +29,7 @@ import numpy as np
 from configuration.fields import configuration
 from tasks.base import SPLITS, Split
 from tasks.data.arrays import Splits, select
-from tasks.data.images import (
-    ImageDataset,
-    Images,
-    check_drawn,
-    partition,
-    split_bounds,
-)
+from tasks.data.images import DrawnImages, split_bounds
 
 FAT_EDGES = np.array([0.0, 0.05, 0.33, 0.66, 1.0])
 """Fat fractions that bound the grades."""
@@ -72,7 +66,7 @@ class Patients(NamedTuple):
 
 
 @configuration
-class Speckle(Images):
+class Speckle(DrawnImages):
     """Procedural speckle images of four grades, with splits by patient.
 
     `num_train` patients are cut 80/10/10 into train, inner_valid and outer_valid. Every
@@ -95,9 +89,11 @@ class Speckle(Images):
     seed: int = 0
     """Seed of everything random."""
 
+    num_classes = 4
+
     def __post_init__(self) -> None:
         least = {"num_train": 40, "num_test": 4}
-        check_drawn(self, "deviation", size=8, images_per_patient=1, **least)
+        self.check_fields("deviation", size=8, images_per_patient=1, **least)
         shares = self.prevalences
         positive = len(shares) == 4 and all(share > 0 for share in shares)
         if not positive or not abs(sum(shares) - 1) <= 1e-9:
@@ -120,18 +116,38 @@ class Speckle(Images):
         return tuple(itertools.pairwise(edges))
 
     @property
+    def row_bounds(self) -> tuple[int, int, int]:
+        """Rows at which inner_valid, outer_valid and test begin."""
+        first, second, third = split_bounds(self.num_train)
+        views = self.images_per_patient
+        return (views * first, views * second, views * third)
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image."""
         return (self.size, self.size, 1)
 
-    @property
-    def num_classes(self) -> int:
-        """Number of grades."""
-        return 4
-
-    def load(self) -> ImageDataset:
-        """Returns the dataset as device arrays (see `Images.load`)."""
-        return _make(self)
+    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Draws images and grades, patient by patient (see `DrawnImages.pixels`)."""
+        views, splits = self.images_per_patient, _draw_patients(self)
+        appearance, kidney, labels = (
+            np.concatenate([np.repeat(getattr(s, name), views, axis=0) for s in splits])
+            for name in ("appearance", "kidney", "grade")
+        )
+        rng = np.random.RandomState([self.seed, 1])
+        kidney = kidney + WANDER[1] * rng.normal(size=kidney.shape)
+        gain = GAIN * rng.normal(size=(len(labels), 1, 1))
+        images = np.empty((len(labels), *self.image_shape), np.uint8)
+        for begin in range(0, len(labels), _AT_ONCE):
+            part = slice(begin, begin + _AT_ONCE)
+            shape = (2, len(labels[part]), self.size, self.size)
+            noise = rng.normal(size=shape) / math.sqrt(2.0)
+            amplitude = envelope(noise[0] + 1j * noise[1], appearance[part])
+            level = decibels(appearance[part], kidney[part], self.size) + gain[part]
+            level += 20.0 * np.log10(np.maximum(amplitude, 1e-6))
+            grey = np.clip((level - LIMITS[0]) / (LIMITS[1] - LIMITS[0]), 0.0, 1.0)
+            images[part, ..., 0] = np.round(255.0 * grey)
+        return images, labels
 
     def patients(self, split: Split) -> Patients:
         """Returns the patients of a split; the rows of patient i start at i · views."""
@@ -203,27 +219,3 @@ def _draw_patients(speckle: Speckle) -> Splits:
         kidney = np.array(KIDNEY) + WANDER[0] * rng.normal(size=(len(grade), 2))
         splits.append(Patients(np.arange(begin, end), grade, fat, looks, kidney))
     return Splits(*splits)
-
-
-@functools.cache
-def _make(speckle: Speckle) -> ImageDataset:
-    splits = _draw_patients(speckle)
-    views, size = speckle.images_per_patient, speckle.size
-    appearance, kidney, labels = (
-        np.concatenate([np.repeat(getattr(s, name), views, axis=0) for s in splits])
-        for name in ("appearance", "kidney", "grade")
-    )
-    rng = np.random.RandomState([speckle.seed, 1])
-    kidney = kidney + WANDER[1] * rng.normal(size=kidney.shape)
-    gain = GAIN * rng.normal(size=(len(labels), 1, 1))
-    images = np.empty((len(labels), size, size, 1), np.uint8)
-    for begin in range(0, len(labels), _AT_ONCE):
-        part = slice(begin, begin + _AT_ONCE)
-        parts = rng.normal(size=(2, len(labels[part]), size, size)) / math.sqrt(2.0)
-        amplitude = envelope(parts[0] + 1j * parts[1], appearance[part])
-        level = decibels(appearance[part], kidney[part], size) + gain[part]
-        level += 20.0 * np.log10(np.maximum(amplitude, 1e-6))
-        grey = np.clip((level - LIMITS[0]) / (LIMITS[1] - LIMITS[0]), 0.0, 1.0)
-        images[part, ..., 0] = np.round(255.0 * grey)
-    first, second, third = (views * end for _, end in speckle.bounds[:3])
-    return partition(images, labels, (first, second, third))

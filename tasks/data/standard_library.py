@@ -38,12 +38,7 @@ PACKAGES = (
 )
 """Packages that no distribution leaves out, beside the single-file modules."""
 
-_SHARES: dict[Split, float] = {
-    "train": 0.72,
-    "inner_valid": 0.09,
-    "outer_valid": 0.09,
-    "test": 0.10,
-}
+_SHARES = dict(zip(SPLITS, (0.72, 0.09, 0.09, 0.10), strict=True))
 
 
 @configuration

@@ -15,8 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.base import SPLITS, Split
-from tasks.data.arrays import draw_rows, on_device, select
+from tasks.data.arrays import Splits, draw_rows, on_device, places_in_window
 from tasks.source import Source
+
+TextDataset = Splits
+"""Four disjoint splits, each one array of tokens `[n]` (see `token_dtype`)."""
 
 
 class Text(Source):
@@ -28,19 +31,6 @@ class Text(Source):
     @abc.abstractmethod
     def load(self) -> TextDataset:
         """Returns the dataset as device arrays; read once per process."""
-
-
-class TextDataset(NamedTuple):
-    """Four disjoint splits, each one array of tokens `[n]` (see `token_dtype`)."""
-
-    train: jax.Array
-    inner_valid: jax.Array
-    outer_valid: jax.Array
-    test: jax.Array
-
-    def split(self, name: Split) -> jax.Array:
-        """Returns the tokens of the split of that name."""
-        return select(self, name)
 
 
 class TextDraws(NamedTuple):
@@ -71,7 +61,7 @@ def token_dtype(vocab_size: int) -> type[np.integer]:
 
 def to_device(tokens: Mapping[str, np.ndarray]) -> TextDataset:
     """Copies the tokens of the four splits to the device."""
-    return on_device(TextDataset(*(tokens[split] for split in SPLITS)))  # pyright: ignore
+    return on_device(TextDataset(*(tokens[split] for split in SPLITS)))
 
 
 def check_length(dataset: TextDataset, split: Split, length: int) -> int:
@@ -130,16 +120,9 @@ def fetch(
         places among these.
     """
     starts = np.asarray(draws.starts)
-    num, batch_size = starts.shape[-2:]
-    tokens = np.asarray(dataset.train)
-    rows = tokens[starts[..., None] + np.arange(length + 1)]
-    places = (length + 1) * np.arange(num * batch_size, dtype=np.int32)
-    return (
-        rows.reshape(*starts.shape[:-2], -1),
-        draws._replace(
-            places=np.broadcast_to(places.reshape(num, batch_size), starts.shape)
-        ),
-    )
+    tokens = np.asarray(dataset.train)[starts[..., None] + np.arange(length + 1)]
+    places = places_in_window(starts, length + 1)
+    return tokens.reshape(*starts.shape[:-2], -1), draws._replace(places=places)
 
 
 def gather(

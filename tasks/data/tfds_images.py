@@ -141,10 +141,9 @@ def _only(dataset: Prepared, kind: str) -> str:
         return keys[0]
     if kind in keys:
         return kind
-    there = (f"{key} ({value.kind})" for key, value in dataset.features.items())
     raise ValueError(
         f"dataset {dataset.name!r} must have one image and one label in a row, but has "
-        f"{', '.join(there)}"
+        f"{dataset.listing}"
     )
 
 

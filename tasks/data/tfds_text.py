@@ -91,7 +91,12 @@ class TFDSText(TokenizedText):
     def read_tokens(self) -> dict[str, np.ndarray]:
         """Reads the tokens of each split (see `TokenizedText.read_tokens`)."""
         dataset = prepared.open_dataset(self.name)
-        _check(dataset)
+        feature = dataset.features.get(FEATURE)
+        if feature is None or feature.kind != "text":
+            raise ValueError(
+                f"dataset {str(dataset)!r} has no text feature {FEATURE!r}; its "
+                f"features are {dataset.listing}"
+            )
         tokenizer = self.tokenizer
         fingerprint: dict[str, Any] = {
             "dataset": dataset.fingerprint,
@@ -181,13 +186,3 @@ def _read(dataset: Prepared, split: str, max_bytes: int | None) -> _Joined:
         del ends[bisect.bisect_right(ends, len(text)) :]
     shards = dataset.shards[split][: bisect.bisect_left(bounds, num) + 1]
     return _Joined(text, ends, whole, shards)
-
-
-def _check(dataset: Prepared) -> None:
-    feature = dataset.features.get(FEATURE)
-    if feature is None or feature.kind != "text":
-        declared = ", ".join(f"{k} ({f.kind})" for k, f in dataset.features.items())
-        raise ValueError(
-            f"dataset {str(dataset)!r} has no text feature {FEATURE!r}; its features "
-            f"are {declared}"
-        )

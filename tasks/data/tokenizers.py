@@ -59,15 +59,8 @@ class Tokenizer(abc.ABC):
 class Bytes(Tokenizer):
     """Every byte is a token."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of different bytes."""
-        return 256
-
-    @property
-    def version(self) -> str:
-        """Empty: nothing else determines the tokens."""
-        return ""
+    vocab_size = 256
+    version = ""
 
     def learn(self, text: bytes) -> np.ndarray:
         """Learns nothing."""

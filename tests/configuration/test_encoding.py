@@ -1,4 +1,4 @@
-"""Dataclasses of every kind of field survive JSON; what is wrong is named."""
+"""Dataclasses with fields of every type survive JSON; errors name the field."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from configuration.encoding import (
     encode,
     kinds_of,
 )
-from configuration.fields import ABSENT, OPEN, Measured, configuration, later
+from configuration.fields import OPEN, Measured, configuration, later
 
 
 class Colour(enum.Enum):
@@ -39,7 +39,7 @@ class HasArea(Protocol):
 
 
 class Silent(Protocol):
-    """No value can be asked whether it has this."""
+    """A protocol that is not runtime-checkable."""
 
     def area(self): ...
 
@@ -66,7 +66,7 @@ class Circle(Shape):
 
 @dataclasses.dataclass(frozen=True)
 class Nothing:
-    """A kind that has no area."""
+    """A kind without an area."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,8 +223,8 @@ def test_a_callable_field_is_refused_when_read():
 @configuration
 class Grown:
     size: int
-    axes: str = dataclasses.field(default="layer", metadata={ABSENT: "tensor"})
-    floors: Floors | None = dataclasses.field(default=None, metadata={ABSENT: None})
+    axes: str = later("layer", absent="tensor")
+    floors: Floors | None = later(None)
 
 
 def test_an_added_field_has_its_value_for_absent_where_json_lacks_it():
@@ -271,7 +271,7 @@ def test_what_has_no_canonical_form_is_refused(value):
 
 
 def test_the_canonical_form_is_that_of_stored_tunings():
-    """Its digest is the name of a cached tuning: another form would tune anew."""
+    """Digests of this form name cached tunings, so it must not change."""
     assert canonical({"colour": Colour.RED, "shapes": (Square(2.0), None)}) == {
         "colour": "RED",
         "shapes": [{"class": "Square", "side": 2.0}, None],

@@ -1,4 +1,4 @@
-"""Rows on disk: what is written comes back, what is not a row is refused."""
+"""Rows survive a file; anything else in it is refused."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Tuning: the optimum is found, grids widen, a damaged cache is not believed."""
+"""Tuning finds the optimum, widens grids and ignores damaged caches."""
 
 import dataclasses
 import json

@@ -246,8 +246,9 @@ def test_pairs_that_share_batches_and_members_that_do_not_are_unbiased():
     assert spread[False] > 3 * spread[True], spread
     with pytest.raises(ValueError, match="common_random_numbers = False: streamed"):
         es.data_keys(jax.random.key(0))
+    state, streamed = begin(es, NOISY), Windowed(None, jnp.zeros(MANY))
     with pytest.raises(ValueError, match="common_random_numbers = False: streamed"):
-        es.advance(NOISY, THETA, None, Windowed(None, None), jax.random.key(0))
+        es.advance(NOISY, THETA, state, streamed, jax.random.key(0))
 
 
 @pytest.mark.slow

@@ -213,7 +213,7 @@ def test_a_random_width_is_a_group_for_each():
             lambda: training(*(ProblemGroup("a", problem(TASK)),) * 2),
             "names .* must differ",
         ),
-        (lambda: training(ProblemGroup("a", None, -1.0)), "weight = -1.0 of 'a'"),
+        (lambda: training(ProblemGroup("a", None, -1.0)), "weight of 'a' = -1.0"),
         (
             lambda: training(ProblemGroup("a", None)).step(None, {-1: ()}),
             r"groups \[-1\]: must be a mapping from all of the places \[0\]",

@@ -10,17 +10,19 @@ import pytest
 
 from experiments import command_line
 from experiments.command_line import InputError
-from experiments.presets.configs import PRESETS, QUICKSTART, TrainConfig
+from experiments.presets.configs import QUICKSTART, TrainConfig, presets
 from experiments.presets.estimators import ESTIMATORS, earlier_form, migrated
 from experiments.presets.serialization import decode, encode, identity
 from experiments.run import run_directory
-from experiments.train import load_trained, train
+from experiments.run.training_state import load_trained
+from experiments.train import train
 from metatrain.estimators.pes import PES
 
 EARLIER = Path(__file__).parents[2] / "golden/run_schema_1"
-# The command line that made it.
+# The command line that made it, and what was then the only choice.
 PRESET = "quickstart"
 FLAGS = {
+    "lopt.factored-axes": "tensor",
     "task.model.widths": 4,
     "task.model.base-width": 4,
     "task.batch-size": 8,
@@ -43,7 +45,7 @@ def parsed(changed=()):
     """The configuration of that command line, with some of its flags changed."""
     flags = FLAGS | dict(changed)
     words = [word for name, x in flags.items() for word in (f"--{name}", str(x))]
-    return command_line.choose_preset(PRESETS, "train", [PRESET, *words])[1]
+    return command_line.choose_preset(presets(), "train", [PRESET, *words])[1]
 
 
 def stored():

@@ -85,7 +85,7 @@ def test_stored_batches_are_those_that_the_iterators_gave(reuse):
     dataset = few(Classifier(reuse=reuse)).load_data()
     for split, num in zip(SPLITS, (6, 2, 2, 2), strict=True):
         expected = jax.tree.map(lambda *xs: np.stack(xs), *given(split, num))
-        assert equal_bits(dataset.rows(split), expected)
+        assert equal_bits(dataset.split(split), expected)
 
 
 def test_a_batch_is_a_function_of_its_key(classifier):
