@@ -22,7 +22,7 @@ from lopt.learned.nominal import Nominal
 from lopt.learned.rnn_mlp import RNNMLP
 from lopt.learned.small_fc import SmallFC
 from lopt.learned.velo import VeLO
-from lopt.schedules import SchedulePhases
+from lopt.schedules import AnySchedule
 from lopt.wrappers import (
     AccumulatedGradients,
     Bfloat16Features,
@@ -61,10 +61,8 @@ AnyLearned: TypeAlias = (
 LEARNED: tuple[type, ...] = get_args(AnyLearned)
 """The classes in `AnyLearned`."""
 
-COMPONENTS: tuple[type, ...] = (
-    *get_args(Baseline),
-    *get_args(SchedulePhases),
-)
+# The first alternative of a schedule is a mere name.
+COMPONENTS: tuple[type, ...] = (*get_args(Baseline), *get_args(AnySchedule)[1:])
 """Other classes among which a field may choose."""
 
 SGD_LIKE: tuple[type, ...] = (SGD, LearnableSGD, LearnableSGDM)
