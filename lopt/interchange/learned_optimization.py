@@ -65,7 +65,7 @@ def _mlp_lopt_table(optimizer: MLPLOpt) -> Table:
 
 
 def _learnable(mark: str, kind: type[Any], **names: str) -> Format:
-    """The format of a class whose θ is a scalar for each of `names`."""
+    """Returns the format of a class whose θ is a scalar for each of `names`."""
     table = {ours: tables.same(theirs) for ours, theirs in names.items()}
     return Format(
         kind.__name__, mark, kind, lambda _, fields: kind(**fields), lambda _: table
