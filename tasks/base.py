@@ -40,6 +40,9 @@ class Task(Protocol):
     without a model, in which nothing scales. In shapes, `B` is the batch size.
     """
 
+    unit: str = "nats"
+    """Unit of the loss."""
+
     @abc.abstractmethod
     def init(self, key: jax.Array) -> Params:
         """Returns initial parameters: a tree of plain arrays."""
@@ -110,11 +113,6 @@ class Task(Protocol):
     def family(self) -> str:
         """Class of the model, or of the task if it has none."""
         return type(self).__name__
-
-    @property
-    def unit(self) -> str:
-        """Unit of the loss."""
-        return "nats"
 
     @property
     def source(self) -> Source | None:
