@@ -28,7 +28,7 @@ from evaluation.scaling.feature_check import FeatureCheck, HasFeatures, feature_
 from evaluation.scaling.plots import TOLERANCE, plot_coordinates, plot_features
 from experiments import command_line
 from experiments.command_line import InputError, reported
-from experiments.optimizers import OPTIMIZERS, named
+from experiments.presets.optimizers import OPTIMIZERS, named
 from experiments.presets.serialization import encode
 from experiments.run.environment import describe_machine
 from lopt.base import LearnedOptimizer, Theta

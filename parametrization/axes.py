@@ -1,16 +1,13 @@
-"""Axis names of a parameter, and which of them are contracted.
+"""Names of a parameter's axes, and which of them are contracted.
 
-A parameter is annotated once, where it is born, with a string such as
-`"width -> heads head_dim"`. The arrow states the contraction: what stands left of it
-is fan-in, what stands right of it is fan-out. Names also say which axes grow when a
-network is made wider (*scaling* names) and which do not (*fixed* names), so a
-parameter's role is known at the base width too, where no dimension differs.
+A parameter is annotated where it is created, with a string such as
+`"width -> heads head_dim"`: axes left of the arrow are fan-in, axes right of it are
+fan-out. *Scaling* names mark axes that grow when the network is made wider, *fixed*
+names those that do not, so the role of a parameter is known even at the base width,
+where no dimension differs.
 
-Stacked axes (layers of a scanned block) stand first, in brackets:
-`"[layers] width -> width"`; they belong to neither side.
-
-A fan-in that is *looked up* (a row of an embedding, not a sum over the vocabulary) has
-a name of its own too: one term reaches each output, whatever the size of the axis.
+Stacked axes, such as the layers of a scanned block, come first, in brackets:
+`"[layers] width -> width"`. They belong to neither side.
 """
 
 from __future__ import annotations
@@ -41,7 +38,7 @@ FIXED_NAMES = frozenset(
     }
 )
 LOOKUP_NAMES = frozenset({"vocab", "positions"})
-"""Fixed names whose axis, on the fan-in side, is indexed rather than summed over."""
+"""Fixed names whose axis, as fan-in, is indexed: one term reaches each output."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +62,8 @@ class Axes:
         """Reads `"[stacked] fan_in -> fan_out"`.
 
         Raises:
-            ValueError: if the arrow is missing or repeated, a bracket stands elsewhere
-                than first, or a name is unknown.
+            ValueError: if the arrow is missing or repeated, brackets are not first or
+                not closed, or a name is unknown.
         """
         left, arrow, right = text.partition("->")
         if not arrow or "->" in right:
@@ -76,34 +73,34 @@ class Axes:
         if rest.startswith("["):
             inner, bracket, rest = rest[1:].partition("]")
             if not bracket:
-                raise ValueError(f"axes {text!r}: a '[' is not closed")
+                raise ValueError(f"axes {text!r}: '[' is not closed")
             stacked = inner.split()
         if set("[]") & set(rest + right):
-            raise ValueError(f"axes {text!r}: stacked axes stand once, before fan-in")
+            raise ValueError(f"axes {text!r}: stacked axes come once, before fan-in")
         return cls(tuple(rest.split()), tuple(right.split()), tuple(stacked))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names in canonical order, one per axis of the array."""
+        """All names in canonical order, one per axis."""
         return self.stacked + self.fan_in + self.fan_out
 
     @property
     def kind(self) -> Kind:
-        """Role of the parameter, from names alone, so it holds at the base width.
+        """Role of the parameter: which of its sides have a scaling axis.
 
-        A matrix is hidden, input or output by the sides on which a scaling axis
-        stands; without one it is fixed. What contracts nothing is a vector or a scalar.
+        Both sides: hidden; fan-in only: output; fan-out only: input; none: fixed.
+        Without fan-in it is a vector, or a scalar.
         """
         if not self.fan_in:
             return "vector" if self.fan_out else "scalar"
-        grows_in = any(name in SCALING_NAMES for name in self.fan_in)
-        grows_out = any(name in SCALING_NAMES for name in self.fan_out)
+        grows_in = not SCALING_NAMES.isdisjoint(self.fan_in)
+        grows_out = not SCALING_NAMES.isdisjoint(self.fan_out)
         if grows_in:
             return "hidden" if grows_out else "output"
         return "input" if grows_out else "fixed"
 
     def stack(self, index: int, name: str) -> Axes:
-        """Axes of the same parameter stacked along a new axis at `index`."""
+        """Returns the axes with a new stacked axis at `index`."""
         if index > len(self.stacked):
             raise ValueError(
                 f"stacked axes come before fan-in and fan-out: cannot insert {name!r} "
@@ -113,7 +110,7 @@ class Axes:
         return dataclasses.replace(self, stacked=stacked)
 
     def unstack(self, index: int) -> Axes:
-        """Axes of one slice along stacked axis `index`."""
+        """Returns the axes of one slice along stacked axis `index`."""
         stacked = self.stacked[:index] + self.stacked[index + 1 :]
         return dataclasses.replace(self, stacked=stacked)
 

@@ -1,12 +1,12 @@
-"""What is known of a parameter beside its value: axes, shape, base shape.
+"""Static descriptions of parameters: axes, shape and base shape.
 
-A `ParamSpec` tree lies beside the parameters, never inside an optimizer's state. It is
-static, costs nothing at run time, and is deliberately not a pytree node: JAX sees it as
-a leaf, so `jax.tree.map(f, params, specs)` works and a missing or an extra parameter
-fails by structure.
+A tree of `ParamSpec` lies beside the parameters, never inside an optimizer's state. A
+spec is deliberately not a pytree node: JAX sees a leaf, so
+`jax.tree.map(f, params, specs)` works, and a missing or extra parameter fails by
+structure.
 
 A linen module annotates each parameter with `named(initializer, "in -> out")`;
-`param_specs` reads the annotations of a model and of its base-width twin by two
+`param_specs` reads the annotations of a model and of its base model by two
 `eval_shape`s, without allocating anything.
 """
 
@@ -24,7 +24,7 @@ from parametrization.axes import LOOKUP_NAMES, SCALING_NAMES, Axes, Kind
 
 Shape = tuple[int, ...]
 _MAY_DIFFER = frozenset({"head_dim", "layers"})
-"""Fixed names whose size may be another in the base model."""
+"""Fixed names whose size may differ in the base model."""
 Initializer = Callable[..., jax.Array]
 
 
@@ -35,8 +35,7 @@ class ParamSpec:
     Attributes:
         axes: names of the axes, in canonical order.
         shape: shape of the array.
-        base_shape: shape of the same parameter in the base model, at which every μP
-            multiplier is 1.
+        base_shape: shape in the base model, where every μP multiplier is 1.
         depth_mult: number of residual blocks over that of the base model, for a
             parameter inside a block; 1 outside.
     """
@@ -67,7 +66,7 @@ class ParamSpec:
 
     @property
     def fan_in(self) -> int:
-        """Number of inputs that each output sums over; 1 where nothing is summed."""
+        """Number of terms that each output sums over."""
         start = len(self.axes.stacked)
         return math.prod(
             1 if name in LOOKUP_NAMES else self.shape[start + i]
@@ -76,32 +75,32 @@ class ParamSpec:
 
     @property
     def fan_out(self) -> int:
-        """Number of outputs; 1 where there is no such axis."""
+        """Number of outputs."""
         return math.prod(self.shape[len(self.axes.stacked) + len(self.axes.fan_in) :])
 
     @property
     def fan_in_mult(self) -> float:
-        """Ratio of the fan-in to its base size; 1 if no axis of it scales."""
+        """Ratio of fan-in to its base size; 1 unless one of its axes scales."""
         start = len(self.axes.stacked)
         return self._ratio(start, start + len(self.axes.fan_in))
 
     @property
     def fan_out_mult(self) -> float:
-        """Ratio of the fan-out to its base size; 1 if no axis of it scales."""
+        """Ratio of fan-out to its base size; 1 unless one of its axes scales."""
         start = len(self.axes.stacked) + len(self.axes.fan_in)
         return self._ratio(start, len(self.shape))
 
     def _ratio(self, start: int, stop: int) -> float:
         if not SCALING_NAMES.intersection(self.axes.names[start:stop]):
             return 1.0
-        # The whole side counts: heads may be as many and each of them larger.
+        # The whole side, fixed axes too: head_dim may differ with as many heads.
         base_size = math.prod(self.base_shape[start:stop])
         return math.prod(self.shape[start:stop]) / base_size if base_size else 1.0
 
 
 @jax.tree_util.register_pytree_node_class
 class Named(meta.AxisMetadata[Any]):
-    """A boxed parameter that carries its role through `flax.linen`."""
+    """A box that carries a parameter's role through `flax.linen`."""
 
     def __init__(self, value: Any, axes: Axes, depth_mult: float = 1.0) -> None:
         self.value = value
@@ -113,41 +112,41 @@ class Named(meta.AxisMetadata[Any]):
         return self.value
 
     def replace_boxed(self, val: Any) -> Named:
-        """The same role around another value."""
+        """Returns a box of the same role around another value."""
         return Named(val, self.axes, self.depth_mult)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> Named:
-        """Called by `nn.scan` and `nn.vmap` when they stack the parameter."""
+        """Adds a stacked axis, for `nn.scan` and `nn.vmap`."""
         name = params.get(meta.PARTITION_NAME) or "layers"
         return Named(self.value, self.axes.stack(index, name), self.depth_mult)
 
     def remove_axis(self, index: int, params: dict[Any, Any]) -> Named:
-        """Called by `nn.scan` and `nn.vmap` when they take one slice."""
+        """Removes a stacked axis, for `nn.scan` and `nn.vmap`."""
         del params
         return Named(self.value, self.axes.unstack(index), self.depth_mult)
 
     def tree_flatten(self) -> tuple[tuple[Any], tuple[Axes, float]]:
-        """Pytree protocol: the value is the child, the role is static."""
+        """Splits into the value, a child, and the static role."""
         return (self.value,), (self.axes, self.depth_mult)
 
     @classmethod
     def tree_unflatten(cls, role: tuple[Axes, float], children: tuple[Any]) -> Named:
-        """Pytree protocol."""
+        """Inverts `tree_flatten`."""
         return cls(children[0], *role)
 
 
 def named(
     initializer: Initializer, axes: str, depth_mult: float = 1.0
 ) -> Callable[..., Named]:
-    """Annotates a parameter where it is born.
+    """Annotates a parameter where it is created.
 
     Args:
         initializer: called as `initializer(key, shape, dtype)`.
         axes: names such as `"width -> heads head_dim"` (see `Axes.parse`).
-        depth_mult: of the residual block that the parameter is in (see `ParamSpec`).
+        depth_mult: see `ParamSpec`.
 
     Returns:
-        An initializer for `flax.linen.Module.param` that yields a `Named` box.
+        An initializer for `flax.linen.Module.param` that returns a `Named` box.
     """
     parsed = Axes.parse(axes)
 
@@ -169,9 +168,7 @@ def _is_box(node: Any) -> bool:
 def unbox(tree: Any) -> Any:
     """Takes the arrays out of their `Named` boxes."""
     return jax.tree.map(
-        lambda box: box.value if _is_box(box) else box,
-        tree,
-        is_leaf=_is_box,
+        lambda box: box.value if _is_box(box) else box, tree, is_leaf=_is_box
     )
 
 
@@ -182,7 +179,7 @@ def param_specs(
 
     Args:
         init: `key -> boxed parameters` of the model.
-        base_init: the same for the model at its base width.
+        base_init: the same for its base model.
 
     Returns:
         A tree of `ParamSpec` with the structure of the unboxed parameters.
@@ -193,46 +190,43 @@ def param_specs(
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     boxed, base = (jax.eval_shape(f, key) for f in (init, base_init))
-    for tree in (boxed, base):
-        _check_annotated(tree)
-    if jax.tree.structure(unbox(boxed)) != jax.tree.structure(unbox(base)):
+    structures = [_annotated_structure(tree) for tree in (boxed, base)]
+    if structures[0] != structures[1]:
         raise ValueError(
             "the model and its base model have different parameters: "
-            f"{jax.tree.structure(unbox(boxed))} and {jax.tree.structure(unbox(base))}"
+            f"{structures[0]} and {structures[1]}"
         )
+    return jax.tree_util.tree_map_with_path(_spec, boxed, base, is_leaf=_is_box)
 
-    def spec(path: Any, box: Named, base_box: Named) -> ParamSpec:
-        if box.axes != base_box.axes:
+
+def _spec(path: Any, box: Named, base_box: Named) -> ParamSpec:
+    name = jax.tree_util.keystr(path)
+    if box.axes != base_box.axes:
+        raise ValueError(
+            f"parameter {name} has axes '{box.axes}', in the base model "
+            f"'{base_box.axes}'"
+        )
+    spec = ParamSpec(box.axes, box.value.shape, base_box.value.shape, box.depth_mult)
+    for axis, size, base_size in zip(
+        spec.axes.names, spec.shape, spec.base_shape, strict=True
+    ):
+        if size != base_size and axis not in SCALING_NAMES | _MAY_DIFFER:
             raise ValueError(
-                f"parameter {jax.tree_util.keystr(path)} has axes '{box.axes}', in "
-                f"the base model '{base_box.axes}'"
+                f"parameter {name} with axes '{box.axes}': axis {axis!r} is fixed, but "
+                f"is {size} here and {base_size} in the base model; an axis that grows "
+                "needs a scaling name such as 'width'"
             )
-        found = ParamSpec(
-            box.axes, box.value.shape, base_box.value.shape, box.depth_mult
-        )
-        for axis, size, base_size in zip(
-            box.axes.names, found.shape, found.base_shape, strict=True
-        ):
-            if size != base_size and axis not in SCALING_NAMES | _MAY_DIFFER:
-                raise ValueError(
-                    f"parameter {jax.tree_util.keystr(path)} with axes '{box.axes}': "
-                    f"axis {axis!r} is fixed, but is {size} here and {base_size} in "
-                    "the base model; an axis that grows needs a scaling name such as "
-                    "'width'"
-                )
-        return found
-
-    return jax.tree_util.tree_map_with_path(spec, boxed, base, is_leaf=_is_box)
+    return spec
 
 
-def _check_annotated(boxed: Any) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box)
-    for path, leaf in leaves:
+def _annotated_structure(boxed: Any) -> Any:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box):
         if not isinstance(leaf, Named):
             raise ValueError(
                 f"parameter {jax.tree_util.keystr(path)} of shape {leaf.shape} has no "
                 "role: declare it with named(initializer, 'fan-in -> fan-out')"
             )
+    return jax.tree.structure(unbox(boxed))
 
 
 def infer_specs(
@@ -241,10 +235,9 @@ def infer_specs(
     """Guesses specs of plain parameters from two trees of arrays or shapes.
 
     The last axis is taken as fan-out and those before it as fan-in; an axis whose size
-    differs from the base is scaling. **Limits**: where nothing differs (at the base
-    width) the kind cannot be seen; give it in `kinds`. Fan-out of several axes
-    (attention heads) is beyond it, with `kinds` too: annotate such a model with
-    `named`.
+    differs from the base is scaling. **Limits**: at the base width nothing differs, so
+    kinds must be given in `kinds`. A fan-out of several axes, as of attention heads,
+    cannot be expressed: annotate such a model with `named`.
 
     Args:
         params: tree of anything with a `.shape`.
@@ -252,8 +245,8 @@ def infer_specs(
         kinds: maps a parameter's path (`jax.tree_util.keystr(path)`) to its kind.
 
     Raises:
-        ValueError: on differing structures or ranks, a name in `kinds` that no
-            parameter has, or a kind that a parameter's rank cannot have.
+        ValueError: if structures or ranks differ, `kinds` names an unknown parameter,
+            or a kind does not fit a parameter's rank.
     """
     if jax.tree.structure(params) != jax.tree.structure(base_params):
         raise ValueError("params and base_params differ in structure")
@@ -287,7 +280,8 @@ def _axes_of_kind(kind: Kind | None, shape: Shape, base_shape: Shape) -> Axes:
     ]
     if len(shape) < 2 or kind in ("vector", "scalar"):
         return Axes(fan_in=(), fan_out=tuple(names))
-    if kind is not None:  # what is said wins over what the sizes suggest
+    # A given kind overrides what the sizes suggest.
+    if kind is not None:
         if kind in ("input", "fixed"):
             names[:-1] = ["fixed"] * (len(shape) - 1)
         else:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from evaluation.cost import Cost, Role, cost, roles
 from evaluation.report.text_table import text_table
-from experiments.command_line import InputError
+from experiments.command_line import InputError, suggestion
 from tasks import description
 from tasks.base import Task
 from tasks.distributions import DISTRIBUTIONS
@@ -85,12 +84,10 @@ def entries(name: str) -> list[Entry]:
             found.append(Entry(cell.name, cell.task, about + note))
     if found:
         return found
-    known = [*NAMED, *DISTRIBUTIONS, *SUITES]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; perhaps you meant {close[0]!r}" if close else ""
+    close = suggestion(name, [*NAMED, *DISTRIBUTIONS, *SUITES])
     raise InputError(
-        f"NAME = {name!r} is no family, distribution or suite; `{LIST}` "
-        f"prints them{hint}"
+        f"NAME = {name!r} is no family, distribution or suite; `{LIST}` prints them"
+        f"{close}"
     )
 
 

@@ -11,9 +11,12 @@ import json
 from typing import Any, TypeVar
 
 from configuration import encoding
+from experiments.presets.estimators import earlier_form
 from lopt.release import registry as optimizers
 from metatrain.estimators.backpropagation import Backpropagation
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.noise_reuse_es import NoiseReuseES
+from metatrain.estimators.pes import PES
+from metatrain.estimators.truncated_es import TruncatedES
 from tasks import registry as tasks
 
 T = TypeVar("T")
@@ -23,7 +26,7 @@ def components() -> dict[str, type]:
     """Returns the dataclasses that a field of an abstract type may hold, by `kind`."""
     return encoding.kinds_of(
         *tasks.KINDS.values(),
-        *(EvolutionStrategy, Backpropagation),
+        *(PES, NoiseReuseES, TruncatedES, Backpropagation),
         *optimizers.KINDS.values(),
     )
 
@@ -42,22 +45,15 @@ def decode(kind: type[T], data: Any, where: str = "config") -> T:
     return encoding.decode(kind, data, where, components())
 
 
-LATER = {"feature_precision": "float32"}
-"""Fields of a run's configuration that were added, and what was done without them."""
-
-
 def identity(config: dict[str, Any]) -> str:
-    """What tells a run from others: a digest of all that its results depend on.
+    """Returns a digest of everything that a run's results depend on.
 
     Args:
-        config: of the run, encoded. How it is run, and how long, does not count; nor
-            does a field of `LATER` that says what was done without it, so that runs
-            from before are still themselves.
+        config: the encoded configuration of the run. How it is run, and for how many
+            outer steps, does not count.
     """
-    left_out = {"run", "num_steps"} | {
-        k for k, v in LATER.items() if config.get(k) == v
-    }
-    counts = {k: v for k, v in config.items() if k not in left_out}
+    counts = {k: v for k, v in config.items() if k not in ("run", "num_steps")}
+    counts["estimator"] = earlier_form(config["estimator"])
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()
 
 

@@ -25,10 +25,10 @@
 It is a task like any other. To meta-train on it:
 
     from lopt import SmallFC
-    from metatrain import EvolutionStrategy, MetaTraining, OuterOptimizer
+    from metatrain import PES, MetaTraining, OuterOptimizer
 
     lopt = SmallFC(step_mult=0.01)
-    es = EvolutionStrategy(num_pairs=4, truncation=20)
+    es = PES(num_pairs=4, truncation=20)
     training = MetaTraining.on(task, lopt, es, OuterOptimizer(), num_steps=3)
     state, data = training.init(), task.load_data()
     for _ in range(training.num_steps):
@@ -184,7 +184,7 @@ class FunctionTask(OpaqueTask):
     def whole(self, dataset: Dataset, split: Split) -> Batch:
         """Returns all examples of a split; 16 fixed batches of endless data."""
         if self._holds:
-            return dataset.rows(split)
+            return dataset.split(split)
         keys = batch_keys(jax.random.key(0), split, NUM_WHOLE)
         return () if self.data is None else EveryBatch(jax.lax.map(self.data, keys))
 

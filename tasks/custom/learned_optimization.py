@@ -54,7 +54,8 @@ from tasks.custom.base import (
     never_constant,
 )
 from tasks.custom.dependence import may_depend
-from tasks.data.stored import StoredBatches, store
+from tasks.data.arrays import Splits
+from tasks.data.stored import store
 
 _LOSSES = ("loss_with_state_and_aux", "loss_and_aux", "loss_with_state", "loss")
 """Losses of a `Task` there; its base class makes the missing ones from the poorer."""
@@ -73,7 +74,7 @@ class AdaptedTask(OpaqueTask):
     """The adapted task or family."""
     name: str
     """Name in messages."""
-    data: StoredBatches | None = dataclasses.field(repr=False)
+    data: Splits | None = dataclasses.field(repr=False)
     """Stored batches; None if there is no data."""
     config: Any = dataclasses.field(repr=False)
     """Configuration of a family; None for a single task."""
@@ -149,7 +150,7 @@ class AdaptedTask(OpaqueTask):
         """Draws indices of stored batches, `[num]` int32."""
         if self.data is None:
             return jnp.zeros([num], jnp.int32)
-        return dataset.draw(key, split, num)
+        return dataset.draw(key, split, num, 1)[:, 0]
 
     def batch(self, dataset: Dataset, draw: Draws, split: Split) -> Batch:
         """Returns one of the stored batches; `()` if there is no data."""

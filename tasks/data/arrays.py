@@ -1,4 +1,4 @@
-"""Examples that are arrays already: cut into four splits, kept on the device."""
+"""Datasets as four splits of arrays on the device."""
 
 from __future__ import annotations
 
@@ -14,35 +14,60 @@ from tasks.base import SPLITS, Batch, Split
 
 
 def draw_rows(key: jax.Array, size: int, num: int, batch_size: int) -> jax.Array:
-    """Rows of `num` batches `[num, B]` int32, uniform with replacement, of `size` rows.
-
-    Drawn flat: the same bits, in a fraction of the time to compile.
-    """
+    """Draws rows of `num` batches, `[num, B]` int32, with replacement from `size`."""
+    # Drawn flat: the same bits, in a fraction of the time to compile.
     flat = jax.random.randint(key, (num * batch_size,), 0, size)
     return flat.reshape(num, batch_size)
 
 
+def places_in_window(rows: np.ndarray, size: int = 1) -> Any:
+    """Returns where draws `[..., num, B]` of `size` elements each lie once fetched."""
+    num, batch_size = rows.shape[-2:]
+    places = size * np.arange(num * batch_size, dtype=np.int32)
+    return np.broadcast_to(places.reshape(num, batch_size), rows.shape)
+
+
+def select(splits: Any, name: Split) -> Any:
+    """Returns the split of that name of a dataset with a field for each split."""
+    if name not in SPLITS:
+        raise ValueError(f"unknown split {name!r}; there are {', '.join(SPLITS)}")
+    return getattr(splits, name)
+
+
+def on_device(tree: Any) -> Any:
+    """Copies a tree of arrays to the device.
+
+    Later writes to the originals, or to the file behind a memory map, are not seen. The
+    arrays are concrete even while a caller is being traced, so they can be kept.
+    """
+    with jax.ensure_compile_time_eval():
+        return jax.tree.map(jnp.array, tree)
+
+
+def is_numeric(array: np.ndarray) -> bool:
+    """Whether JAX can hold the array: its elements are numbers or booleans."""
+    return any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.number, jnp.bool_))
+
+
 class Splits(NamedTuple):
-    """Examples of the four splits: trees of arrays, a row of each array an example."""
+    """Examples of the four splits: trees of arrays with one row per example."""
 
     train: Any
     inner_valid: Any
     outer_valid: Any
     test: Any
 
-    def rows(self, name: Split) -> Batch:
-        """All examples of the split of that name."""
-        if name not in SPLITS:
-            raise ValueError(f"unknown split {name!r}; there are {', '.join(SPLITS)}")
-        return getattr(self, name)
+    def split(self, name: Split) -> Any:
+        """Returns the split of that name."""
+        return select(self, name)
 
     def draw(self, key: jax.Array, name: Split, num: int, batch_size: int) -> jax.Array:
-        """Rows of `num` batches, `[num, B]` int32, uniform with replacement."""
-        return draw_rows(key, _num_rows(self.rows(name)), num, batch_size)
+        """Draws rows of `num` batches, `[num, B]` int32, with replacement."""
+        return draw_rows(key, _num_rows(self.split(name)), num, batch_size)
 
     def batch(self, rows: jax.Array, name: Split) -> Batch:
-        """The examples of those rows."""
-        return jax.tree.map(lambda x: x[rows], self.rows(name))
+        """Returns the examples in those rows."""
+        return jax.tree.map(lambda x: x[rows], self.split(name))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,14 +81,14 @@ def hold(data: Any) -> HeldSplits:
     """Puts examples on the device, in four splits.
 
     Args:
-        data: `Splits`, taken as they are; or one tree of arrays with n rows each, which
-            a fixed permutation deals out: ⌈n/5⌉ to test, ⌈n/10⌉ each to inner_valid and
-            outer_valid, the others to train. Rows that belong together (frames of one
-            film) should come as `Splits`: else those held out are not new.
+        data: `Splits`, used as they are; or one tree of arrays with n rows each, dealt
+            out by a fixed permutation: ⌈n/5⌉ to test, ⌈n/10⌉ each to inner_valid and
+            outer_valid, the rest to train. Rows that belong together, such as frames
+            of one film, should come as `Splits`, or held-out rows are not new.
 
     Raises:
-        ValueError: if something is no array of numbers, arrays differ in their number
-            of rows, there are too few, or the splits do not fit together.
+        ValueError: if a leaf is not an array of numbers, arrays differ in their number
+            of rows, there are too few rows, or splits differ in structure.
     """
     parts = data if isinstance(data, Splits) else _deal(_as_arrays(data, "data"))
     trees = [_as_arrays(part, name) for name, part in zip(SPLITS, parts, strict=True)]
@@ -75,39 +100,35 @@ def hold(data: Any) -> HeldSplits:
                 f"rows of {name} are {_of_one_row(tree)[0]}, those of train "
                 f"{_of_one_row(trees[0])[0]}: they must be alike"
             )
-    # Concrete even where a caller is being traced, for the task keeps them.
-    with jax.ensure_compile_time_eval():
-        # jnp.array copies: what the caller writes later must not be seen.
-        return HeldSplits(Splits(*(jax.tree.map(jnp.array, tree) for tree in trees)))
+    return HeldSplits(on_device(Splits(*trees)))
 
 
 def _as_arrays(tree: Any, name: str) -> Any:
-    """The tree with NumPy arrays that have as many rows."""
+    """Converts leaves to NumPy arrays and checks that they have as many rows."""
 
     def convert(path: Any, leaf: Any) -> np.ndarray:
         array = np.asarray(leaf)
         where = f"{name}{jax.tree_util.keystr(path)}"
-        numbers = any(jnp.issubdtype(array.dtype, x) for x in (jnp.number, jnp.bool_))
-        if not numbers or not array.ndim:
+        if not is_numeric(array) or not array.ndim:
             raise ValueError(
                 f"{where} has dtype {array.dtype} and shape {array.shape}; it must be "
-                "an array of numbers with a row for each example"
+                "an array of numbers with one row per example"
             )
-        _check_kept(array, where)
+        _check_range(array, where)
         return array
 
     arrays = jax.tree_util.tree_map_with_path(convert, tree)
     sizes = {len(array) for array in jax.tree.leaves(arrays)}
     if len(sizes) != 1:
         raise ValueError(
-            f"the arrays of {name} have {sorted(sizes) or 'no'} rows; all must have as "
-            "many"
+            f"the arrays of {name} have {sorted(sizes) or 'no'} rows; all must have "
+            "the same number"
         )
     return arrays
 
 
-def _check_kept(array: np.ndarray, where: str) -> None:
-    """The dtype in which JAX keeps the numbers must have room for them."""
+def _check_range(array: np.ndarray, where: str) -> None:
+    """Raises ValueError if a value overflows the dtype in which JAX keeps it."""
     kept = np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
     if kept == array.dtype or not array.size or kept.kind not in "iuf":
         return

@@ -1,4 +1,4 @@
-"""Random crops and mirror images, drawn from a key and applied in-graph."""
+"""Random crops and flips, drawn from a key and applied in-graph."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MAX_PADDING = 128
 
 
 class AugmentationDraws(NamedTuple):
-    """What is random about the images of `num` batches of B images."""
+    """Random draws of `num` batches of `B` images."""
 
-    offsets: jax.Array  # [num, B, 2] int32: row and column where the crop begins
+    offsets: jax.Array  # [num, B, 2] int32: first row and column of the crop
     flips: jax.Array  # [num, B] bool: whether the crop is mirrored
 
 
@@ -23,14 +23,13 @@ class AugmentationDraws(NamedTuple):
 class Augmentation:
     """Pads with the mean colour, crops at the old size, and mirrors half the images.
 
-    It works on normalized images, where the mean of the training pixels is 0: padding
-    with zeros is padding with the mean colour, and adds no edge of black.
+    Applied to normalized images, whose mean colour is 0.
     """
 
     crop_padding: int = 0
-    """Pixels of padding on each side; a crop begins anywhere, so 2·padding + 1 ways."""
+    """Padding on each side, in pixels; crops have 2·padding + 1 offsets per axis."""
     flip: bool = False
-    """Whether an image is mirrored, left for right, with probability one half."""
+    """Whether images are mirrored left to right with probability one half."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.crop_padding <= MAX_PADDING:
@@ -41,13 +40,13 @@ class Augmentation:
 
     @property
     def active(self) -> bool:
-        """Whether it changes anything."""
+        """Whether any augmentation is enabled."""
         return self.crop_padding > 0 or self.flip
 
     def draw(self, key: jax.Array, num: int, batch_size: int) -> AugmentationDraws:
-        """The randomness of `num` batches of `batch_size` images."""
+        """Draws offsets and flips of `num` batches of `batch_size` images."""
         for_offsets, for_flips = jax.random.split(key)
-        # Both are drawn in any case, so that one setting leaves the other's as it was.
+        # Both are always drawn, so one setting does not change the other's draws.
         offsets = jax.random.randint(
             for_offsets, (num, batch_size, 2), 0, 2 * self.crop_padding + 1
         )
@@ -60,12 +59,9 @@ class Augmentation:
         Args:
             images: `[B, height, width, channels]` float32, normalized.
             draws: of one batch, `[B, 2]` and `[B]`.
-
-        Returns:
-            Images of the same shape.
         """
         batch, height, width, channels = images.shape
-        # Row and column of every pixel of the result in its image, [B, H] and [B, W].
+        # Source row and column of every pixel, [B, H] and [B, W].
         row = _positions(height, batch) + draws.offsets[:, :1] - self.crop_padding
         column = _positions(width, batch)
         column = jnp.where(draws.flips[:, None], width - 1 - column, column)
@@ -77,10 +73,7 @@ class Augmentation:
         flat = row[:, :, None] * width + column[:, None, :]
         flat = jnp.where(inside, flat, 0).reshape(batch, -1, 1)
         pixels = jnp.take_along_axis(
-            images.reshape(batch, -1, channels),
-            flat,
-            axis=1,
-            mode="promise_in_bounds",
+            images.reshape(batch, -1, channels), flat, axis=1, mode="promise_in_bounds"
         )
         return jnp.where(inside[..., None], pixels.reshape(images.shape), 0)
 

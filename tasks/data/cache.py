@@ -1,10 +1,10 @@
-"""Arrays that take long to make are kept on disk, and verified whenever they are read.
+"""A cache on disk of arrays that take long to make, verified whenever they are read.
 
 An entry is a folder of `.npy` files and a manifest with their sha256. It appears by one
-rename and is never changed afterwards, except for what the manifest remembers of the
-sources. Writers hold a lock that the system releases when they die; whatever they left
-unfinished is removed by the next one. A damaged entry is made again, and a cache that
-cannot be written costs time, never the result.
+rename; afterwards only the manifest's record of the sources changes. Writers hold a
+lock that the system releases when they die, and remove what an earlier one left
+unfinished. A damaged entry is made again; a cache that cannot be written costs time but
+never the result.
 """
 
 from __future__ import annotations
@@ -24,25 +24,19 @@ from typing import Any
 
 import numpy as np
 
+from configuration.files import write_text
+
 VARIABLE = "METATRAIN_CACHE_DIR"
 MANIFEST = "manifest.json"
 _SCHEMA = 1
-_NOT_UNDERSTOOD = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-)
 
 Arrays = dict[str, np.ndarray]
 
 
 def cache_dir() -> Path:
-    """The folder of all entries; it need not exist."""
+    """Returns the folder of all entries, which need not exist."""
     if given := os.environ.get(VARIABLE):
-        return Path(os.path.expanduser(given))  # an unknown ~user stays as it is
+        return Path(os.path.expanduser(given))  # keeps an unknown ~user
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.path.expanduser(home)) / "metatrain"
 
@@ -54,19 +48,18 @@ def cached(
     sources: Sequence[Path] = (),
     read: Callable[[], Sequence[Path]] | None = None,
 ) -> Arrays:
-    """The arrays of `make`, from disk if an earlier process has made them.
+    """Returns the arrays of `make`, from disk if an earlier process has made them.
 
     Args:
-        name: names the entry for people; anything is allowed.
-        fingerprint: plain JSON values that determine the arrays; another fingerprint
-            is another entry.
-        make: makes the arrays, none of them of objects. It runs in one process at a
-            time; its exceptions pass through, and then nothing is kept.
-        sources: files that `make` reads. If size or time of one are not as they were,
-            its content is compared, and if that changed the arrays are made again.
-        read: called after `make` if that may do with some of the sources: those that
-            it read. Only they are compared later; the content of the others, which may
-            be terabytes, is never looked at. None if `make` reads all of them.
+        name: any readable name for the entry.
+        fingerprint: plain JSON values that determine the arrays and identify the entry.
+        make: makes the arrays, none of dtype object. It runs in one process at a time;
+            if it raises, nothing is kept.
+        sources: files that `make` reads. If the size or time of one has changed, its
+            content is compared, and if that differs the arrays are made again.
+        read: called after `make`, returns the sources that it did read. Only they are
+            compared later, so the content of others, perhaps terabytes, is never read.
+            None if `make` reads all sources.
 
     Returns:
         The arrays by name, read-only if they come from disk.
@@ -87,7 +80,7 @@ def cached(
             _warn_unwritable(entry, error)
             writable = False
         try:
-            # Another process may have made it.
+            # Another process may have made it while this one waited.
             return _load(entry, key, sources, partial)
         except _UnusableError as error:
             if error.args:
@@ -111,14 +104,14 @@ class _UnusableError(Exception):
 def _load(
     entry: Path, key: list[Any], sources: Sequence[Path], partial: bool
 ) -> Arrays:
-    """Reads and verifies an entry; `partial` if not all sources need be recorded."""
+    """Reads and verifies an entry; with `partial`, unrecorded sources are ignored."""
     path = entry / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
         if manifest.pop("sha256") != _digest_of(manifest):
-            raise _UnusableError(f"{path} is damaged: its checksum is another")
+            raise _UnusableError(f"{path} is damaged: its checksum differs")
         if [manifest["schema"], manifest["name"], manifest["fingerprint"]] != key:
-            raise _UnusableError(f"{path} is damaged: it is of something else")
+            raise _UnusableError(f"{path} is damaged: it belongs to another entry")
         seen = {source["name"]: source for source in manifest["sources"]}
         if partial:
             sources = [source for source in sources if source.name in seen]
@@ -127,23 +120,26 @@ def _load(
         for array, file in manifest["arrays"].items():
             path = entry / f"{array}.npy"
             if _digest(path) != file["sha256"]:
-                raise _UnusableError(f"{path} is damaged: its checksum is another")
+                raise _UnusableError(f"{path} is damaged: its checksum differs")
             arrays[array] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (FileNotFoundError, NotADirectoryError) as error:
         if not entry.exists():
             raise _UnusableError from None
         raise _UnusableError(f"{error.filename} is missing") from None
-    except _NOT_UNDERSTOOD as error:
+    except _UnusableError:
+        raise
+    # Anything in the files may be missing or of another type.
+    except Exception as error:
         raise _UnusableError(f"{path} is damaged: {error!r}") from None
     if fresh != [seen[source.name] for source in sources]:
-        # The same content at another time: remembered, so it is hashed only once.
+        # Same content, other time: recorded, so that it is hashed only once.
         with contextlib.suppress(OSError):
             _write_manifest(entry, {**manifest, "sources": fresh})
     return arrays
 
 
 def _compare(source: Path, recorded: dict[str, Any]) -> dict[str, Any]:
-    """What to remember of a source whose content is as recorded."""
+    """Returns the record of a source, whose content must be as recorded."""
     if recorded.items() >= _stat(source).items():
         return recorded
     now = _describe(source)
@@ -153,7 +149,7 @@ def _compare(source: Path, recorded: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(source: Path) -> dict[str, Any]:
-    """Size and time are taken before the content: a later change is noticed."""
+    # Size and time are taken before the content, so a later change is noticed.
     return {"name": source.name, **_stat(source), "sha256": _digest(source)}
 
 
@@ -163,21 +159,22 @@ def _stat(source: Path) -> dict[str, int]:
 
 
 def _record(source: Path, before: dict[str, int]) -> dict[str, Any]:
-    """What to remember of a source that was read, and how it was before that."""
+    """Returns the record of a source that was read, given its state before that."""
     with contextlib.suppress(OSError):
         now = _describe(source)
         if now.items() >= before.items():
             return now
-    # It was replaced while it was read: like no file, so it is noticed next time.
+    # Replaced while it was read: a record that matches no file.
     return {"name": source.name, "size": -1, "mtime_ns": -1, "sha256": ""}
 
 
 def _write(
     entry: Path, arrays: Arrays, key: list[Any], sources: list[dict[str, Any]]
 ) -> None:
-    """Makes an entry appear at once; the lock is held."""
+    """Writes an entry that appears as a whole; the caller holds the lock."""
+    # Left by writers that died.
     for left in entry.parent.glob(f".{entry.name}-*"):
-        _remove(left)  # a writer died here
+        _remove(left)
     temporary = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
     old = temporary.with_name(temporary.name + "-old")
     try:
@@ -193,9 +190,7 @@ def _write(
                 "dtype": str(array.dtype),
                 "sha256": _digest(path),
             }
-        manifest: dict[str, Any] = dict(
-            zip(("schema", "name", "fingerprint"), key, strict=True)
-        )
+        manifest: Any = dict(zip(("schema", "name", "fingerprint"), key, strict=True))
         _write_manifest(temporary, {**manifest, "sources": sources, "arrays": files})
         temporary.chmod(0o755)
         if entry.exists():
@@ -207,7 +202,7 @@ def _write(
 
 
 def _remove(path: Path) -> None:
-    """Removes a folder, or a file that stood where a folder should."""
+    """Removes a folder, or a file in its place."""
     shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
         path.unlink()
@@ -219,23 +214,13 @@ def _digest_of(manifest: dict[str, Any]) -> str:
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            checked = {**manifest, "sha256": _digest_of(manifest)}
-            json.dump(checked, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, folder / MANIFEST)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    checked = {**manifest, "sha256": _digest_of(manifest)}
+    write_text(folder / MANIFEST, json.dumps(checked, indent=1))
 
 
 @contextlib.contextmanager
 def _locked(entry: Path) -> Iterator[None]:
-    """Waits until no other process makes this entry."""
+    """Waits until no other process writes this entry."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with entry.with_name(f"{entry.name}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -245,7 +230,7 @@ def _locked(entry: Path) -> Iterator[None]:
 def _warn_unwritable(entry: Path, error: OSError) -> None:
     warnings.warn(
         f"{entry.parent} cannot be written ({error.strerror or error}): the data is "
-        f"not cached; set {VARIABLE} to a folder that can be",
+        f"not cached; set {VARIABLE} to a writable folder",
         stacklevel=3,
     )
 

@@ -1,4 +1,4 @@
-"""Where a long text is cut: by position, and then at the end of a row or a line."""
+"""Cuts of a long text by position, moved to the end of a row or a line."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import bisect
 import itertools
 from collections.abc import Sequence
 
-# How far a cut may move to the end of a row, as a part of the text.
+# How far a cut may move to the end of a row, as a share of the text.
 _ROW = 0.02
-# How far it may move to the end of a line where no row ends so near, in bytes.
+# How far it may move to the end of a line otherwise, in bytes.
 _LINE = 1 << 12
 
 
@@ -20,11 +20,11 @@ def cut(
     Args:
         text: rows joined by newlines.
         shares: where to cut, ascending.
-        ends: where rows begin but the first, ascending: behind their newline.
+        ends: where rows begin, ascending, without the first.
 
     Returns:
-        The parts, which are the text when joined. Lines that are very long are cut
-        between two characters of UTF-8.
+        The parts, which join to the text. Very long lines are cut between two
+        characters of UTF-8.
     """
     edges = [0]
     for share in shares:
@@ -33,11 +33,12 @@ def cut(
         if row < len(ends) and ends[row] - edge <= _ROW * len(text):
             edges.append(ends[row])
             continue
-        # A cut that stands behind a newline already stays there.
+        # A cut that is behind a newline already stays.
         end = text.find(b"\n", max(edge - 1, edges[-1]), edge + _LINE)
         if end >= 0:
             edge = end + 1
-        while edge < len(text) and text[edge] & 0xC0 == 0x80:  # inside a character
+        # Not inside a character.
+        while edge < len(text) and text[edge] & 0xC0 == 0x80:
             edge += 1
         edges.append(edge)
     view = memoryview(text)
@@ -45,16 +46,16 @@ def cut(
 
 
 def end_within(text: bytes | bytearray, max_bytes: int) -> int:
-    """Where the last line ends that does within the first `max_bytes` of a text.
+    """Returns the end of the last line that ends within `max_bytes` of a text.
 
-    Lines that are very long end between two characters of UTF-8.
+    A very long line ends between two characters of UTF-8.
     """
     if len(text) <= max_bytes:
         return len(text)
     edge = text.rfind(b"\n", max(0, max_bytes - _LINE), max_bytes) + 1
     if not edge:
         edge = max_bytes
-        # A character has three bytes behind its first at most.
+        # A character has at most three bytes behind its first.
         for _ in range(3):
             edge -= text[edge] & 0xC0 == 0x80
     return edge

@@ -1,7 +1,7 @@
-"""What the folder of a prepared dataset declares, from its two JSON files.
+"""Declarations of a prepared dataset, read from the two JSON files in its folder.
 
-Nothing is imported and no shard is opened: this is quick, and it is not to be trusted
-further than it goes. Reading compares it with what is there (`tasks.data.prepared`).
+Fast, because TFDS is not imported and no shard is opened; `tasks.data.prepared` checks
+the declaration when it reads the rows.
 """
 
 from __future__ import annotations
@@ -17,23 +17,15 @@ from typing import Any
 FORMAT = "array_record"
 INFO, FEATURES = "dataset_info.json", "features.json"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-_NOT_UNDERSTOOD = (
-    KeyError,
-    TypeError,
-    AttributeError,
-    ValueError,
-    OSError,
-    OverflowError,
-)
 _FILE = re.compile(r"[\w+-][\w.+-]*", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """What a row holds under one name."""
+    """One named feature of a row."""
 
     kind: str
-    """`image`, `label`, `text`, or the class of TFDS for anything else."""
+    """`image`, `label`, `text`, or the TFDS class of anything else."""
     shape: tuple[int | None, ...] = ()
     """Height, width and channels of an image; None where rows differ."""
     dtype: str = ""
@@ -41,21 +33,21 @@ class Feature:
     num_classes: int = 0
     """Number of labels."""
     names: tuple[str, ...] = ()
-    """Names of the labels, where the dataset has them."""
+    """Names of the labels, if the dataset has them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A version of a prepared dataset, as declared; its files are known to exist."""
+    """A version of a prepared dataset, as declared; its files exist."""
 
     name: str
-    """As TFDS writes it, without the version: `mnist`, `imagenet_resized/32x32`."""
+    """TFDS name without the version: `mnist`, `imagenet_resized/32x32`."""
     version: str
     """MAJOR.MINOR.PATCH."""
     path: Path
     """The folder of that version."""
     features: Mapping[str, Feature]
-    """What a row holds."""
+    """Features of a row."""
     splits: Mapping[str, int]
     """Number of rows of each split."""
     shards: Mapping[str, tuple[Path, ...]]
@@ -63,20 +55,38 @@ class Prepared:
     shard_lengths: Mapping[str, tuple[int, ...]]
     """Number of rows of each file."""
     fingerprint: Mapping[str, Any]
-    """Name, version, all that is declared and the files' sizes, as plain JSON."""
+    """Name, version, everything declared and the files' sizes, as plain JSON."""
+
+    @property
+    def held_out(self) -> str | None:
+        """The split that becomes test: `test`, else `validation`, else None."""
+        return next((s for s in ("test", "validation") if s in self.splits), None)
+
+    @property
+    def listing(self) -> str:
+        """Names and kinds of the features, for messages."""
+        return ", ".join(f"{k} ({f.kind})" for k, f in self.features.items())
+
+    def check_split(self, split: str) -> None:
+        """Raises ValueError if there is no such split."""
+        if split not in self.splits:
+            raise ValueError(
+                f"dataset {str(self)!r} has no split {split!r}; there are "
+                f"{', '.join(self.splits)}"
+            )
 
     def __str__(self) -> str:
-        """Name and version, as TFDS writes them."""
+        """Returns name and version as TFDS writes them."""
         return f"{self.name}:{self.version}"
 
 
 def read_declaration(name: str, path: Path, root: Path) -> Prepared:
-    """Reads the two files of a version's folder.
+    """Reads the declaration of a dataset's version.
 
     Args:
-        name: of the dataset, without the version.
-        path: the folder of the version.
-        root: the folder of all datasets, to say how this one is made.
+        name: name of the dataset, without the version.
+        path: folder of the version.
+        root: folder of all datasets, for the command in errors.
 
     Raises:
         ValueError: in one line that names dataset, file and command, if a file is
@@ -88,7 +98,7 @@ def read_declaration(name: str, path: Path, root: Path) -> Prepared:
     try:
         formats = [info["fileFormat"], *info.get("alternativeFileFormats", ())]
         if info["name"] != name.partition("/")[0]:
-            raise ValueError(f"it is of the dataset {info['name']!r}")
+            raise ValueError(f"it belongs to the dataset {info['name']!r}")
         lengths = {
             split["name"]: tuple(int(n) for n in split.get("shardLengths", ()))
             for split in info["splits"]
@@ -101,8 +111,9 @@ def read_declaration(name: str, path: Path, root: Path) -> Prepared:
             key: _feature(path, key, value)
             for key, value in described["featuresDict"]["features"].items()
         }
-    except _NOT_UNDERSTOOD as error:
-        what = f"says not what TFDS writes into {INFO} and {FEATURES}: {error!r}"
+    # Anything in the files may be missing or of another type.
+    except Exception as error:
+        what = f"does not say what TFDS writes into {INFO} and {FEATURES}: {error!r}"
         raise damaged(full, path, what, root) from None
     if FORMAT not in formats:
         raise ValueError(
@@ -120,7 +131,7 @@ def read_declaration(name: str, path: Path, root: Path) -> Prepared:
         sizes[file.name] = file.stat().st_size
     for split, counts in lengths.items():
         for file, count in zip(shards[split], counts, strict=True):
-            # An empty file is damaged too, which shows when it is read.
+            # An empty file is reported when it is read.
             if count < 0 or count > sizes[file.name] > 0:
                 what = f"has {sizes[file.name]} bytes, not {count} rows as declared"
                 raise damaged(full, file, what, root)
@@ -143,13 +154,13 @@ def read_declaration(name: str, path: Path, root: Path) -> Prepared:
 
 
 def damaged(name: str, path: Path, what: str, root: Path) -> ValueError:
-    """The error that something on disk is not as it should be.
+    """Returns the error of a damaged file or folder.
 
     Args:
-        name: of the dataset, with its version.
-        path: of the file or folder.
-        what: is wrong with it, as a predicate.
-        root: the folder of all datasets.
+        name: name of the dataset, with its version.
+        path: the file or folder.
+        what: what is wrong with it, as a predicate.
+        root: folder of all datasets.
     """
     return ValueError(
         f"dataset {name!r}: {path} {' '.join(what.split())[:200]}; make it again with "
@@ -158,12 +169,12 @@ def damaged(name: str, path: Path, what: str, root: Path) -> ValueError:
 
 
 def command(name: str, root: Path) -> str:
-    """The command that prepares a dataset, with or without a version."""
+    """Returns the command that prepares a dataset, with or without a version."""
     return f"tfds build {name} --file_format={FORMAT} --data_dir={root}"
 
 
 def _read_json(path: Path, name: str, root: Path) -> tuple[Any, str]:
-    """The content, and its sha256."""
+    """Returns the content and its sha256."""
     try:
         content = path.read_bytes()
         return json.loads(content), hashlib.sha256(content).hexdigest()
@@ -175,18 +186,14 @@ def _read_json(path: Path, name: str, root: Path) -> tuple[Any, str]:
 
 def _shards(path: Path, dataset: str, split: Any) -> tuple[Path, ...]:
     num = len(split.get("shardLengths", ()))
+    template = split.get("filepathTemplate") or _TEMPLATE
     files = []
     for index in range(num):
-        file = split.get("filepathTemplate") or _TEMPLATE
-        for field, value in {
-            "DATASET": dataset,
-            "SPLIT": split["name"],
-            "FILEFORMAT": FORMAT,
-            "SHARD_X_OF_Y": f"{index:05d}-of-{num:05d}",
-            "SHARD_INDEX": f"{index:05d}",
-            "NUM_SHARDS": f"{num:05d}",
-        }.items():
-            file = file.replace("{" + field + "}", value)
+        file = template.replace("{DATASET}", dataset).replace("{SPLIT}", split["name"])
+        file = file.replace("{FILEFORMAT}", FORMAT)
+        file = file.replace("{SHARD_X_OF_Y}", f"{index:05d}-of-{num:05d}")
+        file = file.replace("{SHARD_INDEX}", f"{index:05d}")
+        file = file.replace("{NUM_SHARDS}", f"{num:05d}")
         if not _FILE.fullmatch(file):
             raise ValueError(f"{file!r} is not the name of a file")
         files.append(path / file)

@@ -1,4 +1,4 @@
-"""Encoded images become arrays of one shape: decoded, grey, resized."""
+"""Decoding of image files into arrays of one shape, grey or resized."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Callable
 import numpy as np
 
 MODES = {1: "L", 3: "RGB"}
-"""Pillow's name for images of so many channels."""
+"""Pillow's mode by number of channels."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 
 def decoder(
     shape: tuple[int | None, ...], *, size: int | None, grey: bool
 ) -> Callable[[bytes], np.ndarray]:
-    """The function from the bytes of an image file to its pixels.
+    """Returns a function from the bytes of an image file to its pixels.
 
     Args:
-        shape: declared height, width and channels; None where anything is right.
+        shape: declared height, width and channels; None where any size is right.
         size: height and width in pixels to resize to; None keeps the size. Shrinking
-            by whole factors takes means over blocks, halves rounded up; anything else
-            is Pillow's `BILINEAR`, which averages over all it covers when it shrinks.
-        grey: whether three channels become one, ITU-R 601-2 luma as in Pillow's mode
-            `L`; before resizing, and rounded to whole numbers.
+            by whole factors averages blocks, halves rounded up; anything else is
+            Pillow's `BILINEAR`, which averages over its support when it shrinks.
+        grey: whether colours become one channel before resizing (ITU-R 601-2 luma as
+            in Pillow's mode `L`), rounded to whole numbers.
 
     Returns:
-        A function to `[height, width, channels]` uint8, which raises an exception of
-        any kind over bytes that are no such image.
+        A function to `[height, width, channels]` uint8. It raises exceptions of any
+        kind if the bytes are no such image.
 
     Raises:
         ValueError: if Pillow is missing.
@@ -47,34 +47,29 @@ def decoder(
                     f"image of {image.height}×{image.width} pixels instead of "
                     f"{height}×{width}"
                 )
-            # In two steps: what is stored in another mode looks as the dataset says.
+            # Two steps: an image stored in another mode first looks as declared.
             pixels = image.convert(stored).convert(mode)
-        if size is not None and pixels.size != (size, size):
-            return _resize(pixels, size)
-        return np.asarray(pixels).reshape(pixels.height, pixels.width, -1)
-
-    def _resize(pixels: Image.Image, size: int) -> np.ndarray:
-        if pixels.height % size or pixels.width % size:
-            small = pixels.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(small).reshape(size, size, -1)
-        return shrink(np.asarray(pixels).reshape(pixels.height, pixels.width, -1), size)
+        if size is not None and (pixels.height % size or pixels.width % size):
+            pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
+        array = np.asarray(pixels).reshape(pixels.height, pixels.width, -1)
+        return array if size is None else shrink(array, size)
 
     return decode
 
 
 def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Means over blocks, halves rounded up; exact, unlike Pillow's fixed-point sums.
+    """Averages blocks, halves rounded up; exact, unlike Pillow's fixed-point sums.
 
     Args:
-        pixels: `[height, width, channels]` uint8, both multiples of `size`.
+        pixels: `[..., height, width, channels]` uint8; `size` divides both.
         size: height and width of the result.
 
     Returns:
-        `[size, size, channels]` uint8.
+        `[..., size, size, channels]` uint8.
     """
-    height, width, channels = pixels.shape
+    *batch, height, width, channels = pixels.shape
     rows, columns = height // size, width // size
-    blocks = pixels.reshape(size, rows, size, columns, channels)
-    total = blocks.sum((1, 3), dtype=np.int64)
+    blocks = pixels.reshape(*batch, size, rows, size, columns, channels)
+    total = blocks.sum((-4, -2), dtype=np.int64)
     area = rows * columns
     return ((2 * total + area) // (2 * area)).astype(np.uint8)

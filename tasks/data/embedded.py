@@ -1,4 +1,4 @@
-"""Data that ships with any installation: no download, real images."""
+"""Real images that ship with any installation."""
 
 from __future__ import annotations
 
@@ -13,32 +13,25 @@ from tasks.data.images import ImageDataset, Images, partition
 
 @configuration
 class Digits(Images):
-    """The 1,797 handwritten 8×8 digits of scikit-learn, in four disjoint splits.
+    """The 1,797 handwritten 8×8 digits of scikit-learn, pixels 0…16.
 
-    1,077 train, 180 inner_valid, 180 outer_valid and 360 test rows of a fixed
-    permutation; pixels are integers 0…16.
+    A fixed permutation is cut into 1,077 train, 180 inner_valid, 180 outer_valid and
+    360 test rows.
 
     Reference: Alpaydin and Kaynak (1998), UCI Machine Learning Repository, CC BY 4.0.
     """
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image."""
-        return (8, 8, 1)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of labels."""
-        return 10
+    image_shape = (8, 8, 1)
+    num_classes = 10
 
     def load(self) -> ImageDataset:
-        """The dataset as device arrays (read once per process)."""
+        """Returns the dataset as device arrays (see `Images.load`)."""
         return _load_digits()
 
 
 @functools.cache
 def _load_digits() -> ImageDataset:
-    # Imported where it is used: it takes longer than all of JAX.
+    # Imported late: it takes longer than all of JAX.
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()

@@ -1,8 +1,9 @@
-"""Image data on the device: uint8 splits, normalized as they are gathered."""
+"""Images on the device: uint8 splits, normalized when batches are gathered."""
 
 from __future__ import annotations
 
 import abc
+import functools
 import itertools
 import math
 from typing import Any, ClassVar, NamedTuple
@@ -11,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.base import SPLITS, Split
-from tasks.data.arrays import draw_rows
+from tasks.base import Split
+from tasks.data.arrays import draw_rows, on_device, places_in_window, select
 from tasks.data.augmentation import AugmentationDraws
 from tasks.source import Source
 
@@ -23,13 +24,13 @@ class Images(Source):
     image_shape: tuple[int, int, int]
     """Height, width and channels of an image: a field or a property."""
     num_classes: int
-    """Number of labels."""
+    """Number of labels: a field or a property."""
     on_disk: ClassVar[bool] = False
-    """Whether only the disk knows the shape; then it is not looked at before a run."""
+    """Whether the shape is read from disk, which happens only in a run."""
 
     @abc.abstractmethod
     def load(self) -> ImageDataset:
-        """The dataset as device arrays."""
+        """Returns the dataset as device arrays; read or made once per process."""
 
 
 class ImageSplit(NamedTuple):
@@ -40,20 +41,20 @@ class ImageSplit(NamedTuple):
 
 
 class ImageDraws(NamedTuple):
-    """What is random about `num` batches of `B` images."""
+    """Random draws of `num` batches of `B` images."""
 
-    rows: jax.Array  # [num, B] int32: which examples of the split
-    places: jax.Array | None = None  # [num, B] int32: where they lie, if not there
-    changes: AugmentationDraws | None = None  # None: images are taken as they are
+    rows: jax.Array  # [num, B] int32: examples of the split
+    places: jax.Array | None = None  # [num, B] int32: rows of a fetched window instead
+    changes: AugmentationDraws | None = None  # None: no augmentation
 
     @property
     def at(self) -> jax.Array:
-        """Where the images lie in the arrays that are at hand."""
+        """Rows of the arrays on the device."""
         return self.rows if self.places is None else self.places
 
 
 class ImageDataset(NamedTuple):
-    """Four disjoint splits and statistics of the training images, per channel."""
+    """Four disjoint splits, and statistics of the training images per channel."""
 
     train: ImageSplit
     inner_valid: ImageSplit
@@ -63,30 +64,62 @@ class ImageDataset(NamedTuple):
     std: tuple[jax.Array, ...]  # of each channel: [] float32, in raw pixels
 
     def split(self, name: Split) -> ImageSplit:
-        """The split of that name."""
-        if name not in SPLITS:
-            raise ValueError(f"unknown split {name!r}; there are {', '.join(SPLITS)}")
-        return getattr(self, name)
+        """Returns the split of that name."""
+        return select(self, name)
 
 
-def check_drawn(data: Any, **least: int) -> None:
-    """Refuses sizes and seeds of images that are drawn, not read.
+class DrawnImages(Images):
+    """Procedural images: a frozen dataclass whose fields and seed determine them."""
 
-    Args:
-        data: what has the fields, and a `seed`.
-        **least: the smallest value of each field that is a size.
+    num_train: int
+    seed: int
 
-    Raises:
-        ValueError: naming the field.
+    @abc.abstractmethod
+    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Draws images `[n, *image_shape]` uint8 and labels `[n]`, in split order."""
+
+    @property
+    def row_bounds(self) -> tuple[int, int, int]:
+        """Rows at which inner_valid, outer_valid and test begin."""
+        return split_bounds(self.num_train)
+
+    def load(self) -> ImageDataset:
+        """Returns the dataset as device arrays (see `Images.load`)."""
+        return _draw_images(self)
+
+    def check_fields(self, deviation: str, **least: int) -> None:
+        """Raises ValueError naming a field that is out of range.
+
+        Args:
+            deviation: name of a field that is a standard deviation.
+            **least: smallest value of each field that is a size.
+        """
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value < smallest:
+                raise ValueError(f"{name} = {value} must be at least {smallest}")
+            if value > 10**8:
+                raise ValueError(f"{name} = {value} must be at most 10⁸")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed = {self.seed} must be a whole number in [0, 2³²)")
+        value = getattr(self, deviation)
+        if not 0.0 <= value < math.inf:
+            raise ValueError(f"{deviation} = {value} must not be negative")
+
+
+@functools.cache
+def _draw_images(source: DrawnImages) -> ImageDataset:
+    return partition(*source.pixels(), source.row_bounds)
+
+
+def split_bounds(num: int, test_apart: bool = True) -> tuple[int, int, int]:
+    """Returns the rows at which inner_valid, outer_valid and test begin.
+
+    The first `num` rows are cut 80/10/10, with the test split behind them; or
+    70/10/10/10 if the test split is not apart.
     """
-    for name, smallest in least.items():
-        value = getattr(data, name)
-        if value < smallest:
-            raise ValueError(f"{name} = {value} must be at least {smallest}")
-        if value > 10**8:
-            raise ValueError(f"{name} = {value} must be at most 10⁸")
-    if not 0 <= data.seed < 2**32:
-        raise ValueError(f"seed = {data.seed} must be a whole number in [0, 2³²)")
+    first, second, third = (8, 9, 10) if test_apart else (7, 8, 9)
+    return (num * first // 10, num * second // 10, num * third // 10)
 
 
 def partition(
@@ -97,36 +130,31 @@ def partition(
     Args:
         images: `[n, height, width, channels]` uint8.
         labels: `[n]` integers.
-        bounds: where inner_valid, outer_valid and test begin.
+        bounds: rows at which inner_valid, outer_valid and test begin.
     """
+    labels = labels.astype(np.int32)
     edges = (0, *bounds, len(images))
-    # jnp.array copies: the device must not see the file behind a memory map.
-    # Concrete even where a caller is being traced, for callers keep the result.
-    with jax.ensure_compile_time_eval():
-        parts = [
-            ImageSplit(jnp.array(images[a:b]), jnp.array(labels[a:b], jnp.int32))
-            for a, b in itertools.pairwise(edges)
-        ]
-        mean, std = (
-            tuple(map(jnp.float32, statistic))
-            for statistic in statistics(images[: bounds[0]])
-        )
-    return ImageDataset(*parts, mean=mean, std=std)
+    parts: list[Any] = [
+        ImageSplit(images[a:b], labels[a:b])  # pyright: ignore
+        for a, b in itertools.pairwise(edges)
+    ]
+    mean, std = (tuple(channels) for channels in statistics(images[: bounds[0]]))
+    return on_device(ImageDataset(*parts, mean=mean, std=std))
 
 
 def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, correctly rounded.
+    """Returns mean and standard deviation of each channel, correctly rounded.
 
     Args:
         images: `[n, height, width, channels]` uint8, not empty.
 
     Returns:
-        Two arrays `[channels]` float32. The deviation of a channel that is constant is
-        given as 1, so that it is normalized to zeros.
+        Two arrays `[channels]` float32. The deviation of a constant channel is 1, so
+        that it is normalized to zeros.
     """
     pairs = []
     for channel in np.moveaxis(images, -1, 0):
-        # Counts are exact, and need no copy of the images as floats.
+        # Counts are exact and need no copy of the images as floats.
         counts = np.zeros(256, np.int64)
         for chunk in np.array_split(channel, max(1, channel.size >> 20)):
             counts += np.bincount(chunk.ravel(), minlength=256)
@@ -144,21 +172,17 @@ def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def draw_indices(
     dataset: ImageDataset, key: jax.Array, split: Split, num: int, batch_size: int
 ) -> jax.Array:
-    """Rows of `num` batches `[num, B]`, uniform with replacement."""
-    size = len(dataset.split(split).labels)
-    return draw_rows(key, size, num, batch_size)
+    """Draws rows of `num` batches, `[num, B]` int32, with replacement."""
+    return draw_rows(key, len(dataset.split(split).labels), num, batch_size)
 
 
 def without_train(dataset: ImageDataset) -> ImageDataset:
-    """The dataset with an empty training split: its rows come in windows."""
-    nothing = jax.tree.map(
-        lambda x: np.empty((0, *x.shape[1:]), x.dtype), dataset.train
-    )
-    return dataset._replace(train=nothing)
+    """Empties the training split, whose rows are fetched for each window."""
+    return dataset._replace(train=jax.tree.map(lambda x: x[:0], dataset.train))
 
 
 def fetch(dataset: ImageDataset, draws: ImageDraws) -> tuple[ImageSplit, ImageDraws]:
-    """The training images that some draws name, one after the other, on the host.
+    """Fetches the training images of some draws on the host.
 
     Args:
         dataset: on the host.
@@ -166,25 +190,19 @@ def fetch(dataset: ImageDataset, draws: ImageDraws) -> tuple[ImageSplit, ImageDr
 
     Returns:
         Images `[..., num · B, height, width, channels]` and labels `[..., num · B]` as
-        NumPy arrays, and the draws with places among these `num · B`.
+        NumPy arrays, and the draws with their places among these.
     """
     rows = np.asarray(draws.rows)
-    num, batch_size = rows.shape[-2:]
-    flat = rows.reshape(*rows.shape[:-2], num * batch_size)
-    images, labels = (np.asarray(x) for x in dataset.train)
-    places = np.arange(num * batch_size, dtype=np.int32).reshape(num, batch_size)
-    return (
-        ImageSplit(images[flat], labels[flat]),  # pyright: ignore
-        draws._replace(places=np.broadcast_to(places, rows.shape)),
-    )
+    flat = rows.reshape(*rows.shape[:-2], -1)
+    split: Any = ImageSplit(*(np.asarray(x)[flat] for x in dataset.train))
+    return split, draws._replace(places=places_in_window(rows))
 
 
 def gather(dataset: ImageDataset, rows: jax.Array | slice, split: Split) -> ImageSplit:
-    """Examples by row, images normalized to float32 with the training statistics."""
+    """Gathers rows; images are normalized to float32 by the training statistics."""
     images, labels = dataset.split(split)
     shape = images.shape[1:]
-    # Flat rows: a loop over the pixels of an image is a quarter faster on a CPU than
-    # one over height, width and three channels.
+    # Flat rows: on CPUs a quarter faster than height, width and three channels.
     pixels = images.reshape(len(images), -1)[rows].astype(jnp.float32)
     mean, std = (_flat(x, shape, pixels.ndim) for x in (dataset.mean, dataset.std))
     pixels = ((pixels - mean) / std).reshape(*pixels.shape[:-1], *shape)
@@ -192,7 +210,7 @@ def gather(dataset: ImageDataset, rows: jax.Array | slice, split: Split) -> Imag
 
 
 def unnormalize(dataset: ImageDataset, normal: jax.Array) -> jax.Array:
-    """Raw values of normalized images `[B, height, width, channels]`, in float32."""
+    """Inverts the normalization of images `[B, height, width, channels]`."""
     mean, std = (
         jnp.broadcast_to(jnp.stack(x), normal.shape)
         for x in (dataset.mean, dataset.std)
@@ -203,11 +221,9 @@ def unnormalize(dataset: ImageDataset, normal: jax.Array) -> jax.Array:
 def _flat(
     channels: tuple[jax.Array, ...], shape: tuple[int, ...], ndim: int
 ) -> jax.Array:
-    """One value per channel, for pixels whose last axis is a flat image.
-
-    A single channel stays a scalar all the way from the dataset: XLA divides by
-    a scalar and by an array of one element in different ways, with different last bits.
-    """
+    """Repeats one value per channel over pixels whose last axis is a flat image."""
+    # A single channel stays a scalar: XLA divides by a scalar and by an array of one
+    # element in different ways, with different last bits.
     if len(channels) == 1:
         return channels[0]
     flat = jnp.tile(jnp.stack(channels), math.prod(shape[:-1]))

@@ -1,9 +1,9 @@
-"""What is known of some datasets of TFDS without a look at the disk.
+"""Shapes and sizes of some TFDS datasets, known without a disk.
 
-So the shapes of a task, its parameters and its FLOP can be had on a machine where the
-data is not. The disk has the last word: where the dataset is prepared, its own
-declaration counts, and one that contradicts this table is an error (`check`). Numbers
-of rows are not compared, for they change from version to version.
+With them the shapes, parameters and FLOP of a task can be computed on a machine without
+the data. Where a dataset is prepared, its own declaration counts, and `check` refuses
+one that contradicts this table. Numbers of rows are not compared, as they change
+between versions.
 """
 
 from __future__ import annotations
@@ -20,18 +20,23 @@ class Known:
     """A dataset as TFDS's catalogue describes it."""
 
     rows: Mapping[str, int]
-    """Number of rows of each split on disk, in the version that is stock."""
+    """Number of rows of each split on disk, in the stock version."""
     gigabytes: float
-    """About what it takes on disk, 10⁹ bytes; ArrayRecord's exact size may differ."""
+    """Approximate size on disk in 10⁹ bytes."""
     source: str
-    """Who made it, and under what licence it is."""
+    """Author and licence."""
     image_shape: tuple[int | None, int | None, int] | None = None
     """Height, width and channels of its images, None where rows differ."""
     num_classes: int = 0
-    """Number of labels, of a dataset of images."""
+    """Number of labels of its images."""
 
 
-_CIFAR = "Krizhevsky (2009), Learning multiple layers of features from tiny images"
+_MNIST_ROWS = {"train": 60_000, "test": 10_000}
+_CIFAR_ROWS = {"train": 50_000, "test": 10_000}
+_CIFAR = (
+    "Krizhevsky (2009), Learning multiple layers of features from tiny images; no "
+    "licence stated"
+)
 _IMAGENET = "Chrabaszcz et al., arXiv:1707.08819; ImageNet's terms, research only"
 
 
@@ -43,40 +48,16 @@ def _imagenet(size: int, gigabytes: float) -> Known:
 KNOWN: Mapping[str, Known] = MappingProxyType(
     {
         "mnist": Known(
-            {"train": 60_000, "test": 10_000},
-            0.025,
-            "LeCun et al. (1998); CC BY-SA 3.0",
-            (28, 28, 1),
-            10,
+            _MNIST_ROWS, 0.025, "LeCun et al. (1998); CC BY-SA 3.0", (28, 28, 1), 10
         ),
         "fashion_mnist": Known(
-            {"train": 60_000, "test": 10_000},
-            0.04,
-            "Xiao et al., arXiv:1708.07747; MIT",
-            (28, 28, 1),
-            10,
+            _MNIST_ROWS, 0.04, "Xiao et al., arXiv:1708.07747; MIT", (28, 28, 1), 10
         ),
-        "cifar10": Known(
-            {"train": 50_000, "test": 10_000},
-            0.14,
-            f"{_CIFAR}; no licence stated",
-            (32, 32, 3),
-            10,
-        ),
+        "cifar10": Known(_CIFAR_ROWS, 0.14, _CIFAR, (32, 32, 3), 10),
         "cifar10_subset": Known(
-            {"train": 20_000, "test": 1_000},
-            0.04,
-            f"{_CIFAR}; no licence stated",
-            (32, 32, 3),
-            10,
+            {"train": 20_000, "test": 1_000}, 0.04, _CIFAR, (32, 32, 3), 10
         ),
-        "cifar100": Known(
-            {"train": 50_000, "test": 10_000},
-            0.14,
-            f"{_CIFAR}; no licence stated",
-            (32, 32, 3),
-            100,
-        ),
+        "cifar100": Known(_CIFAR_ROWS, 0.14, _CIFAR, (32, 32, 3), 100),
         "svhn_cropped": Known(
             {"train": 73_257, "test": 26_032, "extra": 531_131},
             1.2,
@@ -116,10 +97,10 @@ KNOWN: Mapping[str, Known] = MappingProxyType(
 
 
 def cost(name: str) -> str:
-    """What preparing a dataset takes, as a sentence's end; empty if unknown.
+    """Returns the end of a sentence on what a dataset takes; empty if unknown.
 
     Args:
-        name: of the dataset, without a version.
+        name: name of the dataset, without a version.
     """
     known = KNOWN.get(name)
     if known is None:
@@ -130,10 +111,10 @@ def cost(name: str) -> str:
 
 
 def check(dataset: Prepared, image: Feature, label: Feature) -> None:
-    """Compares what is on disk with the table, where the name is in it.
+    """Compares a declaration with the table, if it has the name.
 
     Raises:
-        ValueError: in one line that names both, if images or labels are others.
+        ValueError: in one line that names both, if images or labels differ.
     """
     known = KNOWN.get(dataset.name)
     if known is None:

@@ -1,9 +1,7 @@
-"""Labels that are wrong, always the same ones: a hash of the example decides.
+"""Label noise that is fixed per example, so that a network can memorize it.
 
-Real label noise belongs to the data: an example that is labelled wrongly is so in
-every epoch, and a network can learn it by heart. Nothing has to be stored for that:
-whether an example is concerned, and which label it has instead, are two hashes of its
-row.
+Nothing is stored: whether an example is mislabelled, and with which label, are two
+hashes of its row.
 """
 
 from __future__ import annotations
@@ -19,17 +17,14 @@ def corrupt(
     share: jax.Array,
     seed: jax.Array,
 ) -> jax.Array:
-    """Labels, a share of them replaced by another one, all others equally likely.
+    """Replaces a share of the labels by another one, all others equally likely.
 
     Args:
         labels: `[...]` int32 in 0…`num_labels`-1.
-        rows: `[...]` int32: which examples these are.
-        num_labels: how many there are, at least 2.
-        share: `[]` of the labels that are replaced on average.
+        rows: `[...]` int32, the rows of the examples.
+        num_labels: number of labels, at least 2.
+        share: `[]`, expected share of replaced labels.
         seed: `[]` uint32.
-
-    Returns:
-        `[...]` int32.
     """
     if num_labels < 2:
         raise ValueError(f"num_labels = {num_labels}: there is no other label")
@@ -42,7 +37,7 @@ def corrupt(
 
 
 def _mixed(x: jax.Array) -> jax.Array:
-    """A bijection of uint32 that mixes all bits (the last step of MurmurHash3)."""
+    """Mixes all bits of a uint32, bijectively (the last step of MurmurHash3)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

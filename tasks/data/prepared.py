@@ -1,12 +1,13 @@
 """Datasets prepared by TensorFlow Datasets, found by name and read without TensorFlow.
 
-The only file that imports TFDS. Rows come from its data source, but nothing that was
-declared is trusted: `len()` of a damaged shard lies, and the damage shows only where
-a record is touched. So every record is read, and every shard's records are counted.
+The only file that imports TFDS. Declarations are not trusted: `len()` of a damaged
+shard can be wrong, and damage shows only where a record is read. So every record is
+read, and every shard's records are counted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -18,7 +19,6 @@ from tasks.data import known
 from tasks.data.declared import (
     FORMAT,
     INFO,
-    Feature,
     Prepared,
     command,
     damaged,
@@ -27,7 +27,6 @@ from tasks.data.declared import (
 
 __all__ = [
     "VARIABLE",
-    "Feature",
     "MissingError",
     "Prepared",
     "check_name",
@@ -51,17 +50,17 @@ _RECORDS_AT_ONCE = 256
 
 
 class MissingError(ValueError):
-    """A dataset is not on this machine, as opposed to damaged or of another kind."""
+    """A dataset is not on this machine, rather than damaged or of the wrong kind."""
 
 
 def data_dir() -> Path:
-    """The folder of prepared datasets.
+    """Returns the folder of prepared datasets.
 
     Raises:
-        MissingError: if the variable is unset, and the default of TFDS does not exist.
+        MissingError: if the variable is unset and the default of TFDS does not exist.
     """
     if given := os.environ.get(VARIABLE):
-        return Path(os.path.expanduser(given))  # an unknown ~user stays as it is
+        return Path(os.path.expanduser(given))  # keeps an unknown ~user
     default = Path("~/tensorflow_datasets").expanduser()
     if default.is_dir():
         return default
@@ -71,10 +70,10 @@ def data_dir() -> Path:
 
 
 def check_name(name: str) -> tuple[str, str | None]:
-    """Cuts a name into the dataset with its configuration, and the version if given.
+    """Splits a name into the dataset with its configuration, and the version or None.
 
     Raises:
-        ValueError: if that is not how TFDS writes a name.
+        ValueError: if the name is not in the form of TFDS.
     """
     match = _NAME.fullmatch(name)
     if not match:
@@ -92,21 +91,22 @@ def check_name(name: str) -> tuple[str, str | None]:
 
 
 def open_dataset(name: str) -> Prepared:
-    """What a prepared dataset declares; its shards are not opened.
+    """Reads the declaration of a prepared dataset; its shards are not opened.
 
     Args:
-        name: as TFDS writes it, `mnist` or `imagenet_resized/32x32:0.1.0`; without a
-            version the newest one that is there.
+        name: TFDS name such as `mnist` or `imagenet_resized/32x32:0.1.0`; without a
+            version, the newest one on disk.
 
     Raises:
-        MissingError: in one line that names the dataset and the command that makes it,
-            if it is not there.
-        ValueError: in one line that names the file too, if one of its files is missing,
-            unreadable or not ArrayRecord.
+        MissingError: in one line with the dataset and the command that prepares it, if
+            it is not on disk.
+        ValueError: in one line with the file too, if a file is missing, unreadable or
+            not ArrayRecord.
     """
     plain, version = check_name(name)
     root = data_dir()
-    versions = sorted(_subfolders(root / plain, _VERSION), key=_by_number)
+    versions = _subfolders(root / plain, _VERSION)
+    versions.sort(key=lambda version: [int(part) for part in version.split(".")])
     if version in versions or (versions and not version):
         path = root / plain / (version or versions[-1])
         return read_declaration(plain, path, root)
@@ -146,19 +146,15 @@ def fingerprint(name: str) -> str:
 
 
 def read(prepared: Prepared, split: str) -> Iterator[dict[str, Any]]:
-    """All rows of a split in the order of the disk, images as their encoded bytes.
+    """Yields the rows of a split in the order of the disk, images as encoded bytes.
 
-    Damage may show after some rows: only an iterator that ends has given the split.
+    Damage may show late: the split is sound only if the iterator ends.
 
     Raises:
         ValueError: in one line that names dataset, file and command, if the split is
-            unknown or empty, or a file is not what was declared.
+            unknown or empty, or a file differs from its declaration.
     """
-    if split not in prepared.splits:
-        raise ValueError(
-            f"dataset {str(prepared)!r} has no split {split!r}; there are "
-            f"{', '.join(prepared.splits)}"
-        )
+    prepared.check_split(split)
     if prepared.splits[split] < 1:
         raise _damaged(prepared, prepared.path, f"has no rows in the split {split!r}")
     tfds, records = _readers()
@@ -170,7 +166,8 @@ def read(prepared: Prepared, split: str) -> Iterator[dict[str, Any]]:
     try:
         builder = tfds.builder_from_directory(prepared.path)
         source = builder.as_data_source(split, decoders=skip, file_format=FORMAT)
-    except Exception as error:  # whatever TFDS raises over a folder it cannot use
+    # TFDS raises exceptions of many kinds.
+    except Exception as error:
         what = f"is refused by TFDS: {error}"
         raise _damaged(prepared, prepared.path, what) from None
     end = 0
@@ -189,12 +186,11 @@ def read(prepared: Prepared, split: str) -> Iterator[dict[str, Any]]:
 
 
 def damaged_row(prepared: Prepared, split: str, row: int, what: object) -> ValueError:
-    """The error that a row of a split is not what it should be; names its file."""
+    """Returns the error of a bad row; it names the row's file."""
     ends = itertools.accumulate(prepared.shard_lengths[split])
     shard = next(index for index, end in enumerate(ends) if row < end)
-    return _damaged(
-        prepared, prepared.shards[split][shard], f"has a bad row {row}: {what}"
-    )
+    path = prepared.shards[split][shard]
+    return _damaged(prepared, path, f"has a bad row {row}: {what}")
 
 
 def _damaged(prepared: Prepared, path: Path, what: str) -> ValueError:
@@ -202,12 +198,9 @@ def _damaged(prepared: Prepared, path: Path, what: str) -> ValueError:
 
 
 def _count(records: Any, shard: Path) -> int:
-    """Rows by the file itself: those beyond the declared ones would never be read."""
-    reader = records.ArrayRecordReader(str(shard))
-    try:
+    """Counts a file's own rows: those beyond the declared ones are never read."""
+    with contextlib.closing(records.ArrayRecordReader(str(shard))) as reader:
         return reader.num_records()
-    finally:
-        reader.close()
 
 
 def _readers() -> tuple[Any, Any]:
@@ -233,9 +226,5 @@ def _subfolders(folder: Path, pattern: re.Pattern[str]) -> list[str]:
 
 
 def _holds(folder: Path) -> bool:
-    """Whether there is a dataset, with configurations or without."""
+    """Whether the folder is a dataset, with configurations or without."""
     return any(any(folder.glob(f"{between}*/{INFO}")) for between in ("", "*/"))
-
-
-def _by_number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))

@@ -1,4 +1,4 @@
-"""Images at another resolution, where the data itself has only one."""
+"""Images of a dataset at another resolution."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import functools
 import numpy as np
 
 from configuration.fields import configuration
+from tasks.data.decoding import shrink
 from tasks.data.images import ImageDataset, Images, partition
 from tasks.data.tfds_images import MAX_SIZE
 
 
 @configuration
 class Resized(Images):
-    """Square images of some data, smaller or larger by a whole factor.
+    """Square images of a dataset, smaller or larger by a whole factor.
 
-    Smaller ones are means over blocks, halves rounded up; in larger ones every pixel is
-    repeated. So nothing is added to what an image shows, and what changes for a network
-    is the number of its inputs. Labels, splits and order are those of the data.
+    Smaller images are means over blocks, halves rounded up; in larger ones pixels are
+    repeated, so only the number of a network's inputs changes. Labels, splits and order
+    stay.
     """
 
     data: Images
-    """The images; of a TFDS dataset its own `size` does this."""
+    """The images; TFDSImages has a `size` of its own."""
     size: int
     """Height and width, in pixels."""
 
@@ -61,19 +62,16 @@ class Resized(Images):
         return self.data.fingerprint()
 
     def load(self) -> ImageDataset:
-        """The dataset as device arrays (made once per process)."""
+        """Returns the dataset as device arrays (see `Images.load`)."""
         return _load(self)
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Square images `[n, height, height, channels]` uint8 at another size."""
-    num, height, _, channels = images.shape
-    if size >= height:
-        return images.repeat(size // height, axis=1).repeat(size // height, axis=2)
-    block = height // size
-    blocks = images.reshape(num, size, block, size, block, channels).astype(np.int64)
-    # ⌊mean + ½⌋ in whole numbers.
-    return ((2 * blocks.sum((2, 4)) + block**2) // (2 * block**2)).astype(np.uint8)
+    """Resizes square images `[n, height, height, channels]` uint8."""
+    height = images.shape[1]
+    if size < height:
+        return shrink(images, size)
+    return images.repeat(size // height, axis=1).repeat(size // height, axis=2)
 
 
 @functools.cache

@@ -1,22 +1,20 @@
-"""Coloured shapes: small pictures whose captions are true, made by a formula.
+"""Procedural pictures of coloured shapes, with their captions as classes.
 
-A picture shows one shape of one colour at some place and of some size on a grey ground,
-in slight noise. Its class is its caption, "red circle" for instance. So whoever looks
-at a picture that was generated for a caption can say at once whether it is right.
+A picture shows one shape of one colour, at a random position and size, on a grey ground
+in slight noise. Its class is its caption, such as "red circle", so that a picture
+generated for a caption can be judged at a glance.
 
-A shape is given by its distance function: negative inside, in units of its size. The
-edge is one pixel wide.
+Shapes are drawn from their signed distance functions; edges are one pixel wide.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
 
 from configuration.fields import configuration
-from tasks.data.images import ImageDataset, Images, check_drawn, partition
+from tasks.data.images import DrawnImages
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
@@ -27,66 +25,57 @@ COLOURS = {
 """Mean red, green and blue of each colour, 0 … 255."""
 
 SIZE = (0.22, 0.36)
-"""Half the width of a shape, as a fraction of the picture's height."""
+"""Range of half the width of a shape, as a fraction of the picture's height."""
 GROUND = (80.0, 190.0)
-"""Grey levels of the ground."""
+"""Range of the ground's grey level."""
 TINT = 15.0
-"""Each channel of a colour differs from the mean by at most this much."""
+"""Largest deviation of each channel of a colour from its mean."""
 
 _ROWS_AT_ONCE = 500
 
 
 @configuration
-class Shapes(Images):
-    """Procedurally made square RGB pictures of four shapes in three colours.
+class Shapes(DrawnImages):
+    """Procedural square RGB pictures of four shapes in three colours.
 
-    Classes come in turn, so each split has as many of one as of another. The training
-    examples are cut 80/10/10 into train, inner_valid and outer_valid.
+    Classes alternate, so every split is balanced. The training examples are cut
+    80/10/10 into train, inner_valid and outer_valid.
     """
 
     size: int = 32
     """Height and width in pixels."""
     num_train: int = 4000
-    """Examples of train, inner_valid and outer_valid together."""
+    """Number of examples of train, inner_valid and outer_valid together."""
     num_test: int = 1000
-    """Examples of test."""
+    """Number of test examples."""
     noise: float = 4.0
-    """Deviation of the noise on every pixel, in grey levels, alike in all channels."""
+    """Standard deviation of the noise in grey levels, equal in all channels."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
+
+    num_classes = len(SHAPES) * len(COLOURS)
 
     def __post_init__(self) -> None:
-        check_drawn(self, size=8, num_train=10, num_test=1)
-        if not 0.0 <= self.noise < math.inf:
-            raise ValueError(f"noise = {self.noise} must not be negative")
+        self.check_fields("noise", size=8, num_train=10, num_test=1)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Square pictures of three channels."""
+        """Height, width and channels of a picture."""
         return (self.size, self.size, 3)
 
     @property
-    def num_classes(self) -> int:
-        """Number of captions."""
-        return len(SHAPES) * len(COLOURS)
-
-    @property
     def captions(self) -> tuple[str, ...]:
-        """The caption of each class; colours change fastest."""
+        """Captions of the classes; colours change fastest."""
         return tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 
-    def load(self) -> ImageDataset:
-        """The dataset as device arrays (made once per process)."""
-        return _make(self)
-
     def pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures `[n, size, size, 3]` uint8 and labels `[n]`."""
+        """Draws pictures `[n, size, size, 3]` uint8 and labels `[n]`."""
         num = self.num_train + self.num_test
         rng = np.random.RandomState(self.seed)
         labels = np.arange(num) % self.num_classes
         size, x, y, ground = rng.uniform(size=(4, num))
         size = SIZE[0] + size * (SIZE[1] - SIZE[0])
-        # All of the shape is in the picture.
+        # The whole shape is in the picture.
         x, y = (size + place * (1.0 - 2.0 * size) for place in (x, y))
         ground = GROUND[0] + ground * (GROUND[1] - GROUND[0])
         means = np.asarray(list(COLOURS.values()), np.float64)
@@ -107,7 +96,7 @@ class Shapes(Images):
     def _cover(
         self, shapes: np.ndarray, size: np.ndarray, x: np.ndarray, y: np.ndarray
     ) -> np.ndarray:
-        """How much of each pixel the shape covers, `[n, size, size]` in [0, 1]."""
+        """Returns the share of each pixel that is covered, `[n, size, size]`."""
         centres = (np.arange(self.size) + 0.5) / self.size
         across = (centres[None, None, :] - x[:, None, None]) / size[:, None, None]
         down = (centres[None, :, None] - y[:, None, None]) / size[:, None, None]
@@ -116,17 +105,17 @@ class Shapes(Images):
 
 
 def distance(shapes: np.ndarray, across: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """Signed distance to the edge of a shape, negative inside, near the edge.
+    """Computes signed distances to the edge of a shape, exact near the edge.
 
     All shapes lie in the square [-1, 1]².
 
     Args:
-        shapes: `[n]`, which of `SHAPES`.
+        shapes: `[n]`, indices into `SHAPES`.
         across: `[n, 1, w]`, to the right of the centre, in half widths of the shape.
-        down: `[n, h, 1]`, below the centre.
+        down: `[n, h, 1]`, below the centre, in half widths.
 
     Returns:
-        `[n, h, w]` in half widths.
+        Distances `[n, h, w]` in half widths, negative inside.
     """
     out = np.empty(np.broadcast_shapes(across.shape, down.shape))
     for index, name in enumerate(SHAPES):
@@ -137,7 +126,7 @@ def distance(shapes: np.ndarray, across: np.ndarray, down: np.ndarray) -> np.nda
         elif name == "square":
             out[rows] = np.maximum(np.abs(u), np.abs(v)) - 0.86
         elif name == "triangle":
-            # The apex is at the top; both slopes are 2 : 1.
+            # Apex at the top; both sides have slope 2.
             slope = (2.0 * np.abs(u) - 1.0 - v) / math.sqrt(5.0)
             out[rows] = np.maximum(slope, v - 1.0)
         else:
@@ -145,10 +134,3 @@ def distance(shapes: np.ndarray, across: np.ndarray, down: np.ndarray) -> np.nda
             long, short = np.maximum(u, v), np.minimum(u, v)
             out[rows] = np.maximum(long - 1.0, short - 0.34)
     return out
-
-
-@functools.cache
-def _make(shapes: Shapes) -> ImageDataset:
-    images, labels = shapes.pixels()
-    train = shapes.num_train
-    return partition(images, labels, (train * 8 // 10, train * 9 // 10, train))

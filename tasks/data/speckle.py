@@ -1,22 +1,20 @@
-"""Images like B-mode ultrasound of a liver beside a kidney, made by a formula.
+"""Procedural images like B-mode ultrasound of a liver beside a kidney.
 
-What is graded is steatosis: the fat fraction, the share of liver cells that hold fat,
-cut at 5, 33 and 66 % into the grades S0 to S3 (Kleiner et al., Hepatology 2005,
-doi:10.1002/hep.20701). Fat changes three things in the image, and all of them level
-off, so that the first fat shows most: the liver is brighter than the kidney, the sound
-fades faster with depth, and its high frequencies fade first, so speckle grows coarser
-with depth.
+Images are graded for steatosis: the fat fraction, the share of liver cells that hold
+fat, is cut at 5, 33 and 66 % into grades S0 to S3 (Kleiner et al., Hepatology 2005,
+doi:10.1002/hep.20701). Fat has three effects, all of which saturate, so that the first
+fat shows most: the liver becomes brighter than the kidney, sound is attenuated faster
+with depth, and high frequencies are attenuated first, so speckle coarsens with depth.
 
-Speckle is the interference of echoes of many scatterers in one resolution cell:
-complex white Gaussian noise through a point spread function, whose envelope has
-Rayleigh's distribution (Wagner et al., IEEE Trans. Sonics Ultrason. 1983,
-doi:10.1109/T-SU.1983.31404). A scanner shows the envelope's logarithm.
+Speckle is the interference of echoes of many scatterers in one resolution cell: the
+envelope of complex white Gaussian noise under a point spread function, with a Rayleigh
+distribution (Wagner et al., IEEE Trans. Sonics Ultrason. 1983,
+doi:10.1109/T-SU.1983.31404). Scanners show its logarithm.
 
-A patient's looks are not the fat alone: `Patients.appearance` is the effect of the fat
-plus a deviation of the patient's own. Images show the appearance and nothing else of
-the patient, so no reader of images, however good, has a larger area under the ROC curve
-than the appearance itself. Several images of a patient share everything but the view
-and the speckle; rows of a split are therefore not independent, patients are.
+`Patients.appearance` is the effect of fat plus a deviation of the patient's own. Images
+depend on the appearance and on nothing else of the patient, so no reader of images has
+a larger area under the ROC curve than the appearance itself. Images of one patient
+differ only in view and speckle: patients are independent, rows of a split are not.
 """
 
 from __future__ import annotations
@@ -30,82 +28,78 @@ import numpy as np
 
 from configuration.fields import configuration
 from tasks.base import SPLITS, Split
-from tasks.data.images import ImageDataset, Images, check_drawn, partition
+from tasks.data.arrays import Splits, select
+from tasks.data.images import DrawnImages, split_bounds
 
 FAT_EDGES = np.array([0.0, 0.05, 0.33, 0.66, 1.0])
-"""Fat fractions between which each grade lies."""
+"""Fat fractions that bound the grades."""
 HALF_EFFECT = 0.2
-"""The smaller, the sooner the effect of fat levels off."""
+"""Saturation constant of `effect`: the smaller, the sooner fat saturates."""
 CONTRAST = 10.0
 """Decibels by which the liver is brighter than the kidney, per unit of appearance."""
 ATTENUATION = 12.0
 """Decibels lost from the top of the image to its bottom, per unit of appearance."""
 GAIN = 3.0
-"""Deviation of a view's gain, in decibels."""
+"""Standard deviation of a view's gain, in decibels."""
 LIMITS = (-32.0, 24.0)
-"""Decibels that are stored as 0 and 255; what is beyond counts as the end."""
+"""Decibels stored as 0 and 255; others are clipped."""
 AXIAL, LATERAL = 0.025, 0.05
 """Deviations of the point spread function, as fractions of the image's side."""
 KIDNEY = (0.72, 0.62)
-"""Where the kidney's centre is on average: depth, and place from the left."""
+"""Mean centre of the kidney: depth, and position from the left."""
 RADII = (0.17, 0.25)
-"""Half axes of the kidney, in the same order."""
+"""Semi-axes of the kidney, in the same order."""
 WANDER = (0.05, 0.03)
-"""Deviations of its centre between patients, and between views of one patient."""
+"""Deviations of the centre between patients, and between views of one patient."""
 
 _AT_ONCE = 256
 
 
 class Patients(NamedTuple):
-    """Patients of one split, in the order of their images; numpy arrays."""
+    """Patients of one split in the order of their images, as NumPy arrays."""
 
-    identity: np.ndarray  # [n] int, a number no other patient of any split has
+    identity: np.ndarray  # [n] int, unique across splits
     grade: np.ndarray  # [n] int, 0 … 3
     fat: np.ndarray  # [n] the fat fraction, 0 … 1
     appearance: np.ndarray  # [n] effect of the fat, plus the patient's own deviation
-    kidney: np.ndarray  # [n, 2] centre of the kidney: depth, and place from the left
+    kidney: np.ndarray  # [n, 2] centre of the kidney: depth, from the left
 
 
 @configuration
-class Speckle(Images):
-    """Procedurally made speckle images of four grades, with splits by patient.
+class Speckle(DrawnImages):
+    """Procedural speckle images of four grades, with splits by patient.
 
-    The patients of `num_train` are cut 80/10/10 into train, inner_valid and
-    outer_valid. Every split has the grades in the proportions of `prevalences`, as
-    nearly as whole patients allow, in random order; the images of a patient are
-    consecutive rows.
+    `num_train` patients are cut 80/10/10 into train, inner_valid and outer_valid. Every
+    split has the grades in the proportions of `prevalences`, as nearly as whole
+    patients allow, in random order. Images of a patient are consecutive rows.
     """
 
     size: int = 32
     """Height and width of an image, in pixels."""
     num_train: int = 400
-    """Patients of train, inner_valid and outer_valid together."""
+    """Number of patients of train, inner_valid and outer_valid together."""
     num_test: int = 200
-    """Patients of test."""
+    """Number of test patients."""
     images_per_patient: int = 4
-    """Views of each patient."""
+    """Number of views of each patient."""
     prevalences: tuple[float, float, float, float] = (0.4, 0.3, 0.2, 0.1)
     """Shares of the grades S0 to S3 among the patients."""
     deviation: float = 0.4
-    """Deviation of the patients' appearance, in units of the effect of pure fat."""
+    """Standard deviation of appearance, in units of the effect of pure fat."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
+
+    num_classes = 4
 
     def __post_init__(self) -> None:
         least = {"num_train": 40, "num_test": 4}
-        check_drawn(self, size=8, images_per_patient=1, **least)
+        self.check_fields("deviation", size=8, images_per_patient=1, **least)
         shares = self.prevalences
         positive = len(shares) == 4 and all(share > 0 for share in shares)
         if not positive or not abs(sum(shares) - 1) <= 1e-9:
             raise ValueError(
                 f"prevalences = {shares} must be 4 positive shares with sum 1"
             )
-        self._check_numbers()
-        if not 0.0 <= self.deviation < math.inf:
-            raise ValueError(f"deviation = {self.deviation} must not be negative")
-
-    def _check_numbers(self) -> None:
-        """Raises ValueError if a split would lack a grade."""
         for split, (begin, end) in zip(SPLITS, self.bounds, strict=True):
             if 0 in allot(self.prevalences, end - begin):
                 name = "num_test" if split == "test" else "num_train"
@@ -116,43 +110,61 @@ class Speckle(Images):
 
     @property
     def bounds(self) -> tuple[tuple[int, int], ...]:
-        """Identities of the first patient of each split, and of the one after it."""
-        train = self.num_train
-        edges = (0, train * 8 // 10, train * 9 // 10, train, train + self.num_test)
+        """Identities of the first patient of each split, and past its last."""
+        num = self.num_train
+        edges = (0, *split_bounds(num), num + self.num_test)
         return tuple(itertools.pairwise(edges))
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and the one channel of an image."""
-        return (self.size, self.size, 1)
+    def row_bounds(self) -> tuple[int, int, int]:
+        """Rows at which inner_valid, outer_valid and test begin."""
+        first, second, third = split_bounds(self.num_train)
+        views = self.images_per_patient
+        return (views * first, views * second, views * third)
 
     @property
-    def num_classes(self) -> int:
-        """Number of grades."""
-        return 4
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return (self.size, self.size, 1)
 
-    def load(self) -> ImageDataset:
-        """The dataset as device arrays (made once per process)."""
-        return _make(self)
+    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Draws images and grades, patient by patient (see `DrawnImages.pixels`)."""
+        views, splits = self.images_per_patient, _draw_patients(self)
+        appearance, kidney, labels = (
+            np.concatenate([np.repeat(getattr(s, name), views, axis=0) for s in splits])
+            for name in ("appearance", "kidney", "grade")
+        )
+        rng = np.random.RandomState([self.seed, 1])
+        kidney = kidney + WANDER[1] * rng.normal(size=kidney.shape)
+        gain = GAIN * rng.normal(size=(len(labels), 1, 1))
+        images = np.empty((len(labels), *self.image_shape), np.uint8)
+        for begin in range(0, len(labels), _AT_ONCE):
+            part = slice(begin, begin + _AT_ONCE)
+            shape = (2, len(labels[part]), self.size, self.size)
+            noise = rng.normal(size=shape) / math.sqrt(2.0)
+            amplitude = envelope(noise[0] + 1j * noise[1], appearance[part])
+            level = decibels(appearance[part], kidney[part], self.size) + gain[part]
+            level += 20.0 * np.log10(np.maximum(amplitude, 1e-6))
+            grey = np.clip((level - LIMITS[0]) / (LIMITS[1] - LIMITS[0]), 0.0, 1.0)
+            images[part, ..., 0] = np.round(255.0 * grey)
+        return images, labels
 
     def patients(self, split: Split) -> Patients:
-        """The patients of a split; patient `i` has the rows from `i · views` on."""
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
-        return _draw_patients(self)[SPLITS.index(split)]
+        """Returns the patients of a split; the rows of patient i start at i · views."""
+        return select(_draw_patients(self), split)
 
     def patient_of_rows(self, split: Split) -> np.ndarray:
-        """Identity of the patient of each image of a split, `[rows]` int."""
+        """Returns the identity of each image's patient in a split, `[rows]` int."""
         return np.repeat(self.patients(split).identity, self.images_per_patient)
 
 
 def effect(fat: np.ndarray) -> np.ndarray:
-    """What fat does to the image: 0 without, 1 for fat alone, half of it at 14 %."""
+    """Returns the effect of fat on the image: 0 without, 1 for pure fat, ½ at 14 %."""
     return fat * (1.0 + HALF_EFFECT) / (fat + HALF_EFFECT)
 
 
 def allot(shares: tuple[float, ...], num: int) -> np.ndarray:
-    """Whole numbers with sum `num` in the given proportions, by largest remainders."""
+    """Allots whole numbers with sum `num` to shares, by largest remainders."""
     exact = np.asarray(shares, np.float64) * num
     counts = np.floor(exact + 1e-9).astype(int)
     remainders = np.argsort(counts - exact, kind="stable")
@@ -161,7 +173,7 @@ def allot(shares: tuple[float, ...], num: int) -> np.ndarray:
 
 
 def envelope(noise: np.ndarray, appearance: np.ndarray) -> np.ndarray:
-    """Rayleigh amplitudes `[n, size, size]` with mean square 1.
+    """Computes Rayleigh amplitudes `[n, size, size]` with mean square 1.
 
     Args:
         noise: complex white Gaussian scatterers `[n, size, size]`, of mean square 1.
@@ -179,12 +191,12 @@ def envelope(noise: np.ndarray, appearance: np.ndarray) -> np.ndarray:
 
 
 def decibels(appearance: np.ndarray, kidney: np.ndarray, size: int) -> np.ndarray:
-    """Mean echo levels `[n, size, size]` over that of the kidney at the surface.
+    """Computes mean echo levels `[n, size, size]` over the kidney's at the surface.
 
     Args:
         appearance: `[n]`.
         kidney: `[n, 2]`, its centre.
-        size: of the image.
+        size: height and width of the image, in pixels.
     """
     pixel = (np.arange(size) + 0.5) / size
     down = (pixel[None] - kidney[:, :1]) / RADII[0]
@@ -195,8 +207,7 @@ def decibels(appearance: np.ndarray, kidney: np.ndarray, size: int) -> np.ndarra
 
 
 @functools.cache
-def _draw_patients(speckle: Speckle) -> tuple[Patients, ...]:
-    """The patients of the four splits."""
+def _draw_patients(speckle: Speckle) -> Splits:
     rng = np.random.RandomState(speckle.seed)
     splits = []
     for begin, end in speckle.bounds:
@@ -207,28 +218,4 @@ def _draw_patients(speckle: Speckle) -> tuple[Patients, ...]:
         looks = effect(fat) + speckle.deviation * rng.normal(size=len(grade))
         kidney = np.array(KIDNEY) + WANDER[0] * rng.normal(size=(len(grade), 2))
         splits.append(Patients(np.arange(begin, end), grade, fat, looks, kidney))
-    return tuple(splits)
-
-
-@functools.cache
-def _make(speckle: Speckle) -> ImageDataset:
-    splits = _draw_patients(speckle)
-    views, size = speckle.images_per_patient, speckle.size
-    appearance, kidney, labels = (
-        np.concatenate([np.repeat(getattr(s, name), views, axis=0) for s in splits])
-        for name in ("appearance", "kidney", "grade")
-    )
-    rng = np.random.RandomState([speckle.seed, 1])
-    kidney = kidney + WANDER[1] * rng.normal(size=kidney.shape)
-    gain = GAIN * rng.normal(size=(len(labels), 1, 1))
-    images = np.empty((len(labels), size, size, 1), np.uint8)
-    for begin in range(0, len(labels), _AT_ONCE):
-        part = slice(begin, begin + _AT_ONCE)
-        parts = rng.normal(size=(2, len(labels[part]), size, size)) / math.sqrt(2.0)
-        amplitude = envelope(parts[0] + 1j * parts[1], appearance[part])
-        level = decibels(appearance[part], kidney[part], size) + gain[part]
-        level += 20.0 * np.log10(np.maximum(amplitude, 1e-6))
-        grey = np.clip((level - LIMITS[0]) / (LIMITS[1] - LIMITS[0]), 0.0, 1.0)
-        images[part, ..., 0] = np.round(255.0 * grey)
-    first, second, third = (views * end for _, end in speckle.bounds[:3])
-    return partition(images, labels, (first, second, third))
+    return Splits(*splits)

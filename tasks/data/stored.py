@@ -1,58 +1,37 @@
-"""Batches from foreign iterators, a fixed number of them kept as arrays.
+"""A fixed number of batches taken from foreign iterators.
 
-An iterator has a position and no seed: what it gives next depends on who asked before,
-and nothing of that can be stored in a checkpoint. So a number of batches is taken from
-it once, and from then on a batch is a function of a key: one of those that are kept.
+What an iterator gives next depends on who asked before, and its position cannot be
+stored in a checkpoint. So batches are taken from it once; afterwards a batch is a
+function of a key: one of the stored batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tasks.base import SPLITS, Batch, Split
+from tasks.data.arrays import Splits, is_numeric, on_device
 
 
-class StoredBatches(NamedTuple):
-    """Batches of each split, `[n]` in front of every array."""
-
-    train: Batch
-    inner_valid: Batch
-    outer_valid: Batch
-    test: Batch
-
-    def split(self, name: Split) -> Batch:
-        """The batches of the split of that name."""
-        if name not in SPLITS:
-            raise ValueError(f"unknown split {name!r}; there are {', '.join(SPLITS)}")
-        return getattr(self, name)
-
-    def draw(self, key: jax.Array, name: Split, num: int) -> jax.Array:
-        """Which of its batches, `[num]` int32, uniform with replacement."""
-        size = jax.tree.leaves(self.split(name))[0].shape[0]
-        return jax.random.randint(key, (num,), 0, size)
-
-    def batch(self, index: jax.Array, name: Split) -> Batch:
-        """The batch that one draw names."""
-        return jax.tree.map(lambda x: x[index], self.split(name))
-
-
-def store(datasets: Any, num_train: int, num_held_out: int) -> StoredBatches:
+def store(datasets: Any, num_train: int, num_held_out: int) -> Splits:
     """Takes batches from four iterators.
 
     Args:
         datasets: has attributes `train`, `inner_valid`, `outer_valid` and `test`, each
             an iterator of trees of arrays.
-        num_train: batches to take of train.
-        num_held_out: batches to take of each other split.
+        num_train: number of batches to take from train.
+        num_held_out: number of batches to take from each other split.
+
+    Returns:
+        Splits whose rows are batches.
 
     Raises:
-        ValueError: if an iterator is missing or ends early, or if a batch is not made
-            of arrays of numbers, or not shaped as the first one of its split.
+        ValueError: if an iterator is missing or ends early, or a batch does not consist
+            of arrays of numbers or differs in shape from the first one of its split.
     """
     missing = [split for split in SPLITS if getattr(datasets, split, None) is None]
     if missing:
@@ -60,20 +39,18 @@ def store(datasets: Any, num_train: int, num_held_out: int) -> StoredBatches:
             f"datasets = {type(datasets).__name__} has no {', '.join(missing)}: there "
             f"must be four iterators, {', '.join(SPLITS)}"
         )
-    stored = {}
+    stored = []
     for split in SPLITS:
         num = num_train if split == "train" else num_held_out
         batches = _take(getattr(datasets, split), split, num)
         for index, batch in enumerate(batches):
             _check_like(batches[0], batch, f"datasets.{split}, batch {index}")
-        # Concrete even where a caller is being traced, for callers keep the result.
-        with jax.ensure_compile_time_eval():
-            stored[split] = jax.tree.map(_stacked, *batches)
-    return StoredBatches(**stored)
+        stored.append(jax.tree.map(lambda *arrays: np.stack(arrays), *batches))
+    return on_device(Splits(*stored))
 
 
 def _take(source: Iterable[Batch], split: Split, num: int) -> list[Batch]:
-    # Some give only __next__, which is all that they promise.
+    # Some iterators have __next__ but no __iter__.
     ahead: Any = source if hasattr(source, "__next__") else iter(source)
     batches: list[Batch] = []
     for _ in range(num):
@@ -84,32 +61,25 @@ def _take(source: Iterable[Batch], split: Split, num: int) -> list[Batch]:
                 f"datasets.{split} ended after {len(batches)} of {num} batches: ask "
                 "for fewer, or give an iterator that goes on"
             ) from None
-        path = f"datasets.{split}, batch {len(batches)}"
-        batches.append(_copied(batch, path))
+        batches.append(_copied(batch, f"datasets.{split}, batch {len(batches)}"))
     return batches
 
 
 def _copied(batch: Batch, where: str) -> Batch:
-    """The batch as NumPy arrays of its own."""
+    """Copies the batch: many iterators write the next one into the same memory."""
     if not jax.tree.leaves(batch):
         raise ValueError(f"{where} holds no array")
 
     def copy(path: Any, leaf: Any) -> np.ndarray:
-        # A copy: many an iterator writes its next batch into the same memory.
         array = np.array(leaf)
-        kind = array.dtype
-        if not (jnp.issubdtype(kind, jnp.number) or jnp.issubdtype(kind, jnp.bool_)):
+        if not is_numeric(array):
             raise ValueError(
                 f"{where}{jax.tree_util.keystr(path)} is a {type(leaf).__name__} of "
-                f"dtype {kind}; a batch must be a tree of arrays of numbers"
+                f"dtype {array.dtype}; a batch must be a tree of arrays of numbers"
             )
         return array
 
     return jax.tree_util.tree_map_with_path(copy, batch)
-
-
-def _stacked(*arrays: np.ndarray) -> jax.Array:
-    return jnp.asarray(np.stack(arrays))
 
 
 def _check_like(first: Batch, batch: Batch, where: str) -> None:

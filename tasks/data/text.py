@@ -1,8 +1,7 @@
 """Text on the device: one packed array of tokens per split, windows cut in-graph.
 
-A batch is a set of windows of `L` tokens, and its targets are the same windows one
-token later. A window starts anywhere in its split, so a split of `n` tokens has
-`n - L` different ones, and none reaches into another split.
+A batch is a set of windows of `L` tokens; its targets are the same windows one token
+later. Windows start anywhere in a split: one of `n` tokens has `n - L` of them.
 """
 
 from __future__ import annotations
@@ -16,8 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.base import SPLITS, Split
-from tasks.data.arrays import draw_rows
+from tasks.data.arrays import Splits, draw_rows, on_device, places_in_window
 from tasks.source import Source
+
+TextDataset = Splits
+"""Four disjoint splits, each one array of tokens `[n]` (see `token_dtype`)."""
 
 
 class Text(Source):
@@ -28,63 +30,45 @@ class Text(Source):
 
     @abc.abstractmethod
     def load(self) -> TextDataset:
-        """The dataset as device arrays."""
-
-
-class TextDataset(NamedTuple):
-    """Four disjoint splits, each one array of tokens `[n]` (see `token_dtype`)."""
-
-    train: jax.Array
-    inner_valid: jax.Array
-    outer_valid: jax.Array
-    test: jax.Array
-
-    def split(self, name: Split) -> jax.Array:
-        """The tokens of the split of that name."""
-        if name not in SPLITS:
-            raise ValueError(f"unknown split {name!r}; there are {', '.join(SPLITS)}")
-        return getattr(self, name)
+        """Returns the dataset as device arrays; read once per process."""
 
 
 class TextDraws(NamedTuple):
-    """What is random about `num` batches of `B` windows."""
+    """Random draws of `num` batches of `B` windows."""
 
-    starts: jax.Array  # [num, B] int32: where in the split
-    places: jax.Array | None = None  # [num, B] int32: where they lie, if not there
+    starts: jax.Array  # [num, B] int32: positions in the split
+    places: jax.Array | None = None  # [num, B] int32: positions in a fetched window
 
     @property
     def at(self) -> jax.Array:
-        """Where the windows begin in the array that is at hand."""
+        """Positions in the array on the device."""
         return self.starts if self.places is None else self.places
 
 
 class TextBatch(NamedTuple):
-    """Windows of tokens, and for each token the one that follows it."""
+    """Windows of tokens, and the token that follows each of them."""
 
     inputs: jax.Array  # [B, L] int32
     targets: jax.Array  # [B, L] int32
 
 
 def token_dtype(vocab_size: int) -> type[np.integer]:
-    """The smallest type that holds the tokens 0…`vocab_size`-1."""
+    """Returns the smallest type that holds the tokens 0…`vocab_size`-1."""
     if vocab_size <= 1 << 8:
         return np.uint8
     return np.uint16 if vocab_size <= 1 << 16 else np.int32
 
 
 def to_device(tokens: Mapping[str, np.ndarray]) -> TextDataset:
-    """The arrays of the four splits on the device."""
-    # jnp.array copies: the device must not see the file behind a memory map.
-    # Concrete even where a caller is being traced, for callers keep the result.
-    with jax.ensure_compile_time_eval():
-        return TextDataset(*(jnp.array(tokens[split]) for split in SPLITS))
+    """Copies the tokens of the four splits to the device."""
+    return on_device(TextDataset(*(tokens[split] for split in SPLITS)))
 
 
 def check_length(dataset: TextDataset, split: Split, length: int) -> int:
-    """The number of windows of `length` tokens in a split.
+    """Returns the number of windows of `length` tokens in a split, at least 1.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the split is too short.
     """
     size = len(dataset.split(split))
     if size < length + 1:
@@ -103,7 +87,7 @@ def draw_starts(
     batch_size: int,
     length: int,
 ) -> jax.Array:
-    """Where the windows of `num` batches start, `[num, B]` int32, uniformly."""
+    """Draws where the windows of `num` batches start, `[num, B]` int32."""
     windows = check_length(dataset, split, length)
     return draw_rows(key, windows, num, batch_size)
 
@@ -111,10 +95,10 @@ def draw_starts(
 def even_starts(
     dataset: TextDataset, split: Split, max_windows: int, length: int
 ) -> np.ndarray:
-    """Starts `[W]` int32 of evenly spaced windows that do not overlap.
+    """Returns starts `[W]` int32 of evenly spaced windows that do not overlap.
 
-    The first begins the split and the last ends it. There are `max_windows`, or as
-    many as the split has room for.
+    The first begins the split and the last ends it. `W` is `max_windows`, or the most
+    that the split has room for.
     """
     last = check_length(dataset, split, length) - 1
     num = min(max_windows, (last + length) // length)
@@ -124,7 +108,7 @@ def even_starts(
 def fetch(
     dataset: TextDataset, draws: TextDraws, length: int
 ) -> tuple[np.ndarray, TextDraws]:
-    """The training windows that some draws name, one after the other, on the host.
+    """Fetches the training windows of some draws on the host.
 
     Args:
         dataset: on the host.
@@ -132,26 +116,19 @@ def fetch(
         length: tokens of a window (`L`).
 
     Returns:
-        Tokens `[..., num · B · (L + 1)]` as a NumPy array, and the draws with places
-        among them.
+        Tokens `[..., num · B · (L + 1)]` as a NumPy array, and the draws with their
+        places among these.
     """
     starts = np.asarray(draws.starts)
-    num, batch_size = starts.shape[-2:]
-    tokens = np.asarray(dataset.train)
-    rows = tokens[starts[..., None] + np.arange(length + 1)]
-    places = (length + 1) * np.arange(num * batch_size, dtype=np.int32)
-    return (
-        rows.reshape(*starts.shape[:-2], -1),
-        draws._replace(
-            places=np.broadcast_to(places.reshape(num, batch_size), starts.shape)
-        ),
-    )
+    tokens = np.asarray(dataset.train)[starts[..., None] + np.arange(length + 1)]
+    places = places_in_window(starts, length + 1)
+    return tokens.reshape(*starts.shape[:-2], -1), draws._replace(places=places)
 
 
 def gather(
     dataset: TextDataset, starts: jax.Array | np.ndarray, split: Split, length: int
 ) -> TextBatch:
-    """The windows that begin at `starts` `[B]`."""
+    """Gathers the windows that begin at `starts` `[B]`."""
     check_length(dataset, split, length)
     tokens = dataset.split(split)
 

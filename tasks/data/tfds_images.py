@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -12,11 +11,11 @@ import numpy as np
 
 from configuration.fields import configuration
 from tasks.data import cache, decoding, known, prepared
-from tasks.data.images import ImageDataset, Images, partition
-from tasks.data.prepared import Prepared
+from tasks.data.declared import Prepared
+from tasks.data.images import ImageDataset, Images, partition, split_bounds
 
 MAX_SIZE = 1024
-# To be raised when the same bytes on disk are to give other pixels or another order.
+# Part of the cache key: raise when pixels or order of the same files change.
 _RECIPE = 1
 
 
@@ -24,28 +23,27 @@ _RECIPE = 1
 class TFDSImages(Images):
     """A TFDS dataset with one image and one label per row, in four disjoint splits.
 
-    The split `train` of the dataset, in the order of the fixed permutation
-    `numpy.random.RandomState(0).permutation(n)`, is cut 80/10/10 into train,
-    inner_valid and outer_valid; its `test`, or else its `validation`, is the test
-    split as it is. Where there is neither, train is cut 70/10/10/10.
+    The dataset's train split, permuted by `numpy.random.RandomState(0).permutation(n)`,
+    is cut 80/10/10 into train, inner_valid and outer_valid; its test split, or else its
+    validation split, is test. Where there is neither, train is cut 70/10/10/10.
 
-    Nothing is read before it is asked for. Pixels are kept as uint8 on the device, and
-    between processes in the cache (`tasks.data.cache`), grey and small if so.
+    Pixels are read lazily and kept as uint8, on the device and in the cache
+    (`tasks.data.cache`), after `grey` and `size` are applied.
     """
 
     name: str = "mnist"
-    """As TFDS writes it: `name`, `name/config`, with `:1.2.3` for one version."""
+    """TFDS name: `name`, `name/config`, with `:1.2.3` for one version."""
     size: int | None = None
-    """Height and width in pixels to resize to; None leaves images as they are.
+    """Height and width in pixels to resize to; None keeps the size.
 
-    By whole factors, means over blocks (halves are rounded up); otherwise Pillow's
-    `BILINEAR`, which averages over its whole support where it shrinks. Images that are
-    not square are stretched.
+    Whole factors average blocks, halves rounded up; others are Pillow's `BILINEAR`,
+    which averages over its support when it shrinks. Images that are not square are
+    stretched.
     """
     grey: bool = False
-    """Whether colours become one channel, ITU-R 601-2 luma as Pillow's mode `L`.
+    """Whether colours become one channel before resizing (ITU-R 601-2 luma).
 
-    Before resizing; each of the two rounds to whole numbers.
+    Each of the two steps rounds to whole numbers.
     """
 
     on_disk: ClassVar[bool] = True
@@ -59,14 +57,13 @@ class TFDSImages(Images):
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image.
 
-        As declared on disk, or where the dataset is not, as known of its name
-        (`tasks.data.known`).
+        As declared on disk, or for a missing dataset as in `tasks.data.known`.
         """
         return _shape(self, _declared(self.name)[0])
 
     @property
     def num_classes(self) -> int:
-        """Number of labels, as declared on disk or known (see `image_shape`)."""
+        """Number of labels, from the same source as `image_shape`."""
         return _declared(self.name)[1]
 
     @property
@@ -90,26 +87,24 @@ class TFDSImages(Images):
         return rows * (math.prod(self.image_shape) + 4)
 
     def load(self) -> ImageDataset:
-        """The dataset as device arrays (read once per process).
+        """Returns the dataset as device arrays (see `Images.load`).
 
         Raises:
-            ValueError: in one line, if the dataset is missing, damaged, or not one of
-                images with labels.
+            ValueError: in one line, if the dataset is missing, damaged, or has no
+                labelled images.
         """
         return _load(self, prepared.data_dir())
 
 
 class _Columns(NamedTuple):
-    """Where images and labels are."""
-
     dataset: Prepared
-    image: str
-    label: str
+    image: str  # feature that holds the image
+    label: str  # feature that holds the label
 
 
 @functools.cache
 def _columns(name: str, data_dir: Path) -> _Columns:
-    del data_dir  # tells two folders with the same dataset apart
+    del data_dir  # part of the cache key
     dataset = prepared.open_dataset(name)
     columns = _Columns(dataset, *(_only(dataset, kind) for kind in ("image", "label")))
     image = dataset.features[columns.image]
@@ -127,7 +122,7 @@ def _columns(name: str, data_dir: Path) -> _Columns:
 
 
 def _declared(name: str) -> tuple[tuple[int | None, ...], int]:
-    """Shape of the images as stored, and number of labels."""
+    """Returns the shape of stored images, and the number of labels."""
     try:
         columns = _columns(name, prepared.data_dir())
     except prepared.MissingError:
@@ -140,21 +135,20 @@ def _declared(name: str) -> tuple[tuple[int | None, ...], int]:
 
 
 def _only(dataset: Prepared, kind: str) -> str:
-    """The only feature of a kind, or the one that is called so."""
+    """Returns the only feature of a kind, or the one with its name."""
     keys = [key for key, value in dataset.features.items() if value.kind == kind]
     if len(keys) == 1:
         return keys[0]
     if kind in keys:
         return kind
-    there = (f"{key} ({value.kind})" for key, value in dataset.features.items())
     raise ValueError(
         f"dataset {dataset.name!r} must have one image and one label in a row, but has "
-        f"{', '.join(there)}"
+        f"{dataset.listing}"
     )
 
 
 def _shape(source: TFDSImages, stored: tuple[int | None, ...]) -> tuple[int, int, int]:
-    """Shape of the images that are kept, from that of the stored ones."""
+    """Returns the shape of images after `size` and `grey`."""
     height, width, channels = stored
     if source.size is not None:
         height = width = source.size
@@ -171,8 +165,7 @@ def _load(source: TFDSImages, data_dir: Path) -> ImageDataset:
     columns = _columns(source.name, data_dir)
     dataset = columns.dataset
     shape = _shape(source, dataset.features[columns.image].shape)
-    test = next((s for s in ("test", "validation") if s in dataset.splits), None)
-    splits = ("train", test) if test else ("train",)
+    splits = ("train", dataset.held_out) if dataset.held_out else ("train",)
     num = dataset.splits.get("train", 0)
     if num < 10:
         raise ValueError(
@@ -191,18 +184,17 @@ def _load(source: TFDSImages, data_dir: Path) -> ImageDataset:
         lambda: _read(columns, splits, shape, source),
         [shard for split in splits for shard in dataset.shards[split]],
     )
-    tenths = (8, 9, 10) if test else (7, 8, 9)
-    first, second, third = (num * k // 10 for k in tenths)
-    return partition(arrays["images"], arrays["labels"], (first, second, third))
+    bounds = split_bounds(num, test_apart=len(splits) == 2)
+    return partition(arrays["images"], arrays["labels"], bounds)
 
 
 def _read(
     columns: _Columns,
-    splits: Sequence[str],
+    splits: tuple[str, ...],
     shape: tuple[int, int, int],
     source: TFDSImages,
 ) -> dict[str, np.ndarray]:
-    """All rows of the splits, one after the other, those of the first permuted."""
+    """Reads the rows of the splits in turn, and permutes those of the first."""
     dataset, image, label = columns
     sizes = [dataset.splits[split] for split in splits]
     images = np.empty((sum(sizes), *shape), np.uint8)
@@ -219,7 +211,8 @@ def _read(
             place = places[start + row]
             try:
                 images[place] = decode(values[image])
-            except Exception as error:  # Pillow raises many kinds
+            # Pillow raises exceptions of many kinds.
+            except Exception as error:
                 raise prepared.damaged_row(dataset, split, row, error) from None
             if not 0 <= values[label] < num_classes:
                 what = f"label {values[label]} is not one of {num_classes}"

@@ -1,15 +1,14 @@
 """Text of datasets prepared by TensorFlow Datasets, in four splits.
 
-Rows are documents, or lines, or the whole text. They are joined in the order of the
-disk, and the text is cut by position. Where rows are small, as in anything but a text
-that is one row, a cut moves to the end of one, so no document is in two splits.
+Rows are documents, lines, or the whole text. They are joined in the order of the disk
+and the text is cut by position; where rows are small, a cut moves to the end of one, so
+no document is in two splits.
 """
 
 from __future__ import annotations
 
 import array
 import bisect
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -23,45 +22,41 @@ from tasks.base import SPLITS, Split
 from tasks.data import prepared
 from tasks.data.cache import cached
 from tasks.data.cutting import cut, end_within
-from tasks.data.prepared import Prepared
-from tasks.data.text import Text, TextDataset, to_device
-from tasks.data.tokenizers import Bytes, Tokenizer, tokenize
+from tasks.data.declared import Prepared
+from tasks.data.tokenizers import Bytes, TokenizedText, Tokenizer, tokenize
 
 FEATURE = "text"
-"""The feature of a row that is read."""
+"""The feature that is read."""
 MIN_BYTES = 1000
-"""The smallest limit: what is less is not worth being cut."""
-# The number of this way to cut and to join: whoever changes it raises it.
+"""Smallest `max_bytes`."""
+# Version of the way rows are joined and cut, part of the cache key: raise on changes.
 _CUT = 2
 
 
 @configuration
-class TFDSText(Text):
+class TFDSText(TokenizedText):
     """The text of a prepared dataset whose rows have a feature `text`.
 
-    The train split of the dataset is cut by position, 80 % train, 10 % inner_valid and
-    10 % outer_valid, and its test split is test as it is. Where there is no test split,
-    validation takes its place; where neither is, train is cut 70/10/10/10.
+    The dataset's train split is cut 80/10/10 by position into train, inner_valid and
+    outer_valid; its test split, or else its validation split, is test. Where there is
+    neither, train is cut 70/10/10/10.
 
-    Rows are joined by newlines, in the order of the disk; nothing else marks where one
-    ends. Each cut moves on to the end of the row it falls into, or if that is more than
-    2 % of the text away, to the end of the line: rows are in one split, but for those
-    longer than that.
+    Rows are joined by newlines in the order of the disk. Each cut moves to the end of
+    its row, or if that is more than 2 % of the text away, to the end of its line: only
+    longer rows are in two splits.
     """
 
     name: str = "tiny_shakespeare"
-    """As TFDS writes it: `name`, `name/config`, `name:1.2.3`."""
+    """TFDS name: `name`, `name/config`, `name:1.2.3`."""
     tokenizer: Tokenizer = Bytes()
-    """What makes tokens of the text; it learns from train alone."""
+    """Tokenizer of the text; it learns from train alone."""
     max_bytes: int | None = None
-    """How much of the dataset's train split is read, in bytes of text; None is all.
+    """Bytes of text to read of the dataset's train split; None reads all.
 
-    It is the beginning in the order of the disk, up to the last end of a line that is
-    within the limit. This text is what is cut, by the same shares. If the limit leaves
-    something out, as much of the test split's beginning is test as a tenth of the
-    limit, which is the size of outer_valid; else the test split is whole. Of the files
-    only the first are read that hold so much, each of them to its end, so that all its
-    records are verified.
+    The text is read in the order of the disk up to the last line end within the limit,
+    and cut by the same shares. If the limit leaves something out, test is limited to a
+    tenth of it, the size of outer_valid. Only the first files that hold so much are
+    read, each to its end, so that all its records are verified.
     """
 
     def __post_init__(self) -> None:
@@ -73,10 +68,9 @@ class TFDSText(Text):
                 "bytes, or None for the whole dataset"
             )
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of different tokens."""
-        return self.tokenizer.vocab_size
+    def folder(self) -> Path:
+        """Returns the folder of prepared datasets."""
+        return prepared.data_dir()
 
     @property
     def label(self) -> str:
@@ -94,37 +88,57 @@ class TFDSText(Text):
     def num_bytes(self) -> None:
         """Returns None: the number of tokens shows when the text is cut."""
 
-    def load(self) -> TextDataset:
-        """The dataset as device arrays (read once per process and folder).
+    def read_tokens(self) -> dict[str, np.ndarray]:
+        """Reads the tokens of each split (see `TokenizedText.read_tokens`)."""
+        dataset = prepared.open_dataset(self.name)
+        feature = dataset.features.get(FEATURE)
+        if feature is None or feature.kind != "text":
+            raise ValueError(
+                f"dataset {str(dataset)!r} has no text feature {FEATURE!r}; its "
+                f"features are {dataset.listing}"
+            )
+        tokenizer = self.tokenizer
+        fingerprint: dict[str, Any] = {
+            "dataset": dataset.fingerprint,
+            "cut": _CUT,
+            "max_bytes": self.max_bytes,
+            "tokenizer": [repr(tokenizer), tokenizer.version],
+        }
+        shards: list[Path] = []
+        held_out = dataset.held_out or ""
 
-        Raises:
-            ValueError: in one line, if the dataset is not there, is damaged or has no
-                text.
-        """
-        return _load(self, prepared.data_dir())
+        def make() -> dict[str, np.ndarray]:
+            parts = read_splits(dataset, self.max_bytes)
+            shards.extend(parts.shards)
+            try:
+                return tokenize(tokenizer, parts.texts)
+            except ValueError as error:
+                raise ValueError(f"dataset {str(dataset)!r}: {error}") from None
 
-    def decode(self, tokens: np.ndarray) -> str:
-        """The text of tokens `[n]`, for inspection."""
-        learned = _tokens(self, prepared.data_dir())["learned"]
-        return self.tokenizer.decode(learned, tokens)
+        return cached(
+            f"{dataset}-{type(tokenizer).__name__}",
+            fingerprint,
+            make,
+            [s for k in ("train", held_out) for s in dataset.shards.get(k, ())],
+            read=lambda: shards,
+        )
 
 
 class Parts(NamedTuple):
-    """What was read of a dataset."""
+    """Texts of a dataset, and the files they were read from."""
 
     texts: dict[Split, bytes]
-    """The text of each split."""
     shards: tuple[Path, ...]
-    """The files that were read."""
 
 
 def read_splits(dataset: Prepared, max_bytes: int | None = None) -> Parts:
-    """Reads the four splits, of a train split of at most `max_bytes` if given.
+    """Reads the four splits, from at most `max_bytes` of the train split if given.
 
     Raises:
-        ValueError: in one line, if a file is damaged or a split would be empty.
+        ValueError: in one line, if there is no train split, a file is damaged or a
+            split would be empty.
     """
-    held_out = _held_out(dataset)
+    held_out = dataset.held_out
     train = _read(dataset, "train", max_bytes)
     shares = (0.8, 0.9) if held_out else (0.7, 0.8, 0.9)
     texts, shards = cut(train.text, shares, train.ends), train.shards
@@ -143,26 +157,16 @@ def read_splits(dataset: Prepared, max_bytes: int | None = None) -> Parts:
     return Parts(parts, shards)
 
 
-def _held_out(dataset: Prepared) -> str | None:
-    if "train" not in dataset.splits:
-        raise ValueError(
-            f"dataset {str(dataset)!r} has no split 'train'; there are "
-            f"{', '.join(dataset.splits)}"
-        )
-    return next((s for s in ("test", "validation") if s in dataset.splits), None)
-
-
 class _Joined(NamedTuple):
-    """Rows of a split, joined."""
-
     text: bytearray
-    ends: Sequence[int]  # behind the newline of each row but the last
-    whole: bool  # whether that is all there is
-    shards: tuple[Path, ...]  # which were read, each to its end
+    ends: Sequence[int]  # where rows begin, without the first
+    whole: bool  # whether this is the whole split
+    shards: tuple[Path, ...]  # files that were read, each to its end
 
 
 def _read(dataset: Prepared, split: str, max_bytes: int | None) -> _Joined:
-    """Reads a split, or as many of its shards as `max_bytes` need, each to its end."""
+    """Joins the rows of a split, or of as many of its files as `max_bytes` need."""
+    dataset.check_split(split)
     bounds = list(itertools.accumulate(dataset.shard_lengths[split]))
     text, ends, num, taken = bytearray(), array.array("q"), 0, 0
     limit = math.inf if max_bytes is None else max_bytes
@@ -182,51 +186,3 @@ def _read(dataset: Prepared, split: str, max_bytes: int | None) -> _Joined:
         del ends[bisect.bisect_right(ends, len(text)) :]
     shards = dataset.shards[split][: bisect.bisect_left(bounds, num) + 1]
     return _Joined(text, ends, whole, shards)
-
-
-def _check(dataset: Prepared) -> None:
-    """Raises ValueError if rows have no text."""
-    feature = dataset.features.get(FEATURE)
-    if feature is None or feature.kind != "text":
-        declared = ", ".join(f"{k} ({f.kind})" for k, f in dataset.features.items())
-        raise ValueError(
-            f"dataset {str(dataset)!r} has no text feature {FEATURE!r}; its features "
-            f"are {declared}"
-        )
-
-
-@functools.cache
-def _tokens(source: TFDSText, folder: Path) -> dict[str, np.ndarray]:
-    del folder  # part of the key: the same name is another dataset elsewhere
-    dataset = prepared.open_dataset(source.name)
-    _check(dataset)
-    held_out = _held_out(dataset)
-    tokenizer = source.tokenizer
-    fingerprint: dict[str, Any] = {
-        "dataset": dataset.fingerprint,
-        "cut": _CUT,
-        "max_bytes": source.max_bytes,
-        "tokenizer": [repr(tokenizer), tokenizer.version],
-    }
-    shards: list[Path] = []
-
-    def make() -> dict[str, np.ndarray]:
-        parts = read_splits(dataset, source.max_bytes)
-        shards.extend(parts.shards)
-        try:
-            return tokenize(tokenizer, parts.texts)
-        except ValueError as error:
-            raise ValueError(f"dataset {str(dataset)!r}: {error}") from None
-
-    return cached(
-        f"{dataset}-{type(tokenizer).__name__}",
-        fingerprint,
-        make,
-        [*dataset.shards["train"], *dataset.shards.get(held_out or "", ())],
-        read=lambda: shards,
-    )
-
-
-@functools.cache
-def _load(source: TFDSText, folder: Path) -> TextDataset:
-    return to_device(_tokens(source, folder))

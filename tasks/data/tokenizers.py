@@ -1,30 +1,32 @@
-"""Tokenizers: how text becomes integers, and integers text.
+"""Tokenizers: text to integers and back.
 
-A tokenizer is a description. What it learns from a training text (for byte pairs: the
-merges) is an array beside it that travels as an argument, so that it can be stored
-with the tokens it made and nothing is learned from held-out text.
+A tokenizer is a description. What it learns from the training text, such as merges, is
+an array that is passed as an argument and stored with the tokens, so nothing is learned
+from held-out text.
 """
 
 from __future__ import annotations
 
 import abc
+import functools
 import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configuration.fields import configuration
 from tasks.base import Split
-from tasks.data.text import token_dtype
+from tasks.data.text import Text, TextDataset, to_device, token_dtype
 
 _MISSING = (
     "BytePairs needs the package tokenizers, which is not installed: "
     "pip install tokenizers==0.23.3"
 )
 _NOTHING = np.zeros(0, np.uint8)
-# A piece bounds the memory of encoding: a whole text at once takes 200 bytes per byte.
+# Text is encoded in pieces: all at once takes 200 bytes of memory per byte.
 _PIECE = 1 << 16
 _BOUNDARY = re.compile(r"(?<=\S)\n(?=\S)")
 
@@ -38,47 +40,40 @@ class Tokenizer(abc.ABC):
     @property
     @abc.abstractmethod
     def version(self) -> str:
-        """What else, beside the fields, determines the tokens."""
+        """Version of everything beside the fields that determines the tokens."""
 
     @abc.abstractmethod
     def learn(self, text: bytes) -> np.ndarray:
-        """What is to be known of the training text, `[m]` uint8."""
+        """Learns from the training text; returns `[m]` uint8."""
 
     @abc.abstractmethod
     def encode(self, learned: np.ndarray, text: bytes) -> np.ndarray:
-        """The tokens of a text, `[n]` of `token_dtype(vocab_size)`."""
+        """Returns the tokens of a text, `[n]` of `token_dtype(vocab_size)`."""
 
     @abc.abstractmethod
     def decode(self, learned: np.ndarray, tokens: np.ndarray) -> str:
-        """The text of tokens `[n]`; bytes that are not UTF-8 are shown as U+FFFD."""
+        """Returns the text of tokens `[n]`; bytes that are not UTF-8 become U+FFFD."""
 
 
 @configuration
 class Bytes(Tokenizer):
     """Every byte is a token."""
 
-    @property
-    def vocab_size(self) -> int:
-        """There are 256 bytes."""
-        return 256
-
-    @property
-    def version(self) -> str:
-        """Nothing else determines the tokens."""
-        return ""
+    vocab_size = 256
+    version = ""
 
     def learn(self, text: bytes) -> np.ndarray:
-        """Nothing."""
+        """Learns nothing."""
         del text
         return _NOTHING
 
     def encode(self, learned: np.ndarray, text: bytes) -> np.ndarray:
-        """The bytes of the text."""
+        """Returns the bytes of the text."""
         del learned
         return np.frombuffer(text, np.uint8)
 
     def decode(self, learned: np.ndarray, tokens: np.ndarray) -> str:
-        """The text of bytes (see `Tokenizer.decode`)."""
+        """Returns the text of bytes (see `Tokenizer.decode`)."""
         del learned
         tokens = _checked(tokens, self.vocab_size)
         return tokens.astype(np.uint8).tobytes().decode(errors="replace")
@@ -86,18 +81,18 @@ class Bytes(Tokenizer):
 
 @configuration
 class BytePairs(Tokenizer):
-    """Bytes, and repeatedly merged pairs of them: byte-level byte-pair encoding.
+    """Byte-level byte-pair encoding.
 
-    Merges are learned from the training text alone, the most frequent pair first, as
-    long as it occurs twice; they never cross words in the sense of GPT-2. The text
-    must be UTF-8. All 256 bytes are tokens, so every text can be encoded.
+    Merges are learned from the training text, the most frequent pair first while it
+    occurs twice; they never cross words in the sense of GPT-2. The text must be UTF-8.
+    All 256 bytes are tokens, so every text can be encoded.
 
     Reference: Sennrich et al. (2016), arXiv:1508.07909; Radford et al. (2019),
     "Language Models are Unsupervised Multitask Learners", Section 2.2.
     """
 
     vocab_size: int = 1024
-    """Number of tokens: 256 bytes, the others merged."""
+    """Number of tokens: 256 bytes, and merges."""
 
     def __post_init__(self) -> None:
         if not 257 <= self.vocab_size <= 1 << 20:
@@ -108,28 +103,27 @@ class BytePairs(Tokenizer):
 
     @property
     def version(self) -> str:
-        """The version of the library that learns the merges."""
+        """Version of the library that learns the merges."""
         try:
             return importlib.metadata.version("tokenizers")
         except importlib.metadata.PackageNotFoundError:
             raise ValueError(_MISSING) from None
 
     def learn(self, text: bytes) -> np.ndarray:
-        """The merges, as the library's JSON.
+        """Learns the merges; returns the library's JSON.
 
         Raises:
             ValueError: if the text has too few repeated pairs for so many tokens.
         """
         library = _library()
-        alphabet = library.pre_tokenizers.ByteLevel.alphabet()
         trainer = library.trainers.BpeTrainer(
             vocab_size=self.vocab_size,
             min_frequency=2,
             show_progress=False,
-            initial_alphabet=sorted(alphabet),
+            initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
         )
         tokenizer = library.Tokenizer(library.models.BPE())
-        # The regular expression is GPT-2's; nothing is normalized, so nothing is lost.
+        # Words are GPT-2's; nothing is normalized, so nothing is lost.
         tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(
             add_prefix_space=False
         )
@@ -144,31 +138,72 @@ class BytePairs(Tokenizer):
         return np.frombuffer(tokenizer.to_str().encode(), np.uint8)
 
     def encode(self, learned: np.ndarray, text: bytes) -> np.ndarray:
-        """The tokens of a UTF-8 text (see `Tokenizer.encode`)."""
-        tokenizer = _restore(learned)
-        tokens = [
+        """Returns the tokens of a UTF-8 text (see `Tokenizer.encode`)."""
+        tokenizer, dtype = _restore(learned), token_dtype(self.vocab_size)
+        tokens = [np.zeros(0, dtype)]
+        for piece in _pieces(_utf8(text)):
             # The fast form leaves out the offsets, which are not used.
-            np.asarray(encoding.ids, token_dtype(self.vocab_size))
-            for piece in _pieces(_utf8(text))
-            for encoding in tokenizer.encode_batch_fast(
-                [piece], add_special_tokens=False
-            )
-        ]
-        return np.concatenate([np.zeros(0, token_dtype(self.vocab_size)), *tokens])
+            (encoding,) = tokenizer.encode_batch_fast([piece], add_special_tokens=False)
+            tokens.append(np.asarray(encoding.ids, dtype))
+        return np.concatenate(tokens)
 
     def decode(self, learned: np.ndarray, tokens: np.ndarray) -> str:
-        """The text of tokens (see `Tokenizer.decode`)."""
+        """Returns the text of tokens (see `Tokenizer.decode`)."""
         tokens = _checked(tokens, self.vocab_size)
         return _restore(learned).decode(tokens.tolist(), skip_special_tokens=False)
+
+
+class TokenizedText(Text, abc.ABC):
+    """A source of text whose tokenizer is a field: a frozen dataclass."""
+
+    tokenizer: Tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of different tokens."""
+        return self.tokenizer.vocab_size
+
+    def folder(self) -> Path | None:
+        """Returns the folder of datasets that the name refers to, if any."""
+        return None
+
+    @abc.abstractmethod
+    def read_tokens(self) -> dict[str, np.ndarray]:
+        """Reads the tokens of each split, and "learned" (see `tokenize`)."""
+
+    def load(self) -> TextDataset:
+        """Returns the dataset as device arrays; read once per process and folder.
+
+        Raises:
+            ValueError: in one line, if the text is missing or damaged.
+        """
+        return load_tokens(self, self.folder())[0]
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Returns the text of tokens `[n]`, for inspection."""
+        return self.tokenizer.decode(load_tokens(self, self.folder())[1], tokens)
+
+
+@functools.cache
+def load_tokens(
+    source: TokenizedText, folder: Path | None
+) -> tuple[TextDataset, np.ndarray]:
+    """Returns the dataset of a source, and what its tokenizer learned.
+
+    `folder` is part of the cache key: a name can mean another dataset elsewhere.
+    """
+    del folder
+    tokens = source.read_tokens()
+    return to_device(tokens), tokens["learned"]
 
 
 def tokenize(
     tokenizer: Tokenizer, texts: Mapping[Split, bytes]
 ) -> dict[str, np.ndarray]:
-    """The tokens of each text `[n]`, and what was learned from the one named "train".
+    """Tokenizes the text of each split.
 
     Returns:
-        The tokens by the name of their text, and "learned" `[m]` uint8.
+        Tokens `[n]` by split, and "learned" `[m]` uint8 from the split train.
     """
     learned = tokenizer.learn(texts["train"])
     tokens = {name: tokenizer.encode(learned, text) for name, text in texts.items()}
@@ -201,11 +236,8 @@ def _utf8(text: bytes) -> str:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Cuts a text where the cut does not change its tokens.
-
-    A newline between two characters that are not spaces is a word by itself, whatever
-    follows; after several newlines the pattern of words looks ahead.
-    """
+    """Cuts a text where the cut does not change its tokens."""
+    # A newline between two characters that are not spaces is a word by itself.
     start = 0
     for match in _BOUNDARY.finditer(text):
         if match.end() - start >= _PIECE:

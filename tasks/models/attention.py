@@ -1,13 +1,11 @@
-"""Multi-head self-attention, and rotary positions.
+"""Multi-head self-attention and rotary positions.
 
-μP has a say in one number: query times key is divided by √d in the standard
-parametrization and by d in μP, where training aligns the two, so their product grows
-as d rather than as √d (`Rules.attention_scale`). Growing the number of heads leaves it
-alone.
+Query times key is divided by √d in the standard parametrization and by d in μP: as
+training aligns the two, their product grows as d (`Rules.attention_scale`).
 
-Query, key and value have no bias. A softmax is blind to a key's bias, whose gradient
-would be rounding error that an optimizer which normalizes turns into full steps; a
-value's bias is the bias of the output once more.
+Query, key and value have no bias. A softmax does not depend on a key's bias, whose
+gradient would be rounding error that a normalizing optimizer turns into full steps; a
+value's bias duplicates that of the output.
 """
 
 from __future__ import annotations
@@ -30,9 +28,9 @@ class Attention(nn.Module):
         heads: number of heads.
         head_dim: size of query, key and value in each head.
         scale: factor on query times key.
-        causal: whether a token sees only itself and what stands before it.
+        causal: whether a token sees only itself and earlier tokens.
         rotary: whether queries and keys are turned by their positions.
-        depth_mult: of the residual block (see `ParamSpec`).
+        depth_mult: see `ParamSpec`.
     """
 
     heads: int
@@ -52,24 +50,20 @@ class Attention(nn.Module):
             places = jnp.arange(x.shape[1])
             query, key = rotate(query, places), rotate(key, places)
         logits = self.scale * jnp.einsum("bihd,bjhd->bhij", query, key)
-        record(self, "logits", logits)  # before the mask, which has no width
+        # Recorded before the mask, whose infinities do not scale.
+        record(self, "logits", logits)
         if self.causal:
             logits = hide_later(logits)
         weights = jax.nn.softmax(logits, axis=-1)
         mixed = record(self, "mixed", jnp.einsum("bhij,bjhd->bihd", weights, value))
-        out = Dense(
-            x.shape[-1],
-            fan_in="heads head_dim",
-            depth_mult=self.depth_mult,
-            name="out",
-        )
-        return out(mixed)
+        width, mult = x.shape[-1], self.depth_mult
+        return Dense(width, "heads head_dim", depth_mult=mult, name="out")(mixed)
 
     def _project(self, name: str) -> Dense:
         return Dense(
             (self.heads, self.head_dim),
-            fan_in="width",
-            fan_out="heads head_dim",
+            "width",
+            "heads head_dim",
             use_bias=False,
             depth_mult=self.depth_mult,
             name=name,
@@ -77,27 +71,24 @@ class Attention(nn.Module):
 
 
 def hide_later(logits: jax.Array) -> jax.Array:
-    """Minus infinity where a query `i` would see a key `j > i`; `[..., L, L]`.
+    """Sets logits `[..., L, L]` of query i and key j > i to minus infinity.
 
-    The weight there is exactly 0, and so is every gradient through it.
+    Weights there, and gradients through them, are exactly 0.
     """
     visible = jnp.tril(jnp.ones(logits.shape[-2:], bool))
     return jnp.where(jnp.broadcast_to(visible, logits.shape), logits, -jnp.inf)
 
 
 def rotate(x: jax.Array, places: jax.Array) -> jax.Array:
-    """Rotary position embedding (Su et al., RoFormer, arXiv:2104.09864, eq. 34).
+    """Applies rotary positions (Su et al., RoFormer, arXiv:2104.09864, eq. 34).
 
-    Coordinates `k` and `k + d/2` of a head form a pair, turned at place `m` by the
-    angle m · ROTARY_BASE^(-2k/d). So query times key depends on the difference of
-    their places alone. (The paper pairs neighbours: the same up to a permutation.)
+    Coordinates k and k + d/2 of a head are a pair, turned at position m by the angle
+    m · ROTARY_BASE^(-2k/d), so query times key depends on the difference of positions.
+    (The paper pairs neighbours, which is the same up to a permutation.)
 
     Args:
         x: queries or keys, `[B, L, heads, d]`, d even.
-        places: of the tokens in the sequence, `[L]`.
-
-    Returns:
-        The same shape.
+        places: positions in the sequence, `[L]`.
     """
     half = x.shape[-1] // 2
     speeds = ROTARY_BASE ** (-jnp.arange(half) / half)

@@ -1,17 +1,15 @@
-"""Autoencoders: what comes out has the shape of what went in.
+"""Autoencoders with fully connected layers around a bottleneck.
 
-Two networks around a bottleneck. That of `AutoEncoder` is a fraction of the width, so
-it grows with the network (its axis is `latent`, a scaling name). That of `VAE` is a
-code of fixed size, like the number of pixels: its heads are readouts, zero at the start
-and scaled like one, so the posterior starts at the prior exactly.
+The bottleneck of `AutoEncoder` is a fraction of the width (axis `latent`, a scaling
+name). That of `VAE` is a code of fixed size: its heads are readouts, so the posterior
+starts exactly at the prior.
 
 Images of any shape are flattened; the reconstruction is flat too.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import NamedTuple, Self, final
+from typing import NamedTuple, final
 
 import flax.linen as nn
 import jax
@@ -27,7 +25,7 @@ from tasks.models.layers import Dense, readout
 @final
 @configuration
 class AutoEncoder(Model):
-    """Fully connected encoder and decoder around a linear layer of fewer units.
+    """Encoder and decoder around a linear layer of fewer units.
 
     Hinton and Salakhutdinov, Science 313 (2006), without their pretraining.
     """
@@ -46,7 +44,7 @@ class AutoEncoder(Model):
     """Nonlinearity after each hidden layer."""
 
     def __post_init__(self) -> None:
-        _check(self, "bottleneck")
+        base.check_positive(self, "width", "depth", "bottleneck", "base_width")
         for name in ("width", "base_width"):
             if getattr(self, name) < self.bottleneck:
                 raise ValueError(
@@ -54,32 +52,27 @@ class AutoEncoder(Model):
                     f"{self.bottleneck}, or no unit is left"
                 )
 
-    def at_width(self, width: int) -> Self:
-        """The same layers of another width, the bottleneck in proportion."""
-        return dataclasses.replace(self, width=width)
-
-    def at_depth(self, depth: int) -> Self:
-        """As many layers on each side."""
-        return dataclasses.replace(self, depth=depth)
-
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(self, module: nn.Module, x: jax.Array, num_outputs: int) -> jax.Array:
         """Maps `[B, ...]` to a reconstruction `[B, num_outputs]`."""
-        return _AutoEncoderModule(self, num_outputs)
+        x = _hidden(self, x.reshape(x.shape[0], -1), "encoder", "pixels")
+        latent = Dense(self.width // self.bottleneck, "width", "latent", name="latent")
+        x = _hidden(self, latent(x), "decoder", "latent")
+        return readout(self, num_outputs, fan_out="pixels")(x)
 
 
 class Inference(NamedTuple):
-    """What a `VAE` makes of `B` inputs with codes of `C` numbers."""
+    """Outputs of a `VAE` for `B` inputs and codes of `C` numbers."""
 
     outputs: jax.Array  # [B, pixels] decoded from one sample of the posterior
     mean: jax.Array  # [B, C] of the Gaussian posterior
-    log_variance: jax.Array  # [B, C]
+    log_variance: jax.Array  # [B, C] of the Gaussian posterior
 
     def divergence(self) -> jax.Array:
         """KL divergence of the posterior from the prior N(0, 1), `[B]` in nats.
 
         Kingma and Welling, arXiv:1312.6114, Appendix B.
         """
-        # expm1, for near the prior the variance and 1 + its logarithm nearly cancel.
+        # expm1: near the prior the variance and 1 + its logarithm nearly cancel.
         excess = jnp.expm1(self.log_variance) - self.log_variance
         return 0.5 * jnp.sum(self.mean**2 + excess, axis=-1)
 
@@ -89,7 +82,7 @@ class Inference(NamedTuple):
 class VAE(Model):
     """Variational autoencoder with a Gaussian code (arXiv:1312.6114).
 
-    With a key the code is a sample of the posterior; without one it is its mean.
+    The code is a sample of the posterior, or its mean without a key.
     """
 
     width: int = 32
@@ -106,73 +99,29 @@ class VAE(Model):
     """Nonlinearity after each hidden layer."""
 
     def __post_init__(self) -> None:
-        _check(self, "code")
+        base.check_positive(self, "width", "depth", "code", "base_width")
 
-    def at_width(self, width: int) -> Self:
-        """The same layers of another width, the code as it is."""
-        return dataclasses.replace(self, width=width)
-
-    def at_depth(self, depth: int) -> Self:
-        """As many layers on each side."""
-        return dataclasses.replace(self, depth=depth)
-
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(self, module: nn.Module, x: jax.Array, num_outputs: int) -> Inference:
         """Maps `[B, ...]` to an `Inference` of `num_outputs` pixels."""
-        return _VAEModule(self, num_outputs)
-
-
-def _check(model: AutoEncoder | VAE, size: str) -> None:
-    base.check_positive(model, "width", "depth", size, "base_width")
+        x = _hidden(self, x.reshape(x.shape[0], -1), "encoder", "pixels")
+        mean, log_variance = (
+            readout(self, self.code, fan_out="code", name=name)(x)
+            for name in ("mean", "log_variance")
+        )
+        code = mean
+        if module.has_rng("sample"):
+            noise = jax.random.normal(module.make_rng("sample"), mean.shape, mean.dtype)
+            code = mean + jnp.exp(0.5 * log_variance) * noise
+        x = _hidden(self, record(module, "sample", code), "decoder", "code")
+        outputs = readout(self, num_outputs, fan_out="pixels")(x)
+        return Inference(outputs, mean, log_variance)
 
 
 def _hidden(
     model: AutoEncoder | VAE, x: jax.Array, side: str, fan_in: str
 ) -> jax.Array:
-    """The hidden layers of one side, named after it; maps `[B, n]` to `[B, width]`."""
+    """Applies the hidden layers of one side: `[B, n]` to `[B, width]`."""
     for i in range(model.depth):
         layer = Dense(model.width, fan_in="width" if i else fan_in, name=f"{side}_{i}")
         x = base.activation(model.activation)(layer(x))
     return x
-
-
-class _AutoEncoderModule(nn.Module):
-    model: AutoEncoder
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        model = self.model
-        x = _hidden(model, x.reshape(x.shape[0], -1), "encoder", "pixels")
-        latent = Dense(
-            model.width // model.bottleneck, "width", "latent", name="latent"
-        )
-        x = _hidden(model, latent(x), "decoder", "latent")
-        return readout(
-            self.num_outputs,
-            model.width,
-            model.base_width,
-            model.rules,
-            fan_out="pixels",
-        )(x)
-
-
-class _VAEModule(nn.Module):
-    model: VAE
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> Inference:
-        model = self.model
-        widths = (model.width, model.base_width, model.rules)
-        x = _hidden(model, x.reshape(x.shape[0], -1), "encoder", "pixels")
-        mean = readout(model.code, *widths, name="mean", fan_out="code")(x)
-        log_variance = readout(
-            model.code, *widths, name="log_variance", fan_out="code"
-        )(x)
-        code = mean
-        if self.has_rng("sample"):
-            noise = jax.random.normal(self.make_rng("sample"), mean.shape, mean.dtype)
-            code = mean + jnp.exp(0.5 * log_variance) * noise
-        x = _hidden(model, record(self, "sample", code), "decoder", "code")
-        outputs = readout(self.num_outputs, *widths, fan_out="pixels")(x)
-        return Inference(outputs, mean, log_variance)

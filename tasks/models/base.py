@@ -1,8 +1,7 @@
-"""What all families of models share: a frozen description with plain functions.
+"""Base class of models: frozen descriptions of networks, with plain functions.
 
-A family is a frozen dataclass whose fields are the shape of the network. It says what
-its linen module is and what its base model is; everything else follows here. Nothing
-outside this folder sees a linen module.
+A family is a frozen dataclass whose fields give the shape of the network, and whose
+`forward` computes it with linen. Nothing outside this folder sees a linen module.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from parametrization.rules import Rules
 from parametrization.spec import param_specs, unbox
 
 ACTIVATIONS = "activations"
-"""The linen collection in which layers record what they computed."""
+"""Linen collection of recorded intermediate values."""
 
 Activation = Literal[
     "relu", "relu6", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "elu", "selu"
@@ -36,98 +35,107 @@ class Model(abc.ABC):
     """
 
     width: int
-    """The size that grows when the network is made wider."""
+    """Size that grows when the network is made wider."""
     depth: int
-    """The number of hidden layers, or of residual blocks."""
+    """Number of hidden layers, or of residual blocks."""
     base_width: int
-    """Width of the base model, at which every μP multiplier is 1."""
+    """Width of the base model, where μP multipliers are 1."""
     rules: Rules
     """Parametrization of the forward pass."""
     input_dtype: ClassVar[Any] = jnp.float32
-    """int32 where the inputs are tokens."""
-
-    @property
-    def base_sizes(self) -> dict[str, int]:
-        """Width and depth of the base model, for whoever stores or shows them."""
-        depth = getattr(self, "base_depth", self.depth)
-        return {"width": self.base_width, "depth": depth}
+    """int32 if inputs are tokens."""
 
     @abc.abstractmethod
-    def at_width(self, width: int) -> Self:
-        """The same network of another width; its base stays."""
+    def forward(self, module: nn.Module, x: Any, num_outputs: int) -> Any:
+        """Maps `[B, *input_shape]` to `[B, ..., num_outputs]` inside a linen module.
 
-    @abc.abstractmethod
-    def at_depth(self, depth: int) -> Self:
-        """The same network of another depth; its base stays."""
-
-    @abc.abstractmethod
-    def module(self, num_outputs: int) -> nn.Module:
-        """The linen module, a map of `[B, *input_shape]` to `[B, ..., num_outputs]`."""
+        Layers created here belong to `module`, whose `param` and `make_rng` give
+        parameters and keys.
+        """
 
     def example(self, input_shape: tuple[int, ...], num_outputs: int) -> Any:
-        """One input of zeros, with which the network is initialized.
+        """Returns one input of zeros, with which the network is initialized.
 
-        A model of more than one array takes another pytree here and in `apply`.
+        A model with several inputs takes another pytree here and in `apply`.
         """
         del num_outputs
         return jnp.zeros((1, *input_shape), self.input_dtype)
 
+    def at_width(self, width: int) -> Self:
+        """Returns the same network at another width; its base stays."""
+        return self._with(width=width)
+
+    def at_depth(self, depth: int) -> Self:
+        """Returns the same network at another depth; its base stays."""
+        return self._with(depth=depth)
+
+    def with_rules(self, rules: Rules) -> Self:
+        """Returns the same network in another parametrization."""
+        return self._with(rules=rules)
+
+    def with_base_width(self, base_width: int) -> Self:
+        """Returns the same network with another base width."""
+        return self._with(base_width=base_width)
+
+    def _with(self, **fields: Any) -> Self:
+        return dataclasses.replace(self, **fields)  # pyright: ignore
+
     def base(self) -> Self:
-        """The model of the same depth whose shapes are the base shapes."""
+        """Returns the base model at this depth, whose shapes are the base shapes."""
         return self.at_width(self.base_width)
+
+    @property
+    def base_sizes(self) -> dict[str, int]:
+        """Width and depth of the base model."""
+        depth = getattr(self, "base_depth", self.depth)
+        return {"width": self.base_width, "depth": depth}
+
+    @property
+    def depth_mult(self) -> float:
+        """Ratio of the depth to that of the base model."""
+        return self.depth / self.base_sizes["depth"]
+
+    @property
+    def residual_scale(self) -> float:
+        """Factor on every residual branch."""
+        return self.rules.residual_scale(self.depth, self.base_sizes["depth"])
 
     @property
     def layer_widths(self) -> tuple[int, ...]:
         """Width of each layer or block, first to last."""
         return (self.width,) * self.depth
 
-    def with_rules(self, rules: Rules) -> Self:
-        """The same network in another parametrization."""
-        return dataclasses.replace(self, rules=rules)  # pyright: ignore
-
-    def with_base_width(self, base_width: int) -> Self:
-        """The same network beside a base model of another width."""
-        return dataclasses.replace(self, base_width=base_width)  # pyright: ignore
-
     def init(
         self, key: jax.Array, input_shape: tuple[int, ...], num_outputs: int
     ) -> Any:
-        """Initial parameters for inputs `[B, *input_shape]`, as plain arrays."""
+        """Initializes parameters for inputs `[B, *input_shape]`, as plain arrays."""
         return unbox(self._boxed_init(key, input_shape, num_outputs))
 
     def specs(self, input_shape: tuple[int, ...], num_outputs: int) -> Any:
-        """Specs of the parameters, with the base model beside; nothing is allocated.
+        """Returns the specs of the parameters, without allocating anything.
 
         Raises:
-            ValueError: naming the parameter that was not given a role.
+            ValueError: naming a parameter without a role.
         """
         return _specs(self, tuple(input_shape), num_outputs)
 
     def apply(
-        self,
-        params: Any,
-        x: Any,
-        num_outputs: int,
-        key: jax.Array | None = None,
+        self, params: Any, x: Any, num_outputs: int, key: jax.Array | None = None
     ) -> Any:
-        """Outputs for inputs `[B, *input_shape]`, in float32 at least.
+        """Computes outputs for inputs `[B, *input_shape]`, in float32 at least.
 
-        The layers multiply in the dtype of their parameters: given copies in bfloat16,
-        the network is trained in mixed precision.
+        Layers multiply in the dtype of their parameters, so that bfloat16 copies give
+        mixed-precision training.
         """
-        module = self.module(num_outputs)
+        module = _Network(self, num_outputs)
         outputs = module.apply({"params": params}, x, rngs=_rngs(key))
         return jax.tree.map(_at_least_float32, outputs)
 
     def activations(
-        self,
-        params: Any,
-        x: Any,
-        num_outputs: int,
-        key: jax.Array | None = None,
+        self, params: Any, x: Any, num_outputs: int, key: jax.Array | None = None
     ) -> dict[str, jax.Array]:
-        """What every layer computed, by its path: pre-activations, logits, ..."""
-        module = self.module(num_outputs)
+        """Computes the recorded values of every layer, by path."""
+        module = _Network(self, num_outputs)
         _, state = module.apply(
             {"params": params}, x, rngs=_rngs(key), mutable=[ACTIVATIONS]
         )
@@ -144,7 +152,16 @@ class Model(abc.ABC):
     ) -> Any:
         inputs = self.example(input_shape, num_outputs)
         keys = {"params": key, **_rngs(key)}
-        return self.module(num_outputs).init(keys, inputs)["params"]
+        return _Network(self, num_outputs).init(keys, inputs)["params"]
+
+
+class _Network(nn.Module):
+    model: Model
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return self.model.forward(self, x, self.num_outputs)
 
 
 @functools.cache
@@ -166,9 +183,9 @@ def _rngs(key: jax.Array | None) -> dict[str, jax.Array]:
 
 
 def record(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
-    """Notes an intermediate value under `name` for `Model.activations`.
+    """Records an intermediate value under `name` for `Model.activations`.
 
-    Costs nothing where nobody asks: linen drops what no collection takes.
+    Free unless activations are asked for: linen drops values of other collections.
     """
     module.sow(ACTIVATIONS, name, value, init_fn=lambda: None, reduce_fn=_newest)
     return value
@@ -179,18 +196,18 @@ def _newest(_: Any, new: Any) -> Any:
 
 
 def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
-    """The nonlinearity of that name."""
+    """Returns the nonlinearity of that name."""
     return getattr(nn, name)
 
 
 LARGEST = 2**31 - 1
-"""Sizes are indices of int32."""
+"""Largest size: an int32 index."""
 DEEPEST = 10_000
-"""Layers are traced one by one: more would never end."""
+"""Largest number of layers, which are traced one by one."""
 
 
 def check_positive(model: Any, *names: str) -> None:
-    """Raises ValueError if one of the named fields is not a positive whole number."""
+    """Raises ValueError if a named field is not a positive whole number in range."""
     for name in names:
         value = getattr(model, name)
         if type(value) is not int or value < 1:

@@ -1,18 +1,17 @@
-"""What transformers share: their fields, the pre-norm residual block, and the stack.
+"""Pre-norm residual blocks of transformers.
 
 A block adds two branches to the residual stream, attention and an MLP, each behind a
-norm (Xiong et al., arXiv:2002.04745) and each multiplied by `Rules.residual_scale`:
-1, in CompleteP base depth / depth. Depth counts blocks.
+norm (Xiong et al., arXiv:2002.04745) and each multiplied by `Rules.residual_scale`.
+Depth counts blocks.
 
-Blocks may be scanned: one block is compiled whatever the depth, and each parameter is
-one array with the layers stacked in front (`[layers]` in its axes). The function is the
-same; the arrays, and so what an optimizer normalizes together, are not.
+If blocks are scanned, one block is compiled whatever the depth, and each parameter is
+one array with the layers stacked first (`[layers]` in its axes). The function is the
+same, but an optimizer that normalizes per tensor sees other tensors.
 """
 
 from __future__ import annotations
 
 import abc
-import dataclasses
 import math
 from typing import Any, Self
 
@@ -29,7 +28,7 @@ from tasks.models.layers import Dense, Norm
 
 @configuration
 class BlockModel(Model, abc.ABC):
-    """The fields that every transformer has; subclasses are final."""
+    """Fields of every transformer; subclasses are final."""
 
     width: int = 64
     """Size of the residual stream, a multiple of head_dim."""
@@ -40,7 +39,7 @@ class BlockModel(Model, abc.ABC):
     mlp_ratio: int = 4
     """Hidden units of each MLP, over the width."""
     scan: bool = False
-    """Runs the blocks in one compiled loop, their parameters stacked."""
+    """Whether blocks run in one compiled loop with stacked parameters."""
     activation: Activation = "gelu"
     """Nonlinearity of the MLPs."""
     base_width: int = 64
@@ -48,7 +47,7 @@ class BlockModel(Model, abc.ABC):
     base_depth: int = 2
     """Number of blocks at which CompleteP's multipliers are 1."""
     base_head_dim: int = 16
-    """Size of the base model's heads; it is head_dim where only their number grows."""
+    """Size of the base model's heads; head_dim if only their number grows."""
     rules: Rules = ADAM_LIKE
     """Parametrization of the forward pass."""
 
@@ -64,37 +63,22 @@ class BlockModel(Model, abc.ABC):
                     f"{head_dim} = {getattr(self, head_dim)}"
                 )
 
-    def at_width(self, width: int) -> Self:
-        """The same network of another width: more heads, each of the same size."""
-        return dataclasses.replace(self, width=width)
-
-    def at_depth(self, depth: int) -> Self:
-        """The same network with another number of blocks."""
-        return dataclasses.replace(self, depth=depth)
-
     def with_base_width(self, base_width: int) -> Self:
-        """The same network beside a base model of another width.
+        """Returns the same network with another base width.
 
         Where base_head_dim does not divide it, the base model's heads become smaller.
-        At base width 1 they are of size 1, and attention is scaled by 1/head_dim.
+        At base width 1 they have size 1, and attention is scaled by 1/head_dim.
         """
         head_dim = math.gcd(base_width, self.base_head_dim)
-        return dataclasses.replace(self, base_width=base_width, base_head_dim=head_dim)
+        return self._with(base_width=base_width, base_head_dim=head_dim)
 
     def base(self) -> Self:
-        """The model of the same depth whose shapes are the base shapes."""
-        return dataclasses.replace(
-            self, width=self.base_width, head_dim=self.base_head_dim
-        )
-
-    @property
-    def depth_mult(self) -> float:
-        """Number of blocks over that of the base model."""
-        return self.depth / self.base_depth
+        """Returns the base model at this depth (see `Model.base`)."""
+        return self._with(width=self.base_width, head_dim=self.base_head_dim)
 
 
 class FeedForward(nn.Module):
-    """The MLP branch: up to `mlp` units, a nonlinearity, and down again."""
+    """The MLP branch."""
 
     model: BlockModel
 
@@ -117,7 +101,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, _: None = None) -> tuple[jax.Array, None]:
-        """Maps `[B, L, width]` to the same and nothing, as a scan wants it."""
+        """Maps `[B, L, width]` to the same shape and None, as a scan requires."""
         model, mult = self.model, self.model.depth_mult
         attention = Attention(
             heads=model.width // model.head_dim,
@@ -128,7 +112,7 @@ class Block(nn.Module):
             depth_mult=mult,
             name="attention",
         )
-        scale = model.rules.residual_scale(model.depth, model.base_depth)
+        scale = model.residual_scale
         x = x + scale * attention(Norm(depth_mult=mult, name="attention_norm")(x))
         mlp = FeedForward(model, name="mlp")
         x = x + scale * mlp(Norm(depth_mult=mult, name="mlp_norm")(x))
@@ -136,10 +120,9 @@ class Block(nn.Module):
 
 
 class Residual(nn.Module):
-    """All blocks, one after another or scanned.
+    """All blocks, in sequence or scanned.
 
-    `out` is the residual stream after the last one, under the same name whatever the
-    depth.
+    Records the residual stream after the last one as `out`, whatever the depth.
     """
 
     model: BlockModel

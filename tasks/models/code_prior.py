@@ -1,11 +1,11 @@
-"""Stage C: a network that finds the noise in a semantic code, told the class.
+"""Stage C: predicts the noise in a semantic code, given its class.
 
-The code keeps its resolution from the first layer to the last. Noise level and class
-are one vector, by which every block is conditioned; one class more than there are
-stands for none, so that the same network also knows codes of no class in particular.
+The code keeps its resolution throughout. Noise level and class are embedded into one
+vector that conditions every block; an additional class stands for none, so that the
+network also models codes unconditionally.
 
-The noise is ε̂ = (x − a)/(|1 − b| + 10⁻⁵) with a and b from the last layer, which is
-zero at the start: ε̂ is x/(1 + 10⁻⁵) then, right where there is nothing but noise.
+The noise is ε̂ = (x − a)/(|1 − b| + 10⁻⁵), with a and b from the last layer. As that
+starts at zero, ε̂ starts at x/(1 + 10⁻⁵), which is right where there is only noise.
 
 Reference: Pernias et al., Würstchen, arXiv:2306.00637, Stage C; there text takes the
 place of the class, by attention.
@@ -26,70 +26,56 @@ from tasks.models.convnext import Blocks, ConvNeXtModel, TimeEmbedding
 from tasks.models.layers import Dense, Embedding, Norm, lookup, readout
 
 CLASS_STD = 0.02
-"""Deviation of the class table at the start."""
+"""Standard deviation of the class table at the start."""
 FLOOR = 1e-5
 """Added to |1 − b|."""
 
 
 class CodeInputs(NamedTuple):
-    """What a `CodePrior` sees of `B` examples."""
+    """Inputs of a `CodePrior` for `B` examples."""
 
     noisy: jax.Array  # [B, *code]
     times: jax.Array  # [B] noise levels
-    labels: jax.Array  # [B] int32; num_classes is none
+    labels: jax.Array  # [B] int32; num_classes stands for none
 
 
 @final
 @configuration
 class CodePrior(ConvNeXtModel):
-    """The prior of stage C; the number of classes is that of the labels."""
+    """The prior of stage C."""
 
     num_classes: int = 12
-    """Classes, without the one that stands for none."""
+    """Number of classes, without the one that stands for none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         base.check_positive(self, "num_classes")
 
     def example(self, input_shape: tuple[int, ...], num_outputs: int) -> CodeInputs:
-        """Inputs of zeros for codes of that shape (see `Model.example`)."""
+        """Returns inputs of zeros for codes of that shape (see `Model.example`)."""
         del num_outputs
         return CodeInputs(
             jnp.zeros((1, *input_shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
         )
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(
+        self, module: nn.Module, inputs: CodeInputs, num_outputs: int
+    ) -> jax.Array:
         """Maps `CodeInputs` to the noise in them, `[B, h, w, num_outputs]`."""
-        return _StageC(self, num_outputs)
+        width = self.width
+        x = Dense(width, "code", "channels", name="stem")(inputs.noisy)
+        table = Embedding(self.num_classes + 1, width, std=CLASS_STD, name="classes")
+        condition = TimeEmbedding(width, name="time")(inputs.times)
+        condition = condition + lookup(table(), inputs.labels)
+        condition = base.activation(self.activation)(condition)
+        x = record(module, "stream", Blocks(self, name="blocks")(x, condition))
+        x = Norm("channels", name="norm")(x)
+        both = readout(self, 2 * num_outputs, "channels", "code")(x)
+        a, b = jnp.split(both, 2, axis=-1)
+        return (inputs.noisy - a) / (jnp.abs(1.0 - b) + FLOOR)
 
     def denoise(
         self, params: Any, noisy: jax.Array, times: jax.Array, labels: jax.Array
     ) -> jax.Array:
-        """The noise in codes `[B, *code]`, given times `[B]` and labels `[B]`."""
+        """Predicts the noise in codes `[B, *code]`, given times and labels `[B]`."""
         return self.apply(params, CodeInputs(noisy, times, labels), noisy.shape[-1])
-
-
-class _StageC(nn.Module):
-    model: CodePrior
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, inputs: CodeInputs) -> jax.Array:
-        model, width = self.model, self.model.width
-        x = Dense(width, "code", "channels", name="stem")(inputs.noisy)
-        table = Embedding(model.num_classes + 1, width, std=CLASS_STD, name="classes")
-        condition = TimeEmbedding(width, name="time")(inputs.times)
-        condition = condition + lookup(table(), inputs.labels)
-        condition = base.activation(model.activation)(condition)
-        x = record(self, "stream", Blocks(model, name="blocks")(x, condition))
-        x = Norm("channels", name="norm")(x)
-        both = readout(
-            2 * self.num_outputs,
-            width,
-            model.base_width,
-            model.rules,
-            fan_out="code",
-            fan_in="channels",
-        )(x)
-        a, b = jnp.split(both, 2, axis=-1)
-        return (inputs.noisy - a) / (jnp.abs(1.0 - b) + FLOOR)

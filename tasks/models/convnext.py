@@ -1,30 +1,27 @@
-"""Residual blocks of depthwise convolutions, which all three stages are built from.
+"""Residual blocks of depthwise convolutions, shared by the three stages.
 
-A block mixes positions by a 3x3 convolution of every channel with itself, and channels
-by an MLP at every position; response normalization lets the channels compete (ConvNeXt
-V2). What conditions the network, noise level or class, scales and shifts the normalized
-input of a branch, and starts by doing nothing. As in a pre-norm transformer nothing but
-additions happens to the residual stream, which `Rules.residual_scale` speaks of.
+A block mixes positions by a 3x3 convolution within each channel, and channels by an MLP
+at each position; response normalization makes channels compete (ConvNeXt V2). A
+condition, such as noise level or class, scales and shifts the normalized input of a
+branch, starting from the identity. As in a pre-norm transformer, nothing but additions
+happens to the residual stream.
 
-**The role of a depthwise kernel.** Each output sums over the 9 places under the kernel
-and over no other channel, so the fan-in is 9 at every width; what grows is the number
-of channels that are computed side by side. The axes are therefore
-`kernel kernel -> channels`, not `kernel kernel channels -> channels`: a fan-in of fixed
-axes and a scaling fan-out, an *input* matrix, whose exponents in `rules.py` are those
-of a vector in every column. An Adam step of Θ(1) per element moves a sum of 9 terms by
-Θ(1) whatever the width, so its factor is 1, as for a bias or a gain; the factor 1/n_in
-of a full convolution would freeze it in wide networks. The initial deviation is 1/3.
+**The role of a depthwise kernel.** Each output sums over 9 positions of one channel, so
+fan-in is 9 at every width and only the number of channels grows. Its axes are therefore
+`kernel kernel -> channels`, without channels on the left: an *input* matrix. An Adam
+step of Θ(1) per element moves a sum of 9 terms by Θ(1) whatever the width, so its
+factor is 1, as for a bias; the factor 1/n_in of a full convolution would freeze it in
+wide networks. The initial standard deviation is 1/3.
 
 References: Woo et al., ConvNeXt V2, arXiv:2301.00808, Section 3; Pernias et al.,
-Würstchen, arXiv:2306.00637, Stage C; the scale and shift stand inside the branch as in
+Würstchen, arXiv:2306.00637, Stage C; scale and shift are inside the branch as in
 Peebles and Xie, DiT, arXiv:2212.09748, Section 3.2.
 """
 
 from __future__ import annotations
 
 import abc
-import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -35,19 +32,19 @@ from parametrization.rules import ADAM_LIKE, Rules, drawn_zeros, initializer
 from parametrization.spec import named
 from tasks.models import base
 from tasks.models.base import Activation, Model, record
-from tasks.models.layers import Dense, Norm
+from tasks.models.layers import Dense, Norm, add_bias
 
 KERNEL = 3
 """Height and width of a depthwise kernel."""
 NUM_FREQUENCIES = 16
-"""Sines and as many cosines that describe a noise level."""
+"""Number of sines, and of cosines, that encode a noise level."""
 HIGHEST_FREQUENCY = 1000.0
-"""Of them, in radians over the range of times from 0 to 1; the lowest is 1."""
+"""In radians over times from 0 to 1; the lowest frequency is 1."""
 
 
 @configuration
 class ConvNeXtModel(Model, abc.ABC):
-    """The fields that every stage's network has; subclasses are final."""
+    """Fields of every stage's network; subclasses are final."""
 
     width: int = 64
     """Channels of the residual stream, and of every convolution."""
@@ -68,25 +65,12 @@ class ConvNeXtModel(Model, abc.ABC):
         base.check_positive(self, "width", "depth", "mlp_ratio")
         base.check_positive(self, "base_width", "base_depth")
 
-    def at_width(self, width: int) -> Self:
-        """The same network of another width."""
-        return dataclasses.replace(self, width=width)
-
-    def at_depth(self, depth: int) -> Self:
-        """The same network with another number of blocks."""
-        return dataclasses.replace(self, depth=depth)
-
-    @property
-    def depth_mult(self) -> float:
-        """Number of blocks over that of the base model."""
-        return self.depth / self.base_depth
-
 
 class DepthwiseConv(nn.Module):
-    """A convolution of each channel with a kernel of its own, padded as "SAME".
+    """A convolution within each channel, padded as "SAME".
 
-    A sum of nine shifted products: on CPUs XLA's own depthwise convolution took many
-    times as long inside a loop.
+    A sum of nine shifted products: inside a loop on CPUs, XLA's own depthwise
+    convolution took many times as long.
     """
 
     depth_mult: float = 1.0
@@ -99,9 +83,6 @@ class DepthwiseConv(nn.Module):
         kernel: Any = self.param(
             "kernel", initializer(axes, self.depth_mult), (KERNEL, KERNEL, channels)
         )
-        bias: Any = self.param(
-            "bias", initializer("-> channels", self.depth_mult), (channels,)
-        )
         edge = KERNEL // 2
         padded = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
         # Shifted down, then across: [B, h, w, KERNEL · KERNEL, channels].
@@ -109,14 +90,14 @@ class DepthwiseConv(nn.Module):
         seen = jnp.stack([seen[:, :, j : j + width] for j in range(KERNEL)], axis=4)
         seen = seen.reshape(*x.shape[:3], -1, channels)
         weights = jnp.broadcast_to(kernel.reshape(-1, channels), seen.shape)
-        out = jnp.sum(seen * weights, axis=3) + jnp.broadcast_to(bias, x.shape)
+        out = add_bias(self, jnp.sum(seen * weights, axis=3), "channels")
         return record(self, "out", out)
 
 
 class ResponseNorm(nn.Module):
-    """Global response normalization: x + gain · x · N(x) + shift, at the start x.
+    """Global response normalization x + gain · x · N(x) + shift, which starts as x.
 
-    N is the norm of a channel over all positions, over the mean of the norms of all
+    N(x) is the norm of a channel over all positions, divided by the mean norm of all
     channels (arXiv:2301.00808, Equations 1 to 3).
     """
 
@@ -131,7 +112,7 @@ class ResponseNorm(nn.Module):
             self.param(name, init, x.shape[-1:]) for name in ("gain", "shift")
         ]
         gain, shift = (jnp.broadcast_to(p, x.shape) for p in params)
-        # A channel that is 0 everywhere has a gradient too.
+        # epsilon: a channel that is 0 everywhere has a gradient too.
         norms = jnp.sqrt(jnp.sum(x**2, (1, 2), keepdims=True) + self.epsilon)
         relative = norms / jnp.mean(norms, -1, keepdims=True)
         return record(self, "out", x + gain * x * relative + shift)
@@ -144,15 +125,12 @@ class Modulation(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        """Maps `[B, h, w, channels]` and `[B, width]` to the shape of the former."""
+        """Maps x `[B, h, w, channels]` and a condition `[B, width]` to x's shape."""
         shape = (condition.shape[-1], 2, x.shape[-1])
         init = named(drawn_zeros, "channels -> gates channels", self.depth_mult)
         kernel: Any = self.param("kernel", init, shape)
-        bias: Any = self.param(
-            "bias", initializer("-> gates channels", self.depth_mult), shape[1:]
-        )
         both = (condition @ kernel.reshape(shape[0], -1)).reshape(-1, *shape[1:])
-        both = both + jnp.broadcast_to(bias, both.shape)
+        both = add_bias(self, both, "gates channels")
         scale, shift = (
             jnp.broadcast_to(both[:, i, None, None], x.shape) for i in range(2)
         )
@@ -178,11 +156,11 @@ class Block(nn.Module):
         branch = base.activation(model.activation)(branch)
         branch = ResponseNorm(mult, name="response_norm")(branch)
         branch = Dense(width, "mlp", "channels", depth_mult=mult, name="down")(branch)
-        return x + model.rules.residual_scale(model.depth, model.base_depth) * branch
+        return x + model.residual_scale * branch
 
 
 class Blocks(nn.Module):
-    """All blocks, one after the other."""
+    """All blocks in sequence."""
 
     model: ConvNeXtModel
 
@@ -195,7 +173,7 @@ class Blocks(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """A vector that says which noise level it is."""
+    """An embedding of the noise level."""
 
     width: int
 
@@ -207,20 +185,7 @@ class TimeEmbedding(nn.Module):
 
 
 def time_features(times: jax.Array) -> jax.Array:
-    """Sines and cosines of geometric frequencies, `[B]` to `[B, 32]`."""
+    """Computes sines and cosines of geometric frequencies, `[B]` to `[B, 32]`."""
     powers = jnp.arange(NUM_FREQUENCIES) / (NUM_FREQUENCIES - 1)
     angles = times[:, None] * (HIGHEST_FREQUENCY**powers)[None]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-
-def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
-    """Cuts into patches: `[B, h, w, c]` to `[B, h/patch, w/patch, patch, patch, c]`."""
-    num, height, width, channels = x.shape
-    cut = x.reshape(num, height // patch, patch, width // patch, patch, channels)
-    return cut.swapaxes(2, 3)
-
-
-def depth_to_space(x: jax.Array) -> jax.Array:
-    """The inverse: `[B, h, w, patch, patch, c]` to `[B, h · patch, w · patch, c]`."""
-    num, height, width, patch, _, channels = x.shape
-    return x.swapaxes(2, 3).reshape(num, height * patch, width * patch, channels)

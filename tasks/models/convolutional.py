@@ -1,14 +1,13 @@
-"""Convolutional classifiers: 3x3 convolutions with strides, one after the other.
+"""Convolutional classifiers: a stack of strided 3x3 convolutions.
 
-The channels of every layer are a multiple of the width, so all of them grow together
-and the ratio to the base model is the same everywhere. The area of a kernel is a fixed
-part of the fan-in. Positions are averaged before the readout: the network takes images
-of any resolution, and signals `[B, 1, length, 1]` too.
+The channels of every layer are a multiple of the width, so all of them have the same
+ratio to the base model; the area of a kernel is a fixed part of fan-in. Positions are
+averaged before the readout, so images may have any resolution, and signals
+`[B, 1, length, 1]` work too.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Literal, Self
 
 import flax.linen as nn
@@ -19,10 +18,10 @@ from configuration.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules
 from tasks.models import base
 from tasks.models.base import Activation, Model, record
-from tasks.models.layers import Conv, Norm, readout
+from tasks.models.layers import Conv, Norm, check_images, readout
 
 ChannelNorm = Literal["layer", "group"]
-"""layer: over the channels of one position; group: over the positions too."""
+"""layer: over the channels of one position; group: over positions too."""
 OptionalNorm = Literal["none", "layer", "group"]
 """As `ChannelNorm`, or no normalization."""
 
@@ -31,9 +30,8 @@ OptionalNorm = Literal["none", "layer", "group"]
 class ConvNet(Model):
     """A stack of 3x3 convolutions, a mean over positions and a readout.
 
-    The default is the usual small network of learned optimization: 32, 64 and 64
-    channels with strides 2, 1 and 1, as `Conv_Cifar10_32x64x64` of the library of Metz
-    et al., arXiv:2203.11860.
+    The default, 32, 64 and 64 channels with strides 2, 1 and 1, is
+    `Conv_Cifar10_32x64x64` of Metz et al., arXiv:2203.11860.
     """
 
     width: int = 32
@@ -41,7 +39,7 @@ class ConvNet(Model):
     multipliers: tuple[int, ...] = (1, 2, 2)
     """Channels of each layer over the width, first to last."""
     strides: tuple[int, ...] = (2, 1, 1)
-    """Stride of each layer, in pixels of its input, along both axes."""
+    """Stride of each layer along both axes, in pixels of its input."""
     base_width: int = 32
     """Width of the base model, where μP multipliers are 1."""
     rules: Rules = ADAM_LIKE
@@ -51,7 +49,7 @@ class ConvNet(Model):
     norm: OptionalNorm = "none"
     """Normalizes each convolution before its nonlinearity, in place of its bias."""
     groups: int = 4
-    """Groups of channels, the same number at every width; used by norm="group"."""
+    """Number of groups of channels for norm="group", the same at every width."""
 
     def __post_init__(self) -> None:
         for name in ("multipliers", "strides"):
@@ -74,64 +72,41 @@ class ConvNet(Model):
         """Channels of each convolution."""
         return tuple(times * self.width for times in self.multipliers)
 
-    def at_width(self, width: int) -> Self:
-        """The same layers, each with its multiple of another width."""
-        return dataclasses.replace(self, width=width)
-
     def at_depth(self, depth: int) -> Self:
-        """The first `depth` layers, or more like the last one, with stride 1."""
-        more = max(depth - self.depth, 0)
-        return dataclasses.replace(
-            self,
-            multipliers=self.multipliers[: max(depth, 0)]
-            + self.multipliers[-1:] * more,
-            strides=self.strides[: max(depth, 0)] + (1,) * more,
+        """Keeps the first `depth` layers, or appends ones like the last of stride 1."""
+        kept, more = max(depth, 0), max(depth - self.depth, 0)
+        return self._with(
+            multipliers=self.multipliers[:kept] + self.multipliers[-1:] * more,
+            strides=self.strides[:kept] + (1,) * more,
         )
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(self, module: nn.Module, x: jax.Array, num_outputs: int) -> jax.Array:
         """Maps `[B, h, w, channels]` to logits `[B, num_outputs]`."""
-        return _ConvNetModule(self, num_outputs)
-
-
-class _ConvNetModule(nn.Module):
-    model: ConvNet
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        model = self.model
         check_images(x)
         for i, (times, stride) in enumerate(
-            zip(model.multipliers, model.strides, strict=True)
+            zip(self.multipliers, self.strides, strict=True)
         ):
             x = Conv(
-                times * model.width,
+                times * self.width,
                 stride=stride,
                 fan_in="channels" if i else "image_channels",
-                use_bias=model.norm == "none",
+                use_bias=self.norm == "none",
                 name=f"conv_{i}",
             )(x)
-            if model.norm != "none":
-                x = channel_norm(x, model.norm, model.groups, f"norm_{i}")
-            x = base.activation(model.activation)(x)
-        pooled = record(self, "pooled", jnp.mean(x, axis=(1, 2)))
-        base_channels = model.multipliers[-1] * model.base_width
-        return readout(
-            self.num_outputs,
-            x.shape[-1],
-            base_channels,
-            model.rules,
-            fan_in="channels",
-        )(pooled)
+            if self.norm != "none":
+                x = channel_norm(x, self.norm, self.groups, f"norm_{i}")
+            x = base.activation(self.activation)(x)
+        pooled = record(module, "pooled", jnp.mean(x, axis=(1, 2)))
+        return readout(self, num_outputs, "channels")(pooled)
 
 
 def channel_norm(
     x: jax.Array, norm: ChannelNorm, groups: int, name: str, depth_mult: float = 1.0
 ) -> jax.Array:
-    """Normalizes `[B, h, w, channels]`, by a submodule of that name.
+    """Normalizes `[B, h, w, channels]`, in a submodule of that name.
 
     Raises:
-        ValueError: if one value would be normalized by itself, to zero.
+        ValueError: if a single value would be normalized, to zero.
     """
     _, height, width, channels = x.shape
     together = channels if norm == "layer" else height * width * (channels // groups)
@@ -142,14 +117,6 @@ def channel_norm(
         )
     count = groups if norm == "group" else None
     return Norm("channels", count, depth_mult=depth_mult, name=name)(x)
-
-
-def check_images(x: jax.Array) -> None:
-    """Raises ValueError if these are not images `[B, h, w, channels]`."""
-    if x.ndim != 4 or 0 in x.shape[1:]:
-        raise ValueError(
-            f"inputs of shape {x.shape[1:]} must be images [height, width, channels]"
-        )
 
 
 def check_sizes(model: Any, name: str) -> None:
@@ -164,11 +131,11 @@ def check_sizes(model: Any, name: str) -> None:
 
 
 def check_groups(model: Any, multipliers: tuple[int, ...]) -> None:
-    """Raises ValueError if group normalization, if that is the norm, has no groups.
+    """Raises ValueError if group normalization cannot divide the channels.
 
     Args:
         model: a model with fields `norm`, `groups`, `width` and `base_width`.
-        multipliers: channels over the width, of every layer that is normalized.
+        multipliers: channels over the width, for every normalized layer.
     """
     if model.norm != "group":
         return

@@ -1,17 +1,17 @@
-"""Stage B: a network that finds the noise in latents, told what the picture means.
+"""Stage B: predicts the noise in latents, given a semantic code of the image.
 
-Two networks are trained as one. The *compressor* makes of the picture itself a semantic
-code, a small grid of a few numbers; the *denoiser* sees noisy latents of stage A, the
-noise level and that code. So the code comes to hold what noise has hidden. When a
-picture is generated the code is that of stage C, and the compressor is not used.
+Two networks are trained as one. The *compressor* maps an image to a semantic code, a
+small grid of a few numbers; the *denoiser* sees noisy latents of stage A, the noise
+level and the code, which so learns what the noise hides. In generation the code comes
+from stage C, and the compressor is not used.
 
-The noise is ε̂ = (x − a)/b with a and b from the last layer and b = σ(·) squeezed into
-[10⁻³, 1 − 10⁻³]: zero at the start, so ε̂ is 2x then.
+The noise is ε̂ = (x − a)/b, with a and b from the last layer and b = σ(·) squeezed into
+[10⁻³, 1 − 10⁻³]. As that layer starts at zero, ε̂ starts at 2x.
 
 The compressor's last layer is a readout, zero at the start. Noise is added to codes in
 training, so a code must not outgrow it: it is divided by √(1 + its mean square), which
-is 1 at the start and keeps the root mean square below 1. (In the paper a batch
-normalization does this; here the loss is a mean over independent examples.)
+keeps its root mean square below 1. (The paper uses batch normalization; here the loss
+is a mean over independent examples.)
 
 Reference: Pernias et al., Würstchen, arXiv:2306.00637, Stage B.
 """
@@ -27,23 +27,24 @@ import jax.numpy as jnp
 from configuration.fields import configuration
 from tasks.models import base
 from tasks.models.base import record
-from tasks.models.convnext import (
-    Blocks,
-    ConvNeXtModel,
-    TimeEmbedding,
+from tasks.models.convnext import Blocks, ConvNeXtModel, TimeEmbedding
+from tasks.models.layers import (
+    Conv,
+    Dense,
+    Norm,
+    check_images,
     depth_to_space,
+    readout,
     space_to_depth,
 )
-from tasks.models.convolutional import check_images
-from tasks.models.layers import Conv, Dense, Norm, readout
 from tasks.models.vq_autoencoder import COMPRESSION
 
 FLOOR = 1e-3
-"""Least b, and what is left between its largest value and 1."""
+"""Smallest b, and distance of its largest value from 1."""
 
 
 class LatentInputs(NamedTuple):
-    """What a `LatentDenoiser` sees of `B` examples; h and w are those of latents."""
+    """Inputs of a `LatentDenoiser` for `B` examples; h and w are those of latents."""
 
     noisy: jax.Array  # [B, h, w, latent_channels]
     times: jax.Array  # [B] noise levels
@@ -62,9 +63,9 @@ class LatentDenoiser(ConvNeXtModel):
     base_depth: int = 3
     """Number of blocks at which CompleteP's multipliers are 1."""
     code_channels: int = 8
-    """Numbers of the code at each of its places, the same at every width."""
+    """Channels of the code, the same at every width."""
     code_stride: int = 16
-    """Pixels of a place of the code, in each direction: a power of 2, at least 4."""
+    """Pixels per element of the code, along each axis: a power of 2, at least 4."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,12 +77,12 @@ class LatentDenoiser(ConvNeXtModel):
             )
 
     def code_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """Shape of the code of an image `[height, width, channels]`."""
+        """Returns the shape of the code of an image `[height, width, channels]`."""
         height, width = (-(-n // self.code_stride) for n in image_shape[:2])
         return (height, width, self.code_channels)
 
     def example(self, input_shape: tuple[int, ...], num_outputs: int) -> LatentInputs:
-        """Inputs of zeros for images of that shape (see `Model.example`)."""
+        """Returns inputs of zeros for images of that shape (see `Model.example`)."""
         height, width = (n // COMPRESSION for n in input_shape[:2])
         return LatentInputs(
             noisy=jnp.zeros((1, height, width, num_outputs)),
@@ -91,18 +92,24 @@ class LatentDenoiser(ConvNeXtModel):
             code_noise=jnp.zeros((1, *self.code_shape(input_shape))),
         )
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(
+        self, module: nn.Module, inputs: LatentInputs, num_outputs: int
+    ) -> jax.Array:
         """Maps `LatentInputs` to the noise in them, `[B, h, w, num_outputs]`."""
-        return _StageB(self, num_outputs)
+        code = _Compressor(self, name="compressor")(inputs.images)
+        scale = jnp.broadcast_to(inputs.code_scale[:, None, None, None], code.shape)
+        code = scale * code + inputs.code_noise
+        denoiser = _Denoiser(self, num_outputs, name="denoiser")
+        return denoiser(inputs.noisy, inputs.times, code)
 
     def compress(self, params: Any, images: jax.Array) -> jax.Array:
-        """Semantic codes `[B, *code]` of normalized images."""
+        """Computes semantic codes `[B, *code]` of normalized images."""
         return _Compressor(self).apply({"params": params["compressor"]}, images)  # pyright: ignore
 
     def denoise(
         self, params: Any, noisy: jax.Array, times: jax.Array, code: jax.Array
     ) -> jax.Array:
-        """The noise in latents `[B, h, w, C]`, given times `[B]` and a code."""
+        """Predicts the noise in latents `[B, h, w, C]` from times `[B]` and a code."""
         denoiser = _Denoiser(self, noisy.shape[-1])
         return denoiser.apply({"params": params["denoiser"]}, noisy, times, code)  # pyright: ignore
 
@@ -115,22 +122,13 @@ class _Compressor(nn.Module):
         model = self.model
         check_images(images)
         active = base.activation(model.activation)
-        patches = space_to_depth(images, COMPRESSION)
         fold = Dense(model.width, "patch patch image_channels", "channels", name="fold")
-        x = fold(patches)
+        x = fold(space_to_depth(images, COMPRESSION))
         for i in range((model.code_stride // COMPRESSION).bit_length() - 1):
             x = active(Norm("channels", name=f"norm_{i}")(x))
             x = Conv(model.width, stride=2, name=f"down_{i}")(x)
         x = active(Norm("channels", name="norm")(x))
-        code = readout(
-            model.code_channels,
-            model.width,
-            model.base_width,
-            model.rules,
-            name="code",
-            fan_out="code",
-            fan_in="channels",
-        )(x)
+        code = readout(model, model.code_channels, "channels", "code", "code")(x)
         square = jnp.mean(code**2, axis=(1, 2, 3), keepdims=True)
         return record(self, "bounded", code * jax.lax.rsqrt(1.0 + square))
 
@@ -146,40 +144,14 @@ class _Denoiser(nn.Module):
         model, width = self.model, self.model.width
         _, rows, columns, _ = noisy.shape
         x = Dense(width, "code", "channels", name="stem")(noisy)
-        # Every place of the code says something else to each latent below it.
-        times_larger = model.code_stride // COMPRESSION
-        spread = Dense(
-            (times_larger, times_larger, width),
-            "code",
-            "patch patch channels",
-            name="spread",
-        )
+        # Every element of the code has another effect on each latent below it.
+        patch = (model.code_stride // COMPRESSION,) * 2
+        spread = Dense((*patch, width), "code", "patch patch channels", name="spread")
         x = x + depth_to_space(spread(code))[:, :rows, :columns]
-        condition = base.activation(model.activation)(
-            TimeEmbedding(width, name="time")(times)
-        )
+        active = base.activation(model.activation)
+        condition = active(TimeEmbedding(width, name="time")(times))
         x = record(self, "stream", Blocks(model, name="blocks")(x, condition))
         x = Norm("channels", name="norm")(x)
-        both = readout(
-            2 * self.num_outputs,
-            width,
-            model.base_width,
-            model.rules,
-            fan_out="code",
-            fan_in="channels",
-        )(x)
+        both = readout(model, 2 * self.num_outputs, "channels", "code")(x)
         a, b = jnp.split(both, 2, axis=-1)
         return (noisy - a) / (FLOOR + (1.0 - 2.0 * FLOOR) * nn.sigmoid(b))
-
-
-class _StageB(nn.Module):
-    model: LatentDenoiser
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, inputs: LatentInputs) -> jax.Array:
-        code = _Compressor(self.model, name="compressor")(inputs.images)
-        scale = jnp.broadcast_to(inputs.code_scale[:, None, None, None], code.shape)
-        code = scale * code + inputs.code_noise
-        denoiser = _Denoiser(self.model, self.num_outputs, name="denoiser")
-        return denoiser(inputs.noisy, inputs.times, code)

@@ -1,7 +1,7 @@
-"""Layers whose parameters carry their axis names, so their μP role is never guessed.
+"""Layers whose parameters carry axis names, and so their μP roles.
 
 Every layer records its output for coordinate checks. `depth_mult` is that of the
-residual block in which a layer stands, 1 outside (see `ParamSpec`).
+residual block around the layer, 1 outside (see `ParamSpec`).
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from parametrization.rules import Rules, initializer
+from parametrization.rules import initializer
 from parametrization.spec import named
-from tasks.models.base import record
+from tasks.models.base import Model, record
 
 
 class Dense(nn.Module):
-    """`scale · (x · kernel) + bias`, the kernel annotated `fan_in -> fan_out`.
+    """`scale · (x · kernel) + bias`, with a kernel annotated `fan_in -> fan_out`.
 
-    The kernel contracts as many trailing axes of the input as `fan_in` names, and makes
-    as many as `features` has sizes. The bias lies outside the multiplier, so it is a
-    vector like any other.
+    The kernel contracts as many trailing axes of the input as `fan_in` names. The bias
+    is outside the multiplier, so it is a vector like any other.
     """
 
     features: int | tuple[int, ...]
@@ -43,42 +42,52 @@ class Dense(nn.Module):
         axes = f"{self.fan_in} -> {self.fan_out}"
         kernel_init = initializer(axes, self.depth_mult)
         kernel: Any = self.param("kernel", kernel_init, (*contracted, *features))
-        # One product of two matrices, whatever the number of axes.
+        # A product of two matrices, whatever the number of axes.
         rows = x.reshape(*x.shape[: x.ndim - len(contracted)], math.prod(contracted))
         matrix = kernel.reshape(math.prod(contracted), math.prod(features))
         product = rows.astype(kernel.dtype) @ matrix
         out = self.scale * product.reshape(*product.shape[:-1], *features)
         if self.use_bias:
-            bias_init = initializer(f"-> {self.fan_out}", self.depth_mult)
-            bias: Any = self.param("bias", bias_init, features)
-            out = out + jnp.broadcast_to(bias, out.shape)
+            out = add_bias(self, out, self.fan_out)
         return record(self, "out", out)
 
 
-def readout(
-    num_outputs: int,
-    width: int,
-    base_width: int,
-    rules: Rules,
-    name: str = "readout",
-    fan_out: str = "classes",
-    fan_in: str = "width",
-) -> Dense:
-    """The last layer: zero-initialized, in μP its product scaled by base/fan-in.
+def add_bias(module: Any, x: jax.Array, axes: str) -> jax.Array:
+    """Adds a parameter "bias" over the trailing axes of `x` that `axes` names."""
+    init = initializer(f"-> {axes}", module.depth_mult)
+    bias = module.param("bias", init, x.shape[x.ndim - len(axes.split()) :])
+    return x + jnp.broadcast_to(bias, x.shape)
 
-    `width` and `base_width` are sizes of the axis `fan_in`.
+
+def readout(
+    model: Model,
+    num_outputs: int,
+    fan_in: str = "width",
+    fan_out: str = "classes",
+    name: str = "readout",
+    width: int | None = None,
+) -> Dense:
+    """Returns the last layer: zero-initialized, with the output multiplier.
+
+    Args:
+        model: has the rules and the base width.
+        num_outputs: size of the axis `fan_out`.
+        fan_in: name of the contracted axis.
+        fan_out: name of the new axis.
+        name: name of the layer.
+        width: size of the axis `fan_in`, if it is neither the model's width nor a
+            multiple of it that is the same in the base model.
     """
-    scale = rules.forward_scale(width, base_width)
+    scale = model.rules.forward_scale(width or model.width, model.base_width)
     return Dense(num_outputs, fan_in=fan_in, fan_out=fan_out, scale=scale, name=name)
 
 
 class Conv(nn.Module):
     """A two-dimensional convolution `[B, h, w, c]`, padded as "SAME".
 
-    Computed as one matrix product of the patches under the kernel: in meta-training
-    every particle has a kernel of its own, and a vmapped product stays one, where a
-    vmapped convolution becomes a grouped one, which few backends do fast. It also
-    compiles sooner.
+    Computed as a matrix product of patches: every particle has its own kernel, and a
+    vmapped convolution becomes a grouped one, which few backends do fast. The product
+    also compiles faster.
     """
 
     features: int
@@ -100,14 +109,33 @@ class Conv(nn.Module):
         patches = _patches(x.astype(kernel.dtype), size, self.stride)
         out = patches @ kernel.reshape(-1, self.features)
         if self.use_bias:
-            bias_init = initializer("-> channels", self.depth_mult)
-            bias: Any = self.param("bias", bias_init, (self.features,))
-            out = out + jnp.broadcast_to(bias, out.shape)
+            out = add_bias(self, out, "channels")
         return record(self, "out", out)
 
 
+def check_images(x: jax.Array) -> None:
+    """Raises ValueError if these are not images `[B, height, width, channels]`."""
+    if x.ndim != 4 or 0 in x.shape[1:]:
+        raise ValueError(
+            f"inputs of shape {x.shape[1:]} must be images [height, width, channels]"
+        )
+
+
+def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
+    """Cuts into patches: `[B, h, w, c]` to `[B, h/patch, w/patch, patch, patch, c]`."""
+    num, height, width, channels = x.shape
+    cut = x.reshape(num, height // patch, patch, width // patch, patch, channels)
+    return cut.swapaxes(2, 3)
+
+
+def depth_to_space(x: jax.Array) -> jax.Array:
+    """Inverts `space_to_depth`."""
+    num, height, width, patch, _, channels = x.shape
+    return x.swapaxes(2, 3).reshape(num, height * patch, width * patch, channels)
+
+
 def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
-    """What each place of a kernel sees, `[B, ⌈h/stride⌉, ⌈w/stride⌉, size² · c]`."""
+    """Gathers the inputs of each output, `[B, ⌈h/stride⌉, ⌈w/stride⌉, size² · c]`."""
     if size == 1:
         return x[:, ::stride, ::stride]
     counts = [-(-n // stride) for n in x.shape[1:3]]
@@ -129,10 +157,10 @@ def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
 
 
 class Norm(nn.Module):
-    """Layer or group normalization over the last axis, with a learned gain and shift.
+    """Layer or group normalization with a learned gain and shift.
 
-    Layer normalization is over the last axis alone; group normalization over the
-    positions too, with the channels in `groups` groups.
+    Layer normalization is over the last axis; group normalization, in `groups` groups
+    of channels, is over positions too.
     """
 
     axis: str = "width"
@@ -162,7 +190,7 @@ class Norm(nn.Module):
 
 
 def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Rows `[..., features]` of a table; a token that it has not is NaN."""
+    """Looks up rows `[..., features]` of a table; unknown tokens become NaN."""
     none = table.shape[0]
     return jnp.take(table, jnp.where(tokens < 0, none, tokens), axis=0)
 
@@ -170,8 +198,8 @@ def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
 class Embedding(nn.Module):
     """A table of rows `[rows, width]`, annotated `rows_name -> width`.
 
-    Its entries start at `std`, 1 unless the table is used as a readout too; it must not
-    depend on the width.
+    `std` is the standard deviation of its entries at the start, which must not depend
+    on the width; below 1 if the table is a readout too.
     """
 
     rows: int
@@ -181,7 +209,7 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        """The table itself: callers look rows up, add them or multiply by them."""
+        """Returns the table."""
         table_init = initializer(f"{self.rows_name} -> width")
         if self.std != 1.0:
             table_init = named(

@@ -56,29 +56,19 @@ class MLP(Model):
         return len(self.widths)
 
     def at_width(self, width: int) -> Self:
-        """The same number of layers, each of `width` units."""
+        """Returns as many layers of `width` units each."""
         return dataclasses.replace(self, widths=(width,) * self.depth)
 
     def at_depth(self, depth: int) -> Self:
-        """As many layers, each as wide as the first."""
+        """Returns `depth` layers as wide as the first."""
         return dataclasses.replace(self, widths=(self.width,) * depth)
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(self, module: nn.Module, x: jax.Array, num_outputs: int) -> jax.Array:
         """Maps `[B, ...]` to logits `[B, num_outputs]`."""
-        return _MLPModule(self, num_outputs)
-
-
-class _MLPModule(nn.Module):
-    model: MLP
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        model = self.model
         x = x.reshape(x.shape[0], -1)
-        for i, width in enumerate(model.widths):
+        for i, width in enumerate(self.widths):
             x = Dense(width, fan_in="width" if i else "pixels", name=f"hidden_{i}")(x)
-            if model.layer_norm:
+            if self.layer_norm:
                 x = Norm(name=f"norm_{i}")(x)
-            x = base.activation(model.activation)(x)
-        return readout(self.num_outputs, x.shape[-1], model.base_width, model.rules)(x)
+            x = base.activation(self.activation)(x)
+        return readout(self, num_outputs, width=x.shape[-1])(x)

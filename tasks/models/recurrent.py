@@ -1,16 +1,13 @@
 """Recurrent language models: stacked LSTM or GRU layers over embedded tokens.
 
-The input products of all times are one matrix product before the scan; only the
-product with the previous state is inside it. Gates are a fan-out axis of their own, of
-fixed size: a kernel `width -> gates width` is hidden and its fan-in is the width,
-whatever the number of gates. The network is deep in time but has no residual branches,
-so CompleteP is the same as μP.
+The input products of all times are one matrix product before the scan, which contains
+only the product with the previous state. Gates are a fixed fan-out axis: a kernel
+`width -> gates width` is hidden, and its fan-in is the width.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -27,27 +24,26 @@ State: TypeAlias = tuple[jax.Array, ...]
 """Arrays `[B, width]`: (hidden, cell) of an LSTM, (hidden,) of a GRU."""
 
 GATES: dict[Cell, int] = {"lstm": 4, "gru": 3}
-"""Size of the gates axis: input, forget, candidate, output; or reset, update,
-candidate."""
+"""Number of gates: input, forget, candidate, output; or reset, update, candidate."""
 
 
 @configuration
 class Recurrent(Model):
-    """Predicts the next token from those so far: `[B, L]` int32 to `[B, L, V]`.
+    """Predicts the next token from the previous ones: `[B, L]` int32 to `[B, L, V]`.
 
-    Tokens are embedded, pass `depth` recurrent layers that start from zero states, and
-    a readout. Tokens outside 0 … V−1 make NaN.
+    An embedding, `depth` recurrent layers that start from zero states, and a readout.
+    Tokens outside 0 … V−1 become NaN.
     """
 
     input_dtype: ClassVar[Any] = jnp.int32
 
     cell: Cell = "lstm"
     """lstm (Hochreiter and Schmidhuber, 1997, with a forget gate), or gru (Cho et al.,
-    arXiv:1406.1078, its reset gate after the product, so that this is one product)."""
+    arXiv:1406.1078, with the reset gate after the product)."""
     width: int = 64
     """Units of the embedding and of every layer."""
     depth: int = 1
-    """Recurrent layers, one on top of the other."""
+    """Number of recurrent layers."""
     base_width: int = 64
     """Units of the base model, where μP multipliers are 1."""
     rules: Rules = ADAM_LIKE
@@ -56,39 +52,17 @@ class Recurrent(Model):
     def __post_init__(self) -> None:
         base.check_positive(self, "width", "depth", "base_width")
 
-    def at_width(self, width: int) -> Self:
-        """As many layers, each of `width` units."""
-        return dataclasses.replace(self, width=width)
-
-    def at_depth(self, depth: int) -> Self:
-        """As wide a network of `depth` layers."""
-        return dataclasses.replace(self, depth=depth)
-
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(
+        self, module: nn.Module, tokens: jax.Array, num_outputs: int
+    ) -> jax.Array:
         """Maps tokens `[B, L]` to logits `[B, L, num_outputs]`, causally."""
-        return _RecurrentModule(self, num_outputs)
-
-
-class _RecurrentModule(nn.Module):
-    model: Recurrent
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        model = self.model
         if tokens.ndim != 2:
             raise ValueError(f"inputs of shape {tokens.shape} must be tokens [B, L]")
-        table = Embedding(self.num_outputs, model.width, name="embedding")()
-        x = record(self, "embedded", lookup(table, tokens))
-        for i in range(model.depth):
-            x = _Layer(model.cell, model.width, name=f"layer_{i}")(x)
-        return readout(
-            self.num_outputs,
-            model.width,
-            model.base_width,
-            model.rules,
-            fan_out="vocab",
-        )(x)
+        table = Embedding(num_outputs, self.width, name="embedding")()
+        x = record(module, "embedded", lookup(table, tokens))
+        for i in range(self.depth):
+            x = _Layer(self.cell, self.width, name=f"layer_{i}")(x)
+        return readout(self, num_outputs, fan_out="vocab")(x)
 
 
 class _Layer(nn.Module):
@@ -106,7 +80,8 @@ class _Layer(nn.Module):
             (self.width, gates, self.width),
         )
         bias: Any = None
-        if self.cell == "gru":  # inside the reset gate's product, unlike the other
+        # Inside the product with the reset gate, unlike the bias of the inputs.
+        if self.cell == "gru":
             bias = self.param("recurrent_bias", initializer("-> width"), (self.width,))
 
         def recurrent(hidden: jax.Array) -> jax.Array:
@@ -128,19 +103,18 @@ class _Layer(nn.Module):
         for name, states_of in zip(("hidden", "cell"), states, strict=False):
             record(self, name, states_of.swapaxes(0, 1))
         hidden = states[0].swapaxes(0, 1)
-        # Computed again outside the scan, and only if asked for. Of a GRU's candidate
-        # the sum is what an open reset gate would make.
+        # Recomputed outside the scan, and only if recorded. For a GRU's candidate the
+        # sum is that of an open reset gate.
         before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
         record(self, "gates", inputs + record(self, "recurrent", recurrent(before)))
         return hidden
 
 
 def lstm(state: State, gates: jax.Array) -> State:
-    """The next state of an LSTM.
+    """Computes the next state of an LSTM.
 
-    The forget gate opens by 1 more than its pre-activation says (Jozefowicz et al.,
-    ICML 2015): a constant of the forward pass, so that biases start at zero and the
-    parameter remains a vector like any other.
+    1 is added to the forget gate's pre-activation (Jozefowicz et al., ICML 2015) as a
+    constant, so that biases start at zero like all vectors.
 
     Args:
         state: hidden and cell, `[B, width]` each.
@@ -156,7 +130,7 @@ def lstm(state: State, gates: jax.Array) -> State:
 def gru(
     state: State, inputs: jax.Array, recurrent: jax.Array, bias: jax.Array
 ) -> State:
-    """The next state of a GRU.
+    """Computes the next state of a GRU.
 
     Args:
         state: hidden, `[B, width]`.

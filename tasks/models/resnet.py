@@ -1,22 +1,19 @@
 """Residual convolutional classifiers without batch statistics.
 
-Blocks are pre-activation ones: a branch normalizes its own input, and nothing but
-additions happens to the residual stream from the stem to the last normalization. So the
-stream is a sum of branches, which is what CompleteP's multiplier 1/m speaks of; after a
-post-activation block the sum passes a normalization and a nonlinearity, and a small
-branch no longer is a small change of the block's output. Shortcuts of blocks that
-change the shape project the stream itself, so that they stand outside the branch.
+Blocks are pre-activation: a branch normalizes its own input, and nothing but additions
+happens to the residual stream between the stem and the last normalization. The stream
+is then a sum of branches, as CompleteP's multiplier 1/m requires. Where a block changes
+the shape, its shortcut projects the stream outside the branch.
 
-Group or layer normalization takes the place of batch normalization: the loss is a mean
-over independent examples, and there is no state beside the parameters.
+Group or layer normalization replaces batch normalization: the loss is a mean over
+independent examples, and the parameters are the only state.
 
-Reference: He et al., Identity Mappings in Deep Residual Networks, arXiv:1603.05027,
+References: He et al., Identity Mappings in Deep Residual Networks, arXiv:1603.05027,
 Figure 4(e); Wu and He, Group Normalization, arXiv:1803.08494.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Self
 
 import flax.linen as nn
@@ -31,19 +28,18 @@ from tasks.models.convolutional import (
     ChannelNorm,
     channel_norm,
     check_groups,
-    check_images,
     check_sizes,
 )
-from tasks.models.layers import Conv, readout
+from tasks.models.layers import Conv, check_images, readout
 
 
 @configuration
 class ResNet(Model):
     """Stages of basic blocks (two 3x3 convolutions each) on a residual stream.
 
-    The first stage has `width` channels at the resolution of the image (the stem is a
-    3x3 convolution, without pooling); every later one has twice the channels of the one
-    before at half its resolution. Conventional sizes, as (blocks, width):
+    The stem is a 3x3 convolution without pooling. The first stage has `width` channels
+    at the image's resolution; each later one has twice the channels at half the
+    resolution. Conventional sizes, as (blocks, width):
 
     * CIFAR: ResNet-20 ((3, 3, 3), 16), ResNet-32 ((5, 5, 5), 16), ResNet-56
       ((9, 9, 9), 16), ResNet-110 ((18, 18, 18), 16).
@@ -65,7 +61,7 @@ class ResNet(Model):
     norm: ChannelNorm = "group"
     """Normalization before each nonlinearity."""
     groups: int = 4
-    """Groups of channels, the same number at every width; used by norm="group"."""
+    """Number of groups of channels for norm="group", the same at every width."""
 
     def __post_init__(self) -> None:
         check_sizes(self, "blocks")
@@ -74,12 +70,12 @@ class ResNet(Model):
 
     @property
     def depth(self) -> int:
-        """Number of blocks, those of all stages together."""
+        """Number of blocks of all stages."""
         return sum(self.blocks)
 
     @property
     def multipliers(self) -> tuple[int, ...]:
-        """Channels of each stage over the width."""
+        """Channels of each stage, over the width."""
         return tuple(2**stage for stage in range(len(self.blocks)))
 
     @property
@@ -90,14 +86,8 @@ class ResNet(Model):
             times * self.width for blocks, times in stages for _ in range(blocks)
         )
 
-    def at_width(self, width: int) -> Self:
-        """The same blocks, of another width."""
-        return dataclasses.replace(self, width=width)
-
     def at_depth(self, depth: int) -> Self:
-        """As many stages with `depth` blocks together, spread evenly.
-
-        Where the stages do not divide the depth, the first ones get a block more.
+        """Spreads `depth` blocks evenly over the stages, the first ones getting more.
 
         Raises:
             ValueError: if a stage would have no block.
@@ -109,11 +99,26 @@ class ResNet(Model):
             )
         each, more = divmod(depth, stages)
         blocks = tuple(each + (stage < more) for stage in range(stages))
-        return dataclasses.replace(self, blocks=blocks)
+        return self._with(blocks=blocks)
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(self, module: nn.Module, x: jax.Array, num_outputs: int) -> jax.Array:
         """Maps `[B, h, w, channels]` to logits `[B, num_outputs]`."""
-        return _ResNetModule(self, num_outputs)
+        check_images(x)
+        x = Conv(self.width, fan_in="image_channels", use_bias=False, name="stem")(x)
+        for stage, (blocks, times) in enumerate(
+            zip(self.blocks, self.multipliers, strict=True)
+        ):
+            for i in range(blocks):
+                stride = 2 if stage and i == 0 else 1
+                name = f"stage_{stage}_block_{i}"
+                x = _Block(self, times * self.width, stride, name=name)(x)
+                # Named by its place in the stage, which changes with depth.
+                record(module, f"stage_{stage}_stream_{i + 1}_of_{blocks}", x)
+            record(module, f"stage_{stage}_stream", x)
+        x = channel_norm(x, self.norm, self.groups, "norm")
+        x = base.activation(self.activation)(x)
+        pooled = record(module, "pooled", jnp.mean(x, axis=(1, 2)))
+        return readout(self, num_outputs, "channels")(pooled)
 
 
 class _Block(nn.Module):
@@ -125,52 +130,18 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        model = self.model
-        depth_mult = model.depth / model.base_depth
+        model, mult = self.model, self.model.depth_mult
         branch = x
         for i, stride in enumerate((self.stride, 1)):
-            branch = channel_norm(
-                branch, model.norm, model.groups, f"norm_{i}", depth_mult
-            )
+            branch = channel_norm(branch, model.norm, model.groups, f"norm_{i}", mult)
             branch = base.activation(model.activation)(branch)
             branch = Conv(
                 self.features,
                 stride=stride,
                 use_bias=False,
-                depth_mult=depth_mult,
+                depth_mult=mult,
                 name=f"conv_{i}",
             )(branch)
         if x.shape != branch.shape:
             x = Conv(self.features, 1, self.stride, use_bias=False, name="shortcut")(x)
-        scale = model.rules.residual_scale(model.depth, model.base_depth)
-        return x + scale * branch
-
-
-class _ResNetModule(nn.Module):
-    model: ResNet
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        model = self.model
-        check_images(x)
-        x = Conv(model.width, fan_in="image_channels", use_bias=False, name="stem")(x)
-        for stage, (blocks, times) in enumerate(
-            zip(model.blocks, model.multipliers, strict=True)
-        ):
-            for i in range(blocks):
-                stride = 2 if stage and i == 0 else 1
-                name = f"stage_{stage}_block_{i}"
-                x = _Block(model, times * model.width, stride, name=name)(x)
-                # Named by its place: at another depth the same block ends elsewhere.
-                record(self, f"stage_{stage}_stream_{i + 1}_of_{blocks}", x)
-            record(self, f"stage_{stage}_stream", x)
-        x = channel_norm(x, model.norm, model.groups, "norm")
-        x = base.activation(model.activation)(x)
-        pooled = record(self, "pooled", jnp.mean(x, axis=(1, 2)))
-        channels, base_channels = (
-            model.multipliers[-1] * width for width in (model.width, model.base_width)
-        )
-        return readout(
-            self.num_outputs, channels, base_channels, model.rules, fan_in="channels"
-        )(pooled)
+        return x + model.residual_scale * branch

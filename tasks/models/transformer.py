@@ -1,4 +1,4 @@
-"""The decoder-only transformer: next-token logits of every position."""
+"""The decoder-only transformer."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Readout = Literal["untied", "tied"]
 @final
 @configuration
 class Transformer(BlockModel):
-    """A causal language model; its outputs are as many as its tokens.
+    """A causal language model.
 
     In shapes, `L` is the length of a sequence and `V` the size of the vocabulary.
     """
 
     positions: Positions = "learned"
-    """A table of one vector per place, or queries and keys turned by their places."""
+    """A table with a vector per position, or rotated queries and keys."""
     readout: Readout = "untied"
-    """A readout of its own, zero at the start, or the table of embeddings again."""
+    """Either a zero-initialized layer, or the embedding table again."""
 
     input_dtype: ClassVar[Any] = jnp.int32
 
@@ -41,47 +41,36 @@ class Transformer(BlockModel):
                     "turn pairs of coordinates"
                 )
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(
+        self, module: nn.Module, tokens: jax.Array, num_outputs: int
+    ) -> jax.Array:
         """Maps tokens `[B, L]` below `num_outputs` to logits `[B, L, num_outputs]`."""
-        return _TransformerModule(self, num_outputs)
-
-
-class _TransformerModule(nn.Module):
-    model: Transformer
-    vocabulary: int
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        model = self.model
         if tokens.ndim != 2:
             raise ValueError(f"inputs of shape {tokens.shape} must be tokens [B, L]")
-        tied = model.readout == "tied"
-        # A tied table is a readout too and cannot start at zero: its first logits are
-        # of size 1/4 at the base width. What is looked up is made of size 1 again.
-        size = 0.25 * model.base_width**-0.5 if tied else 1.0
-        embedding = Embedding(self.vocabulary, model.width, std=size, name="embedding")
+        tied = self.readout == "tied"
+        # A tied table cannot start at zero: its first logits have size 1/4 at the base
+        # width. Rows that are looked up are scaled back to size 1.
+        size = 0.25 * self.base_width**-0.5 if tied else 1.0
+        embedding = Embedding(num_outputs, self.width, std=size, name="embedding")
         table = embedding()
-        # A token beyond the vocabulary is NaN, not silently the last one.
         x = lookup(table, tokens) / size
-        if model.positions == "learned":
+        if self.positions == "learned":
             places = Embedding(
-                tokens.shape[1], model.width, "positions", name="positions"
+                tokens.shape[1], self.width, "positions", name="positions"
             )
             x = x + jnp.broadcast_to(places(), x.shape)
-        record(self, "embedded", x)
-        rotary = model.positions == "rotary"
-        x = Residual(model, causal=True, rotary=rotary, name="residual")(x)
+        record(module, "embedded", x)
+        rotary = self.positions == "rotary"
+        x = Residual(self, causal=True, rotary=rotary, name="residual")(x)
         x = Norm(name="norm")(x)
         if tied:
-            scale = model.rules.forward_scale(model.width, model.base_width)
+            scale = self.rules.forward_scale(self.width, self.base_width)
             return TiedReadout(scale, name="readout")(x, table)
-        return readout(
-            self.vocabulary, model.width, model.base_width, model.rules, fan_out="vocab"
-        )(x)
+        return readout(self, num_outputs, fan_out="vocab")(x)
 
 
 class TiedReadout(nn.Module):
-    """The table of embeddings as a readout: `scale · x · tableᵀ`, no parameters."""
+    """The embedding table as a readout: `scale · x · tableᵀ`."""
 
     scale: float
 

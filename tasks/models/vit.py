@@ -1,7 +1,6 @@
-"""The vision transformer: an image is a sequence of patches.
+"""The vision transformer (Dosovitskiy et al., arXiv:2010.11929).
 
-Dosovitskiy et al., arXiv:2010.11929; pooling by the mean as in Beyer et al.,
-arXiv:2205.01580.
+Pooling by the mean is that of Beyer et al., arXiv:2205.01580.
 """
 
 from __future__ import annotations
@@ -17,7 +16,14 @@ from parametrization.rules import initializer
 from tasks.models import base
 from tasks.models.base import record
 from tasks.models.blocks import BlockModel, Residual
-from tasks.models.layers import Dense, Embedding, Norm, readout
+from tasks.models.layers import (
+    Dense,
+    Embedding,
+    Norm,
+    check_images,
+    readout,
+    space_to_depth,
+)
 
 Pooling = Literal["class_token", "mean"]
 
@@ -30,65 +36,37 @@ class ViT(BlockModel):
     patch: int = 4
     """Height and width of a patch, in pixels."""
     pooling: Pooling = "class_token"
-    """What is read out: a token that is no patch, or the mean over all patches."""
+    """What is read out: an extra token, or the mean over all patches."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         base.check_positive(self, "patch")
 
-    def module(self, num_outputs: int) -> nn.Module:
+    def forward(
+        self, module: nn.Module, images: jax.Array, num_outputs: int
+    ) -> jax.Array:
         """Maps images `[B, height, width, channels]` to logits `[B, num_outputs]`."""
-        return _ViTModule(self, num_outputs)
-
-
-class _ViTModule(nn.Module):
-    model: ViT
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        model = self.model
-        patches = cut(images, model.patch)
-        x = Dense(model.width, "patch patch image_channels", name="patches")(patches)
-        if model.pooling == "class_token":
-            token: Any = self.param(
-                "class_token", initializer("-> width"), (model.width,)
+        check_images(images)
+        height, width = images.shape[1:3]
+        if height % self.patch or width % self.patch:
+            raise ValueError(
+                f"patch = {self.patch} must divide the resolution {height} x {width} "
+                "of the images"
             )
-            first = jnp.broadcast_to(token, (x.shape[0], 1, model.width))
+        patches = space_to_depth(images, self.patch)
+        patches = patches.reshape(len(images), -1, *patches.shape[3:])
+        x = Dense(self.width, "patch patch image_channels", name="patches")(patches)
+        if self.pooling == "class_token":
+            token: Any = module.param(
+                "class_token", initializer("-> width"), (self.width,)
+            )
+            first = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
             x = jnp.concatenate([first, x], axis=1)
-        places = Embedding(x.shape[1], model.width, "positions", name="positions")
+        places = Embedding(x.shape[1], self.width, "positions", name="positions")
         x = x + jnp.broadcast_to(places(), x.shape)
-        record(self, "embedded", x)
-        x = Residual(model, name="residual")(x)
+        record(module, "embedded", x)
+        x = Residual(self, name="residual")(x)
         x = Norm(name="norm")(x)
-        x = x[:, 0] if model.pooling == "class_token" else jnp.mean(x, axis=1)
-        record(self, "pooled", x)
-        return readout(self.num_outputs, model.width, model.base_width, model.rules)(x)
-
-
-def cut(images: jax.Array, patch: int) -> jax.Array:
-    """Patches of images, row by row.
-
-    Args:
-        images: `[B, height, width, channels]`.
-        patch: height and width of a patch, in pixels.
-
-    Returns:
-        `[B, height/patch · width/patch, patch, patch, channels]`.
-
-    Raises:
-        ValueError: if these are no images, or the patch does not divide them.
-    """
-    if images.ndim != 4:
-        raise ValueError(
-            f"inputs of shape {images.shape} must be images [B, height, width, "
-            "channels]"
-        )
-    num, height, width, channels = images.shape
-    if height % patch or width % patch:
-        raise ValueError(
-            f"patch = {patch} must divide the resolution {height} x {width} of the "
-            "images"
-        )
-    rows = images.reshape(num, height // patch, patch, width // patch, patch, channels)
-    return rows.swapaxes(2, 3).reshape(num, -1, patch, patch, channels)
+        x = x[:, 0] if self.pooling == "class_token" else jnp.mean(x, axis=1)
+        record(module, "pooled", x)
+        return readout(self, num_outputs)(x)

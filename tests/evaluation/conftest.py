@@ -1,4 +1,4 @@
-"""Tasks whose runs are known in closed form, and rows without any run."""
+"""Tasks with runs in closed form, and rows without runs."""
 
 import dataclasses
 import math
@@ -45,7 +45,7 @@ class Quadratic(Task):
 
 @dataclasses.dataclass(frozen=True)
 class Echo(Quadratic):
-    """The loss is the batch, whatever the parameters do: positive, below the cap."""
+    """The loss is the batch, independent of the parameters: positive, below the cap."""
 
     def loss(self, params, key, batch):
         return jnp.abs(jnp.sin(batch)) + 0.0 * jnp.sum(params["x"]), {}

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from experiments import command_line, train
 from experiments.command_line import BAD_INPUT, InputError
-from experiments.optimizers import OPTIMIZERS
 from experiments.presets import configs
 from experiments.presets.configs import TrainConfig, presets
+from experiments.presets.optimizers import OPTIMIZERS
 from experiments.presets.serialization import decode, encode, flatten
-from experiments.train import _first_state
+from experiments.run.training_state import check_size, first_state
 
 SOME = ("quickstart", "quadratic", "transformer", "resnet", "mulo_s", "tfds_vae")
 STORED = {name: encode(presets()[name][1]()) for name in SOME}
@@ -176,8 +176,8 @@ def test_odd_values_of_every_field_of_every_component():
             if config is None:
                 continue
             try:
-                template = jax.eval_shape(lambda c=config: _first_state(c.build()))
-                train._check_size(template)
+                template = jax.eval_shape(lambda c=config: first_state(c.build()))
+                check_size(template)
             except InputError:
                 pass
     assert cases > 1000

@@ -5,7 +5,6 @@ import functools
 import math
 from typing import ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,20 +48,10 @@ class Bigram(Model):
     def at_depth(self, depth):
         return self
 
-    def module(self, num_outputs):
-        return _BigramModule(self, num_outputs)
-
-
-class _BigramModule(nn.Module):
-    model: Bigram
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, x):
-        model = self.model
-        table = Embedding(self.num_outputs, model.width, name="embedding")()
-        x = record(self, "embedded", table[x])
-        return readout(self.num_outputs, model.width, model.base_width, model.rules)(x)
+    def forward(self, module, x, num_outputs):
+        table = Embedding(num_outputs, self.width, name="embedding")()
+        x = record(module, "embedded", table[x])
+        return readout(self, num_outputs)(x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +225,7 @@ def test_activations_are_those_of_the_model(data):
 @pytest.mark.parametrize("name", ["length", "batch_size", "evaluation_windows"])
 def test_sizes_below_one_are_refused(name):
     for value in (0, -3):
-        with pytest.raises(ValueError, match=f"{name} = {value} must be positive"):
+        with pytest.raises(ValueError, match=f"{name} = {value} must be a positive"):
             dataclasses.replace(TASK, **{name: value})
 
 

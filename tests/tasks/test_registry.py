@@ -13,6 +13,7 @@ from evaluation.results import read_rows
 from experiments import command_line, evaluate, tasks, train
 from experiments.presets import configs
 from experiments.presets.serialization import decode, encode
+from experiments.run.training_state import load_trained
 from lopt.learned.learnable import LearnableSGDM
 from parametrization import Axes, ParamSpec
 from tasks import FunctionTask, Valley, registry
@@ -87,7 +88,7 @@ def test_a_registered_task_trains_is_evaluated_and_shown(
     config = tiny(tmp_path / "run")
     assert config.task == ring
     path = train.train(config, "ring")
-    assert train.load_trained(path)[0] == config
+    assert load_trained(path)[0] == config
 
     suite = Suite("rings", "for tests", lambda: (Cell("ring", "held_out", ring, 2),))
     monkeypatch.setitem(SUITES, "rings", suite)

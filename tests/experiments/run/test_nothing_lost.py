@@ -24,18 +24,11 @@ from experiments.run.run_directory import (
     read_rows,
     write_parent,
 )
-from experiments.train import load_trained, train
+from experiments.run.training_state import load_trained
+from experiments.train import train
 from lopt.release.artifact import Artifact
 from metatrain.checkpoint import Checkpoints
 from tests.experiments.tiny_run import options, same_run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Compiles less well, and faster."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -28,14 +28,6 @@ DATA = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs once: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def init(key):
     return {"w": jax.random.normal(key, (2, 5)), "b": jnp.zeros(5)}
 
@@ -104,14 +96,14 @@ def test_the_readme_shows_what_is_tested_here():
 
 def test_four_disjoint_splits_of_a_fixed_permutation(task):
     dataset = task.load_data()
-    rows = [np.asarray(dataset.rows(split)["x"])[:, 0] // 2 for split in SPLITS]
+    rows = [np.asarray(dataset.split(split)["x"])[:, 0] // 2 for split in SPLITS]
     # ⌈37/5⌉ and twice ⌈37/10⌉ are held out.
     assert [len(x) for x in rows] == [21, 4, 4, 8]
     assert sorted(np.concatenate(rows)) == list(range(ROWS))
     order = np.random.RandomState(0).permutation(ROWS)
     np.testing.assert_array_equal(np.concatenate(rows), order)
     for split in SPLITS:
-        x, y = (np.asarray(dataset.rows(split)[n]) for n in ("x", "y"))
+        x, y = (np.asarray(dataset.split(split)[n]) for n in ("x", "y"))
         np.testing.assert_array_equal(x[:, 0] // 2 % 5, y)
     assert dataset.train["x"].dtype == np.float32
 
@@ -122,7 +114,7 @@ def test_splits_are_taken_as_they_are():
     ]
     task = FunctionTask(init, loss, Splits(*parts), batch_size=2)
     for split, part in zip(SPLITS, parts, strict=True):
-        np.testing.assert_array_equal(task.load_data().rows(split)["x"], part["x"])
+        np.testing.assert_array_equal(task.load_data().split(split)["x"], part["x"])
 
 
 def test_what_the_caller_writes_later_is_not_seen():
@@ -140,7 +132,7 @@ def test_what_the_caller_writes_later_is_not_seen():
 def test_a_batch_is_rows_of_its_split(task):
     dataset = task.load_data()
     for split in ("train", "test"):
-        own = {tuple(row) for row in np.asarray(dataset.rows(split)["x"])}
+        own = {tuple(row) for row in np.asarray(dataset.split(split)["x"])}
         draws = jax.jit(task.draw, static_argnums=(2, 3))(dataset, KEY, split, 40)
         assert draws.shape == (40, 6)
         batch = task.batch(dataset, draws, split)
@@ -365,7 +357,7 @@ def half_annotated(key):
         ),
         (
             lambda: FunctionTask(init, loss, {**DATA, "y": DATA["y"][:-1]}),
-            r"^the arrays of data have \[36, 37\] rows; all must have as many$",
+            r"^the arrays of data have \[36, 37\] rows; all must have the same number$",
         ),
         (
             lambda: FunctionTask(init, loss, {"x": DATA["x"][:3]}),

@@ -10,10 +10,10 @@ pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record")
 
 from tasks.base import SPLITS
-from tasks.data import cache, prepared, tfds_text
+from tasks.data import cache, prepared
 from tasks.data.cutting import cut, end_within
 from tasks.data.tfds_text import TFDSText
-from tasks.data.tokenizers import BytePairs
+from tasks.data.tokenizers import BytePairs, load_tokens
 
 NUM, SHARDS = 300, 3
 HEAD = "docs-train.array_record-0000{}-of-00003"
@@ -57,8 +57,7 @@ def docs(write, tmp_path, monkeypatch):
 
 
 def forget():
-    tfds_text._load.cache_clear()
-    tfds_text._tokens.cache_clear()
+    load_tokens.cache_clear()
 
 
 def load(max_bytes=None):

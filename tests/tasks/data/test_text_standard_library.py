@@ -11,7 +11,7 @@ import pytest
 from tasks.base import SPLITS
 from tasks.data import cache, standard_library
 from tasks.data.standard_library import StandardLibrary, read_files, split_of
-from tasks.data.tokenizers import BytePairs
+from tasks.data.tokenizers import BytePairs, load_tokens
 
 ROOT = Path(sysconfig.get_path("stdlib"))
 
@@ -30,11 +30,9 @@ def small(monkeypatch, tmp_path):
     content = {name: text.encode() for name, text in files.items()}
     monkeypatch.setattr(standard_library, "read_files", lambda: content)
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
-    standard_library._tokens.cache_clear()
-    standard_library._load.cache_clear()
+    load_tokens.cache_clear()
     yield content
-    standard_library._tokens.cache_clear()
-    standard_library._load.cache_clear()
+    load_tokens.cache_clear()
 
 
 def test_the_splits_are_the_files_byte_for_byte_and_none_is_in_two(data):
@@ -136,8 +134,7 @@ def test_byte_pairs_are_kept_and_the_library_is_not_asked_again(small, monkeypat
     for split in SPLITS:
         decoded = source.decode(np.asarray(first.split(split)))
         assert decoded.encode() == texts[split]
-    standard_library._tokens.cache_clear()
-    standard_library._load.cache_clear()
+    load_tokens.cache_clear()
 
     def refuse(*_):
         raise AssertionError("learned again")
@@ -150,8 +147,7 @@ def test_byte_pairs_are_kept_and_the_library_is_not_asked_again(small, monkeypat
         # Another tokenizer, and another text, are other entries.
         with pytest.raises(AssertionError, match="learned again"):
             StandardLibrary(BytePairs(271)).load()
-        standard_library._tokens.cache_clear()
-        standard_library._load.cache_clear()
+        load_tokens.cache_clear()
         small["module_0.py"] += b"\n"
         with pytest.raises(AssertionError, match="learned again"):
             source.load()

@@ -11,15 +11,15 @@ pytest.importorskip("array_record")
 from tasks.base import SPLITS
 from tasks.data import cache, prepared, tfds_text
 from tasks.data.cutting import cut
+from tasks.data.declared import Feature, Prepared
 from tasks.data.tfds_text import TFDSText
-from tasks.data.tokenizers import BytePairs
+from tasks.data.tokenizers import BytePairs, load_tokens
 
 
 @pytest.fixture(autouse=True)
 def empty_cache(monkeypatch, tmp_path):
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
-    for function in (tfds_text._load, tfds_text._tokens):
-        function.cache_clear()
+    load_tokens.cache_clear()
 
 
 def rows_of(name, split):
@@ -64,8 +64,7 @@ def test_a_second_process_finds_the_tokens_in_the_cache(data_dir, monkeypatch):
     data_dir("tiny_shakespeare")
     first = TFDSText().load()
     assert TFDSText("tiny_shakespeare:1.0.0").load().train.shape == first.train.shape
-    tfds_text._load.cache_clear()
-    tfds_text._tokens.cache_clear()
+    load_tokens.cache_clear()
     monkeypatch.setattr(prepared, "read", None)  # would fail if it were called
     again = TFDSText().load()
     np.testing.assert_array_equal(again.train, first.train)
@@ -85,8 +84,7 @@ def test_a_damaged_shard_is_refused_whether_cached_or_not(
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     for _ in range(2):
-        tfds_text._load.cache_clear()
-        tfds_text._tokens.cache_clear()
+        load_tokens.cache_clear()
         with (
             pytest.warns(UserWarning, match="has changed since it was cached"),
             pytest.raises(
@@ -114,11 +112,11 @@ def test_a_dataset_without_text_is_refused_with_its_features(data_dir):
 
 def declare(monkeypatch, **splits):
     """A prepared dataset whose splits hold the given rows."""
-    dataset = prepared.Prepared(
+    dataset = Prepared(
         name="letters",
         version="1.0.0",
         path=None,
-        features={"text": prepared.Feature("text")},
+        features={"text": Feature("text")},
         splits={name: len(rows) for name, rows in splits.items()},
         shards={name: () for name in splits},
         shard_lengths={name: (len(rows),) for name, rows in splits.items()},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from parametrization import COMPLETEP, Rules
-from tasks.models import convnext
+from tasks.models import layers
 from tasks.models.code_prior import CodeInputs, CodePrior
 from tasks.models.latent_denoiser import LatentDenoiser, LatentInputs
 from tasks.models.vq_autoencoder import (
@@ -314,10 +314,10 @@ def test_encoder_and_decoder_are_the_halves_of_stage_a():
 
 def test_patches_are_squares_of_the_picture():
     x = np.arange(2 * 6 * 4 * 3).reshape(2, 6, 4, 3)
-    cut = np.asarray(convnext.space_to_depth(jnp.asarray(x), 2))
+    cut = np.asarray(layers.space_to_depth(jnp.asarray(x), 2))
     assert cut.shape == (2, 3, 2, 2, 2, 3)
     assert np.array_equal(cut[1, 2, 1], x[1, 4:6, 2:4])
-    assert np.array_equal(convnext.depth_to_space(jnp.asarray(cut)), x)
+    assert np.array_equal(layers.depth_to_space(jnp.asarray(cut)), x)
 
 
 def test_shapes_and_ratios():

@@ -169,18 +169,12 @@ def test_the_start_is_that_of_the_roles_and_knows_nothing(model):
     assert np.abs(correlations - np.eye(len(drawn))).max() < 4.5 / math.sqrt(small)
 
 
-class Forgetful(nn.Module):
-    """A stand-in for a network with a layer whose kernel has no axis names."""
-
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(3, name="nameless")(x)
-
-
 @dataclasses.dataclass(frozen=True)
 class Unannotated(BlockModel):
-    def module(self, num_outputs):
-        return Forgetful()
+    """A network with a layer whose kernel has no axis names."""
+
+    def forward(self, module, x, num_outputs):
+        return nn.Dense(3, name="nameless")(x)
 
 
 def test_a_parameter_without_a_role_is_named():

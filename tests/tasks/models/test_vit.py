@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tasks import ImageClassification
-from tasks.models.vit import ViT, cut
+from tasks.models.layers import space_to_depth
+from tasks.models.vit import ViT
 from tests.tasks.models.transformers import compiled, randomized
 
 VIT = ViT(*(8, 1, 4), base_width=8, base_head_dim=4, base_depth=1, mlp_ratio=2, patch=2)
@@ -41,8 +42,7 @@ def test_patches_may_be_permuted_together_with_their_places(pooling):
 
 def test_a_patch_is_a_square_of_the_image():
     images = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
-    patches = np.asarray(cut(images, 2))
-    assert patches.shape == (2, 6, 2, 2, 3)
+    patches = np.asarray(space_to_depth(images, 2)).reshape(2, 6, 2, 2, 3)
     for row, column in np.ndindex(2, 3):
         square = images[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
         assert np.array_equal(patches[:, 3 * row + column], square)
@@ -82,5 +82,5 @@ def test_a_patch_that_does_not_divide_the_image_is_refused():
         dataclasses.replace(VIT, patch=3).specs((6, 8, 1), 10)
     with pytest.raises(ValueError, match=r"patch = 5 .* resolution 8 x 8"):
         ImageClassification(model=dataclasses.replace(VIT, patch=5))
-    with pytest.raises(ValueError, match=r"\(1, 64\) must be images \[B, height"):
+    with pytest.raises(ValueError, match=r"\(64,\) must be images \[height"):
         VIT.specs((64,), 10)
