@@ -1,4 +1,4 @@
-"""What is optimized: models and data behind one `Task` interface."""
+"""Inner tasks: models and data behind one `Task` interface."""
 
 from tasks.autoencoding import Autoencoding as Autoencoding
 from tasks.base import Task as Task

@@ -1,4 +1,4 @@
-"""The interface of a task: what an inner loop optimizes.
+"""The interface of a task, which an inner loop optimizes.
 
 A task is a frozen, hashable description, static under `jit`. Its dataset is a pytree of
 device arrays that is passed as an argument, and a batch is a function of a key. Drawing

@@ -1,41 +1,8 @@
-"""A task of your own: two functions and your data.
+"""Tasks from two functions and some data.
 
-    import jax, jax.numpy as jnp, numpy as np
-    from evaluation.run import evaluate
-    from lopt import Adam
-    from tasks import FunctionTask
-
-    x = np.random.default_rng(0).normal(size=(2000, 8))
-
-
-    def init(key):
-        return {"w1": jax.random.normal(key, (8, 64)) / 8**0.5, "w2": jnp.zeros(64)}
-
-
-    def loss(params, key, batch):
-        outputs = jnp.tanh(batch["x"] @ params["w1"]) @ params["w2"]
-        return jnp.mean((outputs - batch["y"]) ** 2)
-
-
-    task = FunctionTask(init, loss, data={"x": x, "y": np.sin(x).sum(axis=1)})
-    adam = Adam(learning_rate=1e-2)
-    runs = evaluate(task, adam, adam.init(jax.random.key(0)), 300, seeds=[0, 1, 2])
-    print(task.loss_at_chance, runs.final_loss, runs.test_loss)
-
-It is a task like any other. To meta-train on it:
-
-    from lopt import SmallFC
-    from metatrain import PES, MetaTraining, OuterOptimizer
-
-    lopt = SmallFC(step_mult=0.01)
-    es = PES(num_pairs=4, truncation=20)
-    training = MetaTraining.on(task, lopt, es, OuterOptimizer(), num_steps=3)
-    state, data = training.init(), task.load_data()
-    for _ in range(training.num_steps):
-        state, metrics = training.step(state, {0: data})
-    theta = state.average  # for evaluate(task, lopt, theta, ...)
-
-With annotated parameters and a width it scales by μP: see `FunctionTask.width`.
+`docs/howto/own_task.md` and `examples/own_task.py` show how to evaluate and how to
+meta-train on one. With annotated parameters and a width it scales by μP: see
+`FunctionTask.width`.
 
 Functions and data compare by identity. Tasks with the same functions, data and numbers
 share compiled programs; a lambda that is defined again, as by running a notebook's cell

@@ -70,10 +70,7 @@ def weighted_error(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the loss `[]`, and the mean squared error `[]` without weights.
 
-    Args:
-        guess: `[B, ...]` guessed noise.
-        noise: `[B, ...]` noise.
-        times: `[B]`.
+    Guess and noise are `[B, ...]`, times `[B]`.
     """
     errors = jnp.mean((guess - noise) ** 2, axis=tuple(range(1, noise.ndim)))
     return jnp.mean(p2_weight(times) * errors), jnp.mean(errors)
@@ -103,12 +100,7 @@ def ddpm_step(
 ) -> jax.Array:
     """Draws x at `earlier` given x at `times` and the x_0 that the guess implies.
 
-    Args:
-        noisy: `[B, ...]`.
-        guess: `[B, ...]` guessed noise.
-        times: `[B]` current times.
-        earlier: `[B]` next times.
-        fresh: `[B, ...]` drawn from N(0, 1).
+    Times are `[B]`; all others `[B, ...]`, `fresh` from N(0, 1).
     """
     now, then = (_like(alpha_bar(t), noisy) for t in (times, earlier))
     kept = now / then
