@@ -36,7 +36,7 @@ class ViT(BlockModel):
     patch: int = 4
     """Height and width of a patch, in pixels."""
     pooling: Pooling = "class_token"
-    """What is read out: an extra token, or the mean over all patches."""
+    """Input of the readout: an extra token, or the mean over all patches."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
