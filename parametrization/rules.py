@@ -68,7 +68,7 @@ class _Exponents:
     """One column of the table; 0 unless stated."""
 
     forward: int = 0
-    """Exponent of n_in in the output multiplier; half of it is that of d beyond 1/√d."""
+    """Exponent of n_in in the output multiplier, and of √d beyond 1/√d."""
     residual: int = 0
     """Exponent of m in the residual branch."""
     steps: dict[Kind, tuple[int, int]] = dataclasses.field(default_factory=dict)

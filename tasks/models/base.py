@@ -31,7 +31,7 @@ Activation = Literal[
 class Model(abc.ABC):
     """A family of networks; subclasses are final frozen dataclasses.
 
-    In shapes, `B` is the batch.
+    Fields of type int must be positive. In shapes, `B` is the batch.
     """
 
     width: int
@@ -44,6 +44,10 @@ class Model(abc.ABC):
     """Parametrization of the forward pass."""
     input_dtype: ClassVar[Any] = jnp.float32
     """int32 if inputs are tokens."""
+
+    def __post_init__(self) -> None:
+        fields = dataclasses.fields(self)  # pyright: ignore
+        check_positive(self, *(f.name for f in fields if f.type in ("int", int)))
 
     @abc.abstractmethod
     def forward(self, module: nn.Module, x: Any, num_outputs: int) -> Any:

@@ -52,10 +52,7 @@ class BlockModel(Model, abc.ABC):
     """Parametrization of the forward pass."""
 
     def __post_init__(self) -> None:
-        base.check_positive(
-            self, "width", "depth", "head_dim", "mlp_ratio", "base_width", "base_depth"
-        )
-        base.check_positive(self, "base_head_dim")
+        super().__post_init__()
         for width, head_dim in (("width", "head_dim"), ("base_width", "base_head_dim")):
             if getattr(self, width) % getattr(self, head_dim):
                 raise ValueError(

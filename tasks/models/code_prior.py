@@ -47,10 +47,6 @@ class CodePrior(ConvNeXtModel):
     num_classes: int = 12
     """Number of classes, without the one that stands for none."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        base.check_positive(self, "num_classes")
-
     def example(self, input_shape: tuple[int, ...], num_outputs: int) -> CodeInputs:
         """Returns inputs of zeros for codes of that shape (see `Model.example`)."""
         del num_outputs

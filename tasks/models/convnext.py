@@ -61,10 +61,6 @@ class ConvNeXtModel(Model, abc.ABC):
     rules: Rules = ADAM_LIKE
     """Parametrization of the forward pass."""
 
-    def __post_init__(self) -> None:
-        base.check_positive(self, "width", "depth", "mlp_ratio")
-        base.check_positive(self, "base_width", "base_depth")
-
 
 class DepthwiseConv(nn.Module):
     """A convolution within each channel, padded as "SAME".

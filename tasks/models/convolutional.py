@@ -52,6 +52,7 @@ class ConvNet(Model):
     """Number of groups of channels for norm="group", the same at every width."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("multipliers", "strides"):
             check_sizes(self, name)
         if len(self.strides) != len(self.multipliers):
@@ -59,7 +60,6 @@ class ConvNet(Model):
                 f"strides = {self.strides} must be as many as multipliers = "
                 f"{self.multipliers}"
             )
-        base.check_positive(self, "width", "base_width", "groups")
         check_groups(self, self.multipliers)
 
     @property

@@ -69,7 +69,6 @@ class LatentDenoiser(ConvNeXtModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        base.check_positive(self, "code_channels", "code_stride")
         if self.code_stride < COMPRESSION or self.code_stride.bit_count() != 1:
             raise ValueError(
                 f"code_stride = {self.code_stride} must be a power of 2, at least "

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from configuration.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules, initializer
-from tasks.models import base
 from tasks.models.base import Model, record
 from tasks.models.layers import Dense, Embedding, lookup, readout
 
@@ -48,9 +47,6 @@ class Recurrent(Model):
     """Units of the base model, where μP multipliers are 1."""
     rules: Rules = ADAM_LIKE
     """Parametrization; without residual branches CompleteP is the same as μP."""
-
-    def __post_init__(self) -> None:
-        base.check_positive(self, "width", "depth", "base_width")
 
     def forward(
         self, module: nn.Module, tokens: jax.Array, num_outputs: int

@@ -64,8 +64,8 @@ class ResNet(Model):
     """Number of groups of channels for norm="group", the same at every width."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_sizes(self, "blocks")
-        base.check_positive(self, "width", "base_width", "base_depth", "groups")
         check_groups(self, self.multipliers)
 
     @property

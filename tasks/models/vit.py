@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from configuration.fields import configuration
 from parametrization.rules import initializer
-from tasks.models import base
 from tasks.models.base import record
 from tasks.models.blocks import BlockModel, Residual
 from tasks.models.layers import (
@@ -37,10 +36,6 @@ class ViT(BlockModel):
     """Height and width of a patch, in pixels."""
     pooling: Pooling = "class_token"
     """Input of the readout: an extra token, or the mean over all patches."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        base.check_positive(self, "patch")
 
     def forward(
         self, module: nn.Module, images: jax.Array, num_outputs: int

@@ -75,10 +75,6 @@ class VQAutoEncoder(ConvNeXtModel):
     base_depth: int = 2
     """Number of blocks at which CompleteP's multipliers are 1."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        base.check_positive(self, "latent_channels", "num_codes")
-
     def forward(
         self, module: nn.Module, images: jax.Array, num_outputs: int
     ) -> Quantized:
