@@ -181,11 +181,7 @@ def without_train(dataset: ImageDataset) -> ImageDataset:
 
 
 def fetch(dataset: ImageDataset, draws: ImageDraws) -> tuple[ImageSplit, ImageDraws]:
-    """Fetches the training images of some draws on the host.
-
-    Args:
-        dataset: on the host.
-        draws: with any axes `[...]` before `[num, B]`.
+    """Fetches the training images of draws `[..., num, B]` on the host.
 
     Returns:
         Images `[..., num · B, height, width, channels]` and labels `[..., num · B]` as

@@ -97,11 +97,7 @@ KNOWN: Mapping[str, Known] = MappingProxyType(
 
 
 def cost(name: str) -> str:
-    """Returns the end of a sentence on what a dataset takes; empty if unknown.
-
-    Args:
-        name: name of the dataset, without a version.
-    """
+    """Returns the end of a sentence on what a dataset takes; empty if unknown."""
     known = KNOWN.get(name)
     if known is None:
         return ""

@@ -193,10 +193,7 @@ def envelope(noise: np.ndarray, appearance: np.ndarray) -> np.ndarray:
 def decibels(appearance: np.ndarray, kidney: np.ndarray, size: int) -> np.ndarray:
     """Computes mean echo levels `[n, size, size]` over the kidney's at the surface.
 
-    Args:
-        appearance: `[n]`.
-        kidney: `[n, 2]`, its centre.
-        size: height and width of the image, in pixels.
+    `appearance` is `[n]`, and `kidney` its centres `[n, 2]`.
     """
     pixel = (np.arange(size) + 0.5) / size
     down = (pixel[None] - kidney[:, :1]) / RADII[0]

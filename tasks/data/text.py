@@ -107,12 +107,7 @@ def even_starts(
 def fetch(
     dataset: TextDataset, draws: TextDraws, length: int
 ) -> tuple[np.ndarray, TextDraws]:
-    """Fetches the training windows of some draws on the host.
-
-    Args:
-        dataset: on the host.
-        draws: with any axes `[...]` before `[num, B]`.
-        length: tokens of a window (`L`).
+    """Fetches the training windows of draws `[..., num, B]` on the host.
 
     Returns:
         Tokens `[..., num · B · (L + 1)]` as a NumPy array, and the draws with their

@@ -200,11 +200,7 @@ def load_tokens(
 def tokenize(
     tokenizer: Tokenizer, texts: Mapping[Split, bytes]
 ) -> dict[str, np.ndarray]:
-    """Tokenizes the text of each split.
-
-    Returns:
-        Tokens `[n]` by split, and "learned" `[m]` uint8 from the split train.
-    """
+    """Returns tokens `[n]` by split, and "learned" `[m]` uint8 from train."""
     learned = tokenizer.learn(texts["train"])
     tokens = {name: tokenizer.encode(learned, text) for name, text in texts.items()}
     return {"learned": learned, **tokens}

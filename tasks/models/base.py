@@ -128,8 +128,7 @@ class Model(abc.ABC):
     ) -> Any:
         """Computes outputs for inputs `[B, *input_shape]`, in float32 at least.
 
-        Layers multiply in the dtype of their parameters, so that bfloat16 copies give
-        mixed-precision training.
+        Layers multiply in the dtype of their parameters, for mixed precision.
         """
         module = _Network(self, num_outputs)
         outputs = module.apply({"params": params}, x, rngs=_rngs(key))

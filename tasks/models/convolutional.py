@@ -133,9 +133,7 @@ def check_sizes(model: Any, name: str) -> None:
 def check_groups(model: Any, multipliers: tuple[int, ...]) -> None:
     """Raises ValueError if group normalization cannot divide the channels.
 
-    Args:
-        model: a model with fields `norm`, `groups`, `width` and `base_width`.
-        multipliers: channels over the width, for every normalized layer.
+    `multipliers` are channels over the width, for every normalized layer.
     """
     if model.norm != "group":
         return

@@ -69,14 +69,8 @@ def readout(
 ) -> Dense:
     """Returns the last layer: zero-initialized, with the output multiplier.
 
-    Args:
-        model: has the rules and the base width.
-        num_outputs: size of the axis `fan_out`.
-        fan_in: name of the contracted axis.
-        fan_out: name of the new axis.
-        name: name of the layer.
-        width: size of the axis `fan_in`, if it is neither the model's width nor a
-            multiple of it that is the same in the base model.
+    `width` is the size of the axis `fan_in`, needed unless its ratio to the base model
+    is that of the model's width.
     """
     scale = model.rules.forward_scale(width or model.width, model.base_width)
     return Dense(num_outputs, fan_in=fan_in, fan_out=fan_out, scale=scale, name=name)

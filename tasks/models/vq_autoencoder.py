@@ -102,14 +102,10 @@ class VQAutoEncoder(ConvNeXtModel):
 
 
 def quantize(latents: jax.Array, codebook: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Finds the nearest entry of each latent, the first of equally near ones.
-
-    Args:
-        latents: `[..., C]`.
-        codebook: `[K, C]`.
+    """Finds the nearest entry of a codebook `[K, C]` to each latent `[..., C]`.
 
     Returns:
-        Entries `[..., C]` and their indices `[...]` int32.
+        Entries `[..., C]` and their indices `[...]` int32, the first of equals.
     """
     latents = jax.lax.stop_gradient(latents)
     # |z − e|² without |z|², which is the same for all entries.
