@@ -67,11 +67,10 @@ class ParamSpec:
     @property
     def fan_in(self) -> int:
         """Number of terms that each output sums over."""
-        start = len(self.axes.stacked)
-        return math.prod(
-            1 if name in LOOKUP_NAMES else self.shape[start + i]
-            for i, name in enumerate(self.axes.fan_in)
+        sizes = zip(
+            self.axes.fan_in, self.shape[len(self.axes.stacked) :], strict=False
         )
+        return math.prod(size for name, size in sizes if name not in LOOKUP_NAMES)
 
     @property
     def fan_out(self) -> int:
@@ -138,15 +137,12 @@ class Named(meta.AxisMetadata[Any]):
 def named(
     initializer: Initializer, axes: str, depth_mult: float = 1.0
 ) -> Callable[..., Named]:
-    """Annotates a parameter where it is created.
+    """Returns an initializer for `flax.linen.Module.param` that makes a `Named` box.
 
     Args:
         initializer: called as `initializer(key, shape, dtype)`.
         axes: names such as `"width -> heads head_dim"` (see `Axes.parse`).
         depth_mult: see `ParamSpec`.
-
-    Returns:
-        An initializer for `flax.linen.Module.param` that returns a `Named` box.
     """
     parsed = Axes.parse(axes)
 

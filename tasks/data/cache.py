@@ -53,13 +53,12 @@ def cached(
     Args:
         name: any readable name for the entry.
         fingerprint: plain JSON values that determine the arrays and identify the entry.
-        make: makes the arrays, none of dtype object. It runs in one process at a time;
-            if it raises, nothing is kept.
-        sources: files that `make` reads. If the size or time of one has changed, its
+        make: makes the arrays, none of dtype object, in one process at a time; if it
+            raises, nothing is kept.
+        sources: files that `make` reads. If the size or time of one changes, its
             content is compared, and if that differs the arrays are made again.
-        read: called after `make`, returns the sources that it did read. Only they are
-            compared later, so the content of others, perhaps terabytes, is never read.
-            None if `make` reads all sources.
+        read: called after `make`, returns the sources that it did read; only their
+            content is ever compared. None if `make` reads all of them.
 
     Returns:
         The arrays by name, read-only if they come from disk.

@@ -29,7 +29,11 @@ class Images(abc.ABC):
 
     @abc.abstractmethod
     def load(self) -> ImageDataset:
-        """Returns the dataset as device arrays; read or made once per process."""
+        """Returns the dataset as device arrays; read or made once per process.
+
+        Raises:
+            ValueError: in one line, if the dataset is missing, damaged or unfit.
+        """
 
 
 class ImageSplit(NamedTuple):

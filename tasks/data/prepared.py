@@ -80,15 +80,12 @@ def check_name(name: str) -> tuple[str, str | None]:
 def open_dataset(name: str) -> Prepared:
     """Reads the declaration of a prepared dataset; its shards are not opened.
 
-    Args:
-        name: TFDS name such as `mnist` or `imagenet_resized/32x32:0.1.0`; without a
-            version, the newest one on disk.
+    Without a version, as in `imagenet_resized/32x32`, the newest one on disk is used.
 
     Raises:
-        MissingError: in one line with the dataset and the command that prepares it, if
-            it is not on disk.
-        ValueError: in one line with the file too, if a file is missing, unreadable or
-            not ArrayRecord.
+        MissingError: in one line with the command that prepares the dataset, if it is
+            not on disk.
+        ValueError: in one line, if a file is missing, unreadable or not ArrayRecord.
     """
     plain, version = check_name(name)
     root = data_dir()

@@ -66,12 +66,7 @@ class TFDSImages(Images):
         return _declared(self.name)[1]
 
     def load(self) -> ImageDataset:
-        """Returns the dataset as device arrays (see `Images.load`).
-
-        Raises:
-            ValueError: in one line, if the dataset is missing, damaged, or has no
-                labelled images.
-        """
+        """Returns the dataset as device arrays (see `Images.load`)."""
         return _load(self, prepared.data_dir())
 
 

@@ -209,10 +209,6 @@ def tokenize(
 def _library() -> Any:
     try:
         import tokenizers
-        import tokenizers.decoders
-        import tokenizers.models
-        import tokenizers.pre_tokenizers
-        import tokenizers.trainers
     except ModuleNotFoundError:
         raise ValueError(_MISSING) from None
     return tokenizers

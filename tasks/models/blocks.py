@@ -5,8 +5,8 @@ norm (Xiong et al., arXiv:2002.04745) and each multiplied by `Rules.residual_sca
 Depth counts blocks.
 
 If blocks are scanned, one block is compiled whatever the depth, and each parameter is
-one array with the layers stacked first (`[layers]` in its axes). The function is the
-same, but an optimizer that normalizes per tensor sees other tensors.
+one array with stacked layers (`[layers]`): the same function, but other tensors for an
+optimizer that normalizes per tensor.
 """
 
 from __future__ import annotations

@@ -70,11 +70,11 @@ class _Layer(nn.Module):
         """Maps `[B, L, width]` to the hidden states `[B, L, width]`."""
         gates = GATES[self.cell]
         inputs = Dense((gates, self.width), "width", "gates width", name="input")(x)
-        kernel: Any = self.param(
-            "recurrent_kernel",
+        init, shape = (
             initializer("width -> gates width"),
-            (self.width, gates, self.width),
+            (self.width, *inputs.shape[2:]),
         )
+        kernel: Any = self.param("recurrent_kernel", init, shape)
         bias: Any = None
         # Inside the product with the reset gate, unlike the bias of the inputs.
         if self.cell == "gru":
@@ -130,10 +130,9 @@ def gru(
 
     Args:
         state: hidden, `[B, width]`.
-        inputs: products of the inputs, with biases, `[B, 3, width]`: reset, update,
-            candidate.
+        inputs: products of the inputs, `[B, 3, width]`: reset, update, candidate.
         recurrent: products of the hidden state, of the same shape.
-        bias: of the candidate's recurrent product, `[width]`.
+        bias: bias `[width]` of the candidate's recurrent product.
     """
     (hidden,) = state
     reset, update = (jax.nn.sigmoid(inputs[:, i] + recurrent[:, i]) for i in range(2))

@@ -5,8 +5,8 @@ happens to the residual stream between the stem and the last normalization. The 
 is then a sum of branches, as CompleteP's multiplier 1/m requires. Where a block changes
 the shape, its shortcut projects the stream outside the branch.
 
-Group or layer normalization replaces batch normalization: the loss is a mean over
-independent examples, and the parameters are the only state.
+Group or layer normalization replaces batch normalization, so parameters are the only
+state and the loss is a mean over independent examples.
 
 References: He et al., Identity Mappings in Deep Residual Networks, arXiv:1603.05027,
 Figure 4(e); Wu and He, Group Normalization, arXiv:1803.08494.

@@ -80,15 +80,13 @@ class VQAutoEncoder(ConvNeXtModel):
     ) -> Quantized:
         """Maps images `[B, height, width, num_outputs]` to `Quantized`."""
         latents = _Encoder(self, name="encoder")(images)
-        codebook_init = named(nn.initializers.normal(CODEBOOK_STD), "vocab -> code")
-        codebook: Any = module.param(
-            "codebook", codebook_init, (self.num_codes, self.latent_channels)
-        )
+        init = named(nn.initializers.normal(CODEBOOK_STD), "vocab -> code")
+        shape = (self.num_codes, self.latent_channels)
+        codebook: Any = module.param("codebook", init, shape)
         entries, indices = quantize(latents, codebook)
-        decoded = _Decoder(self, num_outputs, name="decoder")(
-            straight_through(latents, entries)
-        )
-        return Quantized(decoded, latents, entries, indices)
+        decoder = _Decoder(self, num_outputs, name="decoder")
+        outputs = decoder(straight_through(latents, entries))
+        return Quantized(outputs, latents, entries, indices)
 
     def encode(self, params: Any, images: jax.Array) -> jax.Array:
         """Computes unquantized latents `[B, height/4, width/4, latent_channels]`."""
