@@ -1,9 +1,8 @@
 """Static descriptions of parameters: axes, shape and base shape.
 
 A tree of `ParamSpec` lies beside the parameters, never inside an optimizer's state. A
-spec is deliberately not a pytree node: JAX sees a leaf, so
-`jax.tree.map(f, params, specs)` works, and a missing or extra parameter fails by
-structure.
+spec is deliberately a leaf, not a pytree node: `jax.tree.map(f, params, specs)` works,
+and a missing or extra parameter fails by structure.
 
 A linen module annotates each parameter with `named(initializer, "in -> out")`;
 `param_specs` reads the annotations of a model and of its base model by two
@@ -230,10 +229,9 @@ def infer_specs(
 ) -> Any:
     """Guesses specs of plain parameters from two trees of arrays or shapes.
 
-    The last axis is taken as fan-out and those before it as fan-in; an axis whose size
-    differs from the base is scaling. **Limits**: at the base width nothing differs, so
-    kinds must be given in `kinds`. A fan-out of several axes, as of attention heads,
-    cannot be expressed: annotate such a model with `named`.
+    The last axis is taken as fan-out and those before it as fan-in; axes whose sizes
+    differ from the base are scaling. **Limits**: at the base width nothing differs, so
+    `kinds` are needed. A fan-out of several axes cannot be expressed: use `named`.
 
     Args:
         params: tree of anything with a `.shape`.
@@ -241,8 +239,8 @@ def infer_specs(
         kinds: maps a parameter's path (`jax.tree_util.keystr(path)`) to its kind.
 
     Raises:
-        ValueError: if structures or ranks differ, `kinds` names an unknown parameter,
-            or a kind does not fit a parameter's rank.
+        ValueError: if structures or ranks differ, or `kinds` names an unknown
+            parameter or does not fit its rank.
     """
     if jax.tree.structure(params) != jax.tree.structure(base_params):
         raise ValueError("params and base_params differ in structure")

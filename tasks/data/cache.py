@@ -2,9 +2,8 @@
 
 An entry is a folder of `.npy` files and a manifest with their sha256. It appears by one
 rename; afterwards only the manifest's record of the sources changes. Writers hold a
-lock that the system releases when they die, and remove what an earlier one left
-unfinished. A damaged entry is made again; a cache that cannot be written costs time but
-never the result.
+lock that the system releases when they die. A damaged entry is made again; a cache that
+cannot be written costs time but never the result.
 """
 
 from __future__ import annotations

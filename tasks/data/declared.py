@@ -1,7 +1,6 @@
-"""Declarations of a prepared dataset, read from the two JSON files in its folder.
+"""Declarations of prepared datasets, read from two JSON files without TFDS.
 
-Fast, because TFDS is not imported and no shard is opened; `tasks.data.prepared` checks
-the declaration when it reads the rows.
+`tasks.data.prepared` checks them against the shards when it reads rows.
 """
 
 from __future__ import annotations

@@ -19,11 +19,8 @@ def decoder(
 
     Args:
         shape: declared height, width and channels; None where any size is right.
-        size: height and width in pixels to resize to; None keeps the size. Shrinking
-            by whole factors averages blocks, halves rounded up; anything else is
-            Pillow's `BILINEAR`, which averages over its support when it shrinks.
-        grey: whether colours become one channel before resizing (ITU-R 601-2 luma as
-            in Pillow's mode `L`), rounded to whole numbers.
+        size: height and width to resize to, as in `TFDSImages`; None keeps the size.
+        grey: whether colours become one channel first, as in `TFDSImages`.
 
     Returns:
         A function to `[height, width, channels]` uint8. It raises exceptions of any

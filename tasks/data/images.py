@@ -118,8 +118,7 @@ def _draw_images(source: DrawnImages) -> ImageDataset:
 def split_bounds(num: int, test_apart: bool = True) -> tuple[int, int, int]:
     """Returns the rows at which inner_valid, outer_valid and test begin.
 
-    The first `num` rows are cut 80/10/10, with the test split behind them; or
-    70/10/10/10 if the test split is not apart.
+    `num` rows are cut 80/10/10, with test behind them, or else 70/10/10/10.
     """
     first, second, third = (8, 9, 10) if test_apart else (7, 8, 9)
     return (num * first // 10, num * second // 10, num * third // 10)
@@ -146,14 +145,10 @@ def partition(
 
 
 def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean and standard deviation of each channel, correctly rounded.
+    """Returns mean and standard deviation `[channels]`, correctly rounded to float32.
 
-    Args:
-        images: `[n, height, width, channels]` uint8, not empty.
-
-    Returns:
-        Two arrays `[channels]` float32. The deviation of a constant channel is 1, so
-        that it is normalized to zeros.
+    Images are `[n, height, width, channels]` uint8, n > 0. The deviation of a constant
+    channel is given as 1, so that it is normalized to zeros.
     """
     pairs = []
     for channel in np.moveaxis(images, -1, 0):

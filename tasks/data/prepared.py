@@ -1,8 +1,7 @@
 """Datasets prepared by TensorFlow Datasets, found by name and read without TensorFlow.
 
-The only file that imports TFDS. Declarations are not trusted: `len()` of a damaged
-shard can be wrong, and damage shows only where a record is read. So every record is
-read, and every shard's records are counted.
+The only file that imports TFDS. Damage to a shard shows only where a record is read,
+and `len()` of it can be wrong: every record is read and counted.
 """
 
 from __future__ import annotations

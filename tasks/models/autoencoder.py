@@ -2,9 +2,7 @@
 
 The bottleneck of `AutoEncoder` is a fraction of the width (axis `latent`, a scaling
 name). That of `VAE` is a code of fixed size: its heads are readouts, so the posterior
-starts exactly at the prior.
-
-Images of any shape are flattened; the reconstruction is flat too.
+starts exactly at the prior. Images of any shape are flattened.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Stage C: predicts the noise in a semantic code, given its class.
 
-The code keeps its resolution throughout. Noise level and class are embedded into one
-vector that conditions every block; an additional class stands for none, so that the
-network also models codes unconditionally.
+Noise level and class are embedded into one vector that conditions every block. An
+additional class stands for none, so that codes are also modelled unconditionally.
 
 The noise is ε̂ = (x − a)/(|1 − b| + 10⁻⁵), with a and b from the last layer. As that
 starts at zero, ε̂ starts at x/(1 + 10⁻⁵), which is right where there is only noise.
