@@ -55,14 +55,9 @@ def decoder(
 
 
 def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Averages blocks, halves rounded up; exact, unlike Pillow's fixed-point sums.
+    """Averages blocks of `[..., height, width, channels]` uint8 to a square of `size`.
 
-    Args:
-        pixels: `[..., height, width, channels]` uint8; `size` divides both.
-        size: height and width of the result.
-
-    Returns:
-        `[..., size, size, channels]` uint8.
+    Halves are rounded up; exact, unlike Pillow's fixed-point sums.
     """
     *batch, height, width, channels = pixels.shape
     rows, columns = height // size, width // size

@@ -96,8 +96,7 @@ def even_starts(
 ) -> np.ndarray:
     """Returns starts `[W]` int32 of evenly spaced windows that do not overlap.
 
-    The first begins the split and the last ends it. `W` is `max_windows`, or the most
-    that the split has room for.
+    The first begins the split, the last ends it. `W` is `max_windows`, or what fits.
     """
     last = check_length(dataset, split, length) - 1
     num = min(max_windows, (last + length) // length)

@@ -188,10 +188,8 @@ class TokenizedText(Text, abc.ABC):
 def load_tokens(
     source: TokenizedText, folder: Path | None
 ) -> tuple[TextDataset, np.ndarray]:
-    """Returns the dataset of a source, and what its tokenizer learned.
-
-    `folder` is part of the cache key: a name can mean another dataset elsewhere.
-    """
+    """Returns the dataset of a source, and what its tokenizer learned."""
+    # Part of the cache key: a name can mean another dataset elsewhere.
     del folder
     tokens = source.read_tokens()
     return to_device(tokens), tokens["learned"]

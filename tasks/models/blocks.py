@@ -117,10 +117,7 @@ class Block(nn.Module):
 
 
 class Residual(nn.Module):
-    """All blocks, in sequence or scanned.
-
-    Records the residual stream after the last one as `out`, whatever the depth.
-    """
+    """All blocks, in sequence or scanned; records the last stream as `out`."""
 
     model: BlockModel
     causal: bool = False
