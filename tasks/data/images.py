@@ -188,8 +188,8 @@ def fetch(dataset: ImageDataset, draws: ImageDraws) -> tuple[ImageSplit, ImageDr
     """
     rows = np.asarray(draws.rows)
     flat = rows.reshape(*rows.shape[:-2], -1)
-    split: Any = ImageSplit(*(np.asarray(x)[flat] for x in dataset.train))
-    return split, draws._replace(places=places_in_window(rows))
+    arrays: Any = [np.asarray(x)[flat] for x in dataset.train]
+    return ImageSplit(*arrays), draws._replace(places=places_in_window(rows))
 
 
 def gather(dataset: ImageDataset, rows: jax.Array | slice, split: Split) -> ImageSplit:

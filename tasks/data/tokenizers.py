@@ -37,10 +37,8 @@ class Tokenizer(abc.ABC):
     vocab_size: int
     """Number of different tokens, 0…`vocab_size`-1: a field or a property."""
 
-    @property
-    @abc.abstractmethod
-    def version(self) -> str:
-        """Version of everything beside the fields that determines the tokens."""
+    version: str
+    """Version of everything beside the fields that determines the tokens."""
 
     @abc.abstractmethod
     def learn(self, text: bytes) -> np.ndarray:

@@ -50,7 +50,7 @@ class Model(abc.ABC):
         check_positive(self, *(f.name for f in fields if f.type in ("int", int)))
 
     @abc.abstractmethod
-    def forward(self, module: nn.Module, x: Any, num_outputs: int) -> Any:
+    def forward(self, module: nn.Module, x: Any, num_outputs: int, /) -> Any:
         """Maps `[B, *input_shape]` to `[B, ..., num_outputs]` inside a linen module.
 
         Layers created here belong to `module`, whose `param` and `make_rng` give
