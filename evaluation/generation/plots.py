@@ -14,6 +14,7 @@ _GAP = 2
 """White pixels between pictures."""
 
 
+@matplotlib.rc_context(STYLE)
 def plot_pictures(pictures: Pictures, captions: Sequence[str]) -> Figure:
     """Plots a row per class: samples on the left, a reproduced picture on the right.
 

@@ -6,7 +6,7 @@ by the given optimizer rather than by the Adam of `Pretraining`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -118,6 +118,3 @@ def draw_pictures(
 
 def _pixels(raw: jax.Array) -> np.ndarray:
     return np.round(np.asarray(raw)).astype(np.uint8)
-
-
-@matplotlib.rc_context(STYLE)
