@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.generation.scores import Pictures
+from evaluation.report.plots import STYLE
 
 _GAP = 2
 """White pixels between pictures."""
