@@ -1,4 +1,4 @@
-"""What groups, variations and streaming cost: `python -m benchmarks.distributions`.
+"""Costs of groups, variations and streaming: `python -m benchmarks.distributions`.
 
 Three tables. *Variation*: the time of an outer step with everything varied over that
 of the plain task, and the time to sample a variation as a share of a window. *Groups*:
@@ -49,7 +49,7 @@ LOPTS: dict[str, LearnedOptimizer] = {
 def training(
     lopt: LearnedOptimizer, *groups: tuple[str, Task, Variation]
 ) -> MetaTraining:
-    """N = 8, T = 50, episodes of 1,000 steps."""
+    """Builds meta-training with N = 8, T = 50, episodes of 1,000 steps."""
     problems = tuple(
         ProblemGroup(name, InnerTraining(task, lopt, Objective(), variation))
         for name, task, variation in groups
@@ -59,7 +59,7 @@ def training(
 
 
 class Runner:
-    """A run that can be advanced step by step, and its times."""
+    """A run that is advanced step by step, and the times of its steps."""
 
     def __init__(self, meta: MetaTraining, tasks: list[Task], *, stream: bool) -> None:
         self.meta, self.seconds = meta, []
@@ -67,7 +67,7 @@ class Runner:
         self.state, self.number = meta.init(), 0
 
     def step(self) -> None:
-        """One outer step, from asking for its data to having its metrics."""
+        """Takes one outer step, from asking for its data to having its metrics."""
         begin = time.perf_counter()
         self.state, metrics = self.meta.step(self.state, self.feed.at(self.number))
         jax.block_until_ready(metrics)
@@ -76,12 +76,12 @@ class Runner:
 
     @property
     def median(self) -> float:
-        """Seconds of a step, the first two (compilation, begin) left out."""
+        """Median seconds of a step, without the first two."""
         return statistics.median(self.seconds[2:])
 
 
 def in_turn(repeats: int, *runners: Runner) -> None:
-    """Advances all, one after the other, again and again."""
+    """Advances the runners in turn, so that other load affects all alike."""
     for _ in range(2 + repeats):
         for runner in runners:
             runner.step()
@@ -90,7 +90,7 @@ def in_turn(repeats: int, *runners: Runner) -> None:
 
 
 def variations(repeats: int) -> list[dict[str, Any]]:
-    """A row for each level of reparametrization, everything else varied too."""
+    """Measures each level of reparametrization, with everything else varied too."""
     rows = []
     levels: tuple[Level, ...] = ("none", "task", "tensor", "parameter")
     for name, lopt in LOPTS.items():
@@ -139,7 +139,7 @@ def _time_sampling(variation: Variation, num_pairs: int) -> float:
 
 
 def groups(repeats: int) -> list[dict[str, Any]]:
-    """A row for each number of groups: what the last one costs to compile."""
+    """Measures the compilation of each additional group."""
     del repeats  # each group is compiled once
     counted: list[float] = []
 
@@ -177,7 +177,7 @@ def groups(repeats: int) -> list[dict[str, Any]]:
 
 
 def streaming(repeats: int) -> list[dict[str, Any]]:
-    """A row for each optimizer: MNIST on the host over MNIST on the device."""
+    """Compares, for each optimizer, MNIST on the host with MNIST on the device."""
     task = ImageClassification(MLP((128, 128), base_width=32), TFDSImages("mnist"))
     rows = []
     for name, lopt in LOPTS.items():
@@ -203,7 +203,7 @@ def _show(row: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "tables", nargs="*", help="variation, groups, streaming; all by default"

@@ -31,7 +31,7 @@ BATCH = 128
 
 
 def measure(name: str) -> dict[str, Any]:
-    """One family's row."""
+    """Measures one family."""
     task = FAMILIES[name].task()
     if hasattr(task, "batch_size"):
         task = dataclasses.replace(task, batch_size=BATCH)
@@ -70,7 +70,7 @@ def _bytes(tree: Any) -> int:
 
 
 def product() -> float:
-    """GFLOP/s of a 2048³ float32 matrix product."""
+    """Returns GFLOP/s of a 2048³ float32 matrix product."""
     x = jnp.ones((2048, 2048))
     multiply = jax.jit(lambda a, b: a @ b)
     jax.block_until_ready(multiply(x, x))
@@ -83,7 +83,7 @@ def product() -> float:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*", help="names; all by default")
     parser.add_argument("--out", type=Path, help="append JSON lines to this file")

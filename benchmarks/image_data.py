@@ -48,7 +48,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def forget_files(name: str) -> None:
-    """Drops the shards from the system's memory, so that they come from the disk."""
+    """Drops the shards from the page cache, so that they are read from disk."""
     from tasks.data import prepared
 
     for files in prepared.open_dataset(name).shards.values():
@@ -79,7 +79,7 @@ def measure_loads(name: str) -> list[dict[str, Any]]:
 
 
 def sampling(name: str, crop_padding: int, flip: bool) -> Callable[[int], Any]:
-    """A loop over `STEPS` batches of images; its argument is a seed."""
+    """Builds a loop over `STEPS` batches of images, a function of a seed."""
     import jax
     import jax.numpy as jnp
 
@@ -112,7 +112,7 @@ def sampling(name: str, crop_padding: int, flip: bool) -> Callable[[int], Any]:
 
 
 def training(name: str, *, sampled: bool) -> Callable[[int], Any]:
-    """A loop over `STEPS` Adam steps, on one batch or on sampled ones."""
+    """Builds a loop over `STEPS` Adam steps, on one batch or on sampled ones."""
     import jax
     import optax
 
@@ -142,7 +142,7 @@ def training(name: str, *, sampled: bool) -> Callable[[int], Any]:
 
 
 def measure_steps(name: str) -> list[dict[str, Any]]:
-    """Microseconds per batch of sampling, and per step of training."""
+    """Returns microseconds per sampled batch and per training step."""
     import jax
 
     step = f"step of Adam, MLP [128, 128], {name}"
@@ -171,7 +171,7 @@ def measure_steps(name: str) -> list[dict[str, Any]]:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """One line of the table."""
+    """Returns one line of the table."""
     if "seconds" in row:
         return (
             f"{row['what']:<52} {row['seconds']:>8.2f} s   "

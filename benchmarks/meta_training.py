@@ -36,9 +36,9 @@ PEER = {
 
 
 def build(case: str, optimizer: str, num_devices: int = 1) -> tuple[Any, Any]:
-    """The meta-training of a case on so many CPU devices, and its data.
+    """Builds the meta-training of a case on CPU devices, and its data.
 
-    Imports stand inside: the parent process, which only starts the cases, stays light.
+    Imports are inside to keep the parent process, which only starts cases, light.
     """
     from benchmarks.synthetic import Synthetic
     from lopt import Adam, SmallFC
@@ -78,7 +78,7 @@ def build(case: str, optimizer: str, num_devices: int = 1) -> tuple[Any, Any]:
 def measure(
     case: str, optimizer: str, num_devices: int, seconds: float
 ) -> dict[str, Any]:
-    """One row, in this process."""
+    """Measures one row in this process."""
     import jax
     import jax.numpy as jnp
 
@@ -149,7 +149,7 @@ def main() -> None:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """One line of the table, the ratio to the peer last."""
+    """Returns one line of the table, the ratio to the peer last."""
     ratio = row["scaled_to_282"] / row["peer_at_282"]
     return (
         f"{row['case']:>5} {row['optimizer']:<10} {row['devices']} "

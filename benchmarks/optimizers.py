@@ -76,7 +76,7 @@ OPTIMIZERS: dict[str, Any] = {
     "Muon": Muon(),
     "Adam": Adam(),
 }
-"""One more line here is one more row; each is made from its specs alone."""
+"""Optimizers to measure, by name."""
 
 FEATURES: dict[type, FeatureSet] = {
     SmallFC: features.SMALL_FC,
@@ -84,11 +84,11 @@ FEATURES: dict[type, FeatureSet] = {
     Celo2: features.VELO,
     ELO: features.SMALL_FC,
 }
-"""Of the optimizers whose FLOP have a closed form."""
+"""Optimizers whose FLOP have a closed form."""
 
 
 def closed_flop(optimizer: Any) -> int | None:
-    """FLOP per parameter of the network behind the split first layer."""
+    """Returns FLOP per parameter of the network after the split first layer."""
     feature_set = FEATURES.get(type(optimizer))
     if feature_set is None:
         return None
@@ -102,7 +102,7 @@ def closed_flop(optimizer: Any) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Shape(Images):
-    """Images of which nothing but the shape is needed."""
+    """Images of which only the shape is used."""
 
     image_shape: tuple[int, int, int] = (32, 32, 3)
     num_classes: int = 10
@@ -113,12 +113,12 @@ class Shape(Images):
 
 
 def mlp(*widths: int) -> Any:
-    """Specs of an MLP on 32×32×3 images."""
+    """Returns specs of an MLP on 32×32×3 images."""
     return ImageClassification(MLP(widths, base_width=32), Shape()).specs()
 
 
 def drawn(specs: Any, seed: int, scale: float, particles: int | None = None) -> Any:
-    """Normal values of the shapes of specs."""
+    """Draws normal values of the shapes of specs."""
     leaves, structure = jax.tree.flatten(specs)
     lead = () if particles is None else (particles,)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
@@ -131,7 +131,7 @@ def drawn(specs: Any, seed: int, scale: float, particles: int | None = None) -> 
 
 
 def updated(optimizer: Any, specs: Any) -> Callable[..., Any]:
-    """(θ, parameters, state, gradients) -> parameters and state."""
+    """Builds (θ, parameters, state, gradients) -> parameters and state."""
 
     def update(theta: Any, params: Any, state: Any, grads: Any) -> Any:
         rule = optimizer.as_optax(theta, specs, 1000)
@@ -145,12 +145,12 @@ def updated(optimizer: Any, specs: Any) -> Callable[..., Any]:
 
 
 def start(optimizer: Any, theta: Any, params: Any, specs: Any) -> Any:
-    """The state of the optimizer."""
+    """Returns the state of the optimizer."""
     return optimizer.as_optax(theta, specs, 1000).init(params)
 
 
 def compiled(optimizer: Any, specs: Any) -> tuple[Any, float, float]:
-    """The program of one particle, and wall and CPU seconds to trace and compile."""
+    """Compiles one particle's program, and times it in wall and CPU seconds."""
     theta, params = optimizer.init(jax.random.key(0)), drawn(specs, 1, 0.1)
     state, grads = start(optimizer, theta, params, specs), drawn(specs, 2, 0.01)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -182,7 +182,7 @@ class Stacked:
         self.cpu: list[float] = []
 
     def step(self) -> None:
-        """One timed update."""
+        """Times one update."""
         wall, cpu = time.perf_counter(), time.process_time()
         self.at = jax.block_until_ready(self.program(self.theta, *self.at, self.grads))
         self.cpu.append((time.process_time() - cpu) / self.size * 1e9)
@@ -204,7 +204,7 @@ def interleaved(programs: dict[str, Stacked], repeats: int) -> float:
 
 
 def static_costs(optimizer: Any, big: Any, small: Any, deep: Any) -> dict[str, Any]:
-    """What needs no timing but that of the compiler."""
+    """Returns a row's figures that need only the compiler."""
     size = sum(math.prod(spec.shape) for spec in jax.tree.leaves(big))
     plain = with_execution(optimizer, form="plain")
     cost = compiled(plain, big)[0].cost_analysis() or {}
@@ -220,7 +220,7 @@ def static_costs(optimizer: Any, big: Any, small: Any, deep: Any) -> dict[str, A
 
 
 def describe(row: dict[str, Any]) -> str:
-    """One line of the table, the ratio to Adam last."""
+    """Returns one line of the table, the ratio to Adam last."""
     columns = {
         "flop_xla": ",.0f",
         "flop_closed": ",d",
@@ -264,7 +264,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Everything behind the command line."""
+    """Runs the command line."""
     big, small = mlp(128, 128, 128), mlp(128)
     transformer = Transformer(width=128, depth=6, base_width=64)
     deep = LanguageModelling(transformer, length=64).specs()

@@ -39,11 +39,11 @@ PRECISIONS: tuple[tuple[Precision, Precision], ...] = (
     ("bfloat16", "float32"),
     ("bfloat16", "bfloat16"),
 )
-"""Of inner models and of features."""
+"""Precisions of inner models and of features."""
 
 
 def median_seconds(work: Callable[[], Any], repeats: int) -> float:
-    """Of `repeats` calls, after one that compiles."""
+    """Returns the median seconds of `repeats` calls, after one that compiles."""
     jax.block_until_ready(work())
     seconds = []
     for _ in range(repeats):
@@ -54,7 +54,7 @@ def median_seconds(work: Callable[[], Any], repeats: int) -> float:
 
 
 def ceilings(side: int, megabytes: int) -> dict[str, float]:
-    """What products and copies reach here: TFLOP/s by dtype, TB/s of bytes moved."""
+    """Measures matrix products, TFLOP/s by dtype, and copies, TB/s of bytes moved."""
     found = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         matrix = jnp.full((side, side), 0.5, dtype)
@@ -72,7 +72,7 @@ def ceilings(side: int, megabytes: int) -> dict[str, float]:
 def build(
     precision: Precision, feature_precision: Precision, *, quick: bool
 ) -> tuple[MetaTraining, Any]:
-    """The recipe, or one of its shape that a CPU runs in a minute; and its task."""
+    """Builds the recipe, or a small one that a CPU runs in a minute, and its task."""
     width, batch, classes, rows = (
         (16, 64, 10, 1000) if quick else (128, 4096, 1000, 1_281_167)
     )
@@ -99,7 +99,7 @@ def build(
 def measure(
     precision: Precision, feature_precision: Precision, steps: int, *, quick: bool
 ) -> dict[str, Any]:
-    """One row: the recipe with inner models and features in these precisions."""
+    """Measures the recipe with inner models and features in these precisions."""
     training, task = build(precision, feature_precision, quick=quick)
     data = {0: jax.device_put(task.load_data())}
     begin = time.perf_counter()
@@ -129,7 +129,7 @@ def measure(
 
 
 def describe(row: dict[str, Any], limits: dict[str, float]) -> str:
-    """One line of the table; the share of the measured product last."""
+    """Returns one line of the table, the share of the measured product last."""
     limit = limits[f"product_{row['precision']}_tflops"]
     return (
         f"{row['precision']:<8}  features {row['feature_precision']:<8}  "

@@ -14,7 +14,6 @@ the two in turn, so that other load of the machine meets both.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -55,12 +54,13 @@ SHARED = Case(pairs=8, chunk=4, window=50)
 
 
 def build(case: Case) -> tuple[Any, Any, int]:
-    """The meta-training of a case, its data, and the parameters of its network.
+    """Builds the meta-training of a case, its data, and the size of its network.
 
-    Imports stand inside: the parent process, which only starts the cases, stays light.
+    Imports are inside to keep the parent process, which only starts cases, light.
     """
     import jax
 
+    from benchmarks.synthetic import Synthetic
     from lopt import SmallFC
     from metatrain import (
         PES,
@@ -71,23 +71,11 @@ def build(case: Case) -> tuple[Any, Any, int]:
     )
     from parametrization import ADAM_LIKE
     from tasks import MLP, ImageClassification
-    from tasks.data.images import ImageDataset, Images, partition
-
-    @dataclasses.dataclass(frozen=True)
-    class Synthetic(Images):
-        """In-memory noise images with labels, 2,000 of them."""
-
-        image_shape: tuple[int, int, int] = (8, 8, 1)
-        num_classes: int = 10
-
-        def load(self) -> ImageDataset:
-            random = np.random.default_rng(0)
-            images = random.integers(0, 256, (2000, *self.image_shape), np.uint8)
-            labels = random.integers(0, self.num_classes, 2000)
-            return partition(images, labels, (1600, 1700, 1800))
 
     widths = (case.width,) * case.depth
-    task = ImageClassification(MLP(widths, base_width=case.width), Synthetic())
+    task = ImageClassification(
+        MLP(widths, base_width=case.width), Synthetic((8, 8, 1), num_rows=2000)
+    )
     mesh = devices.make_mesh(case.devices)
     training = MetaTraining.on(
         task,
@@ -108,7 +96,7 @@ def build(case: Case) -> tuple[Any, Any, int]:
 
 
 class Runner:
-    """A case that has been compiled, in this process."""
+    """A compiled case in this process."""
 
     def __init__(self, case: Case) -> None:
         """Compiles, and takes one outer step."""
@@ -122,7 +110,7 @@ class Runner:
         self.first = time.perf_counter() - begin
 
     def step(self) -> float:
-        """Seconds of one outer step."""
+        """Takes one outer step, and returns its seconds."""
         begin = time.perf_counter()
         self.state, metrics = self.training.step(self.state, {0: self.dataset})
         self._block((self.state, metrics))
@@ -130,7 +118,7 @@ class Runner:
 
 
 def serve(case: Case) -> None:
-    """Measures as often as the parent asks: a line in with seconds, one row out."""
+    """Measures one row for each line of seconds that the parent sends."""
     import jax
 
     jax.config.update("jax_num_cpu_devices", case.devices)
@@ -152,7 +140,7 @@ class Child:
     """A process that measures one case; a context that ends it."""
 
     def __init__(self, case: Case) -> None:
-        """Starts it."""
+        """Starts the process."""
         command = [sys.executable, "-m", "benchmarks.scaling", "--case"]
         self._process = subprocess.Popen(
             [*command, json.dumps(case)],
@@ -162,15 +150,15 @@ class Child:
         )
 
     def __enter__(self) -> Child:
-        """The running process."""
+        """Returns the running process."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Ends it."""
+        """Ends the process."""
         self._process.communicate()
 
     def measure(self, seconds: float) -> dict[str, Any]:
-        """One row; the other children rest meanwhile."""
+        """Measures one row; the other children rest meanwhile."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(f"{seconds}\n")
         self._process.stdin.flush()
@@ -181,7 +169,7 @@ class Child:
 
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """Slope of log seconds against log size over the larger half."""
+    """Fits the slope of log seconds against log size over the larger half."""
     half = len(sizes) // 2 if len(sizes) > 3 else 0
     return float(np.polyfit(np.log(sizes[half:]), np.log(seconds[half:]), 1)[0])
 
@@ -214,7 +202,7 @@ def grow(axis: str, field: str, cases: list[Case], seconds: float) -> dict[str, 
 
 
 def share(case: Case, seconds: float, rounds: int) -> dict[str, Any]:
-    """Two devices against one with the same cores, in turn."""
+    """Compares two devices with one that has the same cores, in turn."""
     times: dict[str, list[float]] = {"one": [], "two": []}
     with Child(case) as one, Child(case._replace(devices=2)) as two:
         for _ in range(rounds):
@@ -232,7 +220,7 @@ def share(case: Case, seconds: float, rounds: int) -> dict[str, Any]:
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """A panel for each axis, with the line of the fitted exponent."""
+    """Plots a panel for each axis, with the line of the fitted exponent."""
     from matplotlib.figure import Figure
 
     grown = [result for result in results if "rows" in result]

@@ -1,4 +1,4 @@
-"""Images of noise in memory, as many and as large as a measurement wants."""
+"""In-memory noise images of any number and shape."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Synthetic(Images):
     num_rows: int = 10_000
 
     def load(self) -> ImageDataset:
-        """Draws them, the same ones each time."""
+        """Draws the images from a fixed seed."""
         random = np.random.default_rng(0)
         shape = (self.num_rows, *self.image_shape)
         images = random.integers(0, 256, shape, np.uint8)

@@ -28,7 +28,7 @@ REPEATS = 7
 
 
 def build(source: str, tokenizer: str) -> Any:
-    """The source of text of that name; imports stay out of the parent process."""
+    """Returns the source of text by name; imports stay out of the parent process."""
     from tasks.data.standard_library import StandardLibrary
     from tasks.data.tfds_text import TFDSText
     from tasks.data.tokenizers import BytePairs, Bytes
@@ -81,7 +81,7 @@ def measure_loads(source: str, tokenizer: str) -> dict[str, Any]:
 
 
 def microseconds(step: Callable[[Any, Any], Any], carry: Any, *data: Any) -> float:
-    """Median time of one step `(carry, (key, data)) -> carry` inside a scan."""
+    """Returns the median time of a step `(carry, (key, data)) -> carry` in a scan."""
     import jax
 
     @jax.jit
@@ -100,7 +100,7 @@ def microseconds(step: Callable[[Any, Any], Any], carry: Any, *data: Any) -> flo
 
 
 def measure_sampling() -> list[dict[str, Any]]:
-    """Time of a batch of text, and of a step of Adam to compare it with."""
+    """Measures a batch of text, and a step of Adam for comparison."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -179,7 +179,7 @@ def main() -> None:
 
 
 def describe_load(row: dict[str, Any]) -> str:
-    """One line of the table."""
+    """Returns one line of the table."""
     tokens = ", ".join(f"{split} {count:,}" for split, count in row["tokens"].items())
     return (
         f"{row['source']:<17} {row['tokenizer']:<11} {row['cold_seconds']:>8.2f} "

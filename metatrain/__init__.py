@@ -1,4 +1,4 @@
-"""How a learned optimizer is learned: unrolls, meta-gradients, outer optimization."""
+"""Meta-training: unrolls, meta-gradients, outer optimization."""
 
 from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.estimators.noise_reuse_es import NoiseReuseES

@@ -52,13 +52,10 @@ class Checkpoints:
     """The checkpoints of one run, in one folder."""
 
     def __init__(self, folder: Path, keep: int = 3, run: str | None = None) -> None:
-        """Prepares to read and write checkpoints.
+        """Prepares to read and write checkpoints; of them the newest `keep` are kept.
 
-        Args:
-            folder: their folder.
-            keep: number of the newest that are kept.
-            run: identity of the run; checkpoints of others are skipped. None reads
-                those of any run.
+        Checkpoints of runs with another identity than `run` are skipped, unless it is
+        None.
         """
         if keep < 1:
             raise ValueError(f"keep = {keep} checkpoints must be positive")

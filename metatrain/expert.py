@@ -92,13 +92,7 @@ class Expert:
         return jnp.clip(share, 0.0, 1.0)
 
     def imitation(self, learned: Any, expert: Any, ramp: jax.Array) -> jax.Array:
-        """Returns one step's contribution to the objective `[]`, always finite.
-
-        Args:
-            learned: step of the learned optimizer, a tree.
-            expert: step of the expert.
-            ramp: `[]`, see `ramp`.
-        """
+        """Returns the contribution `[]`, always finite, of a pair of steps."""
         cosine, log_ratio = compare(learned, expert)
         terms = self.direction * (1 - cosine) + self.log_magnitude * jnp.abs(log_ratio)
         return ramp * terms
@@ -175,14 +169,10 @@ class Guided:
             updates: optax.Updates,
             state: GuidedState,
             params: optax.Params | None = None,
-            **extra_args: Any,
+            **extra: Any,
         ) -> tuple[optax.Updates, GuidedState]:
-            ours, own_state = learned.update(
-                updates, state.learned, params, **extra_args
-            )
-            theirs, expert_state = expert.update(
-                updates, state.expert, params, **extra_args
-            )
+            ours, own_state = learned.update(updates, state.learned, params, **extra)
+            theirs, expert_state = expert.update(updates, state.expert, params, **extra)
             imitation = self.expert.imitation(ours, theirs, jnp.float32(self.ramp))
             steps = jax.tree.map(lambda u, e: _blend(weight, u, e), ours, theirs)
             imitation = imitation.astype(jnp.float32)

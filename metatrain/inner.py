@@ -34,7 +34,7 @@ class InnerLoop:
     task: Task
     lopt: LearnedOptimizer
     variant: Variant = UNVARIED
-    """What is particular about this run of the task; may be traced."""
+    """Peculiarities of this run of the task; may be traced."""
     precision: Precision = "float32"
     """Precision of the model; parameters and their gradients stay in float32."""
 

@@ -36,7 +36,7 @@ from lopt.base import (
 from metatrain import devices
 from metatrain.estimators.base import Estimator, Parts
 from metatrain.expert import Expert
-from metatrain.frozen import keep_frozen
+from metatrain.frozen import keep_frozen, leaves_under
 from metatrain.inner import Precisions
 from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
@@ -81,8 +81,11 @@ class MetaTraining:
     estimator: Estimator
     outer: OuterOptimizer
     num_steps: int
+    """Outer steps of the run."""
     seed: int = 0
+    """Root of all randomness."""
     each_step: EachStep = "all"
+    """Groups that an outer step runs: all, or one drawn by its weight."""
     mesh: Mesh | None = None
     """Devices that share the particles; changes no result."""
 
@@ -106,7 +109,8 @@ class MetaTraining:
         devices.check_shares(self.estimator.num_chunks, num_devices)
         if self._frozen:
             theta = jax.eval_shape(self.lopt.init, jax.random.key(0))
-            jax.eval_shape(functools.partial(keep_frozen, parts=self._frozen), theta)
+            for part in self._frozen:
+                leaves_under(theta, part, "frozen")
 
     @property
     def _frozen(self) -> tuple[str, ...]:
@@ -127,19 +131,10 @@ class MetaTraining:
         precision: Precisions = _DEFAULT_PRECISION,
         mesh: Mesh | None = None,
     ) -> Self:
-        """Builds meta-training on a task, or on the groups of a distribution.
+        """Builds meta-training on one task, or on the groups of a distribution.
 
-        Args:
-            tasks: one task, or a distribution of groups.
-            lopt: the learned optimizer.
-            estimator: estimates the meta-gradient.
-            outer: moves θ.
-            num_steps: outer steps of the run.
-            objective: the meta-loss.
-            seed: root of all randomness.
-            expert: an optimizer to imitate at first.
-            precision: of the inner models and of the per-parameter networks of `lopt`.
-            mesh: devices that share the particles (see `metatrain.devices`).
+        `objective`, `expert` and `precision` are those of `InnerTraining`, the other
+        arguments are fields of this class.
         """
         checked("lopt", lopt, LearnedOptimizer)
         checked("estimator", estimator, Estimator)
@@ -250,16 +245,14 @@ class MetaTraining:
 
     def _chosen(self, datasets: Mapping[int, Any]) -> list[int]:
         """Returns the indices of the groups whose data is given, ascending."""
-        places = range(len(self.groups))
-        everyone = self.each_step == "all"
-        known = isinstance(datasets, Mapping) and all(
-            isinstance(place, int) and place in places for place in datasets
-        )
-        if not known or not datasets or (everyone and len(datasets) < len(places)):
-            given = list(datasets) if isinstance(datasets, Mapping) else type(datasets)
+        places, everyone = set(range(len(self.groups))), self.each_step == "all"
+        given = list(datasets) if isinstance(datasets, Mapping) else [type(datasets)]
+        known = given and places.issuperset(given)
+        if not known or (everyone and places != set(given)):
+            needed = "all" if everyone else "some"
             raise ValueError(
-                f"datasets of the groups {given}: must be a mapping from "
-                f"{'all' if everyone else 'some'} of the places {list(places)} to data"
+                f"datasets of the groups {given}: must be a mapping from {needed} of "
+                f"the places {sorted(places)} to data"
             )
         return sorted(datasets)
 

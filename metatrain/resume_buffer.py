@@ -15,13 +15,10 @@ oldest stored one, with its variant. A new episode begins with probability 1 −
 in a stored state, both members in the same one, and takes as many steps from there as
 a new one would take in all.
 
-A resumed episode is credited only from its restart on: its first state depends on
-earlier noise and on older θ. An unbiased estimator stays unbiased for the objective of
-the *rest* of such episodes, given where they begin; the influence of θ on which states
-are stored is not estimated. Each stored state is as large as a member's, so two of
-them double the memory of a pair.
-
-Buffers belong to pairs, so no result depends on how chunks or devices share the pairs.
+A resumed episode is credited only from its restart on. An unbiased estimator stays
+unbiased for the objective of the *rest* of such episodes, given where they begin; the
+influence of θ on which states are stored is not estimated. Two stored states double the
+memory of a pair. Buffers belong to pairs, so no result depends on chunks or devices.
 
 References:
     ELO, arXiv:2607.06772. There each member resumes its own stored state, states are

@@ -122,10 +122,7 @@ class Feed:
         return pending.result()
 
     def _make(self, step: int) -> dict[int, Dataset | Windowed]:
-        return {
-            index: self._of_group(index, step)
-            for index in self._training.groups_at(step)
-        }
+        return {i: self._of_group(i, step) for i in self._training.groups_at(step)}
 
     def _of_group(self, index: int, step: int) -> Dataset | Windowed:
         data, task = self._datasets[index], self._tasks[index]

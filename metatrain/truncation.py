@@ -44,7 +44,7 @@ class EpisodeLengths:
     """(until, minimum, maximum) for episodes that begin before the outer step `until`,
     by ascending `until`; after the last stage, the bounds above."""
     growth: Growth = "constant"
-    """How bounds change during a stage. constant: they jump at its end; linear,
+    """Change of the bounds during a stage. constant: they jump at its end; linear,
     log_linear: they move to those of the next stage, on a linear or log scale."""
 
     def __post_init__(self) -> None:
@@ -59,11 +59,7 @@ class EpisodeLengths:
     def bounds(self, outer_step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the shortest and longest episode `[]` that may begin at a step.
 
-        Args:
-            outer_step: `[]` int32, outer steps done before.
-
-        Returns:
-            int32 for constant bounds, float32 where they grow.
+        int32 for constant bounds, float32 where they grow.
         """
         ends = [until for until, _, _ in self.stages]
         minima = [low for _, low, _ in self.stages] + [self.minimum]
@@ -80,12 +76,9 @@ class EpisodeLengths:
     def sample(
         self, key: jax.Array, window: int, outer_step: int | jax.Array = 0
     ) -> jax.Array:
-        """Samples the length `[]` int32 of an episode, a multiple of `window`.
+        """Samples the length `[]` int32 of an episode that begins at an outer step.
 
-        Args:
-            key: consumed.
-            window: inner steps T of a window.
-            outer_step: `[]` int32, when the episode begins.
+        A multiple of `window`, its inner steps T.
         """
         minimum, maximum = self.bounds(outer_step)
         if self.distribution == "uniform":

@@ -55,7 +55,7 @@ ESTIMATORS: dict[str, Callable[[AntitheticES], AnyEstimator]] = {
 
 
 def take_estimator(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Takes `--estimator NAME` out of a command line: the name, and what is left.
+    """Takes `--estimator NAME` out of a command line, and returns the rest too.
 
     Raises:
         InputError: if the name is missing or unknown.
@@ -115,10 +115,9 @@ def migrated(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_the_only_estimator(stored: dict[str, Any]) -> dict[str, Any]:
-    """Returns an estimator from before there were several, in the form of schema 1.
+    """Converts an estimator from before there were several to the form of schema 1.
 
-    Its credit was accumulated, fresh or episode, and fields added since then were as
-    their defaults are.
+    Its credit was accumulated, fresh or episode; later fields have their defaults.
     """
     credits = {"fresh": (1, "window"), "episode": ("episode", "accumulated")}
     credit = stored.get("credit")

@@ -1,9 +1,8 @@
 """The experts that a command line can name: `--expert NAME`.
 
-`--expert NAME` gives a preset of `experiments.train` an expert, in μP; the flags
-`--expert.FIELD VALUE` and `--expert.optimizer.FIELD VALUE` then change it. Unless they
-are given, its time is the first half of the preset's outer steps, whole for a twentieth
-of them (of ELO's 100,000 that is 5,000 and 50,000).
+The name gives a preset of `experiments.train` an expert, in μP, with full weights for a
+twentieth of the outer steps and falling ones up to half of them (5,000 and 50,000 of
+ELO's 100,000). `--expert.FIELD VALUE` and `--expert.optimizer.FIELD VALUE` change it.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ EXPERTS: dict[str, Baseline] = {
     "sgdm": SGD(1e-1, "cosine", momentum=0.9, rules=SGD_LIKE),
     "muon": Muon(2e-2, "cosine", adam_ratio=0.05, weight_decay=1e-2, rules=ADAM_LIKE),
 }
-"""By name; learning rates are usual ones, tuned for no task."""
+"""Experts by name; learning rates are common ones, not tuned."""
 
 
 def take_expert(arguments: Sequence[str]) -> tuple[Baseline | None, list[str]]:
-    """Takes `--expert NAME` out of a command line: the optimizer, and what is left.
+    """Takes `--expert NAME` out of a command line, and returns the rest too.
 
     Raises:
         InputError: if the name is missing or unknown.
@@ -37,7 +36,7 @@ def take_expert(arguments: Sequence[str]) -> tuple[Baseline | None, list[str]]:
 
 
 def with_expert(presets: Presets, optimizer: Baseline) -> Presets:
-    """The same presets with an expert that accompanies half of the run."""
+    """Returns the presets with an expert for the first half of the run."""
 
     def make(name: str) -> TrainConfig:
         preset = presets[name][1]()

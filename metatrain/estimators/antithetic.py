@@ -1,4 +1,4 @@
-"""Antithetic evolution strategies over windows of an unroll: what they share.
+"""Antithetic evolution strategies over truncation windows.
 
 An episode of inner training is cut into windows of T steps. In each window every pair i
 runs two members, at θ + ε_i and θ − ε_i, each from its own state, on the same batches;
@@ -18,8 +18,8 @@ Full ES is any of them with windows as long as episodes (`NoiseReuseES.full`).
 
 At fixed θ the sum of the estimates over an episode of M windows, divided by M, is
 unbiased for the gradient of the episode's mean window loss, smoothed by independent
-noises, one for each K windows. Averaged over outer steps, *windows* weigh equally, not
-episodes: a long episode counts for as many windows as it has.
+noises, one for each K windows. Averaged over outer steps, *windows* weigh equally: a
+long episode counts for as many windows as it has.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class PairState(NamedTuple):
     """One antithetic pair; an estimator's state has `[N]` in front of everything."""
 
     credit: jax.Array  # [D] noise that a term is credited with, θ raveled
-    variant: Any  # what is particular about the episode, shared by both members
-    episodes: Any  # the two members' episodes, `[2]` in front
-    noise: jax.Array | None = None  # [D] in use, where it is kept and is not the credit
-    watch: Watch | None = None  # states to begin again from, where they are kept
+    variant: Any  # of the episode, shared by both members
+    episodes: Any  # of the two members, `[2]` in front
+    noise: jax.Array | None = None  # [D] in use, where GPES keeps it
+    watch: Watch | None = None  # memory of the resume buffer, if any
 
 
 @configuration
@@ -78,7 +78,7 @@ class AntitheticES(Estimator):
     """States in which episodes began to go wrong, to begin others from; by default none
     are kept."""
     reduce: Reduce = "ordered"
-    """How pairs' terms are averaged. ordered: in their order, the same bits for any
+    """Averaging of pairs' terms. ordered: in their order, the same bits for any
     number of devices; psum: on each device, then over devices, for θ so large that no
     device should hold N terms; last bits then depend on the devices."""
 
@@ -102,7 +102,7 @@ class AntitheticES(Estimator):
     def perturb(
         self, fresh: jax.Array, pair: PairState, begins: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Chooses the noise ε `[D]` of a window and the noise A `[D]` it is credited.
+        """Returns a window's noise ε `[D]`, and the noise A `[D]` that is credited.
 
         Args:
             fresh: newly drawn noise `[D]`.
@@ -128,11 +128,6 @@ class AntitheticES(Estimator):
     def num_members(self) -> int:
         """Members of all pairs."""
         return 2 * self.num_pairs
-
-    @property
-    def reduction(self) -> Reduce:
-        """See the field `reduce`."""
-        return self.reduce
 
     def check(self, theta: Theta) -> None:
         """Checks that these fields fit a θ, given as arrays or their shapes.

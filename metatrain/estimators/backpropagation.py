@@ -17,7 +17,7 @@ their plain form on every backend (see `lopt.per_parameter.forms`).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,12 @@ from metatrain.estimators import base
 from metatrain.estimators.base import Estimator, Inputs, Metrics
 from metatrain.frozen import keep_frozen
 from metatrain.inner_training import InnerTraining, Unrolled
-from metatrain.truncation import EpisodeLengths
 
 
 class UnrollState(NamedTuple):
     """One unroll; `[N]` in front of everything in an estimator's state."""
 
-    variant: Any  # what is particular about the episode
+    variant: Any  # of the episode
     episodes: Any  # its one member's episode, `[1]` in front
 
 
@@ -50,12 +49,6 @@ class Backpropagation(Estimator):
 
     def __post_init__(self) -> None:
         base.check_counts(self, "num_particles")
-
-    @classmethod
-    def full(cls, length: int, **fields: Any) -> Self:
-        """Returns full backpropagation, through episodes of `length` inner steps."""
-        lengths = EpisodeLengths(length, length, staggered=False)
-        return cls(**fields, truncation=length, lengths=lengths)
 
     @property
     def particles(self) -> int:

@@ -1,4 +1,4 @@
-"""What meta-gradient estimators share.
+"""The base of meta-gradient estimators.
 
 An estimator advances particles by windows of T inner steps and averages their terms. A
 particle is what one key stands for: an antithetic pair, or a single unroll. Its members
@@ -9,7 +9,7 @@ after the one in which the last ended.
 from __future__ import annotations
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from configuration.fields import configuration
 from configuration.ranges import check_range
 from lopt.base import Theta
-from metatrain.estimators.particles import Reduce, over_particles
+from metatrain.estimators.particles import over_particles
 from metatrain.inner_training import InnerTraining, Unrolled
 from metatrain.keys import stream
 from metatrain.truncation import EpisodeLengths
@@ -29,7 +29,7 @@ Runs = tuple[Any, Any]
 
 
 class Inputs(NamedTuple):
-    """What all particles share in a window."""
+    """Inputs of a window that all particles share."""
 
     theta: Theta
     dataset: Any
@@ -76,6 +76,13 @@ class Estimator(abc.ABC):
     devices. On CPUs 4 stay in the cache where 8 do not; one GPU may want all."""
     lengths: EpisodeLengths = EpisodeLengths()
     """Lengths of the episodes."""
+    reduce = "ordered"  # no field; see `AntitheticES.reduce`
+
+    @classmethod
+    def full(cls, length: int, **fields: Any) -> Self:
+        """Returns the estimator on whole episodes, windows of `length` inner steps."""
+        lengths = EpisodeLengths(length, length, staggered=False)
+        return cls(**fields, truncation=length, lengths=lengths)
 
     @property
     @abc.abstractmethod
@@ -91,11 +98,6 @@ class Estimator(abc.ABC):
     def num_chunks(self) -> int:
         """Chunks of particles, which devices may share (see `metatrain.devices`)."""
         return self.particles // min(self.chunk, self.particles)
-
-    @property
-    def reduction(self) -> Reduce:
-        """How terms are averaged; psum returns only their sum."""
-        return "ordered"
 
     @abc.abstractmethod
     def init(self, problem: InnerTraining, theta: Theta) -> Any:
@@ -151,9 +153,9 @@ class Estimator(abc.ABC):
         inputs = Inputs(theta, dataset, key, outer_step)
         particles = (state, first + jnp.arange(num), plans)
         (state, metrics), terms = over_particles(
-            one, inputs, particles, chunk=self.chunk, reduce=self.reduction
+            one, inputs, particles, chunk=self.chunk, reduce=self.reduce
         )
-        if self.reduction == "ordered":
+        if self.reduce == "ordered":
             return Parts(terms, None, metrics), state
         return Parts(None, jax.tree.map(lambda x: x[None], terms), metrics), state
 
@@ -194,11 +196,7 @@ class Estimator(abc.ABC):
 
 
 def check_counts(estimator: Estimator, *names: str) -> None:
-    """Checks that counts are positive and that chunks divide the particles.
-
-    Args:
-        estimator: what has them.
-        names: of its fields with counts, that of the particles first.
+    """Checks counts, whose field names begin with that of the particles.
 
     Raises:
         ValueError: naming the field.

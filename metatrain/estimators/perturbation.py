@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 import jax
 import numpy as np
 
 from lopt.base import Theta
+from metatrain.frozen import leaves_under
 
 Factors = tuple[tuple[str, float], ...]
+"""Parts of θ with their factors; of several that contain a leaf, the last counts."""
 
 
 def check_factors(factors: Factors, sigma: float) -> None:
@@ -27,29 +27,14 @@ def check_factors(factors: Factors, sigma: float) -> None:
 
 
 def leaf_factors(theta: Theta, factors: Factors) -> list[float]:
-    """Returns the factor of every leaf of θ; the last path that leads to it counts.
-
-    Args:
-        theta: arrays, or their shapes.
-        factors: paths with their factors; a path ends at a leaf or above it, and its
-            names are separated by dots or slashes.
+    """Returns the factor of every leaf of θ, given as arrays or their shapes.
 
     Raises:
-        ValueError: if nothing lies under a path.
+        ValueError: if θ has no such part.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(theta)
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
-    ]
-    values = [1.0] * len(names)
+    values = [1.0] * len(jax.tree.leaves(theta))
     for path, factor in factors:
-        prefix = "/".join(re.split(r"[./]", path))
-        under = [n == prefix or n.startswith(f"{prefix}/") for n in names]
-        if not any(under):
-            raise ValueError(
-                f"sigma_factors: theta has nothing at {path!r}; it has "
-                f"{', '.join(names)}"
-            )
+        under = leaves_under(theta, path, "sigma_factors")
         values = [factor if u else v for u, v in zip(under, values, strict=True)]
     return values
 

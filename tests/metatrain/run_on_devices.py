@@ -122,7 +122,7 @@ def run(case, mesh):
 
 
 def first_gradient(case, mesh):
-    """What the first step's particles came to, and the meta-gradient."""
+    """The first step's particles and meta-gradient."""
     training, data = build(case, mesh), load(CASES[case][0][0][0], stream=False)
     state = training.init()
     parts, particles = training._advance_all(

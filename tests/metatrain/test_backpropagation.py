@@ -70,7 +70,7 @@ def test_truncated_backpropagation_does_not_see_earlier_windows():
 
 
 def window_gradients():
-    """Of each window's mean loss, where its beginning is a constant: [W, 2]."""
+    """Gradients of each window's mean loss, its beginning a constant: [W, 2]."""
     state = PLAIN.start(THETA, (), None, 0)
     gradients = []
     for _ in range(WINDOWS):

@@ -360,7 +360,7 @@ def test_factors_find_their_parts_by_path_and_the_last_counts():
     factors = raveled_factors(theta, dotted.sigma_factors)
     np.testing.assert_array_equal(factors, [2.0] * 9 + [1.0])
     unknown = PES(sigma_factors=(("b/scale", 3.0),))
-    with pytest.raises(ValueError, match="nothing at 'b/scale'; it has b/bias, b/kern"):
+    with pytest.raises(ValueError, match="no part 'b/scale'; it has b/bias, b/kern"):
         unknown.init(Toy(), theta)
 
 

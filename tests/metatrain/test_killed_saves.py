@@ -62,7 +62,7 @@ BEFORE = {"next": (2, 2), "again": (2, 2), "damaged": (1, 1)}
 
 
 def check(folder, case):
-    """What a reader, the next process and its next save find there."""
+    """The checkpoints that a reader, the next process and its next save find."""
     new, old = SAVED[case], BEFORE[case]
     checkpoints = Checkpoints(folder, KEEP)
     step, restored, _ = checkpoints.restore(state(0))

@@ -35,7 +35,7 @@ def runs(x, step, length=40):
 
 
 def watch_of(buffer, variant=0.0):
-    """Of one pair, when its episode has begun."""
+    """The memory of one pair whose episode has begun."""
     one = jax.tree.map(lambda x: x[None], runs([0.0, 0.0], 0))
     watch = buffer.unbegun(jnp.array([variant]), one)
     watch = jax.tree.map(lambda x: x[0], watch)

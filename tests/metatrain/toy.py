@@ -140,7 +140,7 @@ def windows_of(estimator, problem=PLAIN, theta=THETA, seed=1, windows=WINDOWS):
 
 
 def deviation(terms, truth, together=1):
-    """How far a mean of terms `[W, N, ...]` is from the truth, in standard errors.
+    """The distance of a mean of terms `[W, N, ...]` from the truth in standard errors.
 
     `together` neighbours depend on each other; their mean counts as one.
     """
