@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-slow check format bench clean
+.PHONY: help quickstart test test-fast test-slow check format bench docs clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -20,13 +20,20 @@ help:  ## print this list
 quickstart: $(VENV)/.runtime  ## meta-train, evaluate and export a small optimizer
 	$(BIN)/python -m experiments.quickstart
 
-test: $(VENV)/.dev  ## the default tests (WORKERS=2)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-# pytest ends with 5 when it finds no test: then there is nothing slow to fail.
-test-slow: $(VENV)/.dev  ## only the tests marked slow (WORKERS=2)
-	@$(BIN)/python -m pytest -m slow --timeout 1800 -n $(WORKERS) --dist worksteal || { code=$$?; \
-		[ $$code -eq 5 ] && echo "no slow tests yet" || exit $$code; }
+test: $(VENV)/.dev  ## the default tests (WORKERS=2)
+	$(PYTEST)
+
+test-fast: $(VENV)/.dev  ## the default tests of what has changed since main
+	@tests=$$($(BIN)/python -m tests.changed) && \
+		{ [ -z "$$tests" ] && echo "nothing has changed since main" || $(PYTEST) $$tests; }
+
+# Programs are compiled quickly in all tests but those marked optimized, which are about
+# the bits of programs as users run them and so need a process of their own.
+test-slow: $(VENV)/.dev  ## the other tests: slow ones, and those of optimized programs
+	$(PYTEST) -m "slow and not optimized" --timeout 1800
+	METATRAIN_OPTIMIZED=1 $(PYTEST) -m optimized --timeout 1800
 
 check: $(VENV)/.dev  ## lint, formatting, types and import rules
 	$(BIN)/python -m ruff check .
@@ -46,9 +53,12 @@ bench: $(VENV)/.runtime  ## speed of meta-training, of every family and optimize
 	$(BIN)/python -m benchmarks.distributions
 	$(BIN)/python -m benchmarks.optimizers
 
+docs: $(VENV)/.docs  ## build the documentation's site into site/
+	$(BIN)/zensical build --strict --clean
+
 clean:  ## remove .venv, caches and build output; keeps runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	rm -rf .import_linter_cache .grimp_cache
+	rm -rf .import_linter_cache .grimp_cache .cache site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is made by the last line only: an interrupted install is done again.
@@ -66,4 +76,9 @@ $(VENV)/.runtime: requirements.txt pyproject.toml
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	@rm -f $@
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.docs: requirements-docs.txt $(VENV)/.runtime
+	@rm -f $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	@touch $@

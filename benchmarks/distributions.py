@@ -25,7 +25,7 @@ from experiments.run.environment import describe_machine
 from lopt.base import LearnedOptimizer
 from lopt.baselines import Adam
 from lopt.learned.small_fc import SmallFC
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining, ProblemGroup
@@ -54,7 +54,7 @@ def training(
         ProblemGroup(name, InnerTraining(task, lopt, Objective(), variation))
         for name, task, variation in groups
     )
-    estimator = EvolutionStrategy(lengths=EpisodeLengths(1000, 1000))
+    estimator = PES(lengths=EpisodeLengths(1000, 1000))
     return MetaTraining(problems, lopt, estimator, OuterOptimizer(), num_steps=10**6)
 
 

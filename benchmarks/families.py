@@ -21,9 +21,9 @@ import jax.numpy as jnp
 
 from experiments.run.environment import describe_machine
 from lopt.baselines import Adam
-from metatrain.inner import start
+from metatrain.inner import InnerLoop, start
 from metatrain.unroll import unroll
-from tasks.families import FAMILIES
+from tasks.registry import FAMILIES
 
 STEPS = 20
 REPEATS = 5
@@ -37,12 +37,12 @@ def measure(name: str) -> dict[str, Any]:
         task = dataclasses.replace(task, batch_size=BATCH)
     dataset = task.load_data()
     lopt = Adam(1e-3)
-    theta = lopt.init(jax.random.key(0))
+    loop, theta = InnerLoop(task, lopt), lopt.init(jax.random.key(0))
 
     def window(state: Any, dataset: Any, key: jax.Array) -> Any:
-        return unroll(task, lopt, theta, state, dataset, key, STEPS)[:2]
+        return unroll(loop, theta, state, dataset, key, num_steps=STEPS)[:2]
 
-    state = jax.jit(lambda key: start(task, lopt, theta, key, STEPS))(jax.random.key(0))
+    state = jax.jit(lambda key: start(loop, theta, key, STEPS))(jax.random.key(0))
     begin = time.perf_counter()
     program = jax.jit(window).lower(state, dataset, jax.random.key(0)).compile()
     compiled = time.perf_counter() - begin

@@ -43,8 +43,8 @@ def build(case: str, optimizer: str, num_devices: int = 1) -> tuple[Any, Any]:
     from benchmarks.synthetic import Synthetic
     from lopt import Adam, SmallFC
     from metatrain import (
+        PES,
         EpisodeLengths,
-        EvolutionStrategy,
         MetaTraining,
         Objective,
         OuterOptimizer,
@@ -67,7 +67,7 @@ def build(case: str, optimizer: str, num_devices: int = 1) -> tuple[Any, Any]:
     training = MetaTraining(
         (ProblemGroup(case, InnerTraining(task, lopt, Objective())),),
         lopt,
-        EvolutionStrategy(truncation=window, lengths=EpisodeLengths(1000, 1000)),
+        PES(truncation=window, lengths=EpisodeLengths(1000, 1000)),
         OuterOptimizer(),
         num_steps=5000,
         mesh=mesh,

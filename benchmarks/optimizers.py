@@ -48,8 +48,9 @@ from lopt import (
     SmallFC,
     VeLO,
 )
-from lopt.per_parameter import features, forms
+from lopt.per_parameter import features
 from lopt.per_parameter.features import FeatureSet
+from lopt.per_parameter.forms import with_execution
 from parametrization import ADAM_LIKE
 from tasks import MLP, ImageClassification, LanguageModelling, Transformer
 from tasks.data.images import ImageDataset, Images
@@ -205,8 +206,8 @@ def interleaved(programs: dict[str, Stacked], repeats: int) -> float:
 def static_costs(optimizer: Any, big: Any, small: Any, deep: Any) -> dict[str, Any]:
     """What needs no timing but that of the compiler."""
     size = sum(math.prod(spec.shape) for spec in jax.tree.leaves(big))
-    with forms.forced("plain"):
-        cost = compiled(optimizer, big)[0].cost_analysis() or {}
+    plain = with_execution(optimizer, form="plain")
+    cost = compiled(plain, big)[0].cost_analysis() or {}
     _, small_wall, small_cpu = compiled(optimizer, small)
     _, deep_wall, deep_cpu = compiled(optimizer, deep)
     return {
@@ -259,11 +260,7 @@ def main() -> None:
     unknown = [name for name in arguments.names if name not in OPTIMIZERS]
     if unknown:
         parser.error(f"no optimizer {unknown[0]!r}; there are {', '.join(OPTIMIZERS)}")
-    if arguments.form:
-        with forms.forced(arguments.form):
-            run(arguments)
-    else:
-        run(arguments)
+    run(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -273,7 +270,9 @@ def run(arguments: argparse.Namespace) -> None:
     deep = LanguageModelling(transformer, length=64).specs()
     names = list(dict.fromkeys([*arguments.names, "Adam"]))
     compiled(OPTIMIZERS["Adam"], small)  # what the first compilation alone pays
-    programs = {name: Stacked(OPTIMIZERS[name], big) for name in names}
+    form = arguments.form or "auto"
+    optimizers = {n: with_execution(OPTIMIZERS[n], form=form) for n in names}
+    programs = {name: Stacked(optimizers[name], big) for name in names}
     gflops = interleaved(programs, arguments.repeats)
     adam = statistics.median(programs["Adam"].wall)
     print(HEADER)
@@ -287,7 +286,7 @@ def run(arguments: argparse.Namespace) -> None:
                 **(
                     {}
                     if arguments.timing
-                    else static_costs(OPTIMIZERS[name], big, small, deep)
+                    else static_costs(optimizers[name], big, small, deep)
                 ),
                 "flop_closed": closed_flop(OPTIMIZERS[name]),
                 "state_bytes": round(program.state_bytes, 2),

@@ -27,7 +27,8 @@ from benchmarks.synthetic import Synthetic
 from evaluation.cost import flop_per_step, flop_per_update
 from lopt import SmallFC
 from lopt.per_parameter.precision import Precision
-from metatrain import EpisodeLengths, EvolutionStrategy, MetaTraining, OuterOptimizer
+from metatrain import PES, EpisodeLengths, MetaTraining, OuterOptimizer
+from metatrain.inner import Precisions
 from parametrization import ADAM_LIKE
 from tasks import MLP, ImageClassification
 
@@ -83,15 +84,14 @@ def build(
     training = MetaTraining.on(
         task,
         SmallFC(hidden_size=32, rules=ADAM_LIKE),
-        EvolutionStrategy(
+        PES(
             num_pairs=2 if quick else 8,
             truncation=5 if quick else 50,
             lengths=EpisodeLengths(100, 1000),
         ),
         OuterOptimizer(),
         OUTER_STEPS,
-        precision=precision,
-        feature_precision=feature_precision,
+        precision=Precisions(precision, feature_precision),
     )
     return training, task
 

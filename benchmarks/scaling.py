@@ -63,8 +63,8 @@ def build(case: Case) -> tuple[Any, Any, int]:
 
     from lopt import SmallFC
     from metatrain import (
+        PES,
         EpisodeLengths,
-        EvolutionStrategy,
         MetaTraining,
         OuterOptimizer,
         devices,
@@ -92,7 +92,7 @@ def build(case: Case) -> tuple[Any, Any, int]:
     training = MetaTraining.on(
         task,
         SmallFC(hidden_size=32, rules=ADAM_LIKE),
-        EvolutionStrategy(
+        PES(
             num_pairs=case.pairs,
             chunk=case.chunk,
             truncation=case.window,

@@ -1,1 +1,1 @@
-"""What every room stands on: configurations, their encoding, files on disk."""
+"""Configurations, their encoding as JSON, and files on disk."""

@@ -1,11 +1,11 @@
-"""Checksums, and files and folders that appear as a whole or not at all.
+"""Files and folders that appear as a whole or not at all, with checksums.
 
-Neither safetensors nor orbax notices a flipped byte, so every folder that we write
-carries `SHA256SUMS` in the format of `sha256sum -c`, and readers check it first.
+Neither safetensors nor orbax notices a flipped byte, so every published folder carries
+`SHA256SUMS` in the format of `sha256sum -c`, and readers check it first.
 
-A folder is written under a hidden name and gets its own by one rename. One that is
-replaced gives way by another rename before that, so a process that is killed between
-the two leaves it hidden: `recover` brings it back.
+A folder is written under a hidden name and renamed. A folder that it replaces is hidden
+by another rename before that; if the process is killed between the two, `recover`
+brings it back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 SUMS = "SHA256SUMS"
 _OLD = "-old"
 HIDDEN = re.compile(rf"\.(?P<name>.+)-[a-z0-9_]{{8}}(?P<old>{_OLD})?")
-"""Names of folders in the making, and of those that give way to them (`old`)."""
+"""Hidden names of folders being written, and of those being replaced (`old`)."""
 
 
 def write_sums(folder: Path) -> None:
@@ -34,10 +34,10 @@ def write_sums(folder: Path) -> None:
 
 
 def verify_sums(folder: Path, required: Collection[str]) -> None:
-    """Checks every file that `SHA256SUMS` lists; others are none of its business.
+    """Checks every file that `SHA256SUMS` lists; other files are ignored.
 
     Args:
-        folder: what to check.
+        folder: the folder.
         required: files that must be listed.
 
     Raises:
@@ -48,17 +48,13 @@ def verify_sums(folder: Path, required: Collection[str]) -> None:
     if not sums.is_file():
         raise ValueError(f"{sums} is missing: the folder is incomplete")
     listed = set()
+    # After the last newline nothing may follow: the file was cut off.
     *lines, rest = sums.read_text(errors="replace").split("\n")
-    for line in [*lines, rest] if rest else lines:  # the last line ends, too
+    for line in [*lines, rest] if rest else lines:
         digest, _, name = line.partition("  ")
         path = folder / name
-        if (
-            len(digest) != 64
-            or not name
-            or line is rest
-            or Path(name).is_absolute()
-            or ".." in name
-        ):
+        whole = line is not rest and len(digest) == 64 and name
+        if not whole or Path(name).is_absolute() or ".." in name:
             raise ValueError(f"{sums} is damaged at the line {line!r}")
         if not path.is_file():
             raise ValueError(f"{path} is missing, though {SUMS} lists it")
@@ -76,16 +72,14 @@ def publish(
     """Makes `folder` appear at once, complete and with checksums.
 
     Args:
-        folder: what is to be.
-        write: fills the (temporary) folder that it is given.
-        replace: whether a folder that is there already gives way, once the new one is
-            complete.
+        folder: the folder.
+        write: fills the temporary folder that it is given.
+        replace: replaces an existing folder once the new one is complete.
 
     Raises:
-        FileExistsError: if `folder` exists and is not to be replaced, or is nothing
-            that was published so.
-        OSError: naming the folder, if the place cannot be written; what was there
-            stays.
+        FileExistsError: if `folder` exists and `replace` is false, or it was not
+            published.
+        OSError: naming the folder, if it cannot be written; the old one stays.
     """
     if os.path.lexists(folder):
         if not replace:
@@ -108,7 +102,7 @@ def publish(
 
 
 def _take_place(folder: Path, temporary: Path, *, replace: bool) -> None:
-    """Renames what is complete."""
+    """Renames the complete folder."""
     old = temporary.with_name(temporary.name + _OLD)
     if replace and folder.exists():
         os.rename(folder, old)
@@ -118,7 +112,7 @@ def _take_place(folder: Path, temporary: Path, *, replace: bool) -> None:
         if old.exists() and not folder.exists():
             os.rename(old, folder)
         elif isinstance(error, OSError) and os.path.lexists(folder):
-            # Somebody else was quicker; a rename never takes a folder's place.
+            # Another process was quicker; a rename never replaces a filled folder.
             raise FileExistsError(f"{folder} exists already") from None
         raise
     _sync(folder.parent)
@@ -126,10 +120,10 @@ def _take_place(folder: Path, temporary: Path, *, replace: bool) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Ends what a killed `publish` of this folder left undone.
+    """Cleans up after a killed `publish` of this folder.
 
-    What was to be replaced is back under its name, unless the new folder is there; what
-    was half written is gone. Only for who alone publishes here.
+    Restores the replaced folder, unless the new one is there, and removes unfinished
+    ones. No other process may be publishing this folder.
     """
     for left in sorted(folder.parent.glob(f".{glob.escape(folder.name)}-*")):
         match = HIDDEN.fullmatch(left.name)
@@ -142,9 +136,9 @@ def recover(folder: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Removes a folder: no kill leaves a part of it under its name.
+    """Removes a folder, or a link; a kill leaves no part of it under its name.
 
-    Of a link only the link is removed. What cannot be deleted stays, hidden.
+    Files that cannot be deleted stay, hidden.
     """
     if path.is_symlink() or not path.is_dir():
         path.unlink()
@@ -157,7 +151,7 @@ def discard(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a file as a whole or not at all; makes its folder."""
+    """Writes a file as a whole or not at all, creating its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}-"
@@ -177,7 +171,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def _make_durable(folder: Path) -> None:
-    """Brings all files of a folder onto the disk, readable for everyone."""
+    """Syncs all files of a folder to disk, readable by everyone."""
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o644)
@@ -191,7 +185,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError:
-        if not path.is_dir():  # some file systems cannot do it with a folder
+        if not path.is_dir():  # some file systems cannot sync folders
             raise
     finally:
         os.close(handle)
@@ -199,7 +193,7 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """An `OSError` that names no file, as of a full disk, names this one."""
+    """Adds the path to an `OSError` without one, such as that of a full disk."""
     try:
         yield
     except OSError as error:

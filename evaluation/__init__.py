@@ -1,1 +1,1 @@
-"""How good an optimizer is: the same inner loop, tuned baselines, honest tables."""
+"""Evaluation of optimizers: runs, tuned baselines, tables and reports."""

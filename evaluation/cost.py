@@ -1,13 +1,12 @@
-"""What a task costs: FLOP of a step, bytes on a device, and the role of its parameters.
+"""Cost of a task: FLOP of a step, bytes on a device, roles of its parameters.
 
-Parameters, states and batches are shapes: nothing of them is allocated, and no prepared
-data is read. A network of some billion parameters is described in seconds.
+Parameters, states and batches are shapes: nothing is allocated and no prepared data is
+read, so a network of billions of parameters is described in seconds.
 
-FLOP are those of the loss and its gradient on one batch, as XLA counts them in the
-program before it is optimized. XLA counts the body of a loop once, so a network whose
-blocks are scanned is counted with the blocks unrolled; where a loop remains (the steps
-of a recurrent network), what is given is the FLOP of the matrix products, each times
-the length of the loops around it.
+FLOP are those of the loss and its gradient on one batch, as XLA counts them before
+optimization. XLA counts the body of a loop once, so scanned blocks are unrolled first;
+where a loop remains (the steps of a recurrent network), the FLOP of the matrix products
+are given, each times the lengths of the loops around it.
 """
 
 from __future__ import annotations
@@ -26,27 +25,20 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 from lopt.base import LearnedOptimizer
 from lopt.baselines import Adam
 from lopt.learned.small_fc import SmallFC
-from lopt.per_parameter import forms
+from lopt.per_parameter.forms import with_execution
 from parametrization.axes import Axes
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
-from tasks import description
 from tasks.base import Task
-from tasks.data import prepared
-from tasks.data.standard_library import StandardLibrary
-from tasks.data.text import Text
-from tasks.data.tfds_images import TFDSImages
-from tasks.data.tfds_text import TFDSText
-from tasks.data.tokenizers import Bytes
 from tasks.modelled import ModelTask
-from tasks.regression import RandomTeacher
+from tasks.source import tree_bytes
 
 _LOOPS = ("scan", "while")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one training run of a task needs; bytes of one particle."""
+    """Cost of one training run of a task; bytes of one particle."""
 
     parameters: int
     tensors: int
@@ -57,23 +49,23 @@ class Cost:
     parameter_bytes: int
     gradient_bytes: int
     adam_bytes: int
-    """State of Adam."""
+    """Bytes of Adam's state."""
     small_fc_bytes: int
-    """State of small_fc, whose accumulators have several decays."""
+    """Bytes of small_fc's state; its accumulators have several decays."""
     activation_bytes: int
-    """Outputs of all layers that record theirs, for one batch: an estimate of what the
+    """Bytes of all recorded layer outputs of one batch, an estimate of what the
     backward pass keeps; 0 where there are no layers."""
     batch_bytes: int
     dataset_bytes: int | None
-    """Of the data on the device; None where that is not known here."""
+    """Bytes of the data on the device; None if unknown."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """What is known of a parameter, or of several alike that differ by a number."""
+    """Role of a parameter, or of several whose paths differ only in a number."""
 
     path: str
-    """`*` stands for the numbers of those alike."""
+    """Path in the tree; `*` stands for the differing numbers."""
     count: int
     axes: str
     kind: str
@@ -82,23 +74,21 @@ class Role:
     fan_in_ratio: float
     step_scale: float
     forward_scale: float | None
-    """Factor on the product of a readout; None for what is no readout."""
+    """Output multiplier of a readout; None for other parameters."""
     init_rms: float | None = None
-    """Root mean square at the start; None where it was not measured."""
+    """Root mean square at initialization; None if not measured."""
 
 
 def cost(task: Task) -> Cost:
-    """The cost of a task.
+    """Computes the cost of a task.
 
     Raises:
-        ValueError: in one line, if only a disk knows the task's shapes.
+        ValueError: if the shapes are only known from data that is not there.
     """
-    params = param_shapes(task)
-    key, batch = _key(), description.batch_shapes(task)
+    params, specs, batch = param_shapes(task), task.specs(), task.batch_shapes()
     size = tree_bytes(params)
     flop, source = flop_per_step(task)
-    specs = task.specs()
-    states = [_state_bytes(lopt, specs, params) for lopt in (Adam(), SmallFC())]
+    activations = jax.eval_shape(task.activations, params, _key(), batch)
     return Cost(
         parameters=sum(x.size for x in jax.tree.leaves(params)),
         tensors=len(jax.tree.leaves(params)),
@@ -106,29 +96,27 @@ def cost(task: Task) -> Cost:
         flop_source=source,
         parameter_bytes=size,
         gradient_bytes=size,
-        adam_bytes=states[0],
-        small_fc_bytes=states[1],
-        activation_bytes=tree_bytes(
-            jax.eval_shape(task.activations, params, key, batch)
-        ),
+        adam_bytes=_state_bytes(Adam(), specs, params),
+        small_fc_bytes=_state_bytes(SmallFC(), specs, params),
+        activation_bytes=tree_bytes(activations),
         batch_bytes=tree_bytes(batch),
-        dataset_bytes=dataset_bytes(task),
+        dataset_bytes=task.dataset_bytes(),
     )
 
 
 class OptimizerCost(NamedTuple):
-    """What an optimizer needs, whatever it trains."""
+    """Cost of an optimizer, independent of the task."""
 
     meta_parameters: int
-    """Numbers in θ."""
+    """Number of entries of θ."""
     state_bytes: float
-    """Bytes of state for each parameter of a large matrix."""
+    """Bytes of state per parameter of a large matrix."""
     needs_loss: bool
     """Whether an update takes the loss."""
 
 
 def optimizer_cost(lopt: LearnedOptimizer) -> OptimizerCost:
-    """Looks at an optimizer of a float32 matrix of a million parameters."""
+    """Computes the cost of an optimizer, on a float32 matrix of 2²⁰ parameters."""
     side = 1024
     spec = ParamSpec(Axes.parse("width -> width"), (side, side), (side, side))
     params = {"matrix": jax.ShapeDtypeStruct((side, side), jnp.float32)}
@@ -153,23 +141,24 @@ def optimizer_cost(lopt: LearnedOptimizer) -> OptimizerCost:
 
 
 def param_shapes(task: Task) -> Any:
-    """Shapes of the parameters."""
+    """Returns the shapes of the parameters."""
     return jax.eval_shape(task.init, _key())
 
 
 def flop_per_step(task: Task) -> tuple[float, str]:
-    """FLOP of the loss and its gradient on a batch, and what counted them."""
+    """Counts the FLOP of the loss and its gradient on a batch; names the source."""
     task = _unrolled(task)
 
     def loss(params: Any, key: jax.Array, batch: Any) -> jax.Array:
         return task.loss(params, key, batch)[0]
 
-    arguments = (param_shapes(task), _key(), description.batch_shapes(task))
+    arguments = (param_shapes(task), _key(), task.batch_shapes())
     return _flop(jax.value_and_grad(loss), *arguments)
 
 
 def flop_per_update(task: Task, lopt: LearnedOptimizer) -> tuple[float, str]:
-    """FLOP of an optimizer's update of all parameters, and what counted them."""
+    """Counts the FLOP of an update of all parameters; names the source."""
+    lopt = with_execution(lopt, form="plain")  # the other forms contain loops
     specs, params = task.specs(), param_shapes(task)
 
     def update(theta: Any, state: Any, params: Any, loss: jax.Array) -> Any:
@@ -177,48 +166,17 @@ def flop_per_update(task: Task, lopt: LearnedOptimizer) -> tuple[float, str]:
         return rule.update(params, state, params, loss=loss)
 
     theta = jax.eval_shape(lopt.init, _key())
-    state = jax.eval_shape(
-        lambda t, p: lopt.as_optax(t, specs, 1000).init(p), theta, params
-    )
+    state = _state_shapes(lopt, specs, params)
     loss = jax.ShapeDtypeStruct((), jnp.float32)
-    with forms.forced("plain"):  # the other forms do the same in loops
-        return _flop(update, theta, state, params, loss)
-
-
-def dataset_bytes(task: Task) -> int | None:
-    """Bytes of the data on the device, as far as they are known without reading it."""
-    source = getattr(task, "data", None)
-    if isinstance(task, RandomTeacher):  # not made: making it costs seconds
-        network = (task.num_inputs,), task.num_targets
-        return 8 * task.num_targets + tree_bytes(
-            jax.eval_shape(lambda key: task.teacher.init(key, *network), _key())
-        )
-    try:
-        match source:
-            case TFDSImages(name=name):
-                splits = prepared.open_dataset(name).splits
-                test = next((s for s in ("test", "validation") if s in splits), "train")
-                rows = sum(splits[split] for split in {"train", test})
-                return rows * (math.prod(source.image_shape) + 4)
-            case TFDSText():
-                return None  # the number of tokens shows when the text is cut
-            case StandardLibrary(tokenizer=tokenizer) if not isinstance(
-                tokenizer, Bytes
-            ):
-                return None
-            case Text() | None:
-                return tree_bytes(task.load_data())
-        return tree_bytes(source.load())
-    except ValueError:
-        return None
+    return _flop(update, theta, state, params, loss)
 
 
 def roles(task: Task, *, measured: bool = False) -> list[Role]:
-    """The role of every parameter; those alike in all but a number make one line.
+    """Returns the roles of all parameters, merging paths that differ in a number.
 
     Args:
-        task: whose parameters.
-        measured: also initializes them once, to say at which size they start.
+        task: the task.
+        measured: initializes the parameters to measure their size.
     """
     rules = task.model.rules if isinstance(task, ModelTask) else STANDARD
     specs = jax.tree_util.tree_leaves_with_path(task.specs())
@@ -231,13 +189,12 @@ def roles(task: Task, *, measured: bool = False) -> list[Role]:
         key = (re.sub(r"\d+", "*", name), spec)
         found.setdefault(key, []).append((name, value))
     return [
-        _role(alike[0][0] if len(alike) == 1 else pattern, alike, spec, rules)
-        for (pattern, spec), alike in found.items()
+        _role(pattern, spec, alike, rules) for (pattern, spec), alike in found.items()
     ]
 
 
 def _role(
-    path: str, alike: Sequence[tuple[str, Any]], spec: ParamSpec, rules: Rules
+    pattern: str, spec: ParamSpec, alike: Sequence[tuple[str, Any]], rules: Rules
 ) -> Role:
     forward, start = None, None
     if spec.kind == "output":
@@ -247,7 +204,7 @@ def _role(
     if values:
         start = float(np.sqrt(np.mean(np.square(values))))
     return Role(
-        path=path,
+        path=pattern if len(alike) > 1 else alike[0][0],
         count=len(alike),
         axes=" ".join(str(spec.axes).split()),
         kind=spec.kind,
@@ -261,7 +218,6 @@ def _role(
 
 
 def _flop(function: Callable[..., Any], *shapes: Any) -> tuple[float, str]:
-    """FLOP of a function of arrays of these shapes, and what counted them."""
     traced = jax.jit(function).trace(*shapes)
     if not _has_loop(traced.jaxpr.jaxpr):
         counted = (traced.lower().cost_analysis() or {}).get("flops", 0.0)
@@ -274,33 +230,31 @@ def _key() -> Any:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays, or shapes of arrays, of a tree."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def _state_bytes(lopt: LearnedOptimizer, specs: Any, params: Any) -> int:
+def _state_shapes(lopt: LearnedOptimizer, specs: Any, params: Any) -> Any:
     def state(key: jax.Array, params: Any) -> Any:
         return lopt.as_optax(lopt.init(key), specs, 1000).init(params)
 
-    return tree_bytes(jax.eval_shape(state, _key(), params))
+    return jax.eval_shape(state, _key(), params)
+
+
+def _state_bytes(lopt: LearnedOptimizer, specs: Any, params: Any) -> int:
+    return tree_bytes(_state_shapes(lopt, specs, params))
 
 
 def _unrolled(task: Task) -> Task:
-    """The same function with the blocks one after another."""
-    if not isinstance(task, ModelTask) or not getattr(task.model, "scan", False):
+    """Returns the task with scanned blocks unrolled."""
+    model: Any = task.model if isinstance(task, ModelTask) else None
+    if not getattr(model, "scan", False):
         return task
-    model: Any = task.model
     changed: Any = task
     return dataclasses.replace(changed, model=dataclasses.replace(model, scan=False))
 
 
 def _inner(equation: Any) -> list[Jaxpr]:
-    """The programs inside an operation."""
-    values = jax.tree.leaves(
-        list(equation.params.values()),
-        is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr),
-    )
+    """Programs inside an operation."""
+    kinds = (ClosedJaxpr, Jaxpr)
+    values = list(equation.params.values())
+    values = jax.tree.leaves(values, is_leaf=lambda x: isinstance(x, kinds))
     programs = [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in values]
     return [x for x in programs if isinstance(x, Jaxpr)]
 
@@ -313,9 +267,9 @@ def _has_loop(program: Jaxpr) -> bool:
 
 
 def _matrix_flop(program: Jaxpr) -> int:
-    """Twice the multiplications of all matrix products, loops by their lengths.
+    """Twice the multiplications of the matrix products that the outputs need.
 
-    Of what the outputs need: what a layer only records for others is not computed.
+    Products in loops count once per iteration.
     """
     total = 0
     needed = {x for x in program.outvars if isinstance(x, Var)}

@@ -1,13 +1,12 @@
-"""Who runs where: the optimizers of each cell, and the cells that can run here.
+"""Plan of a suite: the optimizers of each cell, and the cells that can run here.
 
-The learned optimizer gets no tuning anywhere. Baselines do: Adam, in the standard
-parametrization, anew in every cell; AdamW and SGD with momentum in the trained cell;
-and one baseline that, like the learned optimizer, is carried to other settings
-untouched: μAdam with the learning rate that was best in the trained cell. At the base
-shape Adam and μAdam are the same bits, so there the rate is tuned Adam's; elsewhere
-μAdam is tuned for itself. A suite without a trained cell has nothing to carry.
+The learned optimizer is tuned nowhere. Adam, in the standard parametrization, is tuned
+anew in every cell; AdamW and SGD with momentum in the trained cell. μAdam, like the
+learned optimizer, is carried to other cells untouched, with the learning rate that was
+best in the trained cell: tuned Adam's where that has the base shape, as Adam and μAdam
+are then the same, and else its own. A suite without a trained cell carries nothing.
 
-More baselines (`MORE`) can be asked for: each is tuned anew in every cell, as Adam is.
+More baselines (`MORE`) can be asked for: each is tuned anew in every cell.
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ SGDM = "SGD, tuned"
 MU_ADAM = "μAdam, transferred"
 MU_ADAM_TUNED = "μAdam, tuned"
 ADAM_LONG = "Adam, tuned, 4 H"
-"""Tuned Adam for four times as long: what speed-ups are measured on, and not a row of
-any table."""
+"""Tuned Adam for four times as long, to measure speed-ups; in no table."""
 MORE: dict[str, tuple[str, Baseline]] = {
     "nadamw": ("NAdamW, tuned", Adam(weight_decay=1e-2, nesterov=True)),
     "lion": ("Lion, tuned", Lion(weight_decay=1e-2)),
@@ -54,7 +52,7 @@ MORE: dict[str, tuple[str, Baseline]] = {
     "prodigy": ("Prodigy, tuned", Prodigy()),
     "nesterov": ("Nesterov, tuned", SGD(momentum=0.9, nesterov=True)),
 }
-"""Baselines on request, by the name on a command line: name of rows, optimizer."""
+"""Baselines on request: name on a command line -> (name of rows, optimizer)."""
 OPTIMIZERS = (
     *(LEARNED, ADAM, MU_ADAM, MU_ADAM_TUNED, ADAMW, SGDM),
     *(name for name, _ in MORE.values()),
@@ -72,7 +70,7 @@ BASELINES: dict[str, Baseline] = {
 
 
 class CellTuning(NamedTuple):
-    """What was tuned where, for the report."""
+    """One tuning of a suite, for the report."""
 
     cell: str
     optimizer: str
@@ -87,7 +85,7 @@ class Skipped(NamedTuple):
 
 
 def optimizers(suite: Suite, cell: Cell, also: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of the optimizers that are run in a cell, keys of `MORE` among them."""
+    """Returns the names of the optimizers in a cell; `also` are keys of `MORE`."""
     names = [LEARNED, ADAM]
     if cell.axis == "trained":
         names += [] if at_base(cell.task) else [MU_ADAM_TUNED]
@@ -101,7 +99,7 @@ def optimizers(suite: Suite, cell: Cell, also: Sequence[str] = ()) -> tuple[str,
 
 
 def source_of_transfer(suite: Suite) -> str:
-    """Whose tuning in the trained cell is the one that μAdam carries elsewhere."""
+    """Returns whose tuning in the trained cell μAdam carries to other cells."""
     trained = suite.trained
     return ADAM if trained is None or at_base(trained.task) else MU_ADAM_TUNED
 
@@ -109,7 +107,7 @@ def source_of_transfer(suite: Suite) -> str:
 def expected_runs(
     suite: Suite, seeds: Sequence[int] = SEEDS, also: Sequence[str] = ()
 ) -> Iterator[tuple[str, str, int]]:
-    """Every (cell, optimizer, seed) that a complete evaluation has."""
+    """Yields every (cell, optimizer, seed) of a complete evaluation."""
     for cell in suite.cells:
         for name in optimizers(suite, cell, also):
             for seed in seeds:
@@ -117,11 +115,9 @@ def expected_runs(
 
 
 def runnable(suite: Suite, artifact: Artifact) -> tuple[Suite, list[Skipped]]:
-    """The suite without the cells that cannot run here, and why they cannot."""
-    skipped = []
-    for cell in suite.cells:
-        if reason := _obstacle(cell, artifact):
-            skipped.append(Skipped(cell.name, reason))
+    """Splits off the cells that cannot run here, each with the reason."""
+    reasons = ((cell.name, _obstacle(cell, artifact)) for cell in suite.cells)
+    skipped = [Skipped(name, reason) for name, reason in reasons if reason]
     left_out = {name for name, _ in skipped}
     kept = tuple(cell for cell in suite.cells if cell.name not in left_out)
     return dataclasses.replace(suite, make=lambda: kept), skipped
@@ -139,12 +135,12 @@ def _obstacle(cell: Cell, artifact: Artifact) -> str | None:
 
 
 def for_learned(task: Task, artifact: Artifact) -> Task:
-    """The task with the learned optimizer's parametrization and base width."""
+    """Gives the task the learned optimizer's parametrization and base width."""
     return parametrize(task, artifact.optimizer.rules, artifact.base.get("width"))
 
 
 def parametrize(task: Task, rules: Rules, base_width: int | None = None) -> Task:
-    """The same task in another parametrization, or with another base width."""
+    """Returns the task in another parametrization and, if given, base width."""
     task = task.with_rules(rules)
     if not base_width or not isinstance(task, ModelTask):
         return task
@@ -153,6 +149,6 @@ def parametrize(task: Task, rules: Rules, base_width: int | None = None) -> Task
 
 
 def at_base(task: Task) -> bool:
-    """Whether every parameter has its base shape: all parametrizations are the same."""
+    """Returns whether every parameter has its base shape: all rules then agree."""
     specs = jax.tree.leaves(task.specs())
     return all(s.shape == s.base_shape and s.depth_mult == 1.0 for s in specs)

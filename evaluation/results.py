@@ -1,20 +1,20 @@
-"""The record of one evaluation run, and files of such records.
+"""Rows of an evaluation, and files of rows.
 
-One row is one optimizer in one cell with one seed; it says of its task what a table
-needs, and nothing that only one kind of task has. A file has one JSON object per line,
-each with its schema version, and is replaced as a whole: a reader never sees a part.
-Reading is strict: an unknown version, a missing field or an unknown one is refused.
+A row is one run of one optimizer in one cell with one seed, with what a table needs to
+know of the task. A file has one JSON object per line, each with its schema version, and
+is replaced as a whole. Reading is strict: other versions and fields are refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configuration.encoding import decode, encode
+from configuration.fields import Measured
 from configuration.files import write_text
 
 SCHEMA_VERSION = 2
@@ -22,59 +22,59 @@ SCHEMA_VERSION = 2
 
 @dataclasses.dataclass(frozen=True)
 class EvalRow:
-    """One run of one optimizer on a task of any kind; losses in its unit."""
+    """One run of one optimizer on a task; losses in the task's unit."""
 
     optimizer: str
     cell: str
     axis: str
-    """What the cell varies alone (see `tasks.suites.Cell`)."""
+    """The one thing that the cell varies (see `tasks.suites.Cell`)."""
     task: str
-    """Kind of the task: ImageClassification, LanguageModelling, ..."""
+    """Class of the task: ImageClassification, LanguageModelling, ..."""
     family: str
-    """Kind of the model; of a task without one, the task's."""
+    """Class of the model; for a task without one, of the task."""
     widths: tuple[int, ...]
-    """Of each layer or block; empty where nothing has a width."""
+    """Widths of the layers or blocks; empty where nothing has a width."""
     depth: int | None
     """Hidden layers or blocks; None where there are none."""
     base_width: int | None
     parametrization: str
     """ADAM_LIKE (μP) or STANDARD."""
     batch_size: int | None
-    """Examples a batch; None where there are no examples."""
+    """Examples per batch; None where there are no examples."""
     dataset: str
     """Name of the data."""
     resolution: str
     """Size of one input: pixels, tokens, coordinates."""
     unit: str
-    """Of the losses: nats, nats per token, squared deviations, ..."""
+    """Unit of the losses: nats, nats per token, squared deviations, ..."""
     loss_at_chance: float
-    """What losses are divided by to be compared between tasks."""
+    """Loss that normalizes losses to compare them between tasks."""
     steps: int
     """Inner steps (`H`)."""
     seed: int
-    curve: tuple[float, ...]
-    """`[H]` training-batch loss before each update, as it was: not capped."""
-    mean_loss: float
+    curve: tuple[Measured, ...]
+    """`[H]` training-batch loss before each update, not capped."""
+    mean_loss: Measured
     """Mean of the curve, each loss capped at 1.5 × the loss at chance."""
-    final_loss: float
-    """Mean of the last 20 losses, capped alike."""
-    valid_loss: float
-    valid_accuracy: float
+    final_loss: Measured
+    """Mean of the last 20 losses, capped likewise."""
+    valid_loss: Measured
+    valid_accuracy: Measured
     """NaN where the task has none."""
-    test_loss: float
-    test_accuracy: float
+    test_loss: Measured
+    test_accuracy: Measured
     diverged: bool
-    """Something was not finite, or the last loss stood at the cap."""
+    """Whether something was not finite, or the last loss was at the cap."""
     capped_steps: int
-    """Steps whose loss counted as the cap."""
+    """Number of steps whose loss was capped."""
     seconds: float
-    """Wall time of this run's share of its program, compilation excluded."""
+    """The run's share of its program's wall time, compilation excluded."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Learning rate, schedule and where they were tuned, or the artifact's origin."""
+    """Learning rate, schedule and where they were tuned; or the learned optimizer."""
 
 
 def write_rows(path: str | Path, rows: Iterable[EvalRow]) -> None:
-    """Writes rows as JSON lines, by a rename."""
+    """Writes rows as JSON lines; the file is replaced as a whole."""
     lines = [_encode(row) for row in rows]
     write_text(path, "".join(line + "\n" for line in lines))
 
@@ -83,43 +83,36 @@ def read_rows(path: str | Path) -> list[EvalRow]:
     """Reads rows.
 
     Raises:
-        ValueError: naming file and line of what is not a row of this schema.
+        ValueError: naming file and line that is not a row of this schema.
     """
     rows = []
     for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
         try:
             rows.append(_decode(line))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     return rows
+
+
+def by_cell(rows: Iterable[EvalRow]) -> dict[str, list[EvalRow]]:
+    """Groups rows by cell, in the order in which cells occur."""
+    cells: dict[str, list[EvalRow]] = {}
+    for row in rows:
+        cells.setdefault(row.cell, []).append(row)
+    return cells
 
 
 def missing_runs(
     rows: Sequence[EvalRow], expected: Iterable[tuple[str, str, int]]
 ) -> list[tuple[str, str, int]]:
-    """Which expected (cell, optimizer, seed) have no row; to be reported as missing."""
+    """Returns the expected (cell, optimizer, seed) that have no row."""
     present = {(row.cell, row.optimizer, row.seed) for row in rows}
     return [run for run in expected if run not in present]
 
 
 def _encode(row: EvalRow) -> str:
-    fields = {
-        name: _plain(value)
-        for name, value in dataclasses.asdict(row).items()
-        if name != "provenance"
-    }
-    content = {"schema_version": SCHEMA_VERSION, **fields}
-    content["provenance"] = dict(row.provenance)
+    content = {"schema_version": SCHEMA_VERSION} | encode(row, {}, nan=True)
     return json.dumps(content, allow_nan=False, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as strings."""
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def _decode(line: str) -> EvalRow:
@@ -127,43 +120,8 @@ def _decode(line: str) -> EvalRow:
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     version = content.pop("schema_version", None)
-    if version != SCHEMA_VERSION or isinstance(version, bool):
+    if version != SCHEMA_VERSION:
         raise ValueError(
             f"schema_version = {version!r}; this version reads {SCHEMA_VERSION}"
         )
-    fields = dataclasses.fields(EvalRow)
-    names = {field.name for field in fields}
-    if set(content) != names:
-        wrong = sorted(set(content) ^ names)
-        raise ValueError(f"missing or unknown fields: {', '.join(wrong)}")
-    parsers = {
-        "tuple[int, ...]": lambda value: tuple(_checked(int, x) for x in value),
-        "tuple[float, ...]": lambda value: tuple(_number(x) for x in value),
-        "float": _number,
-        "int": lambda value: _checked(int, value),
-        "int | None": lambda value: None if value is None else _checked(int, value),
-        "bool": lambda value: _checked(bool, value),
-        "str": lambda value: _checked(str, value),
-        "Mapping[str, Any]": lambda value: _checked(dict, value),
-    }
-    parsed = {}
-    for field in fields:
-        try:
-            parsed[field.name] = parsers[str(field.type)](content[field.name])
-        except (ValueError, TypeError):
-            raise ValueError(f"{field.name} = {content[field.name]!r:.80}") from None
-    return EvalRow(**parsed)
-
-
-def _checked(kind: type, value: Any) -> Any:
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(f"{value!r} is not {kind.__name__}")
-    return value
-
-
-def _number(value: Any) -> float:
-    if value in ("nan", "inf", "-inf"):
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is not a number")
-    return float(value)
+    return decode(EvalRow, content, "row", {})

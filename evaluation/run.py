@@ -1,10 +1,10 @@
-"""Training runs for evaluation: the inner loop of meta-training, vmapped over seeds.
+"""Evaluation of optimizers: training runs, vmapped over seeds, and their figures.
 
-`evaluation.training` says what a seed determines; this file measures what comes of it.
+`evaluation.training` says what a seed determines; this module measures the outcome.
 
 Divergence is data. Every loss that is averaged is first capped as in meta-training, at
-1.5 × the loss at chance, NaN and infinity included; curves are kept as they were, and
-how many steps were capped and which runs diverged is reported with the average.
+1.5 × the loss at chance, NaN and infinity included. Curves are kept as they were, and
+results say how many steps were capped and which runs diverged.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from configuration.fields import checked
 from evaluation.training import Trained, train, train_streamed
 from lopt.base import LearnedOptimizer, Theta, own_theta
 from lopt.baselines import evaluation_params
+from metatrain.inner import InnerLoop
 from metatrain.keys import stream
 from metatrain.objective import Objective
 from metatrain.streaming import HostDataset
 from tasks.base import Dataset, Split, Task
 
 PIECE = 1000
-"""Rows of a split whose loss is computed at once after a run."""
+"""Rows of a split whose loss is computed at once."""
 FINAL_STEPS = 20
 """The final loss is the mean over this many last training batches."""
 
@@ -36,23 +37,22 @@ _OBJECTIVE = Objective()
 
 
 class RunResult(NamedTuple):
-    """Outcomes of R runs; numpy arrays, losses in nats and capped unless said."""
+    """Figures of R runs; numpy arrays, losses in nats, capped except for the curve."""
 
-    curve: np.ndarray  # [R, H] training-batch loss before each update, not capped
-    mean_loss: np.ndarray  # [R] mean of the curve: the figure that is reported
+    curve: np.ndarray  # [R, H] training-batch loss before each update
+    mean_loss: np.ndarray  # [R] mean of the curve: the reported figure
     final_loss: np.ndarray  # [R] mean of the curve's last FINAL_STEPS
     valid_loss: np.ndarray  # [R] on the whole of outer_valid, after the last step
     valid_accuracy: np.ndarray  # [R] NaN if the task has no accuracy
-    test_loss: np.ndarray  # [R] on the whole of test: reported, never chosen by
+    test_loss: np.ndarray  # [R] on the whole of test, never chosen by
     test_accuracy: np.ndarray  # [R]
-    diverged: np.ndarray  # [R] bool: not finite somewhere, or at the cap at the end
+    diverged: np.ndarray  # [R] bool: somewhere not finite, or capped at the end
     capped_steps: np.ndarray  # [R] int, steps whose loss counted as the cap
-    seconds: np.ndarray  # [R] wall time of one run's share; compilation is not in it,
-    # unless the data was streamed
+    seconds: np.ndarray  # [R] share of the wall time; with compilation only if streamed
 
 
 def cap(losses: jax.Array, task: Task) -> jax.Array:
-    """Losses in nats, at most 1.5 × the loss at chance; NaN counts as that."""
+    """Caps losses in nats at 1.5 × the loss at chance, NaN included."""
     chance = task.loss_at_chance
     return _OBJECTIVE.normalize(losses, chance) * chance
 
@@ -65,7 +65,7 @@ def evaluate(
     seeds: Sequence[int],
     dataset: Dataset | HostDataset | None = None,
 ) -> RunResult:
-    """Trains once per seed with one θ; all seeds are one vmapped program.
+    """Trains once per seed with one θ, in one vmapped program.
 
     Args:
         task: what is trained.
@@ -73,16 +73,16 @@ def evaluate(
         theta: its meta-parameters.
         num_steps: inner steps (`H`).
         seeds: one run each (`R`).
-        dataset: the task's data, if it is at hand.
+        dataset: the task's data; None loads it.
 
     Raises:
-        ValueError: in one line, if an argument is of another kind, or θ is not one of
-            this optimizer's.
+        ValueError: if an argument is of a wrong type, or θ is of another optimizer.
     """
     num_steps = checked("num_steps", num_steps, int)
     theta = own_theta(checked("lopt", lopt, LearnedOptimizer), theta)
     dataset = task.load_data() if dataset is None else dataset
-    return _execute(task, lopt, theta, num_steps, seeds, dataset, stacked=False)
+    loop = InnerLoop(task, lopt)
+    return _execute(loop, theta, num_steps, seeds, dataset, stacked=False)
 
 
 def evaluate_each(
@@ -95,32 +95,20 @@ def evaluate_each(
 ) -> RunResult:
     """Trains once per pair of a θ and a seed.
 
-    The runs go through one compiled program in chunks of fixed size, so a longer list
-    compiles nothing new and a run's figure does not depend on the length of the list.
+    Runs go through one compiled program in chunks of a fixed size: longer lists compile
+    nothing new, and a run's figures do not depend on the length of the list.
 
-    Args:
-        task: what is trained.
-        lopt: the optimizer.
-        thetas: meta-parameters with `[R]` in front.
-        num_steps: inner steps (`H`).
-        seeds: as many (`R`).
-        dataset: the task's data, if it is at hand.
+    Args are those of `evaluate`, but `thetas` has `[R]` in front, a θ for each seed.
     """
     dataset = task.load_data() if dataset is None else dataset
-    size, num = chunk_size(task), len(seeds)
+    loop, size, num = InnerLoop(task, lopt), chunk_size(task), len(seeds)
     parts = []
     for begin in range(0, num, size):
-        # The last chunk is filled up with its last run.
+        # The last run fills up the last chunk.
         rows = np.minimum(np.arange(begin, begin + size), num - 1)
-        part = _execute(
-            task,
-            lopt,
-            jax.tree.map(lambda x, rows=rows: x[rows], thetas),
-            num_steps,
-            [seeds[row] for row in rows],
-            dataset,
-            stacked=True,
-        )
+        theta = jax.tree.map(lambda x, rows=rows: x[rows], thetas)
+        here = [seeds[row] for row in rows]
+        part = _execute(loop, theta, num_steps, here, dataset, stacked=True)
         used = min(size, num - begin)
         part = part._replace(seconds=part.seconds * size / used)
         parts.append(jax.tree.map(lambda x, used=used: x[:used], part))
@@ -128,15 +116,19 @@ def evaluate_each(
 
 
 def chunk_size(task: Task) -> int:
-    """Runs that are vmapped together: many of small models, few of large ones.
+    """Returns how many runs are vmapped together: many of small models, few of large.
 
     Small models are bound by the overhead of operations, so batching them pays until
-    about 15; a few hundred thousand parameters and their optimizer state per run fill
-    the cache of a CPU, and 3 (the tuning seeds) are fastest.
+    about 15. The parameters and optimizer state of large ones fill the cache of a CPU,
+    and 3 (the tuning seeds) are fastest.
     """
+    return max(3, min(15, 150_000 // num_parameters(task)))
+
+
+def num_parameters(task: Task) -> int:
+    """Counts the parameters of a task, without making them."""
     params = jax.eval_shape(lambda: task.init(jax.random.key(0)))
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return max(3, min(15, 150_000 // size))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def mean_loss(
@@ -148,35 +140,28 @@ def mean_loss(
     dataset: Dataset | HostDataset,
     split: Split = "outer_valid",
 ) -> tuple[jax.Array, jax.Array]:
-    """The cheap figure by which meta-training chooses θ; compiled once.
+    """Computes the figure by which meta-training chooses θ; compiled once.
 
-    Args:
-        task: what is trained.
-        lopt: the optimizer.
-        theta: its meta-parameters.
-        num_steps: inner steps (`H`).
-        seeds: one run each.
-        dataset: the task's data.
-        split: where the held-out batches come from; not "train".
+    Args are those of `evaluate`, and the split of the held-out batches.
 
     Returns:
-        Two scalars `[]`, means over seeds and steps of normalized, capped losses: of a
-        fresh batch of `split` after each update, and of the training batch before it.
+        Means `[]` over seeds and steps of normalized, capped losses: of a fresh batch
+        of `split` after each update, and of the training batch before it.
     """
     if split == "train":
         raise ValueError("split = 'train' is not held out; the second value is that")
+    loop = InnerLoop(task, lopt)
     if isinstance(dataset, HostDataset):
         trained = train_streamed(
-            task, lopt, theta, seeds, dataset, num_steps, split, stacked=False
+            loop, theta, seeds, dataset, num_steps, split, stacked=False
         )
         return _mean_losses(task, trained.losses, trained.aux["train_loss"])
-    return _mean_loss(task, lopt, num_steps, split, theta, jnp.asarray(seeds), dataset)
+    return _mean_loss(loop, num_steps, split, theta, jnp.asarray(seeds), dataset)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _mean_loss(
-    task: Task,
-    lopt: LearnedOptimizer,
+    loop: InnerLoop,
     num_steps: int,
     split: Split,
     theta: Theta,
@@ -184,39 +169,25 @@ def _mean_loss(
     dataset: Dataset,
 ) -> tuple[jax.Array, jax.Array]:
     def one(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
-        run = train(task, lopt, theta, seed, dataset, num_steps, split)
+        run = train(loop, theta, seed, dataset, num_steps, split)
         return run.losses, run.aux["train_loss"]
 
-    return _mean_losses(task, *jax.vmap(one)(seeds))
+    return _mean_losses(loop.task, *jax.vmap(one)(seeds))
 
 
 def _mean_losses(
     task: Task, held_out: jax.Array, training: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Means `[]` over seeds and steps of losses `[R, H]`, normalized and capped."""
-    chance = task.loss_at_chance
-    of_seeds = (
-        jnp.mean(_OBJECTIVE.normalize(losses, chance), axis=1)
+    held_out, training = (
+        jnp.mean(jnp.mean(_OBJECTIVE.normalize(losses, task.loss_at_chance), axis=1))
         for losses in (held_out, training)
     )
-    held_out_loss, training_loss = map(jnp.mean, of_seeds)
-    return held_out_loss, training_loss
-
-
-def _run(
-    task: Task,
-    lopt: LearnedOptimizer,
-    num_steps: int,
-    theta: Theta,
-    seed: jax.Array,
-    dataset: Dataset,
-) -> dict[str, jax.Array]:
-    """One run: the fields of `RunResult` without `[R]`, but for the wall time."""
-    return _outcome(task, dataset, train(task, lopt, theta, seed, dataset, num_steps))
+    return held_out, training
 
 
 def _outcome(task: Task, dataset: Dataset, run: Trained) -> dict[str, jax.Array]:
-    """What is measured of a run that is over."""
+    """Measures a finished run; fields of `RunResult` without `[R]` and `seconds`."""
     state, curve, _, key = run
     losses = cap(curve, task)
     at_cap = _OBJECTIVE.diverged(_OBJECTIVE.normalize(curve, task.loss_at_chance))
@@ -243,7 +214,7 @@ def _outcome(task: Task, dataset: Dataset, run: Trained) -> dict[str, jax.Array]
 def _loss_of_whole(
     task: Task, params: Any, key: jax.Array, batch: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of a batch of any size, a piece after the other if it is large.
+    """Loss and auxiliary values of a batch, piece by piece if it is large.
 
     Ten thousand images through a convolutional network, for several runs at once, do
     not fit into memory. A batch is cut only if all its arrays have as many rows.
@@ -264,8 +235,7 @@ def _loss_of_whole(
 
 
 def _execute(
-    task: Task,
-    lopt: LearnedOptimizer,
+    loop: InnerLoop,
     theta: Theta,
     num_steps: int,
     seeds: Sequence[int],
@@ -274,39 +244,43 @@ def _execute(
     stacked: bool,
 ) -> RunResult:
     if isinstance(dataset, HostDataset):
-        begin = time.perf_counter()
-        trained = train_streamed(
-            task, lopt, theta, seeds, dataset, num_steps, stacked=stacked
-        )
-        fields = jax.device_get(_outcomes(task, dataset.resident, trained))
-        seconds = (time.perf_counter() - begin) / len(seeds)
-        return RunResult(**fields, seconds=np.full(len(seeds), seconds))
-    args = (theta, jnp.asarray(seeds, jnp.int32), dataset)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
-    leaves, structure = jax.tree.flatten(shapes)
-    program = _compile(task, lopt, num_steps, stacked, structure, tuple(leaves))
+
+        def program() -> dict[str, jax.Array]:
+            runs = train_streamed(
+                loop, theta, seeds, dataset, num_steps, stacked=stacked
+            )
+            return _outcomes(loop.task, dataset.resident, runs)
+
+    else:
+        args = (theta, jnp.asarray(seeds, jnp.int32), dataset)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+        leaves, structure = jax.tree.flatten(shapes)
+        compiled = _compile(loop, num_steps, stacked, structure, tuple(leaves))
+        program = functools.partial(compiled, *args)
     begin = time.perf_counter()
-    fields = jax.device_get(program(*args))
+    fields = jax.device_get(program())
     seconds = (time.perf_counter() - begin) / len(seeds)
     return RunResult(**fields, seconds=np.full(len(seeds), seconds))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _outcomes(task: Task, resident: Dataset, runs: Trained) -> dict[str, jax.Array]:
-    """`_outcome` of every run, `[R]` in front."""
     return jax.vmap(lambda run: _outcome(task, resident, run))(runs)
 
 
 @functools.lru_cache(maxsize=64)
 def _compile(
-    task: Task,
-    lopt: LearnedOptimizer,
+    loop: InnerLoop,
     num_steps: int,
     stacked: bool,
     structure: Any,
     leaves: tuple[jax.ShapeDtypeStruct, ...],
 ) -> Any:
-    """The program ahead of time, so that wall times are free of compilation."""
-    run = functools.partial(_run, task, lopt, num_steps)
-    runs = jax.vmap(run, in_axes=(0 if stacked else None, 0, None))
+    """Compiles ahead of time, so that wall times exclude compilation."""
+
+    def one(theta: Theta, seed: jax.Array, dataset: Dataset) -> dict[str, jax.Array]:
+        run = train(loop, theta, seed, dataset, num_steps)
+        return _outcome(loop.task, dataset, run)
+
+    runs = jax.vmap(one, in_axes=(0 if stacked else None, 0, None))
     return jax.jit(runs).lower(*structure.unflatten(leaves)).compile()

@@ -1,16 +1,14 @@
-"""A training run of an evaluation: what its seed determines, how it is carried out.
+"""Training runs of an evaluation.
 
 A run is a function of (task, optimizer, θ, horizon, seed). The seed alone determines
-the initial parameters and every batch, whatever the optimizer, so runs of two
-optimizers are paired by seed; and the batch of step t does not depend on the horizon,
-because counter-based random bits of a longer draw begin with those of a shorter one.
-The keys come from the purpose "evaluation", so no run repeats a batch sequence of
-meta-training.
+the initial parameters and every batch, so runs of two optimizers are paired by seed.
+The batch of step t does not depend on the horizon, because counter-based random bits of
+a longer draw begin with those of a shorter one. All keys come from the purpose
+"evaluation", so no run repeats a batch sequence of meta-training.
 
 With the data on the device a run is one scan, vmapped from outside. With the training
-rows on the host it is a loop over windows, each of which is fetched while the one
-before it is computed; plans are made for the whole run at once, so batches are the same
-bits.
+rows on the host it is a loop over windows, each fetched while the one before it is
+computed. Batches are planned for the whole run at once and so are the same.
 """
 
 from __future__ import annotations
@@ -24,46 +22,57 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lopt.base import LearnedOptimizer, Theta
-from metatrain.inner import InnerState, start
+from lopt.base import Theta
+from lopt.baselines import evaluation_params
+from metatrain.inner import InnerLoop, InnerState, start
 from metatrain.keys import stream
 from metatrain.streaming import HostDataset, ahead
-from metatrain.unroll import Window, unroll
-from tasks.base import Dataset, Split, Task
+from metatrain.unroll import Plan, Windowed, unroll
+from tasks.base import Dataset, Params, Split
 
 WINDOW_BYTES = 1 << 26
-"""Rows of one window of a run whose data is streamed, at most about so many bytes."""
+"""Approximate bound on the bytes of one window's rows, of all runs together."""
 
 
 class Trained(NamedTuple):
-    """A run that is over."""
+    """A finished run."""
 
     state: InnerState
     losses: jax.Array  # [H] in nats
     aux: dict[str, jax.Array]  # [H]
-    key: jax.Array  # for what follows the run
+    key: jax.Array  # for whatever follows the run
 
 
 def train(
-    task: Task,
-    lopt: LearnedOptimizer,
+    loop: InnerLoop,
     theta: Theta,
     seed: jax.Array,
     dataset: Dataset,
     num_steps: int,
     split: Split = "train",
 ) -> Trained:
-    """One run on data that lies on the device; to be traced."""
-    state, unroll_key, key = _begin(task, lopt, num_steps, theta, seed)
+    """Trains once on data that lies on the device; to be traced."""
+    state, unroll_key, key = _begin(loop, num_steps, theta, seed)
     state, losses, aux = unroll(
-        task, lopt, theta, state, dataset, unroll_key, num_steps, split
+        loop, theta, state, dataset, unroll_key, num_steps=num_steps, split=split
     )
     return Trained(state, losses, aux, key)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def train_model(
+    loop: InnerLoop, theta: Theta, num_steps: int, key: jax.Array, dataset: Dataset
+) -> tuple[Params, jax.Array]:
+    """Trains once and returns the parameters to use, and the losses `[H]` in nats."""
+    state = start(loop, theta, stream(key, "init"), num_steps)
+    state, losses, _ = unroll(
+        loop, theta, state, dataset, stream(key, "unroll"), num_steps=num_steps
+    )
+    return evaluation_params(state.opt_state, state.params), losses
+
+
 def train_streamed(
-    task: Task,
-    lopt: LearnedOptimizer,
+    loop: InnerLoop,
     theta: Theta,
     seeds: Sequence[int],
     dataset: HostDataset,
@@ -72,32 +81,28 @@ def train_streamed(
     *,
     stacked: bool,
 ) -> Trained:
-    """Runs on data whose training rows lie on the host, `[R]` in front of everything.
+    """Trains once per seed on data whose training rows lie on the host.
 
-    Args:
-        task: what is trained.
-        lopt: the optimizer.
-        theta: its meta-parameters, `[R]` in front if `stacked`.
-        seeds: one run each (`R`).
-        dataset: the task's data.
-        num_steps: inner steps (`H`).
-        split: see `unroll`.
-        stacked: whether every run has a θ of its own.
+    Args are those of `train`, but `theta` has `[R]` in front if `stacked`: then every
+    run has a θ of its own. The result has `[R]` in front of everything.
     """
+    task = loop.task
     state, unroll_keys, keys = _begin_all(
-        task, lopt, num_steps, stacked, theta, jnp.asarray(seeds, jnp.int32)
+        loop, num_steps, stacked, theta, jnp.asarray(seeds, jnp.int32)
     )
     plan = dataset.plan(task, unroll_keys, num_steps, split)
-    size = _window_size(dataset, task, plan, num_steps)
+    first = dataset.window(task, jax.tree.map(lambda x: x[:, :1], plan))
+    step_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(first.rows))
+    size = int(np.clip(WINDOW_BYTES // max(step_bytes, 1), 1, num_steps))
 
-    def window(index: int) -> Window:
+    def window(index: int) -> Plan:
         steps = slice(index * size, (index + 1) * size)
         return dataset.window(task, jax.tree.map(lambda x: x[:, steps], plan))
 
     parts = []
     for piece in ahead(window, math.ceil(num_steps / size)):
         state, *part = _advance(
-            task, lopt, split, stacked, theta, state, dataset.resident, piece
+            loop, split, stacked, theta, state, dataset.resident, piece
         )
         parts.append(part)
     losses, aux = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *parts)
@@ -105,55 +110,37 @@ def train_streamed(
 
 
 def _begin(
-    task: Task,
-    lopt: LearnedOptimizer,
-    num_steps: int,
-    theta: Theta,
-    seed: jax.Array,
+    loop: InnerLoop, num_steps: int, theta: Theta, seed: jax.Array
 ) -> tuple[InnerState, jax.Array, jax.Array]:
-    """The start of a run, the key of its unroll, and the key of what follows it."""
+    """Initial state, key of the unroll, key of whatever follows the run."""
     key = stream(jax.random.key(seed), "evaluation")
-    state = start(task, lopt, theta, stream(key, "init"), num_steps)
+    state = start(loop, theta, stream(key, "init"), num_steps)
     return state, stream(key, "unroll"), key
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _begin_all(
-    task: Task,
-    lopt: LearnedOptimizer,
-    num_steps: int,
-    stacked: bool,
-    theta: Theta,
-    seeds: jax.Array,
+    loop: InnerLoop, num_steps: int, stacked: bool, theta: Theta, seeds: jax.Array
 ) -> tuple[InnerState, jax.Array, jax.Array]:
-    begin = functools.partial(_begin, task, lopt, num_steps)
+    begin = functools.partial(_begin, loop, num_steps)
     return jax.vmap(begin, in_axes=(0 if stacked else None, 0))(theta, seeds)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def _advance(
-    task: Task,
-    lopt: LearnedOptimizer,
+    loop: InnerLoop,
     split: Split,
     stacked: bool,
     theta: Theta,
     states: InnerState,
     resident: Dataset,
-    windows: Window,
+    plans: Plan,
 ) -> tuple[InnerState, jax.Array, dict[str, jax.Array]]:
-    num_steps = windows.plan.loss_keys.shape[1]
+    num_steps = plans.loss_keys.shape[1]
 
-    def one(theta: Theta, state: InnerState, window: Window) -> Any:
-        return unroll(
-            task, lopt, theta, state, resident, None, num_steps, split, window=window
-        )
+    def one(theta: Theta, state: InnerState, plan: Plan) -> Any:
+        data = Windowed(resident, plan)
+        return unroll(loop, theta, state, data, None, num_steps=num_steps, split=split)
 
     in_axes = (0 if stacked else None, 0, 0)
-    return jax.vmap(one, in_axes=in_axes)(theta, states, windows)
-
-
-def _window_size(dataset: HostDataset, task: Task, plan: Any, num_steps: int) -> int:
-    """Steps of a window."""
-    first = dataset.window(task, jax.tree.map(lambda x: x[:, :1], plan))
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(first.rows))
-    return int(np.clip(WINDOW_BYTES // max(size, 1), 1, num_steps))
+    return jax.vmap(one, in_axes=in_axes)(theta, states, plans)

@@ -1,9 +1,9 @@
-"""Baselines tuned by the very figure that is reported.
+"""Tuning of baselines by the figure that is reported.
 
 For each schedule, every learning rate of a √2 grid is run on tuning seeds; the
 criterion is the mean over steps and seeds of the training-batch loss. An optimum at the
-edge of its grid widens the grid by an octave and is looked for again. Nothing is reused
-between widths, depths and horizons. What this costs is part of the result.
+edge of the grid widens it by an octave. Every width, depth and horizon is tuned anew,
+and the result says what the tuning cost.
 
 Results are cached on disk under a hash of everything that determines them.
 """
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from configuration import encoding
 from configuration.fields import configuration
 from evaluation import run, tuning_cache
 from lopt.base import Specs, Theta
@@ -38,7 +40,7 @@ from tasks import description
 from tasks.base import Dataset, Task
 
 SCHEMA_VERSION = 1
-"""Raised when the mathematics of a tuning changes, so that no old cache is believed."""
+"""Raised when the mathematics of a tuning changes, so that old caches are ignored."""
 TUNING_SEEDS = (1000, 1001, 1002)
 SCHEDULES: tuple[Schedule, ...] = ("constant", "cosine")
 
@@ -52,7 +54,7 @@ class Grid:
     high: int
     """k of the largest."""
     max_widenings: int = 6
-    """How often the grid may grow by an octave (2 points), for each schedule."""
+    """Bound on the grid's growth by octaves (2 points) for each schedule."""
 
     def __post_init__(self) -> None:
         if self.high - self.low < 2:
@@ -76,49 +78,48 @@ GRIDS: dict[type, Grid] = {
     Muon: Grid(-16, -2),
     Prodigy: Grid(-7, 7),  # around 1
 }
-"""The first grids of baselines that do not begin with Adam's."""
+"""First grids of baselines that do not begin with Adam's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One learning rate's outcome on the tuning seeds."""
+    """Outcome of one learning rate on the tuning seeds."""
 
     schedule: Schedule
     learning_rate: float
     mean_loss: float  # nats, capped, mean over steps and tuning seeds
-    diverged: int  # how many of the tuning seeds diverged
+    diverged: int  # number of tuning seeds that diverged
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """A choice, and everything it was chosen from."""
+    """A chosen learning rate and schedule, and the grid it was chosen from."""
 
     learning_rate: float
     schedule: Schedule
     mean_loss: float
-    """Criterion of the choice, on the tuning seeds."""
+    """Criterion of the choice."""
     points: tuple[Point, ...]
-    """The whole grid, by schedule and learning rate."""
+    """All points, by schedule and learning rate."""
     num_runs: int
     inner_steps: int
-    """Of all runs together."""
+    """Total over all runs."""
     widenings: int
     at_edge: bool
-    """Whether the choice still stood at its grid's edge when the bound was reached."""
+    """Whether the choice still was at the grid's edge after `max_widenings`."""
     seconds: float
-    """Wall time when it was computed, compilation included."""
+    """Wall time, compilation included."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scheduled:
-    """A baseline whose schedule, too, is part of θ.
+    """A baseline with the schedule in θ, so that one program serves both schedules.
 
-    So that one compiled program serves both schedules: at the widths of a suite,
-    compiling takes longer than training.
+    At the widths of a suite, compiling takes longer than training.
     """
 
     baseline: Baseline
-    """Its learning rate and schedule are replaced by those of θ."""
+    """The baseline; θ replaces its learning rate and schedule."""
 
     def __post_init__(self) -> None:
         if self.baseline.schedule not in SCHEDULES:
@@ -128,18 +129,16 @@ class Scheduled:
             )
 
     def init(self, key: jax.Array) -> Theta:
-        """θ of the baseline itself."""
+        """Returns the θ of the baseline's own learning rate and schedule."""
         del key
-        cosine = self.baseline.schedule == "cosine"
-        theta = scheduled_theta(
-            [self.baseline.learning_rate], ["cosine" if cosine else "constant"]
-        )
+        schedule: Any = self.baseline.schedule
+        theta = scheduled_theta([self.baseline.learning_rate], [schedule])
         return jax.tree.map(lambda x: x[0], theta)
 
     def as_optax(
         self, theta: Theta, specs: Specs, num_steps: int | jax.Array
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer, with the learning rate and the schedule of θ."""
+        """Returns the optimizer with the learning rate and schedule of θ."""
         constant, cosine = (
             learning_rate_schedule(theta["learning_rate"], schedule, num_steps)
             for schedule in SCHEDULES
@@ -152,19 +151,15 @@ class Scheduled:
 
 
 def scheduled_theta(rates: Sequence[float], schedules: Sequence[Schedule]) -> Theta:
-    """θ of `Scheduled` for several runs, `[R]` in front."""
+    """Returns θ of `Scheduled` for several runs, `[R]` in front."""
     return {
         "learning_rate": jnp.asarray(rates, jnp.float32),
         "cosine": jnp.asarray([schedule == "cosine" for schedule in schedules]),
     }
 
 
-def _unit(baseline: Baseline) -> Baseline:
-    return dataclasses.replace(baseline, learning_rate=1.0, schedule="constant")
-
-
 def grid_for(baseline: Baseline) -> Grid:
-    """The first grid of a baseline."""
+    """Returns the first grid of a baseline."""
     return GRIDS.get(type(baseline), ADAM_GRID)
 
 
@@ -183,27 +178,33 @@ def tune(
 
     Args:
         task: what is trained.
-        baseline: its learning rate and schedule are replaced by those of the grid.
+        baseline: the optimizer; its learning rate and schedule are replaced.
         num_steps: inner steps (`H`).
-        grid: learning rates to begin with; by default the baseline's own.
+        grid: first learning rates; by default those of the baseline.
         seeds: tuning seeds, none of which is reported.
-        schedules: tried, all with their own grids.
-        dataset: the task's data, if it is at hand.
-        cache_dir: where results are kept; None computes anew.
+        schedules: schedules to try, each with a grid of its own.
+        dataset: the task's data; None loads it.
+        cache_dir: folder of cached results; None computes anew.
     """
     grid = grid or grid_for(baseline)
-    baseline = Scheduled(baseline).baseline  # refuses what cannot be tuned
+    scheduled = Scheduled(baseline)
+
+    def compute() -> Tuning:
+        data = task.load_data() if dataset is None else dataset
+        return _tune(task, scheduled, num_steps, grid, seeds, schedules, data)
+
     if cache_dir is None:
-        return _tune(task, baseline, num_steps, grid, seeds, schedules, dataset)
-    # Other contents under the same name are other data.
+        return compute()
+    unit = dataclasses.replace(baseline, learning_rate=1.0, schedule="constant")
+    # The same name may stand for other contents.
     contents = description.fingerprint(task)
-    about = tuning_cache.canonical(
+    about = encoding.canonical(
         ({"data": contents} if contents else {})
         | {
             "schema": SCHEMA_VERSION,
             "jax": jax.__version__,
             "backend": jax.default_backend(),
-            "baseline": _unit(baseline),
+            "baseline": unit,
             "task": task,
             "num_steps": num_steps,
             "grid": grid,
@@ -213,30 +214,43 @@ def tune(
     )
     stored = tuning_cache.read(cache_dir, about)
     if stored is not None:
-        points = tuple(Point(**point) for point in stored["points"])
-        return Tuning(**{**stored, "points": points})
-    tuning = _tune(task, baseline, num_steps, grid, seeds, schedules, dataset)
-    tuning_cache.write(cache_dir, about, dataclasses.asdict(tuning))
+        return encoding.decode(Tuning, stored, "tuning", {})
+    tuning = compute()
+    tuning_cache.write(cache_dir, about, encoding.encode(tuning, {}))
     return tuning
 
 
 def _tune(
     task: Task,
-    baseline: Baseline,
+    scheduled: Scheduled,
     num_steps: int,
     grid: Grid,
     seeds: Sequence[int],
     schedules: Sequence[Schedule],
-    dataset: Dataset | HostDataset | None,
+    dataset: Dataset | HostDataset,
 ) -> Tuning:
     begin = time.perf_counter()
-    dataset = task.load_data() if dataset is None else dataset
+
+    def score(schedule: Schedule, exponents: Sequence[int]) -> list[Point]:
+        rates = [2.0 ** (k / 2) for k in exponents]
+        repeated = [rate for rate in rates for _ in seeds]
+        same: list[Schedule] = [schedule] * len(repeated)
+        theta = scheduled_theta(repeated, same)
+        each = list(seeds) * len(rates)
+        result = run.evaluate_each(task, scheduled, theta, num_steps, each, dataset)
+        shape = (len(rates), len(seeds))
+        losses = result.mean_loss.reshape(shape).astype(np.float64).mean(1)
+        diverged = result.diverged.reshape(shape).sum(1)
+        return [
+            Point(schedule, rate, float(loss), int(lost))
+            for rate, loss, lost in zip(rates, losses, diverged, strict=True)
+        ]
+
     points: list[Point] = []
     widenings, edges = 0, {}
     for schedule in schedules:
-        found, num_widened, edges[schedule] = _search(
-            task, baseline, schedule, num_steps, grid, seeds, dataset
-        )
+        search = partial(score, schedule)
+        found, num_widened, edges[schedule] = _search(search, grid)
         points += found
         widenings += num_widened
     best = min(points, key=lambda point: point.mean_loss)
@@ -255,47 +269,17 @@ def _tune(
 
 
 def _search(
-    task: Task,
-    baseline: Baseline,
-    schedule: Schedule,
-    num_steps: int,
-    grid: Grid,
-    seeds: Sequence[int],
-    dataset: Dataset | HostDataset,
+    score: Callable[[Sequence[int]], list[Point]], grid: Grid
 ) -> tuple[list[Point], int, bool]:
-    """One schedule's points, how often it widened, whether its best is at the edge."""
+    """One schedule's points, number of widenings, whether the best is at the edge."""
     scores: dict[int, Point] = {}
     low, high, widenings = grid.low, grid.high, 0
     while True:
         new = [k for k in range(low, high + 1) if k not in scores]
-        scores |= _score(task, baseline, schedule, num_steps, new, seeds, dataset)
+        scores |= zip(new, score(new), strict=True)
         best = min(scores, key=lambda k: scores[k].mean_loss)
         at_edge = best in (low, high)
         if not at_edge or widenings == grid.max_widenings:
             return [scores[k] for k in sorted(scores)], widenings, at_edge
         low, high = (low - 2, high) if best == low else (low, high + 2)
         widenings += 1
-
-
-def _score(
-    task: Task,
-    baseline: Baseline,
-    schedule: Schedule,
-    num_steps: int,
-    exponents: Sequence[int],
-    seeds: Sequence[int],
-    dataset: Dataset | HostDataset,
-) -> dict[int, Point]:
-    rates = [2.0 ** (k / 2) for k in exponents]
-    runs = [(rate, seed) for rate in rates for seed in seeds]
-    same: list[Schedule] = [schedule] * len(runs)
-    theta = scheduled_theta([rate for rate, _ in runs], same)
-    result = run.evaluate_each(
-        task, Scheduled(baseline), theta, num_steps, [seed for _, seed in runs], dataset
-    )
-    losses = result.mean_loss.reshape(len(rates), len(seeds)).astype(np.float64)
-    diverged = result.diverged.reshape(len(rates), len(seeds))
-    return {
-        k: Point(schedule, rate, float(loss.mean()), int(lost.sum()))
-        for k, rate, loss, lost in zip(exponents, rates, losses, diverged, strict=True)
-    }

@@ -1,15 +1,12 @@
-"""Results of tunings on disk, under a hash of everything that determines them.
+"""Tunings on disk, under a hash of everything that determines them.
 
 A file holds the description that was hashed, the result and the result's checksum. It
-appears by one rename, so processes that tune at once never see a part of a file, and
-the last of them wins with the same content. A file that is not as it was written is
-reported and computed anew, never believed.
+appears by one rename, so concurrent processes never see a part of a file, and the last
+of them wins with the same content. A damaged file is reported and computed anew.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import hashlib
 import json
 import warnings
@@ -19,29 +16,13 @@ from typing import Any
 from configuration.files import write_text
 
 
-def canonical(value: Any) -> Any:
-    """JSON that names classes and fields, so equal descriptions mean equal runs."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {"class": type(value).__qualname__} | canonical(fields)
-    if isinstance(value, enum.Enum):
-        return value.name
-    if isinstance(value, dict):
-        return {str(name): canonical(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [canonical(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"{value!r} of {type(value)} has no canonical JSON")
-
-
 def file_of(folder: str | Path, about: Any) -> Path:
-    """The file of a result that has this canonical description."""
+    """Returns the path of the result with this canonical description."""
     return Path(folder) / f"{_digest(about)[:32]}.json"
 
 
 def read(folder: str | Path, about: Any) -> dict[str, Any] | None:
-    """The stored result; None if there is none, or, with a warning, a damaged one."""
+    """Reads a result; None if there is none or, with a warning, if it is damaged."""
     path = file_of(folder, about)
     try:
         content = json.loads(path.read_text())
@@ -60,7 +41,7 @@ def read(folder: str | Path, about: Any) -> dict[str, Any] | None:
 
 
 def write(folder: str | Path, about: Any, result: dict[str, Any]) -> None:
-    """Stores a result; replaces what is there."""
+    """Writes a result, replacing an earlier one."""
     content = {"about": about, "sha256": _digest(result), "result": result}
     text = json.dumps(content, indent=1, allow_nan=False)
     write_text(file_of(folder, about), text + "\n")

@@ -1,41 +1,61 @@
 """Command lines that fail in one clear line, before anything is computed.
 
-tyro reads the fields and writes the help; its framed, many-line errors are reduced to
-one line that names the field, the value and what would be right. Exit code 2 means bad
-input, 1 a computation that cannot go on, 130 an interruption that lost nothing.
+tyro reads the fields and writes the help. Its errors are reduced to one line that names
+the field, the value and the remedy. Exit codes: 2 for bad input, 1 for a computation
+that cannot go on, 130 for an interruption, after which the same command continues.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import os
-import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import tyro
+
+# Private, but tyro's only structured account of an error; the version is pinned.
+from tyro import _errors as tyro_errors
 
 from tasks.data.prepared import VARIABLE as DATA_DIR
 
 T = TypeVar("T")
 
+COMMANDS = (
+    "convert",
+    "coordinate_check",
+    "diagnose",
+    "evaluate",
+    "export",
+    "fleet",
+    "generate",
+    "hosts",
+    "learning_rate_transfer",
+    "optimizers",
+    "quickstart",
+    "tasks",
+    "train",
+)
+"""Modules of `experiments` that are commands: `python -m experiments.NAME`."""
+
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 UNREAD = 141
-"""Of a process whose output nobody reads any more: 128 and the number of SIGPIPE."""
+"""Exit code when the reader of the output is gone: 128 + SIGPIPE."""
 
 
 class InputError(Exception):
-    """Something that the user can mend; the message is one line."""
+    """An error that the user can mend; the message is one line."""
 
 
 class ComputationError(Exception):
-    """What was asked for is right, but went wrong; the message is one line."""
+    """A failure of a valid computation; the message is one line."""
 
 
 def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
@@ -47,10 +67,10 @@ def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command; what the user can mend ends in one line and exit code 2.
+    """Runs a command and turns its errors into one line and an exit code.
 
-    An `OSError` (a full disk, a folder without permission) counts as such; an error
-    that nobody turned into an `InputError` is a defect and keeps its traceback.
+    An `OSError` (a full disk, a folder without permission) counts as bad input. Any
+    other exception is a defect and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every sign
@@ -61,19 +81,20 @@ def run(main: Callable[[], None]) -> None:
         fail(str(error))
     except ComputationError as error:
         fail(str(error), FAILED)
-    except BrokenPipeError:  # whoever reads our output has seen enough
+    except BrokenPipeError:
         os._exit(UNREAD)
     except OSError as error:
         fail(_describe(error))
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(INTERRUPTED)  # every file is whole: no need to wait for workers
+        # Every file is whole, so there is no need to wait for worker threads.
+        os._exit(INTERRUPTED)
 
 
 @contextlib.contextmanager
-def reported() -> Any:
-    """Turns the `ValueError` or `OSError` of checking user input into one line."""
+def reported() -> Iterator[None]:
+    """Turns a `ValueError` or an `OSError` into an `InputError`."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -92,38 +113,43 @@ def choose_preset(
     program: str,
     arguments: Sequence[str],
 ) -> tuple[str, T]:
-    """Reads `PRESET [--field.sub value]`: the preset's name and the resolved value.
+    """Reads `PRESET [--field.sub value]`.
 
     Args:
-        presets: by name, a line of description and what makes the value; only the one
-            that is asked for is made.
-        program: for the help.
-        arguments: of the command line.
+        presets: by name, a description and a function that makes the value; only the
+            chosen one is called.
+        program: name of the program in the help.
+        arguments: words of the command line.
+
+    Returns:
+        The preset's name, and its value with the fields overridden.
 
     Raises:
-        InputError: one line that names what is wrong.
+        InputError: if the preset, a field or a value is wrong.
     """
-    arguments = take_data_dir(arguments)
-    name = next((word for word in arguments if word in presets), None)
+    rest = take_data_dir(arguments)
+    name = next((word for word in rest if word in presets), None)
     if name is None:
-        return _refuse_preset(presets, program, arguments)
+        _refuse_preset(presets, program, rest)
+    rest.remove(name)
     description, make = presets[name]
     with reported():
-        chosen = {name: (description, make())}
-    value = _parse(
-        lambda: tyro.extras.overridable_config_cli(
-            chosen, prog=program, args=list(arguments)
-        ),
-        arguments,
+        preset = make()
+    return name, _parse(
+        type(preset),
+        rest,
+        prog=f"{program} {name}",
+        description=description,
+        default=preset,
+        config=(tyro.conf.AvoidSubcommands,),
     )
-    return name, value
 
 
 def _refuse_preset(
     presets: Mapping[str, tuple[str, Any]], program: str, arguments: Sequence[str]
 ) -> NoReturn:
-    """No known preset is named: help if that was asked for, else one line."""
-    if not arguments or {"-h", "--help"} & set(arguments):
+    """Prints the presets if there is no argument or help is asked for, or raises."""
+    if not arguments or asks_for_help(arguments):
         print(f"usage: {program} PRESET [--field.sub value ...] [--data-dir DIR]\n")
         length = max(map(len, presets))
         for name, (description, _) in presets.items():
@@ -131,119 +157,159 @@ def _refuse_preset(
         print(f"\n{program} PRESET --help explains every field.")
         raise SystemExit(0 if arguments else BAD_INPUT)
     word = next((w for w in arguments if not w.startswith("-")), arguments[0])
-    close = difflib.get_close_matches(word, presets, n=1)
-    hint = f"; perhaps you meant {close[0]!r}" if close else ""
-    raise InputError(f"unknown preset {word!r}: known are {', '.join(presets)}{hint}")
+    raise InputError(
+        f"unknown preset {word!r}: known are {', '.join(presets)}"
+        f"{suggestion(word, presets)}"
+    )
 
 
 def parse(kind: Callable[..., T], program: str, arguments: Sequence[str]) -> T:
-    """Reads the fields of a dataclass from `--field value`."""
-    arguments = take_data_dir(arguments)
-    return _parse(lambda: tyro.cli(kind, prog=program, args=list(arguments)), arguments)
-
-
-def take_data_dir(arguments: Sequence[str]) -> list[str]:
-    """Obeys `--data-dir DIR`, which every command understands, and takes it out.
-
-    It is no field of a configuration: where the prepared datasets lie on this machine
-    changes no result, so it must not be stored with one.
+    """Reads the fields of a dataclass, or a union of subcommands, from `--field value`.
 
     Raises:
-        InputError: if the folder is missing.
+        InputError: if a field or a value is wrong.
     """
-    kept, rest = [], list(arguments)
-    while rest:
-        word = rest.pop(0)
-        flag, equals, value = word.partition("=")
-        if flag not in ("--data-dir", "--data_dir"):
+    return _parse(kind, take_data_dir(arguments), prog=program)
+
+
+def suggestion(word: str, known: Collection[str]) -> str:
+    """Returns `; perhaps you meant 'NAME'` for a close name, else an empty string."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    return f"; perhaps you meant {close[0]!r}" if close else ""
+
+
+def take_option(
+    arguments: Sequence[str], flag: str, needs: str = "a value"
+) -> tuple[str | None, list[str]]:
+    """Takes `FLAG VALUE` or `FLAG=VALUE` out of a command line.
+
+    Args:
+        arguments: words of the command line.
+        flag: with its dashes; underscores count as dashes, and `FLAG.FIELD` is another
+            flag.
+        needs: words for the value, for an error.
+
+    Returns:
+        The last value, or None if the flag is absent; and the other words.
+
+    Raises:
+        InputError: if the value is missing.
+    """
+    value, kept, words = None, [], iter(arguments)
+    for word in words:
+        given, equals, after = word.partition("=")
+        if given.replace("_", "-") != flag:
             kept.append(word)
             continue
-        if not equals:
-            if not rest:
-                raise InputError("--data-dir needs the folder of prepared datasets")
-            value = rest.pop(0)
-        folder = Path(os.path.expanduser(value)).absolute()
-        if not value or not folder.is_dir():
-            raise InputError(f"--data-dir {value!r} is not a folder")
-        os.environ[DATA_DIR] = str(folder)
-    return kept
+        value = after if equals else next(words, "--")
+        if not equals and value.startswith("--"):
+            raise InputError(f"{flag} needs {needs}")
+    return value, kept
 
 
 def take_name(
     arguments: Sequence[str], flag: str, what: str, known: Collection[str]
 ) -> tuple[str | None, list[str]]:
-    """Takes `FLAG NAME` out of a command line: the last name, and what is left.
+    """Takes `FLAG NAME` out of a command line, as `take_option`.
 
     Args:
-        arguments: of the command line.
-        flag: with its dashes; `FLAG.FIELD` is left alone.
-        what: a word for what is named.
+        arguments: words of the command line.
+        flag: with its dashes.
+        what: a noun for the error.
         known: the names.
 
     Raises:
         InputError: if the name is missing or unknown.
     """
-    chosen, kept, rest = None, [], list(arguments)
     names = ", ".join(known)
-    while rest:
-        word = rest.pop(0)
-        given, equals, value = word.partition("=")
-        if given != flag:
-            kept.append(word)
-            continue
-        if not equals:
-            if not rest or rest[0].startswith("-"):
-                raise InputError(f"{flag} needs a name: {names}")
-            value = rest.pop(0)
-        if value not in known:
-            raise InputError(f"unknown {what} {flag} {value!r}: known are {names}")
-        chosen = value
-    return chosen, kept
+    name, rest = take_option(arguments, flag, f"a name: {names}")
+    if name is not None and name not in known:
+        raise InputError(f"unknown {what} {flag} {name!r}: known are {names}")
+    return name, rest
 
 
-def _parse(read: Callable[[], T], arguments: Sequence[str]) -> T:
-    if {"-h", "--help"} & set(arguments):
-        try:
-            return read()
-        finally:
-            print(f"--data-dir DIR: folder of prepared TFDS datasets (or {DATA_DIR})")
-    output, width = io.StringIO(), os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "1000"  # no line of an error is wrapped
+def take_data_dir(arguments: Sequence[str]) -> list[str]:
+    """Takes `--data-dir DIR` out of a command line and sets `DATA_DIR` to it.
+
+    It is not a field of a configuration, since where the prepared datasets lie on a
+    machine changes no result.
+
+    Raises:
+        InputError: if the folder is missing.
+    """
+    value, rest = take_option(
+        arguments, "--data-dir", "the folder of prepared datasets"
+    )
+    if value is not None:
+        folder = Path(os.path.expanduser(value)).absolute()
+        if not value or not folder.is_dir():
+            raise InputError(f"--data-dir {value!r} is not a folder")
+        os.environ[DATA_DIR] = str(folder)
+    return rest
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether help is among the words of a command line."""
+    return bool({"-h", "--help"} & set(arguments))
+
+
+def _parse(kind: Callable[..., T], arguments: Sequence[str], **options: Any) -> T:
+    def refuse(event: tyro_errors.ParseErrorEvent) -> NoReturn:
+        fields = _flags(options.get("default", kind))
+        raise InputError(_message(event, fields)) from None
+
     try:
-        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
-            return read()
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise InputError(_one_line(output.getvalue())) from None
+        with tyro_errors.on_parse_error(refuse):
+            return tyro.cli(kind, args=list(arguments), **options)
     finally:
-        os.environ.pop("COLUMNS")
-        if width is not None:
-            os.environ["COLUMNS"] = width
+        if asks_for_help(arguments):
+            print(f"--data-dir DIR: folder of prepared TFDS datasets (or {DATA_DIR})")
 
 
-def _one_line(text: str) -> str:
-    """The first block of tyro's framed message, with its suggestion if it has one."""
-    frame = "│╭╮╰╯─|+- "
-    lines = [line.strip("│| ") for line in text.splitlines()]
-    blocks: list[list[str]] = [[]]
-    for line in lines[1:]:  # the first line is the frame's title
-        if line and not line.strip(frame):
-            blocks.append([])
-        elif line:
-            blocks[-1].append(line.strip())
-    blocks = [block for block in blocks if block] or [[text]]
-    message = " ".join(blocks[0])
-    message = re.sub(r"Error parsing (__tyro-dummy-inner__\.?|\{[^}]*\})", "", message)
-    message = re.sub(r"^:? ?\w+Config: |^: ", "", message)
-    message = message.replace("Unrecognized options:", "unknown field or value:")
-    message = message.replace("Error parsing ", "")
-    for block in blocks[1:]:
-        if block[0].startswith(("Perhaps you meant", "Argument helptext")):
-            flags = [line for line in block if line.startswith("-")]
-            expected = flags[0] if flags else " ".join(block[1:])
-            word = "perhaps you meant" if "Perhaps" in block[0] else "expected"
-            return f"{message}; {word} {expected}"
-        if block[0].startswith("Available subcommands"):
-            return f"{message}; {block[0]}"
-    return message
+def _message(event: tyro_errors.ParseErrorEvent, flags: Sequence[str]) -> str:
+    """Returns one line that names the field, the value and the remedy."""
+    match event:
+        case tyro_errors.UnrecognizedArgs(tokens=tokens):
+            unknown = next((x for x in tokens if x.startswith("--")), "")
+            close = suggestion(unknown.partition("=")[0].replace("_", "-"), flags)
+            remedy = close or "; --help shows what is known"
+            return f"unknown field or value: {', '.join(tokens)}{remedy}"
+        case tyro_errors.InstantiationFailure(message=message, argument=argument):
+            if argument is None:
+                # tyro gives the path of a nested dataclass only to its own exception.
+                where = getattr(sys.exception(), "arg", "")
+                return f"{where}: {message}" if where else message
+            name, expected = argument.display_name(), argument.lowered.metavar
+            return f"{name}: {message}; expected {name} {expected}"
+        case tyro_errors.InvalidChoice(argument=argument, value=value, choices=choices):
+            name = argument.display_name()
+            return f"{name} {value!r} must be one of {', '.join(choices)}"
+        case tyro_errors.BadValue(argument=argument):
+            return f"{argument.display_name()} needs {argument.lowered.metavar}"
+        case tyro_errors.MissingArgs(missing_arguments=missing):
+            names = [given.arg.display_name() for given in missing]
+            return f"{' and '.join(names)} must be given; --help explains every field"
+        case tyro_errors.MissingSubcommand(subcommand_spec=known):
+            return f"give one of {', '.join(known.parser_from_name)}"
+    return f"wrong command line ({type(event).__name__}); --help explains every field"
+
+
+def _flags(fields: Any, prefix: str = "--") -> list[str]:
+    """Returns the flags of a dataclass or its value, or of a union of subcommands."""
+    if isinstance(fields, tuple):
+        named = {str(index): item for index, item in enumerate(fields)}
+    elif dataclasses.is_dataclass(fields):
+        # A class has the defaults of its fields as attributes.
+        names = [field.name for field in dataclasses.fields(fields)]
+        named = {name: getattr(fields, name, None) for name in names}
+    else:
+        return [flag for member in get_args(fields) for flag in _flags(member, prefix)]
+    found = []
+    for name, value in named.items():
+        flag = prefix + name.replace("_", "-")
+        items = value if isinstance(value, tuple) else (value,)
+        if any(map(dataclasses.is_dataclass, items)):
+            found += _flags(value, f"{flag}.")
+        else:
+            found.append(flag)
+    return found

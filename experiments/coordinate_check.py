@@ -28,7 +28,7 @@ from evaluation.scaling.feature_check import FeatureCheck, HasFeatures, feature_
 from evaluation.scaling.plots import TOLERANCE, plot_coordinates, plot_features
 from experiments import command_line
 from experiments.command_line import InputError, reported
-from experiments.optimizers import OPTIMIZERS, named
+from experiments.presets.optimizers import OPTIMIZERS, named
 from experiments.presets.serialization import encode
 from experiments.run.environment import describe_machine
 from lopt.base import LearnedOptimizer, Theta
@@ -39,9 +39,9 @@ from lopt.per_parameter.epsilons import PAPER, WIDTH_SAFE, Epsilons
 from lopt.release.artifact import Artifact
 from lopt.release.registry import with_rules
 from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
-from tasks.base import Batch, sample
-from tasks.families import NAMED, AnyTask
+from tasks.base import BaseTask, Batch, sample
 from tasks.modelled import ModelTask
+from tasks.registry import NAMED
 
 PROGRAM = "python -m experiments.coordinate_check"
 EPSILONS = {"paper": PAPER, "width_safe": WIDTH_SAFE}
@@ -56,7 +56,7 @@ COLUMNS: dict[str, dict[str, Rules]] = {
 class CoordinateConfig:
     """One coordinate check."""
 
-    task: AnyTask
+    task: BaseTask
     """The family; its width or depth is replaced by each of the sizes."""
     axis: Literal["width", "depth"] = "width"
     """What grows."""
@@ -143,7 +143,7 @@ def _with_floors(lopt: Any, floors: Epsilons) -> Any:
     return dataclasses.replace(lopt, epsilons=floors)
 
 
-def resized(config: CoordinateConfig, rules: Rules) -> dict[int, AnyTask]:
+def resized(config: CoordinateConfig, rules: Rules) -> dict[int, BaseTask]:
     """The task at every size in a parametrization."""
     task = config.task.with_rules(rules)
     grow = task.at_width if config.axis == "width" else task.at_depth

@@ -11,9 +11,10 @@ import tyro
 from configuration.fields import configuration
 from experiments import command_line
 from experiments.command_line import InputError, reported
+from experiments.presets.serialization import encode
 from experiments.run.release import make_artifact
 from experiments.run.run_directory import read_parent
-from experiments.train import load_trained
+from experiments.run.training_state import load_trained
 
 
 @configuration
@@ -34,7 +35,8 @@ def main() -> None:
     config, state = load_trained(arguments.run_dir)
     with reported():
         parent = read_parent(arguments.run_dir)
-        make_artifact(config, state, parent).save(arguments.out_dir)
+        artifact = make_artifact(config, encode(config), state, parent)
+        artifact.save(arguments.out_dir)
     print(f"released {arguments.out_dir} (θ of step {int(state.best.step)})")
 
 

@@ -1,9 +1,9 @@
-"""Many runs as one: `python -m experiments.fleet JOBS.json [--workers N]`.
+"""Runs many jobs: `python -m experiments.fleet JOBS.json [--workers N]`.
 
-Jobs are independent commands (see `experiments.fleets.job_file`); workers share them
-through a folder (see `experiments.fleets.job_folder`), so the same command on several
-machines that see the folder is one larger fleet, and the same command again goes on
-with what is missing. Exit code 0 means that every job is done, 1 that some are not: the
+Jobs are independent commands (see `experiments.fleets.job_file`), which workers share
+through a folder (see `experiments.fleets.job_folder`): the same command on several
+machines that see the folder makes one larger fleet, and the same command again runs
+what is missing. Exit code 0 means that every job is done, 1 that some are not; the
 report names them.
 """
 
@@ -25,24 +25,24 @@ from experiments.fleets.job_file import Job, read_jobs
 from experiments.fleets.job_folder import OPEN, JobFolder
 
 INCOMPLETE = 1
-"""Exit code if jobs are missing."""
+"""Exit code if some jobs are not done."""
 
 PROGRAM = "python -m experiments.fleet"
 
 _FRUITLESS = 2
-"""Times that workers may be killed in a row before they have done any job."""
+"""Rounds of workers in a row that may be killed without finishing a job."""
 
 
 @configuration
 class Slurm:
-    """What a worker asks SLURM for; any of it sends the workers there."""
+    """Resources of a worker; any of these fields sends the workers to SLURM."""
 
     partition: str | None = None
     """Partition to run in."""
     account: str | None = None
     """Account to charge."""
     minutes: int | None = None
-    """Time limit; a worker whose time is up saves its job and queues again."""
+    """Time limit; a worker whose time is up saves its job and is queued again."""
     cpus: int | None = None
     """CPU cores."""
     gpus: int | None = None
@@ -60,7 +60,7 @@ class Slurm:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What is asked for, by submitit's names."""
+        """The fields that are set, by submitit's names."""
         names = {
             "slurm_partition": self.partition,
             "slurm_account": self.account,
@@ -74,16 +74,16 @@ class Slurm:
 
 @configuration
 class FleetOptions:
-    """Runs the jobs of a file, or those of them that are missing."""
+    """Runs the jobs of a file that are not done."""
 
     jobs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="JOBS.json")]
     """The job file."""
     directory: Path | None = None
-    """The fleet's folder; by default runs/fleet/NAME, with the job file's name."""
+    """The fleet's folder; by default runs/fleet/JOBS."""
     workers: int = 1
-    """Jobs that run at a time; each is a process of its own."""
+    """Jobs that run at the same time, each as a process."""
     status: bool = False
-    """Only print where every job stands."""
+    """Only print the state of every job."""
     retry_failed: bool = False
     """Run failed jobs again."""
     slurm: Slurm = Slurm()
@@ -100,13 +100,10 @@ class FleetOptions:
 
 
 def run(options: FleetOptions) -> int:
-    """Runs what is missing, and reports.
-
-    Returns:
-        The exit code.
+    """Runs the jobs that are not done, reports, and returns the exit code.
 
     Raises:
-        InputError: in one line, if the job file or the folder is wrong.
+        InputError: if the job file or the folder is wrong.
     """
     jobs, folder = read_jobs(options.jobs), options.folder
     folder.check(jobs)
@@ -130,8 +127,8 @@ def run(options: FleetOptions) -> int:
 def _run_here(
     options: FleetOptions, folder: JobFolder, jobs: Sequence[Job], children: Children
 ) -> None:
-    """Workers on this machine; others, as long as killed ones leave jobs to them."""
-    left, fruitless = len(unbegun(folder, jobs)), 0
+    """Starts workers on this machine, and again while killed ones leave jobs."""
+    left, fruitless = len(_open(folder, jobs)), 0
     while left and fruitless < _FRUITLESS and children.interrupted is None:
         line = worker_command(options.jobs, folder.path)
         workers = [start(line) for _ in range(min(options.workers, left))]
@@ -141,7 +138,7 @@ def _run_here(
             code = worker.wait()
             if code and children.interrupted is None:
                 print(f"a worker ended with exit code {code}", file=sys.stderr)
-        before, left = left, len(unbegun(folder, jobs))
+        before, left = left, len(_open(folder, jobs))
         fruitless = 0 if left < before else fruitless + 1
         if fruitless and not any((worker.returncode or 0) < 0 for worker in workers):
             return
@@ -149,13 +146,13 @@ def _run_here(
 
 def _submit(options: FleetOptions, folder: JobFolder, jobs: Sequence[Job]) -> int:
     try:
-        import submitit  # pyright: ignore # optional
+        import submitit  # pyright: ignore
     except ImportError:
         raise InputError(
             "--slurm needs the package submitit, which is not installed: pip install "
             "submitit"
         ) from None
-    number = min(options.workers, len(unbegun(folder, jobs)))
+    number = min(options.workers, len(_open(folder, jobs)))
     if not number:
         print(summary(folder, jobs))
         return 0
@@ -171,13 +168,12 @@ def _submit(options: FleetOptions, folder: JobFolder, jobs: Sequence[Job]) -> in
     return 0
 
 
-def unbegun(folder: JobFolder, jobs: Sequence[Job]) -> list[Job]:
-    """Jobs that a worker may begin: without result, and nobody does them."""
+def _open(folder: JobFolder, jobs: Sequence[Job]) -> list[Job]:
     return [job for job in jobs if folder.state(job) in OPEN]
 
 
 def status_table(folder: JobFolder, jobs: Sequence[Job]) -> list[str]:
-    """Where every job stands, and the summary."""
+    """Returns a table of every job's state, and the summary."""
     lines = [("job", "state", "exit code", "seconds", "host", "log")]
     for job in jobs:
         state, result = folder.state(job), folder.result(job)
@@ -193,7 +189,7 @@ def status_table(folder: JobFolder, jobs: Sequence[Job]) -> list[str]:
 
 
 def summary(folder: JobFolder, jobs: Sequence[Job]) -> str:
-    """How many jobs are in each state, and the names of all that are not done."""
+    """Returns how many jobs are done, and the names of the others by state."""
     names: dict[str, list[str]] = {}
     for job in jobs:
         names.setdefault(folder.state(job), []).append(job.name)

@@ -23,8 +23,9 @@ from experiments.presets.serialization import encode
 from experiments.run.environment import describe_machine
 from lopt.baselines import Adam
 from parametrization.rules import ADAM_LIKE, STANDARD
-from tasks.families import NAMED, AnyTask
+from tasks.base import BaseTask
 from tasks.modelled import ModelTask
+from tasks.registry import NAMED
 
 PROGRAM = "python -m experiments.learning_rate_transfer"
 COLUMNS = {"Adam, standard": STANDARD, "μAdam": ADAM_LIKE}
@@ -34,7 +35,7 @@ COLUMNS = {"Adam, standard": STANDARD, "μAdam": ADAM_LIKE}
 class TransferConfig:
     """One experiment on the transfer of learning rates."""
 
-    task: AnyTask
+    task: BaseTask
     """The family; its width is replaced by each of the widths."""
     widths: tuple[int, ...] = (32, 128, 512)
     """Widths; the base width is that of the model."""

@@ -10,24 +10,24 @@ import optax
 
 Theta: TypeAlias = Any
 Specs: TypeAlias = Any
+NumSteps: TypeAlias = int | jax.Array
+Transform: TypeAlias = optax.GradientTransformationExtraArgs
 
 
 @runtime_checkable
 class LearnedOptimizer(Protocol):
     """A family of update rules indexed by meta-parameters θ, a dict of arrays.
 
-    Implementations are frozen dataclasses: hyperparameters are fields, so an instance
-    is hashable and static under `jit`, while θ is an ordinary argument.
+    Implementations are frozen dataclasses: an instance is hashable and static under
+    `jit`, while θ is an ordinary argument.
     """
 
     def init(self, key: jax.Array) -> Theta:
-        """Initial meta-parameters."""
+        """Returns initial meta-parameters."""
         ...
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes.
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer that θ describes.
 
         Args:
             theta: meta-parameters; may be traced.
@@ -36,32 +36,25 @@ class LearnedOptimizer(Protocol):
 
         Returns:
             A transformation whose updates are *added* to the parameters. Its `update`
-            needs `params`; a rule that needs the loss takes it as the keyword `loss`.
+            needs `params`; a rule that needs the loss before the update takes it as the
+            keyword `loss` or, where that is not given, `value`, optax's name for it.
         """
         ...
 
 
 def frozen_parts(owner: Any) -> tuple[str, ...]:
-    """Parts of θ, names at its top level, that meta-training leaves alone.
-
-    An optimizer, and whatever stands for one, says so by a property `frozen` (see
-    `Celo.frozen`); most have none.
-    """
+    """Returns names at θ's top level that meta-training freezes (`owner.frozen`)."""
     return tuple(getattr(owner, "frozen", ()))
 
 
 def learned_decays(owner: Any, theta: Theta) -> dict[str, jax.Array]:
-    """Decays that are part of θ: themselves, `[]` or `[K]`, by name.
-
-    An optimizer says so by a method of that name (see `SmallFC.learned_decays`); most
-    learn none.
-    """
+    """Returns the decays, `[]` or `[K]` by name, that are part of θ; mostly none."""
     method = getattr(owner, "learned_decays", None)
     return {} if method is None else method(theta)
 
 
 def own_theta(lopt: LearnedOptimizer, theta: Theta) -> Theta:
-    """θ in the tree that the optimizer itself makes, if it holds the same leaves.
+    """Returns θ in the optimizer's own tree structure.
 
     Raises:
         ValueError: naming a leaf that is missing, unknown, of another shape or dtype.
@@ -80,10 +73,10 @@ def own_theta(lopt: LearnedOptimizer, theta: Theta) -> Theta:
 
 
 def first_difference(one: Theta, other: Theta) -> tuple[str, str, str] | None:
-    """A leaf that is not in both, or differs in dtype or shape.
+    """Finds a leaf that is not in both, or differs in dtype or shape.
 
     Returns:
-        Its path, and what it is in the one and in the other; None if there is none.
+        Its path, and its description in the one and in the other; None if they agree.
     """
     here, there = _leaves(one), _leaves(other)
     for name in sorted(here.keys() | there.keys()):
@@ -94,7 +87,6 @@ def first_difference(one: Theta, other: Theta) -> tuple[str, str, str] | None:
 
 
 def _leaves(theta: Theta) -> dict[str, str]:
-    """Dtype and shape of every leaf, by path."""
     return {
         jax.tree_util.keystr(path): _described(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(theta)
@@ -104,13 +96,28 @@ def _leaves(theta: Theta) -> dict[str, str]:
 def _described(leaf: Any) -> str:
     try:
         return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
-    except TypeError:  # no array, nor a number
+    except TypeError:
         return f"a {type(leaf).__name__}"
 
 
-def is_masked(leaf: Any) -> bool:
-    """Whether optax hides this tensor, as `optax.multi_transform` does.
+def need_loss(
+    loss: jax.typing.ArrayLike | None, value: jax.typing.ArrayLike | None, name: str
+) -> jax.typing.ArrayLike:
+    """Returns the loss `[]` before the update, given under either keyword.
 
-    Specs are of all parameters, so what is hidden is skipped rather than matched.
+    Raises:
+        ValueError: if there is none, or it is no scalar.
     """
+    loss = value if loss is None else loss
+    if loss is None:
+        raise ValueError(
+            f"{name} needs the loss: update(grads, state, params, loss=loss)"
+        )
+    if jnp.shape(loss):
+        raise ValueError(f"loss has shape {jnp.shape(loss)}, must be one number")
+    return loss
+
+
+def is_masked(leaf: Any) -> bool:
+    """Whether optax hides this tensor, as `optax.multi_transform` does."""
     return isinstance(leaf, optax.MaskedNode)

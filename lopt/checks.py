@@ -1,4 +1,4 @@
-"""Ranges of optimizers' fields, whose types `configuration` has checked before."""
+"""Checks of the ranges of optimizers' fields; `configuration` checks their types."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Any
 from parametrization.rules import ADAM_LIKE, STANDARD, Rules
 
 LARGEST = 1e38
-"""Numbers stay well inside of float32."""
+"""Largest value of a field, well inside float32."""
 
 
 def positive_integer(owner: Any, *names: str) -> None:
-    """Fields that count."""
+    """Checks fields that count."""
     for name in names:
         value = getattr(owner, name)
         if value < 1:
             raise ValueError(f"{name} = {value} must be a positive whole number")
-        # Layers are traced one by one: many more would never end.
+        # Layers are traced one by one, so many more would take for ever.
         most = 1000 if name.endswith("layers") else 10**6
         if value > most:
             raise ValueError(f"{name} = {value} must be at most {most:,}")
 
 
 def within(owner: Any, name: str, low: float, high: float) -> None:
-    """A field in a closed interval."""
+    """Checks a field against a closed interval."""
     value = getattr(owner, name)
     if not low <= value <= high:
         raise ValueError(f"{name} = {value} must lie in [{low:g}, {high:g}]")
 
 
 def positive(owner: Any, *names: str) -> None:
-    """Fields that are finite and above 0."""
+    """Checks fields that are finite and above 0."""
     for name in names:
         value = getattr(owner, name)
         if not 0 < value <= LARGEST:
@@ -38,7 +38,7 @@ def positive(owner: Any, *names: str) -> None:
 
 
 def not_negative(owner: Any, *names: str) -> None:
-    """Fields that are finite and not below 0."""
+    """Checks fields that are finite and not below 0."""
     for name in names:
         value = getattr(owner, name)
         if not 0 <= value <= LARGEST:
@@ -46,7 +46,7 @@ def not_negative(owner: Any, *names: str) -> None:
 
 
 def network(owner: Any) -> None:
-    """Sizes and scales of a per-parameter network."""
+    """Checks sizes and scales of a per-parameter network."""
     positive_integer(owner, "hidden_size", "hidden_layers")
     if not 0.0 < owner.step_mult <= 1e3:
         raise ValueError(f"step_mult = {owner.step_mult} must lie in (0, 1000]")
@@ -55,7 +55,7 @@ def network(owner: Any) -> None:
 
 
 def decay(owner: Any, *names: str) -> None:
-    """Fields that are decays of running averages."""
+    """Checks fields that are decays of running averages."""
     for name in names:
         value = getattr(owner, name)
         if not 0.0 <= value < 1.0:
@@ -63,7 +63,7 @@ def decay(owner: Any, *names: str) -> None:
 
 
 def decays(owner: Any, *names: str) -> None:
-    """Fields that hold a decay or several; there must be one."""
+    """Checks fields that hold one decay or several."""
     for name in names:
         value = getattr(owner, name)
         if value == ():
@@ -74,7 +74,7 @@ def decays(owner: Any, *names: str) -> None:
 
 
 def as_many(owner: Any, name: str, other: str) -> None:
-    """Two fields with a decay for each momentum."""
+    """Checks that two fields have as many decays."""
     value, wanted = getattr(owner, name), getattr(owner, other)
     if len(value) != len(wanted):
         raise ValueError(
@@ -84,7 +84,7 @@ def as_many(owner: Any, name: str, other: str) -> None:
 
 
 def step_rules(rules: Rules) -> None:
-    """Parametrizations of rules whose steps do not grow with the gradient."""
+    """Checks the parametrization of a rule whose steps do not grow with gradients."""
     if not isinstance(rules, Rules) or rules not in (STANDARD, ADAM_LIKE):
         raise ValueError(
             f"rules = {rules!r} must be STANDARD or ADAM_LIKE; in a CompleteP "

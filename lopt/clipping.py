@@ -1,4 +1,11 @@
-"""Clipping the norm of a whole gradient, so that one bad entry spoils nothing else."""
+"""Clipping, so that one bad entry of a gradient spoils nothing else.
+
+Where tensors exchange information (a shared clip, a mean or maximum over tensors), one
+entry that is infinite or NaN would reach all of them. Such rules pass every gradient
+through `bounded` first, and what tensors tell each other through `finite`; the loss,
+which all tensors share, is averaged without values that are not finite. A rule that
+treats each tensor by itself needs none of this.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +15,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
+GRADIENT_BOUND = 1000.0
+"""Entries of gradients are clipped to ± this by NNAdam, VeLO, Celo and CELO2."""
 
-def clipping(max_norm: float | None) -> optax.GradientTransformation:
+
+def bounded(grad: jax.Array, bound: float | jax.Array) -> jax.Array:
+    """Clips entries to [−bound, bound]; NaN becomes 0."""
+    clipped = jnp.clip(grad, -bound, bound)
+    return jnp.where(jnp.isnan(grad), jnp.zeros_like(grad), clipped)
+
+
+def finite(values: jax.Array) -> jax.Array:
+    """Replaces what is not finite by 0, before tensors exchange it.
+
+    The tensor itself keeps such values: its own steps show them.
+    """
+    return jnp.where(jnp.isfinite(values), values, jnp.zeros_like(values))
+
+
+def clip_global_norm(max_norm: float | None) -> optax.GradientTransformation:
     """Shrinks a gradient to a norm of at most `max_norm`; None leaves it as it is.
 
     The norm is that over all tensors, computed in float32 at least. Where it is not
-    finite there is no direction to keep, and the gradient counts as zero. Finite
+    finite there is no direction to keep, and the gradient becomes zero. Finite
     gradients are clipped as by `optax.clip_by_global_norm`.
     """
     if max_norm is None:

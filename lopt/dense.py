@@ -1,4 +1,4 @@
-"""A dense layer as a dict of arrays: what all networks here are built from."""
+"""Dense layers as dicts of arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Layer = dict[str, jax.Array]
 def init(
     key: jax.Array, num_inputs: int, num_outputs: int, scale: float = 1.0
 ) -> Layer:
-    """Truncated normal (cut at 2σ, σ = scale/√inputs) and a zero bias, as haiku's.
+    """Draws haiku's truncated normal (cut at 2σ, σ = scale/√inputs) and a zero bias.
 
     Returns:
         `{"kernel": [in, out], "bias": [out]}`.

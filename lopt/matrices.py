@@ -15,12 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from lopt.base import Specs, is_masked
-from lopt.tensors import RULE, need
+from lopt.tensors import RULE, need, num_positions
 from parametrization.axes import LOOKUP_NAMES, Axes
 from parametrization.spec import ParamSpec
-
-POSITION = "kernel"
-"""Name of the axes over which a convolution slides."""
 
 
 def is_matrix(spec: ParamSpec) -> bool:
@@ -34,9 +31,7 @@ def is_matrix(spec: ParamSpec) -> bool:
 def matrix_spec(spec: ParamSpec) -> ParamSpec:
     """The spec of the same parameter as `[stacked... positions..., in, out]`."""
     axes = spec.axes
-    positions = 0
-    while positions < len(axes.fan_in) - 1 and axes.fan_in[positions] == POSITION:
-        positions += 1
+    positions = min(num_positions(axes), max(len(axes.fan_in) - 1, 0))
     lead = len(axes.stacked) + positions
     inner = len(axes.stacked) + len(axes.fan_in)
 
@@ -95,3 +90,27 @@ def on_matrices(
         return reshaped(steps, lambda spec: spec), state
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic polynomial of Jordan et al., Muon,
+https://kellerjordan.github.io/posts/muon."""
+
+
+def newton_schulz(
+    matrices: jax.Array, num_steps: int = 5, eps: float = 1e-8
+) -> jax.Array:
+    """Orthogonalizes the last two axes of `[..., m, n]`; a zero matrix stays zero.
+
+    Each step applies the polynomial to the singular values, which end up near 1
+    (between .7 and 1.2).
+    """
+    a, b, c = COEFFICIENTS
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = matrices if wide else jnp.swapaxes(matrices, -1, -2)
+    norm = jnp.sqrt(jnp.sum(x * x, axis=(-2, -1), keepdims=True))
+    x = x / (norm + eps)
+    for _ in range(num_steps):
+        gram = x @ jnp.swapaxes(x, -1, -2)
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x if wide else jnp.swapaxes(x, -1, -2)

@@ -5,24 +5,22 @@ A schedule is a chain of phases, each of which leads from one level to the next:
 * `Constant`: warm-up, then constant.
 * `WarmupCosine`: warm-up, then a cosine to the end of the run.
 * `WarmupStableDecay`: warm-up, constant, then a decay over the last steps of the run.
-* `InfiniteSchedule`: warm-up, cooldown to a constant level that may go on for as long
-  as there is data; a final annealing is branched off where a model is wanted.
+* `InfiniteSchedule`: warm-up, then cooldown to a constant level that may last for ever;
+  a final annealing is branched off where a model is wanted.
 
-Levels are fractions of the learning rate, so the learning rate stays one number (a
-baseline's θ). Lengths of phases are fractions of the run, rounded to whole steps, or,
-with `unit="steps"`, steps. A phase's last value is the next one's first, exactly.
-Learning rate, step and length of the run may all be traced.
+Levels are fractions of the learning rate, which stays one number (a baseline's θ).
+Lengths of phases are fractions of the run, rounded to whole steps, or, with
+`unit="steps"`, steps. A phase ends exactly where the next one begins.
 
 References:
-    Hägele et al., Scaling laws and compute-optimal training beyond fixed training
-    durations, arXiv:2405.18392 (warm-up-stable-decay); Ibrahim et al., Simple and
-    scalable strategies to continually pre-train large language models,
-    arXiv:2403.08763, Section 7.4, and Singh et al., Beyond cosine decay,
-    arXiv:2503.02844, Equation 1 (infinite).
+    Hägele et al., arXiv:2405.18392 (warm-up-stable-decay); Ibrahim et al.,
+    arXiv:2403.08763, Section 7.4, and Singh et al., arXiv:2503.02844, Equation 1
+    (infinite).
 """
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
@@ -34,7 +32,7 @@ import optax
 from configuration.fields import configuration
 
 Schedule = Literal["constant", "cosine"]
-"""Schedules that need no more than a name."""
+"""Schedules that are a name alone."""
 Unit = Literal["fraction", "steps"]
 Shape = Literal["linear", "cosine", "sqrt", "inverse_sqrt", "exponential"]
 
@@ -43,63 +41,96 @@ class Phase(NamedTuple):
     """One piece of a schedule."""
 
     length: float
-    """In the schedule's unit."""
+    """Length in the schedule's unit; an infinite phase ends with the run."""
     start: float
     end: float
     shape: Shape = "linear"
 
 
+class SchedulePhases(abc.ABC):
+    """A schedule made of phases."""
+
+    unit: Unit
+
+    @abc.abstractmethod
+    def _phases(self, num_steps: int | jax.Array) -> list[Phase]: ...
+
+    def level(
+        self, step: jax.typing.ArrayLike, num_steps: int | jax.Array
+    ) -> jax.Array:
+        """Returns the fraction of the learning rate at a step, `[]`.
+
+        Args:
+            step: `[]`, updates done before this one; may be traced.
+            num_steps: `[]`, updates of the whole run; may be traced.
+        """
+        step = jnp.asarray(step, jnp.float32)
+        end_of_run = jnp.asarray(num_steps, jnp.float32)
+        phases = self._phases(num_steps)
+        level, begin, total = jnp.float32(phases[0].start), jnp.float32(0.0), 0.0
+        for phase in phases:
+            # Ends are rounded sums, so that roundings do not add up.
+            total = total + phase.length
+            if isinstance(phase.length, float) and math.isinf(phase.length):
+                end = end_of_run
+            elif self.unit == "fraction":
+                end = jnp.round(total * end_of_run)
+            else:
+                end = total
+            length = jnp.maximum(end - begin, 0.0)
+            done = (step - begin) / jnp.maximum(length, 1e-6)
+            done = jnp.where(length > 0, done, 1.0)
+            value = _shape(phase, jnp.clip(done, 0.0, 1.0))
+            level = jnp.where(step >= begin, value, level)
+            begin = begin + length
+        return level
+
+
 @configuration
-class Constant:
+class Constant(SchedulePhases):
     """The learning rate itself, after a warm-up."""
 
     warmup: float = 0.0
     """Length of the linear warm-up."""
     initial: float = 0.0
-    """Level at step 0, where there is a warm-up."""
+    """Level at step 0, if there is a warm-up."""
     unit: Unit = "fraction"
-    """What lengths are: fractions of the run, or steps."""
+    """Unit of lengths: fractions of the run, or steps."""
 
     def __post_init__(self) -> None:
         _check(self, lengths=("warmup",), levels=("initial",))
 
-    def level(
-        self, step: jax.typing.ArrayLike, num_steps: int | jax.Array
-    ) -> jax.Array:
-        """Fraction of the learning rate at a step (see `SchedulePhases.level`)."""
-        phases = [Phase(self.warmup, self.initial, 1.0)]
-        return _level(phases, self.unit, step, num_steps)
+    def _phases(self, num_steps: int | jax.Array) -> list[Phase]:
+        del num_steps
+        return [Phase(self.warmup, self.initial, 1.0)]
 
 
 @configuration
-class WarmupCosine:
+class WarmupCosine(SchedulePhases):
     """A warm-up, then half a cosine that reaches `final` at the end of the run."""
 
     warmup: float = 0.01
     """Length of the linear warm-up."""
     initial: float = 0.0
-    """Level at step 0, where there is a warm-up."""
+    """Level at step 0, if there is a warm-up."""
     final: float = 0.0
     """Level at the end of the run and after it."""
     unit: Unit = "fraction"
-    """What lengths are: fractions of the run, or steps."""
+    """Unit of lengths: fractions of the run, or steps."""
 
     def __post_init__(self) -> None:
         _check(self, lengths=("warmup",), levels=("initial", "final"))
 
-    def level(
-        self, step: jax.typing.ArrayLike, num_steps: int | jax.Array
-    ) -> jax.Array:
-        """Fraction of the learning rate at a step."""
-        phases = [
+    def _phases(self, num_steps: int | jax.Array) -> list[Phase]:
+        del num_steps
+        return [
             Phase(self.warmup, self.initial, 1.0),
             Phase(math.inf, 1.0, self.final, "cosine"),
         ]
-        return _level(phases, self.unit, step, num_steps)
 
 
 @configuration
-class WarmupStableDecay:
+class WarmupStableDecay(SchedulePhases):
     """A warm-up, a constant phase, and a decay over the last steps of the run."""
 
     warmup: float = 0.01
@@ -107,44 +138,36 @@ class WarmupStableDecay:
     decay: float = 0.2
     """Length of the decay, which ends with the run."""
     initial: float = 0.0
-    """Level at step 0, where there is a warm-up."""
+    """Level at step 0, if there is a warm-up."""
     final: float = 0.0
     """Level at the end of the run and after it."""
     shape: Literal["linear", "cosine", "sqrt"] = "linear"
-    """Of the decay; sqrt is 1 − √x of the way, which falls fast at first."""
+    """Shape of the decay; sqrt is 1 − √x, which falls fast at first."""
     unit: Unit = "fraction"
-    """What lengths are: fractions of the run, or steps."""
+    """Unit of lengths: fractions of the run, or steps."""
 
     def __post_init__(self) -> None:
         _check(self, lengths=("warmup", "decay"), levels=("initial", "final"))
 
-    def level(
-        self, step: jax.typing.ArrayLike, num_steps: int | jax.Array
-    ) -> jax.Array:
-        """Fraction of the learning rate at a step.
-
-        Where a run is shorter than warm-up and decay (both in steps), the decay begins
-        as soon as the warm-up is over.
-        """
+    def _phases(self, num_steps: int | jax.Array) -> list[Phase]:
         stable = 1.0 - self.warmup - self.decay
         if self.unit == "steps":
+            # In a run shorter than warm-up and decay, decay follows on warm-up.
             stable = jnp.maximum(num_steps - self.warmup - self.decay, 0.0)
-        phases = [
+        return [
             Phase(self.warmup, self.initial, 1.0),
             Phase(stable, 1.0, 1.0),  # pyright: ignore[reportArgumentType]
             Phase(math.inf, 1.0, self.final, self.shape),
         ]
-        return _level(phases, self.unit, step, num_steps)
 
 
 @configuration
-class InfiniteSchedule:
+class InfiniteSchedule(SchedulePhases):
     """Warm-up, cooldown to a constant level, and a final exponential annealing.
 
-    In steps it does not depend on the length of the run. The trunk of a continual run
-    has `annealing=0`: the constant phase then lasts for ever, and a checkpoint of it at
-    step s is finished with `dataclasses.replace(trunk, constant=s − warmup − cooldown,
-    annealing=...)`, which agrees with the trunk up to s.
+    The trunk of a continual run has `annealing=0`: the constant phase then lasts for
+    ever. From a checkpoint at step s, `dataclasses.replace(trunk, constant=s − warmup −
+    cooldown, annealing=...)` finishes it.
     """
 
     warmup: float = 0.01
@@ -160,11 +183,11 @@ class InfiniteSchedule:
     final: float = 0.1
     """Level at the end of the annealing and after it."""
     initial: float = 0.0
-    """Level at step 0, where there is a warm-up."""
+    """Level at step 0, if there is a warm-up."""
     shape: Literal["linear", "cosine", "inverse_sqrt"] = "cosine"
-    """Of the cooldown; inverse_sqrt is 1/√(1 + 10·x), brought to the level."""
+    """Shape of the cooldown; inverse_sqrt is 1/√(1 + 10·x), scaled to the levels."""
     unit: Unit = "fraction"
-    """What lengths are: fractions of the run, or steps."""
+    """Unit of lengths: fractions of the run, or steps."""
 
     def __post_init__(self) -> None:
         _check(
@@ -178,10 +201,8 @@ class InfiniteSchedule:
                 f"{self.level_constant}: the annealing is exponential"
             )
 
-    def level(
-        self, step: jax.typing.ArrayLike, num_steps: int | jax.Array
-    ) -> jax.Array:
-        """Fraction of the learning rate at a step."""
+    def _phases(self, num_steps: int | jax.Array) -> list[Phase]:
+        del num_steps
         phases = [
             Phase(self.warmup, self.initial, 1.0),
             Phase(self.cooldown, 1.0, self.level_constant, self.shape),
@@ -191,16 +212,13 @@ class InfiniteSchedule:
                 Phase(self.constant, self.level_constant, self.level_constant),
                 Phase(self.annealing, self.level_constant, self.final, "exponential"),
             ]
-        return _level(phases, self.unit, step, num_steps)
+        return phases
 
 
-SchedulePhases: TypeAlias = (
-    Constant | WarmupCosine | WarmupStableDecay | InfiniteSchedule
+AnySchedule: TypeAlias = (
+    Schedule | Constant | WarmupCosine | WarmupStableDecay | InfiniteSchedule
 )
-"""Each has `level(step, num_steps) -> []`: `step` are the updates done before this one,
-`num_steps` the updates of the whole run; both may be traced."""
-AnySchedule: TypeAlias = Schedule | SchedulePhases
-"""What a field `schedule` may hold."""
+"""Type of a field `schedule`."""
 
 
 def learning_rate_schedule(
@@ -208,7 +226,7 @@ def learning_rate_schedule(
     schedule: AnySchedule,
     num_steps: int | jax.Array,
 ) -> optax.Schedule:
-    """A schedule as optax wants it; all arguments may be traced.
+    """Returns an optax schedule; all arguments may be traced.
 
     Args:
         learning_rate: `[]`, where the schedule's level is 1.
@@ -228,36 +246,10 @@ def learning_rate_schedule(
     return cosine
 
 
-def _level(
-    phases: Sequence[Phase],
-    unit: Unit,
-    step: jax.typing.ArrayLike,
-    num_steps: int | jax.Array,
-) -> jax.Array:
-    """The value of a chain of phases; an infinite phase ends with the run."""
-    step = jnp.asarray(step, jnp.float32)
-    end_of_run = jnp.asarray(num_steps, jnp.float32)
-    level = jnp.float32(phases[0].start)
-    total = 0.0
-    begin = jnp.float32(0.0)
-    for phase in phases:
-        # Of the sum, so that rounding errors do not add up and the whole is the run.
-        total = total + phase.length
-        if isinstance(phase.length, float) and math.isinf(phase.length):
-            end = end_of_run
-        else:
-            end = jnp.round(total * end_of_run) if unit == "fraction" else total
-        length = jnp.maximum(end - begin, 0.0)
-        done = jnp.where(length > 0, (step - begin) / jnp.maximum(length, 1e-6), 1.0)
-        value = _shape(phase, jnp.clip(done, 0.0, 1.0))
-        level = jnp.where(step >= begin, value, level)
-        begin = begin + length
-    return level
-
-
 def _shape(phase: Phase, x: jax.Array) -> jax.Array:
-    """The value at a fraction x of a phase; exactly its start at 0, its end at 1."""
-    if phase.start == phase.end:  # a weighted mean of the two may miss them by a bit
+    """Returns the value at a fraction x of a phase, exact at both ends."""
+    # A weighted mean of two equal levels may be off by a bit.
+    if phase.start == phase.end:
         return jnp.full_like(x, phase.start)
     if phase.shape == "exponential":
         inner = phase.start * (phase.end / phase.start) ** x

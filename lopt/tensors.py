@@ -12,15 +12,22 @@ A parameter that `nn.scan` has stacked over layers counts as that many tensors, 
 scanned model trains as the same model without scan does. Scalars are lifted to `[1]`.
 What optax masks and what has no elements is left alone.
 
+A rule with factored second moments sees a tensor in one of two shapes, by its field
+`factored_axes`. As a "matrix" of all fan-in by all fan-out axes, an attention kernel
+`width -> heads head_dim` is `[width, heads·head_dim]`, the one matrix that it is in
+PyTorch; positions of a convolution stay axes of their own. As a "tensor" it keeps its
+axes, and the two largest of them, whatever their roles, are factored.
+
 State lies parallel to the parameters; it is stacked only while an update is computed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +35,13 @@ import numpy as np
 import optax
 
 from lopt.base import Specs, is_masked
+from parametrization.axes import Axes
 from parametrization.spec import ParamSpec
+
+FactoredAxes = Literal["tensor", "matrix"]
+
+POSITION = "kernel"
+"""Name of the axes over which a convolution slides."""
 
 ALONE_FROM = 2**17
 """Elements from which a tensor is not stacked with others."""
@@ -60,7 +73,13 @@ class Arrangement:
     numbering.
     """
 
-    def __init__(self, tree: Any, params: Any, specs: Specs) -> None:
+    def __init__(
+        self,
+        tree: Any,
+        params: Any,
+        specs: Specs,
+        factored_axes: FactoredAxes = "tensor",
+    ) -> None:
         """Arranges the leaves of `params` that `tree` (gradients) does not mask.
 
         Raises:
@@ -85,8 +104,9 @@ class Arrangement:
                     f"shape {jnp.shape(param)}: they must be the same"
                 )
             if math.prod(spec.shape):
-                alone = i if math.prod(tensor_shape(spec)) >= ALONE_FROM else None
-                key = (tensor_shape(spec), accumulator_dtype(param), alone)
+                shape = tensor_shape(spec, factored_axes)
+                alone = i if math.prod(shape) >= ALONE_FROM else None
+                key = (shape, accumulator_dtype(param), alone)
                 alike.setdefault(key, []).append(i)
         self._specs = found
         self._dtypes = [None if is_masked(p) else jnp.result_type(p) for p in values]
@@ -224,6 +244,7 @@ def transformation(
     move: Move,
     specs: Specs,
     scale: Callable[[ParamSpec], float],
+    factored_axes: FactoredAxes = "tensor",
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer that moves every tensor by a rule of its own.
 
@@ -232,10 +253,12 @@ def transformation(
         move: the rule.
         specs: specs of all parameters.
         scale: of the steps of each parameter, the parametrization's.
+        factored_axes: shape in which the rule sees a tensor.
     """
 
     def start(params: optax.Params) -> RuleState:
-        return RuleState(jnp.zeros([], jnp.int32), init_states(params, specs, init))
+        states = init_states(params, specs, init, factored_axes)
+        return RuleState(jnp.zeros([], jnp.int32), states)
 
     def update(
         updates: optax.Updates,
@@ -244,7 +267,7 @@ def transformation(
         **extra_args: Any,
     ) -> tuple[optax.Updates, RuleState]:
         del extra_args
-        arrangement = Arrangement(updates, need(params, RULE), specs)
+        arrangement = Arrangement(updates, need(params, RULE), specs, factored_axes)
 
         def one(tensor: Any, grad: Any, param: Any, scale: Any) -> tuple[Any, Any]:
             step, tensor = move(grad, param, tensor, state.step)
@@ -269,19 +292,11 @@ def need(params: optax.Params | None, name: str) -> optax.Params:
     return params
 
 
-def need_loss(loss: jax.typing.ArrayLike | None, name: str) -> jax.typing.ArrayLike:
-    """The loss `[]` before the update, which some rules look at."""
-    if loss is None:
-        raise ValueError(
-            f"{name} needs the loss: update(grads, state, params, loss=loss)"
-        )
-    if jnp.shape(loss):
-        raise ValueError(f"loss has shape {jnp.shape(loss)}, must be one number")
-    return loss
-
-
 def init_states(
-    params: Any, specs: Specs, init: Callable[[tuple[int, ...], Any], Any]
+    params: Any,
+    specs: Specs,
+    init: Callable[[tuple[int, ...], Any], Any],
+    factored_axes: FactoredAxes = "tensor",
 ) -> Any:
     """A state for each tensor, parallel to the parameters.
 
@@ -289,13 +304,14 @@ def init_states(
         params: the parameters.
         specs: their specs.
         init: (shape `S`, dtype) -> state of one tensor, a pytree of arrays.
+        factored_axes: shape in which the rule sees a tensor.
     """
 
     def one(param: Any, spec: ParamSpec) -> Any:
         if is_masked(param):
             return param
         _check_shape(param, spec)
-        state = init(tensor_shape(spec), accumulator_dtype(param))
+        state = init(tensor_shape(spec, factored_axes), accumulator_dtype(param))
         lead = tuple(spec.shape[: len(spec.axes.stacked)])
         return jax.tree.map(lambda x: jnp.broadcast_to(x, lead + x.shape), state)
 
@@ -319,9 +335,29 @@ def over(function: Callable[..., Any], *stacks: Any) -> Any:
     return jax.tree.map(lambda x: x[None], function(*single))
 
 
-def tensor_shape(spec: ParamSpec) -> tuple[int, ...]:
-    """Shape of one tensor: without stacked axes, and never empty."""
-    return tuple(spec.shape[len(spec.axes.stacked) :]) or (1,)
+def tensor_shape(
+    spec: ParamSpec, factored_axes: FactoredAxes = "tensor"
+) -> tuple[int, ...]:
+    """Shape `S` of one tensor as a rule sees it: no stacked axes, and never empty.
+
+    A "matrix" has its fan-in axes merged into one, behind the positions of a
+    convolution, and its fan-out axes into one. An axis named `fixed` has no known
+    role: a tensor that has one keeps its shape.
+    """
+    axes = spec.axes
+    shape = spec.shape[len(axes.stacked) :]
+    if factored_axes == "matrix" and "fixed" not in axes.names:
+        positions = num_positions(axes)
+        inner = len(axes.fan_in)
+        sides = (shape[positions:inner], shape[inner:])
+        shape = (*shape[:positions], *(math.prod(side) for side in sides if side))
+    return tuple(shape) or (1,)
+
+
+def num_positions(axes: Axes) -> int:
+    """Number of leading fan-in axes over which a convolution slides."""
+    positions = itertools.takewhile(lambda name: name == POSITION, axes.fan_in)
+    return sum(1 for _ in positions)
 
 
 def accumulator_dtype(param: jax.Array) -> jnp.dtype:

@@ -1,12 +1,12 @@
 """Checkpoints of the complete training state, verified before they are used.
 
-Orbax writes the arrays; it notices neither a flipped byte nor a changed dtype. So each
-checkpoint is a folder with a checksum of every file, published by one rename, and a
-damaged one is never loaded: the newest good one is. Each says of which run and step it
-is, so that neither a copied nor a renamed folder is taken for another.
+Orbax writes the arrays but notices neither a flipped byte nor a changed dtype. So each
+checkpoint is a folder with a checksum of every file, published by one rename, and the
+newest undamaged one is loaded. Each records its run and step, so a copied or renamed
+folder is not mistaken for another.
 
-At every moment of a save the newest whole checkpoint can be found, so a process may be
-killed at any. One process writes; others may read meanwhile.
+The newest whole checkpoint can be found at every moment of a save, so a process may be
+killed at any time. One process writes; others may read meanwhile.
 """
 
 from __future__ import annotations
@@ -27,25 +27,21 @@ import orbax.checkpoint as ocp
 
 from configuration.files import HIDDEN, SUMS, discard, publish, recover, verify_sums
 
-# The processes of a run have one folder, and its first process alone reads and writes
-# it: orbax must not wait for the others.
+# Only the first process of a run reads and writes; orbax must not wait for the others.
 _ALONE = ocp.options.MultiprocessingOptions(
     primary_host=0, active_processes={0}, barrier_sync_key_prefix="metatrain"
 )
 _NAME = re.compile(r"step_(\d{8})")
 _TREE = "tree.json"
 _ORIGIN = "origin.json"
-_SHOWN = 5
-"""Differing leaves that an error lists."""
-
-_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
-"""In the messages of tensorstore."""
+_SHOWN = 5  # differing leaves that an error lists
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in messages of tensorstore
+# Raised by orbax for files that it cannot parse.
 _UNREADABLE = (ValueError, LookupError, TypeError, OSError)
-"""What orbax raises over files that it does not understand."""
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read, and what had to be skipped to get there."""
+    """A restored checkpoint, and warnings about newer ones that were skipped."""
 
     step: int
     state: Any
@@ -56,13 +52,13 @@ class Checkpoints:
     """The checkpoints of one run, in one folder."""
 
     def __init__(self, folder: Path, keep: int = 3, run: str | None = None) -> None:
-        """Prepares to read and write them.
+        """Prepares to read and write checkpoints.
 
         Args:
-            folder: where they lie.
-            keep: how many of the newest stay.
-            run: what tells this run from others; checkpoints of another are skipped.
-                None reads those of any.
+            folder: their folder.
+            keep: number of the newest that are kept.
+            run: identity of the run; checkpoints of others are skipped. None reads
+                those of any run.
         """
         if keep < 1:
             raise ValueError(f"keep = {keep} checkpoints must be positive")
@@ -71,11 +67,11 @@ class Checkpoints:
         self.run = run
 
     def steps(self) -> list[int]:
-        """Steps of all published checkpoints, ascending."""
+        """Returns the steps of all published checkpoints, ascending."""
         return sorted(self._published())
 
     def recover(self) -> None:
-        """Ends what a killed process left undone; only for who alone writes here."""
+        """Completes a killed process's renames; only the writing process may call."""
         if self.folder.is_dir():
             hidden = (HIDDEN.fullmatch(path.name) for path in self.folder.iterdir())
             for name in {match["name"] for match in hidden if match}:
@@ -83,19 +79,18 @@ class Checkpoints:
                     recover(self.folder / name)
 
     def save(self, step: int, state: Any) -> None:
-        """Publishes the state of `step`, then removes what is no longer needed.
+        """Publishes the state of `step`, replacing any checkpoint of that step.
 
-        A checkpoint of that step is replaced. Of later steps none stays: whoever saves
-        this one has not found them whole, or has given them up.
+        Then deletes checkpoints of later steps, and the oldest beyond `keep`.
 
         Raises:
             OSError: naming the folder, if it cannot be written; earlier checkpoints
-                stay as good as they were.
+                are left intact.
         """
         self.recover()
         path = self._path(step)
         if os.path.lexists(path) and (path.is_symlink() or not (path / SUMS).is_file()):
-            discard(path)  # it was never whole
+            discard(path)
 
         def write(temporary: Path) -> None:
             try:
@@ -113,14 +108,14 @@ class Checkpoints:
                 discard(self._path(other))
 
     def restore(self, template: Any) -> Restored | None:
-        """The newest checkpoint that is whole, or None if there is none at all.
+        """Restores the newest whole checkpoint; None if there are no checkpoints.
 
         Args:
             template: a state of the same structure (arrays or `ShapeDtypeStruct`).
 
         Raises:
-            ValueError: if there are checkpoints but all are damaged, or the newest one
-                holds another structure than the template, with the leaves that differ.
+            ValueError: if all checkpoints are damaged, or the newest whole one has
+                another structure than the template, listing the leaves that differ.
         """
         warnings: list[str] = []
         for step, path in sorted(self._published().items(), reverse=True):
@@ -149,7 +144,7 @@ class Checkpoints:
         return None
 
     def _published(self) -> dict[int, Path]:
-        """Folders by step; one that is just being replaced is still there, hidden."""
+        """Returns folders by step, hidden ones that are being replaced included."""
         if not self.folder.is_dir():
             return {}
         found: dict[int, Path] = {}
@@ -179,7 +174,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the tracebacks of threads: what they say is raised as well."""
+    """Silences the tracebacks of threads, whose errors are raised as well."""
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     disabled, logger.disabled = logger.disabled, True
     sys.unraisablehook = lambda unraisable: None
@@ -190,7 +185,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _as_os_error(error: Exception, path: Path) -> OSError:
-    """What tensorstore says of a file that it could not write."""
+    """Converts tensorstore's error about a file that it could not write."""
     if match := _OS_ERROR.search(str(error)):
         return OSError(int(match[1]), os.strerror(int(match[1])), str(path))
     return OSError(errno.EIO, f"cannot be written: {_first_line(error)}", str(path))
@@ -201,7 +196,7 @@ def _checkpointer() -> ocp.StandardCheckpointer:
 
 
 def _describe(state: Any) -> dict[str, list[Any]]:
-    """Shape and dtype of every leaf by path: what orbax would silently cast."""
+    """Returns shape and dtype of every leaf by path; orbax would silently cast them."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
         jax.tree_util.keystr(path): [list(leaf.shape), str(leaf.dtype)]

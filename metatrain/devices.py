@@ -1,18 +1,17 @@
-"""Devices that share the particles of a run: a mesh, and what lies where on it.
+"""Devices that share the particles of a run.
 
-The mesh has one axis. Particles, `[N]` in front, are cut along it and data lies on
-every device; θ and the state of the outer optimizer lie on the first device of each
-process. Where the devices belong to several processes, an array that is cut is one of
-all of them: each process holds its part, and whatever moves it must be called by all.
+The mesh has one axis. Particles, `[N]` in front, are sharded along it and data is
+replicated; θ and the state of the outer optimizer lie on the first device of each
+process. A sharded array spans the devices of all processes: each process holds its
+part, and functions that move it must be called by all.
 
-A program that XLA partitions over devices is simplified in another order than the same
-program for one device, and then a quotient becomes a product with a reciprocal here and
-not there: last bits differ (jaxlib 0.10.2; Adam as the inner optimizer shows it). So
-what computes is never partitioned. Each device runs, on its own particles, the program
-that one device alone would run on all of them; the terms are gathered to every process
-and averaged there, as a whole and in order, again by the program of one device. Between
-them `whole` and `summed` move data, and do not compute but for the sum of `summed`,
-whose order, and with it the last bits, depend on the devices.
+XLA simplifies a partitioned program in another order than the same program for one
+device, so last bits differ (jaxlib 0.10.2; Adam as the inner optimizer shows it).
+Programs that compute are therefore never partitioned. Each device runs, on its own
+particles, the program that a single device would run on all of them; the terms are
+gathered to every process and averaged there, in order, by a program of one device.
+`whole` and `summed` move data between them; only `summed` adds, and the order of its
+sum, and so the last bits, depend on the devices.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ _PIECE = 2**20  # bytes of one broadcast
 
 
 def make_mesh(per_process: int | None = None) -> Mesh | None:
-    """A mesh of the devices of every process; None where there is one device in all.
+    """Returns a mesh of the devices of every process; None for a single device.
 
     Args:
-        per_process: how many devices of each process; all of them by default.
+        per_process: devices of each process; all of them by default.
 
     Raises:
         ValueError: if a process has fewer.
@@ -60,30 +59,21 @@ def make_mesh(per_process: int | None = None) -> Mesh | None:
     chosen = [device for devices in of_process.values() for device in devices[:wanted]]
     if len(chosen) == 1:
         return None
-    # In jax 0.10 axes are Explicit by default, and shapes would carry them.
+    # Explicit axes, the default since jax 0.10, would enter the types of all arrays.
     return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def largest_share(num_chunks: int, most: int) -> int:
-    """How many devices, at most `most`, can share so many chunks evenly."""
+    """Returns the most devices, up to `most`, that can share the chunks evenly."""
     fitting = range(1, min(most, num_chunks) + 1)
     return max(n for n in fitting if num_chunks % n == 0)
 
 
-def check_shares(num_chunks: int, mesh: Mesh | None) -> None:
-    """Refuses a mesh that cannot share the chunks evenly.
+def check_shares(num_chunks: int, num_devices: int) -> None:
+    """Checks that the devices can share the chunks evenly.
 
     Raises:
-        ValueError: naming both numbers, and what would be right.
-    """
-    check_division(num_chunks, 1 if mesh is None else mesh.size)
-
-
-def check_division(num_chunks: int, num_devices: int) -> None:
-    """Refuses a number of devices that cannot share the chunks evenly.
-
-    Raises:
-        ValueError: naming both numbers, and what would be right.
+        ValueError: naming both numbers and the fitting ones.
     """
     if num_chunks % num_devices == 0:
         return
@@ -97,28 +87,23 @@ def check_division(num_chunks: int, num_devices: int) -> None:
 
 
 def replicate(tree: T, mesh: Mesh | None) -> T:
-    """Puts values that every process has on every device.
-
-    Args:
-        tree: arrays in the host's memory or on its own devices.
-        mesh: where to; None leaves them where they are.
-    """
+    """Replicates values that every process has; None leaves them where they are."""
     return tree if mesh is None else _put(tree, NamedSharding(mesh, P()))
 
 
 def shard(tree: T, mesh: Mesh | None) -> T:
-    """Cuts values that every process has along their first axis, `[N]`."""
+    """Shards values that every process has along their first axis, `[N]`."""
     return tree if mesh is None else _put(tree, NamedSharding(mesh, P(AXIS)))
 
 
 def own_devices(mesh: Mesh) -> list[Any]:
-    """The mesh's devices of this process, in the order of the mesh."""
+    """Returns this process's devices, in the order of the mesh."""
     me = jax.process_index()
     return [device for device in mesh.devices.flat if device.process_index == me]
 
 
 def own_part(num: int, mesh: Mesh | None) -> range:
-    """Which of `num` particles this process has; a step is the share of a device."""
+    """Returns this process's range of `num` particles; its step is a device's share."""
     if mesh is None:
         return range(0, num, num)
     share = num // mesh.size
@@ -128,7 +113,7 @@ def own_part(num: int, mesh: Mesh | None) -> range:
 
 
 def shard_own(tree: T, mesh: Mesh | None) -> T:
-    """Puts what `own_part` says on this process's devices, as its part of `[N]`."""
+    """Puts this process's part of `[N]` (see `own_part`) on its devices."""
     if mesh is None:
         return jax.device_put(tree)
     sharding = NamedSharding(mesh, P(AXIS))
@@ -140,24 +125,19 @@ def shard_own(tree: T, mesh: Mesh | None) -> T:
 
 
 def constrain(tree: T, mesh: Mesh | None) -> T:
-    """Says, under `jit`, that arrays are cut along `[N]`."""
+    """Constrains arrays, under `jit`, to be sharded along `[N]`."""
     if mesh is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P(AXIS)))
 
 
 def on_first(tree: T, mesh: Mesh | None) -> T:
-    """Puts what every process has on its first device."""
+    """Puts values that every process has on its first device."""
     return tree if mesh is None else jax.device_put(tree, own_devices(mesh)[0])
 
 
 def shares(tree: T, mesh: Mesh) -> list[T]:
-    """What each device of this process has: its part of what is cut, the rest whole.
-
-    Args:
-        tree: arrays on the mesh, or on one device.
-        mesh: the devices.
-    """
+    """Returns, for each device of this process, its shards and copies of the rest."""
     own = own_devices(mesh)
 
     def pieces(x: Any) -> list[Any]:
@@ -176,7 +156,7 @@ def shares(tree: T, mesh: Mesh) -> list[T]:
 
 
 def each(work: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
-    """`work` of each row of arguments; they are compiled and begun side by side."""
+    """Calls `work` with each row of arguments, in threads, so compilations overlap."""
     rows = list(zip(*columns, strict=True))
     if len(rows) == 1:
         return [work(*rows[0])]
@@ -185,7 +165,7 @@ def each(work: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
 
 
 def assembled(parts: Sequence[T], mesh: Mesh) -> T:
-    """Parts on this process's devices as arrays that are cut along their first axis."""
+    """Joins parts on this process's devices to arrays sharded along `[N]`."""
     sharding = NamedSharding(mesh, P(AXIS))
 
     def join(*pieces: jax.Array) -> jax.Array:
@@ -196,12 +176,12 @@ def assembled(parts: Sequence[T], mesh: Mesh) -> T:
 
 
 def whole(tree: T, mesh: Mesh) -> T:
-    """Arrays that are cut, as a whole on this process's first device."""
+    """Gathers sharded arrays on this process's first device."""
     return local(_everywhere(tree, mesh))
 
 
 def summed(tree: T, mesh: Mesh) -> T:
-    """`[1, ...]` on each device, added up over devices, on this process's first one."""
+    """Sums `[1, ...]` on each device over devices, on this process's first device."""
     return local(_sum(tree, mesh))
 
 
@@ -219,10 +199,7 @@ def _sum(tree: T, mesh: Mesh) -> T:
 
 
 def local(tree: T) -> T:
-    """This process's own copy, on one device, of arrays that lie on every device.
-
-    What is computed with it is this process's own affair.
-    """
+    """Returns this process's own copy, on one device, of replicated arrays."""
 
     def pick(x: Any) -> Any:
         if not isinstance(x, jax.Array) or isinstance(x, Tracer):
@@ -230,17 +207,16 @@ def local(tree: T) -> T:
         if len(x.sharding.device_set) == 1:
             return x
         if not x.is_fully_replicated:
-            raise ValueError(f"an array {x.shape} cut by {x.sharding} has no own copy")
+            raise ValueError(f"an array {x.shape} sharded by {x.sharding} has no copy")
         return _through_data(lambda data: data.addressable_data(0), x)
 
     return jax.tree.map(pick, tree)
 
 
 def gather(tree: T, mesh: Mesh | None) -> T:
-    """Whole arrays in the host's memory; all processes must call it.
+    """Gathers whole arrays in the host's memory; all processes must call it.
 
-    What it returns does not depend on how many devices shared the particles. One array
-    at a time passes through a device as a whole.
+    One array at a time passes through a device as a whole.
     """
     if mesh is None:
         return tree
@@ -254,25 +230,22 @@ def gather(tree: T, mesh: Mesh | None) -> T:
 
 
 def broadcast(tree: T) -> T:
-    """What process 0 has, for all, in the host's memory; all processes must call it.
+    """Sends process 0's values to the host memory of all, who must all call it.
 
     Args:
-        tree: of the same shapes and dtypes everywhere; values matter on process 0.
-
-    Returns:
-        The same bytes everywhere: they are summed as integers, since a sum of floats
-        would turn −0 into +0.
+        tree: of the same shapes and dtypes everywhere.
     """
     if jax.process_count() == 1:
         return tree
-
+    # As bytes: the broadcast is a sum, and a sum of floats would turn −0 into +0.
     leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
     data = np.concatenate(
         [np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in leaves]
     )
     sent = np.zeros(-(-data.size // _PIECE) * _PIECE, np.uint8)
     sent[: data.size] = data
-    for start in range(0, data.size, _PIECE):  # of one size: one program
+    # Pieces of one size, so that one program is compiled.
+    for start in range(0, data.size, _PIECE):
         piece = slice(start, start + _PIECE)
         sent[piece] = multihost_utils.broadcast_one_to_all(sent[piece])
     ends = np.cumsum([0, *(x.nbytes for x in leaves)])
@@ -300,7 +273,7 @@ def _put(tree: T, sharding: Sharding) -> T:
 
 
 def _through_data(function: Callable[[Any], Any], x: Any) -> Any:
-    """Applies a function to an array, or to the integers that typed keys consist of."""
+    """Applies a function to an array, or to the integers behind typed keys."""
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = function(jax.random.key_data(x))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))

@@ -1,28 +1,27 @@
-"""An expert optimizer that a learned one is shown at the beginning of meta-training.
+"""An expert optimizer that guides a learned one early in meta-training.
 
 A learned optimizer with a random θ diverges or stands still, and its losses say little
-about where to go. An expert, any baseline with hyperparameters of its own, is therefore
-run on the same gradients of the same trajectory, and helps in two ways:
+about where to go. An expert, any baseline with hyperparameters of its own, therefore
+sees the same gradients on the same trajectory, and helps in two ways:
 
-* **Trajectories are blended**: what is applied is w·(expert's step) + (1 − w)·(learned
-  step). So episodes reach the places that a good optimizer reaches.
-* **Imitation is rewarded**: with e and u the expert's and the learned step, all
-  parameters as one vector, each inner step contributes to the objective
+* **Blended trajectories**: the applied step is w·(expert's step) + (1 − w)·(learned
+  step), so episodes reach the places that a good optimizer reaches.
+* **Imitation**: with e and u the expert's and the learned step, all parameters as one
+  vector, each inner step contributes to the objective
 
       direction · (1 − cos(e, u)) + log_magnitude · |ln(‖u‖ / ‖e‖)|.
 
-All three weights fall with one ramp, from their full size to 0 between two outer steps.
-What follows is meta-training as if there had never been an expert.
+One ramp takes all three weights from their full size to 0 between two outer steps;
+afterwards meta-training continues as if there had never been an expert.
 
-Both steps are taken from the same place, so no second run is needed to compare them.
-Where w = 1 both members of a pair follow the expert, their losses are the same, and it
-is imitation alone that moves θ.
+Where w = 1 both members of a pair follow the expert, their losses are the same, and
+only imitation moves θ.
 
 References:
     ELO, arXiv:2607.06772. There the expert borrows the accumulators of the learned
-    optimizer; the published code compares ‖u‖ and ‖e‖ without the logarithm, weighs the
-    loss itself with what the imitation terms leave of 1, and normalizes differences of
-    the terms between the members of its pairs.
+    optimizer; the published code compares ‖u‖ and ‖e‖ without the logarithm, weights
+    the loss with the rest of 1 that the imitation terms leave, and normalizes the
+    differences of the terms between the members of a pair.
 """
 
 from __future__ import annotations
@@ -35,32 +34,33 @@ import jax.numpy as jnp
 import optax
 
 from configuration.fields import configuration
+from configuration.ranges import check_range
 from lopt.base import LearnedOptimizer, Specs, Theta
 from lopt.baselines import Adam, Baseline, ScheduleFreeAdamW
 
 LARGEST_RATIO = 10.0
-"""Largest |ln(‖u‖/‖e‖)| that counts, a factor of 22,026; NaN counts as that."""
+"""Cap of |ln(‖u‖/‖e‖)|, a factor of 22,026; NaN counts as the cap."""
 
 
 class GuidedState(NamedTuple):
-    """State of an optimizer that an expert accompanies."""
+    """State of a learned optimizer and of the expert beside it."""
 
     learned: Any
     expert: Any
-    imitation: jax.Array  # [] what the last step contributes to the objective
+    imitation: jax.Array  # [] contribution of the last step to the objective
 
 
 @configuration
 class Expert:
-    """An expert optimizer and how its influence ends."""
+    """An expert optimizer, its weights, and the outer steps in which they fall to 0."""
 
     optimizer: Baseline = Adam(learning_rate=1e-3, weight_decay=1e-2)
     """Any baseline that moves the parameters it is given; its θ is its own learning
     rate, its schedule spans an episode."""
     full_until: int = 5_000
-    """Outer steps before which the weights below are whole."""
+    """Outer steps with the full weights."""
     over_at: int = 50_000
-    """Outer step from which on there is no expert; weights fall linearly till then."""
+    """Outer step at which the weights, falling linearly, reach 0."""
     blend: float = 1.0
     """Share of the expert in the applied steps; 0 leaves trajectories alone."""
     direction: float = 0.7
@@ -75,35 +75,28 @@ class Expert:
                 "run would not follow: choose another baseline"
             )
         for name in ("full_until", "over_at"):
-            value = getattr(self, name)
-            if not 0 <= value <= 10**9:
-                raise ValueError(
-                    f"expert.{name} = {value} must be a whole number in [0, 10⁹]"
-                )
+            check_range(f"expert.{name}", getattr(self, name), "[0, 1e9]")
         if self.over_at <= self.full_until:
             raise ValueError(
                 f"expert.over_at = {self.over_at} must be greater than "
                 f"expert.full_until = {self.full_until}"
             )
-        if not 0 <= self.blend <= 1:
-            raise ValueError(f"expert.blend = {self.blend} must lie in [0, 1]")
+        check_range("expert.blend", self.blend, "[0, 1]")
         for name in ("direction", "log_magnitude"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1e6:
-                raise ValueError(f"expert.{name} = {value} must lie in [0, 1e6]")
+            check_range(f"expert.{name}", getattr(self, name), "[0, 1e6]")
 
     def ramp(self, outer_step: int | jax.Array) -> jax.Array:
-        """The factor `[]` float32 on all weights, 1 … 0, at an outer step."""
+        """Returns the factor `[]` float32 in [0, 1] on all weights at an outer step."""
         left = self.over_at - jnp.asarray(outer_step, jnp.int32)
         share = left.astype(jnp.float32) / (self.over_at - self.full_until)
         return jnp.clip(share, 0.0, 1.0)
 
     def imitation(self, learned: Any, expert: Any, ramp: jax.Array) -> jax.Array:
-        """What one step contributes to the objective `[]`, finite whatever happens.
+        """Returns one step's contribution to the objective `[]`, always finite.
 
         Args:
             learned: step of the learned optimizer, a tree.
-            expert: that of the expert.
+            expert: step of the expert.
             ramp: `[]`, see `ramp`.
         """
         cosine, log_ratio = compare(learned, expert)
@@ -112,11 +105,11 @@ class Expert:
 
 
 def compare(left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
-    """Cosine `[]` of two trees as vectors, and ln of the ratio of their norms `[]`.
+    """Returns the cosine `[]` of two trees, and ln of the ratio of their norms `[]`.
 
-    Norms as small and as large as float32 are fine. Two vectors of zeros are the same;
-    one alone is orthogonal to everything, and smaller by `LARGEST_RATIO`. Where there
-    is a NaN or an infinity, vectors are opposite and as unequal as can be.
+    Any norms that float32 holds are fine. Two zero vectors count as equal; a single one
+    is orthogonal to everything, and smaller by `LARGEST_RATIO`. With a NaN or an
+    infinity the vectors count as opposite and as unequal as can be.
     """
     (x, log_x), (y, log_y) = _unit(left), _unit(right)
     pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
@@ -131,13 +124,13 @@ def compare(left: Any, right: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def _unit(tree: Any) -> tuple[Any, jax.Array]:
-    """A tree as a vector of norm 1, or of zeros, and the logarithm of its norm."""
+    """Returns a tree scaled to norm 1, unless it is zero, and the log of its norm."""
     tree = jax.tree.map(
         lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
     )
     leaves = jax.tree.leaves(tree)
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]))
-    # Squares of what is tiny or huge would leave the range.
+    # Squares of tiny or huge entries would underflow or overflow.
     scale = jnp.where(largest > 0, largest, 1.0)
     scaled = jax.tree.map(lambda x: x / scale, tree)
     square = sum(jnp.sum(x**2) for x in jax.tree.leaves(scaled))
@@ -150,7 +143,7 @@ def _unit(tree: Any) -> tuple[Any, jax.Array]:
 class Guided:
     """A learned optimizer whose steps are blended with an expert's.
 
-    It is a `LearnedOptimizer` of one window: its weight is a number of that window.
+    A `LearnedOptimizer` of one window, which has one value of the ramp.
     """
 
     lopt: LearnedOptimizer
@@ -159,16 +152,17 @@ class Guided:
     """`[]`, see `Expert.ramp`."""
 
     def init(self, key: jax.Array) -> Theta:
-        """θ of the learned optimizer."""
+        """Returns θ of the learned optimizer."""
         return self.lopt.init(key)
 
     def as_optax(
         self, theta: Theta, specs: Specs, num_steps: int | jax.Array
     ) -> optax.GradientTransformationExtraArgs:
-        """Both optimizers side by side (see `LearnedOptimizer.as_optax`)."""
+        """Runs both optimizers side by side (see `LearnedOptimizer.as_optax`)."""
         learned = self.lopt.as_optax(theta, specs, num_steps)
         optimizer = self.expert.optimizer
-        own = optimizer.init(jax.random.key(0))  # does not depend on the key
+        # A baseline's θ does not depend on the key.
+        own = optimizer.init(jax.random.key(0))
         expert = optimizer.as_optax(own, specs, num_steps)
         weight = self.ramp * jnp.float32(self.expert.blend)
 
@@ -198,7 +192,7 @@ class Guided:
 
 
 def _blend(weight: jax.Array, learned: jax.Array, expert: jax.Array) -> jax.Array:
-    """One of two steps, exactly, at weights 1 and 0; else the weighted mean."""
+    """Returns the weighted mean of two steps; exactly one of them at weights 0, 1."""
     mean = (weight * expert + (1 - weight) * learned).astype(learned.dtype)
     whole = jnp.where(weight >= 1, expert.astype(learned.dtype), mean)
     return jnp.where(weight > 0, whole, learned)

@@ -1,9 +1,9 @@
 """Parts of θ that a phase of meta-training does not learn.
 
-An optimizer may say so by a property `frozen` (Celo's rule, while its scheduler is
-learned), and a run by a field of its outer optimizer. A part is a path into θ: "rule",
-or "rule/layer_0". Frozen parts are neither perturbed, so that they add no variance, nor
-moved, by weight decay either.
+An optimizer names them by a property `frozen` (Celo's rule, while its scheduler is
+learned), a run by a field of its outer optimizer. A part is a path into θ: "rule", or
+"rule/layer_0". Frozen parts are neither perturbed, so they add no variance, nor moved,
+not even by weight decay.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lopt.base import Theta
 
 
 def keep_frozen(changes: Theta, parts: tuple[str, ...]) -> Theta:
-    """Changes of θ with zeros where θ is frozen.
+    """Returns changes of θ with zeros where θ is frozen.
 
     Raises:
         ValueError: if θ has no such part.

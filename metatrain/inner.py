@@ -1,13 +1,15 @@
-"""The inner loop's state and its step, the same for training and for evaluation."""
+"""The inner loop: its state and its step, the same for training and for evaluation."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from configuration.fields import configuration
 from lopt.base import LearnedOptimizer, Theta
 from lopt.per_parameter.precision import Precision
 from tasks import variation
@@ -15,14 +17,41 @@ from tasks.base import Batch, Task
 from tasks.variation import UNVARIED, Variant
 
 
-def lowered(params: Any, precision: Precision) -> Any:
-    """Parameters as the model is given them, which then computes in their precision.
+@configuration
+class Precisions:
+    """Floating-point precisions of inner training."""
 
-    The parameters themselves stay in float32, where derivatives arrive.
-    """
-    if precision == "float32":
-        return params
-    return jax.tree.map(lambda x: x.astype(jnp.dtype(precision)), params)
+    model: Precision = "float32"
+    """Precision of the model's forward and backward pass."""
+    features: Precision = "float32"
+    """Precision of the products of the optimizer's per-parameter networks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerLoop:
+    """A task and the optimizer that trains it."""
+
+    task: Task
+    lopt: LearnedOptimizer
+    variant: Variant = UNVARIED
+    """What is particular about this run of the task; may be traced."""
+    precision: Precision = "float32"
+    """Precision of the model; parameters and their gradients stay in float32."""
+
+    def optimizer(
+        self, theta: Theta, length: int | jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """Returns the optimizer that θ describes, for a run of `length` steps."""
+        return self.lopt.as_optax(theta, self.task.specs(), length)
+
+    def loss(
+        self, params: Any, key: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns a batch's loss `[]` in nats, and auxiliary scalars."""
+        if self.precision != "float32":
+            dtype = jnp.dtype(self.precision)
+            params = jax.tree.map(lambda x: x.astype(dtype), params)
+        return variation.loss(self.task, self.variant, params, key, batch)
 
 
 class InnerState(NamedTuple):
@@ -37,8 +66,8 @@ class InnerState(NamedTuple):
 class TrackedState(NamedTuple):
     """An `InnerState` that remembers its smallest loss.
 
-    A class of its own, since even an empty field would change what a checkpoint of all
-    other runs has to hold.
+    A class of its own, since a further field of `InnerState`, even an empty one, would
+    change the tree that the checkpoints of all other runs hold.
     """
 
     params: Any
@@ -53,34 +82,26 @@ State = TypeVar("State", bound=AnyState)
 
 
 def start(
-    task: Task,
-    lopt: LearnedOptimizer,
-    theta: Theta,
-    key: jax.Array,
-    length: int | jax.Array,
-    variant: Variant = UNVARIED,
+    loop: InnerLoop, theta: Theta, key: jax.Array, length: int | jax.Array
 ) -> InnerState:
-    """A new run of `length` steps from freshly initialized parameters."""
-    params = variation.init(task, variant, key)
-    optimizer = lopt.as_optax(theta, task.specs(), length)
+    """Starts a run of `length` steps from freshly initialized parameters."""
+    params = variation.init(loop.task, loop.variant, key)
     return InnerState(
         params,
-        optimizer.init(params),
+        loop.optimizer(theta, length).init(params),
         jnp.zeros([], jnp.int32),
         jnp.asarray(length, jnp.int32),
     )
 
 
 def inner_step(
-    task: Task,
+    loop: InnerLoop,
     optimizer: optax.GradientTransformationExtraArgs,
     state: State,
     batch: Batch,
     key: jax.Array,
-    variant: Variant = UNVARIED,
-    precision: Precision = "float32",
 ) -> tuple[State, jax.Array, dict[str, jax.Array]]:
-    """One step of training.
+    """Takes one step of training.
 
     Returns:
         The next state, the batch's loss `[]` *before* the update and without the
@@ -88,9 +109,8 @@ def inner_step(
     """
 
     def scaled_loss(params: Any) -> tuple[jax.Array, Any]:
-        params = lowered(params, precision)
-        loss, aux = variation.loss(task, variant, params, key, batch)
-        scale = variant.loss_scale
+        loss, aux = loop.loss(params, key, batch)
+        scale = loop.variant.loss_scale
         return loss if scale is None else scale * loss, (loss, aux)
 
     (seen, (loss, aux)), grads = jax.value_and_grad(scaled_loss, has_aux=True)(

@@ -1,64 +1,75 @@
-"""What meta-training perturbs: a task, trained by a learned optimizer."""
+"""The problem of meta-training: a task, trained by a learned optimizer.
+
+Estimators know no more of it than `sample`, `start`, `unroll` and `frozen`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from configuration.fields import configuration
 from lopt.base import LearnedOptimizer, Theta, frozen_parts
-from lopt.per_parameter.precision import Precision
-from lopt.wrappers import Bfloat16Features
+from lopt.per_parameter.forms import in_precision
 from metatrain import inner
-from metatrain.estimators.base import Unrolled, Windowed
 from metatrain.expert import Expert, Guided
-from metatrain.inner import AnyState, TrackedState
+from metatrain.inner import AnyState, InnerLoop, Precisions, TrackedState
 from metatrain.objective import Objective
-from metatrain.unroll import unroll
+from metatrain.unroll import Windowed, unroll
 from tasks.base import Dataset, Parametric, Task
 from tasks.variation import Variant, Variation
+
+Run = Callable[..., tuple[AnyState, jax.Array, dict[str, jax.Array]]]
+
+
+class Unrolled(NamedTuple):
+    """Outcome of one window of an episode; every number in it is finite."""
+
+    episode: Any  # state after the window
+    contributions: jax.Array  # [T]; their mean over an episode is its objective
+    losses: jax.Array  # [T] normalized losses, for the record
+    diverged: jax.Array  # [] bool
 
 
 @configuration
 class InnerTraining:
-    """The `Problem` of meta-training: a task trained by a learned optimizer."""
+    """A task trained by a learned optimizer, judged by an objective."""
 
     task: Task
     lopt: LearnedOptimizer
     objective: Objective
     variation: Variation = Variation()
     still: tuple[str, ...] = ()
-    """Parts of θ that are frozen beside the optimizer's own."""
+    """Parts of θ that are frozen besides the optimizer's own."""
     expert: Expert | None = None
-    """Whom the optimizer follows and imitates at first."""
-    precision: Precision = "float32"
-    """What the model computes in."""
-    feature_precision: Precision = "float32"
-    """What the optimizer's per-parameter networks multiply in."""
+    """Expert optimizer for early imitation; None disables it."""
+    precision: Precisions = Precisions()
 
     def __post_init__(self) -> None:
         self.variation.check(self.task)
-        if self.feature_precision == "bfloat16":
+        if self.precision.features == "bfloat16":
             try:
-                Bfloat16Features(self.lopt).check(self.task.specs())
+                in_precision(self.lopt, "bfloat16")
             except ValueError as error:
                 raise ValueError(
                     f"feature_precision = 'bfloat16': {error}; leave it at float32"
                 ) from None
 
     def sample(self, key: jax.Array) -> Variant:
-        """What is particular about one episode (see `Problem.sample`)."""
+        """Samples the variant of one episode, which both members of a pair share."""
         return self.variation.sample(self.task, key)
 
     def start(
         self, theta: Theta, variant: Variant, key: jax.Array, length: jax.Array
     ) -> AnyState:
-        """A new episode (see `Problem.start`)."""
+        """Starts an episode of `length` steps; independent of θ's values."""
         rule = self._rule
         lopt = rule if self.expert is None else Guided(rule, self.expert)
-        episode = inner.start(self.task, lopt, theta, key, length, variant)
+        loop = InnerLoop(self.task, lopt, variant)
+        episode = inner.start(loop, theta, key, length)
         if self.objective.remembers_minimum:
             return TrackedState(*episode, minimum=jnp.float32(self.objective.cap))
         return episode
@@ -70,30 +81,35 @@ class InnerTraining:
         variant: Variant,
         dataset: Dataset | Windowed,
         key: jax.Array,
+        *,
         num_steps: int,
         remat: bool = False,
-        *,
         outer_step: int | jax.Array = 0,
     ) -> Unrolled:
-        """Advances an episode (see `Problem.unroll`)."""
-        window = None
-        if isinstance(dataset, Windowed):
-            dataset, window = dataset
+        """Advances an episode by a window.
 
-        def run(lopt: LearnedOptimizer, episode: AnyState) -> Any:
+        Args:
+            theta: meta-parameters.
+            episode: where it stands.
+            variant: what was sampled for it.
+            dataset: the task's data, all of it or this window's.
+            key: of the batches.
+            num_steps: inner steps of the window (`T`).
+            remat: whether a derivative recomputes each step, which saves memory.
+            outer_step: `[]` int32, outer steps done before this window.
+        """
+
+        def run(lopt: LearnedOptimizer, episode: AnyState, **options: Any) -> Any:
             return unroll(
-                self.task,
-                lopt,
+                InnerLoop(self.task, lopt, variant, self.precision.model),
                 theta,
                 episode,
                 dataset,
                 key,
-                num_steps,
-                self.objective.split,
-                variant,
-                window,
-                remat,
-                self.precision,
+                num_steps=num_steps,
+                split=self.objective.split,
+                remat=remat,
+                **options,
             )
 
         if self.expert is None:
@@ -104,11 +120,11 @@ class InnerTraining:
         return unrolled._replace(contributions=unrolled.contributions + imitation)
 
     def _judged(self, before: AnyState, after: AnyState, losses: jax.Array) -> Unrolled:
-        """What a window came to by the objective, from its losses `[T]` in nats."""
+        """Judges a window by the objective, given its losses `[T]` in nats."""
         losses = self.objective.normalize(losses, self._loss_at_chance)
-        tracked = before.minimum if isinstance(before, TrackedState) else None
+        minimum = before.minimum if isinstance(before, TrackedState) else None
         contributions, minimum = self.objective.contributions(
-            losses, before.step, before.length, tracked
+            losses, before.step, before.length, minimum
         )
         if isinstance(after, TrackedState) and minimum is not None:
             after = after._replace(minimum=minimum)
@@ -116,22 +132,25 @@ class InnerTraining:
         return Unrolled(after, contributions, losses, diverged)
 
     def _accompanied(
-        self, run: Any, episode: AnyState, outer_step: int | jax.Array
+        self, run: Run, episode: AnyState, outer_step: int | jax.Array
     ) -> tuple[AnyState, jax.Array, jax.Array]:
-        """A window with the expert, or without it once its time is over.
+        """Runs a window with the expert, or without it once its time is over.
 
-        The branch is taken by all particles alike, and the second one is the program
-        of a run that never had an expert: it costs no more, and rounds no differently.
+        All particles take the same branch. The second is the program of a run that
+        never had an expert, so it costs no more and rounds no differently.
 
         Returns:
-            The episode, its losses `[T]` in nats, what imitation contributes `[T]`.
+            The episode, its losses `[T]` in nats, contributions of imitation `[T]`.
         """
         assert self.expert is not None
         ramp = self.expert.ramp(outer_step)
         guided = Guided(self._rule, self.expert, ramp)
 
+        def imitation(state: AnyState) -> dict[str, jax.Array]:
+            return {"imitation": state.opt_state.imitation}
+
         def together(episode: AnyState) -> tuple[AnyState, jax.Array, jax.Array]:
-            episode, losses, aux = run(guided, episode)
+            episode, losses, aux = run(guided, episode, record=imitation)
             return episode, losses, aux["imitation"]
 
         def alone(episode: AnyState) -> tuple[AnyState, jax.Array, jax.Array]:
@@ -148,8 +167,8 @@ class InnerTraining:
     @property
     def _rule(self) -> LearnedOptimizer:
         """The optimizer, in the precision of this training."""
-        low = self.feature_precision == "bfloat16"
-        return Bfloat16Features(self.lopt) if low else self.lopt
+        low = self.precision.features == "bfloat16"
+        return in_precision(self.lopt, "bfloat16") if low else self.lopt
 
     @property
     def frozen(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Random keys by purpose.
 
-Every key is derived from the root key of a run, the outer step, and a name, so adding a
-consumer disturbs no other and nothing random needs to be stored in a checkpoint.
+Every key is derived from a run's root key, the outer step, and a name, so a new
+consumer disturbs no other, and checkpoints store no keys.
 """
 
 from __future__ import annotations
@@ -12,5 +12,5 @@ import jax
 
 
 def stream(key: jax.Array, purpose: str) -> jax.Array:
-    """The key for one named purpose."""
+    """Returns the key for one named purpose."""
     return jax.random.fold_in(key, zlib.crc32(purpose.encode()))

@@ -1,20 +1,19 @@
-"""What an unroll is judged by: its losses, normalized and capped, and what counts.
+"""The meta-loss of an unroll: normalized, capped losses, and which of them count.
 
 Divergence is data: a loss that is NaN, infinite or far above chance counts as the cap,
-no more, so one diverged member cannot dominate a meta-gradient and none is ever hidden.
+so one diverged member cannot dominate a meta-gradient and none is hidden.
 
-An objective is a figure of a whole episode, of which an estimator sees one window at a
-time. So every step *contributes*, and the mean of the contributions over the steps of
-an episode is its objective. With x_i the normalized loss of step i, L the length and
-m_i the minimum of the first i losses (m_0 = 0):
+An objective is a figure of a whole episode, but an estimator sees one window at a time.
+So every step *contributes*, and the mean of the contributions over the steps of an
+episode is its objective. With x_i the normalized loss of step i, L the length and m_i
+the minimum of the first i losses (m_0 = 0):
 
 * `mean`: x_i.
 * `final`: L · x_i at the last step, 0 before.
-* `last_k`: (L / k) · x_i at the last k steps; all of an episode that is shorter.
+* `last_k`: (L / k) · x_i at the last k steps; all steps of a shorter episode.
 * `minimum`: L · (m_{i+1} − m_i); the sum telescopes to the smallest loss of all.
 
-The sum does not depend on where windows are cut, so PES is as unbiased for each of them
-as it is for the mean.
+The sum does not depend on where windows are cut, so PES is unbiased for each of them.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from configuration.fields import configuration
+from configuration.ranges import check_range
 
 Split = Literal["train", "inner_valid"]
 Figure = Literal["mean", "final", "last_k", "minimum"]
@@ -39,27 +39,23 @@ class Objective:
     """train: loss of the training batch before the update; inner_valid: of a fresh
     batch of that split after the update."""
     cap: float = 1.5
-    """Largest normalized loss; 1 is chance. NaN counts as the cap."""
+    """Largest normalized loss (chance is 1); NaN counts as the cap."""
     figure: Figure = "mean"
     """mean: over all steps; final: the last step's; last_k: the mean of the last k
     steps; minimum: the smallest of the episode."""
     k: int = 20
-    """Steps at the end of an episode that count; `last_k` alone reads it."""
+    """Steps at the end of an episode that count for `last_k`."""
     cap_form: CapForm = "hard"
-    """hard: losses are cut off at the cap; smooth: above chance they approach it, so
-    that of two diverging members the worse one still counts as worse."""
+    """hard: losses are clipped at the cap; smooth: above chance they approach it, so
+    the worse of two diverging members still counts as worse."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.cap <= 1e6:
-            raise ValueError(f"objective.cap = {self.cap} must lie in (0, 1e6]")
-        if not 1 <= self.k <= 10**9:
-            raise ValueError(
-                f"objective.k = {self.k} must be a whole number in [1, 10⁹]"
-            )
+        check_range("objective.cap", self.cap, "(0, 1e6]")
+        check_range("objective.k", self.k, "[1, 1e9]")
         if self.cap_form == "smooth" and self.cap <= 1:
             raise ValueError(
-                f"objective.cap = {self.cap} must be above 1 where cap_form is "
-                "'smooth', which leaves losses up to chance as they are"
+                f"objective.cap = {self.cap} must be above 1 with cap_form = 'smooth', "
+                "which leaves losses up to chance as they are"
             )
 
     @property
@@ -68,10 +64,9 @@ class Objective:
         return self.figure == "minimum"
 
     def normalize(self, losses: jax.Array, loss_at_chance: float) -> jax.Array:
-        """Losses in units of the loss at chance, in [0, cap] (any shape).
+        """Returns losses in units of the loss at chance, in [0, cap] (any shape).
 
-        What is no number, or infinite in either direction, counts as the cap; a finite
-        loss below 0 counts as 0.
+        NaN and both infinities count as the cap; a finite loss below 0 counts as 0.
         """
         normalized = losses / loss_at_chance
         if self.cap_form == "smooth":
@@ -82,10 +77,7 @@ class Objective:
         return jnp.where(normalized > -jnp.inf, capped, self.cap)
 
     def diverged(self, normalized: jax.Array) -> jax.Array:
-        """Which losses lie at the cap or above it, once normalized (bool, any shape).
-
-        Both forms of the cap agree on it: it is about the loss before the cap.
-        """
+        """Returns which normalized losses reach the cap before it is applied (bool)."""
         if self.cap_form == "smooth":
             return normalized >= self._soften(jnp.float32(self.cap))
         return normalized >= self.cap
@@ -97,18 +89,17 @@ class Objective:
         length: jax.Array,
         minimum: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """What each step of a window adds to the objective of its episode.
+        """Returns each step's contribution to the objective of its episode.
 
         Args:
             losses: `[T]`, normalized.
             step: `[]` int32, steps of the episode before the window.
             length: `[]` int32, of the episode.
-            minimum: `[]`, smallest loss before the window, where it is remembered; of
-                no meaning in the first window.
+            minimum: `[]`, smallest loss before the window, where it is remembered;
+                ignored in the first window.
 
         Returns:
-            Contributions `[T]`, whose mean over an episode is its objective, and the
-            smallest loss so far, where it is remembered.
+            Contributions `[T]`, and the smallest loss so far, where it is remembered.
         """
         if self.figure == "mean":
             return losses, minimum
@@ -117,7 +108,7 @@ class Objective:
             assert minimum is not None
             before = jnp.where(step == 0, jnp.inf, minimum)
             running = jnp.minimum(jax.lax.cummin(losses), before)
-            # The first loss counts whole: nothing was there to be improved.
+            # m_0 = 0, so the first loss counts in full.
             before = jnp.where(step == 0, 0.0, minimum)
             previous = jnp.concatenate([before[None], running[:-1]])
             return scale * (running - previous), running[-1]
@@ -127,10 +118,10 @@ class Objective:
         return jnp.where(counts, weight * losses, 0.0), minimum
 
     def _soften(self, x: jax.Array) -> jax.Array:
-        """x up to 1; above it monotone towards the cap, with slope 1 at 1.
+        """Returns x up to 1, then cap − (cap − 1) / (1 + ln(1 + u)), slope 1 at 1.
 
-        With u = (x − 1) / (cap − 1) it is cap − (cap − 1) / (1 + ln(1 + u)): so slow
-        that in float32 losses of 1e20 and 2e20 still differ.
+        Here u = (x − 1) / (cap − 1). It approaches the cap so slowly that in float32
+        losses of 1e20 and 2e20 still differ.
         """
         room = self.cap - 1.0
         excess = jnp.maximum(x - 1.0, 0.0) / room

@@ -1,12 +1,12 @@
 """The outer step: meta-gradients of groups of tasks, and how they move θ.
 
-Tasks of one static shape are a group, and each group is a program of its own: an outer
-step runs the programs of its groups one after the other, takes the weighted mean of
-their meta-gradients, and a last program moves θ. So another group costs one more
-compilation, and what differs inside a group costs none.
+Tasks of one static shape form a group, which is compiled as a program of its own. An
+outer step runs the programs of its groups one after the other, averages their
+meta-gradients by weight, and moves θ in a last program. So each group costs one
+compilation, and differences within a group cost none.
 
 The state holds no key: all randomness follows from the root seed and the outer step, so
-a run that is resumed goes on as if it had never stopped.
+a resumed run continues as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import optax
 from jax.sharding import Mesh
 
 from configuration.fields import OPEN, checked, configuration
+from configuration.ranges import check_range
 from lopt.base import (
     LearnedOptimizer,
     Theta,
@@ -32,21 +33,22 @@ from lopt.base import (
     learned_decays,
     own_theta,
 )
-from lopt.per_parameter.precision import Precision
 from metatrain import devices
-from metatrain.estimators.base import Estimator, Parts, Problem, Windowed
+from metatrain.estimators.base import Estimator, Parts
 from metatrain.expert import Expert
 from metatrain.frozen import keep_frozen
+from metatrain.inner import Precisions
 from metatrain.inner_training import InnerTraining
 from metatrain.keys import stream
 from metatrain.objective import Objective
 from metatrain.outer_optimizer import OuterOptimizer
+from metatrain.unroll import Windowed
 from tasks.base import Dataset, Task
 from tasks.groups import EachStep, TaskDistribution
 
 
 class OuterState(NamedTuple):
-    """The complete state of meta-training; no key, no position in the data."""
+    """The complete state of meta-training."""
 
     theta: Theta
     average: Theta  # running average of θ over outer steps
@@ -56,54 +58,52 @@ class OuterState(NamedTuple):
 
 
 _DEFAULT_OBJECTIVE = Objective()
+_DEFAULT_PRECISION = Precisions()
 
 
 @configuration
 class ProblemGroup:
-    """What meta-training optimizes on tasks of one static shape."""
+    """Tasks of one static shape under the learned optimizer."""
 
     name: str
-    problem: Problem
+    problem: Annotated[InnerTraining, OPEN]
     weight: float = 1.0
 
 
 @configuration
 class MetaTraining:
-    """Everything that determines a run of meta-training, static under `jit`."""
+    """A run of meta-training, static under `jit`."""
 
     groups: tuple[ProblemGroup, ...]
     lopt: Annotated[LearnedOptimizer, OPEN]
-    """Whose θ is learned. Only its `init` is used: the problems hold what is run."""
+    """The optimizer whose θ is learned. Only its `init` and `learned_decays` are used
+    here; the problems hold what is run."""
     estimator: Estimator
     outer: OuterOptimizer
     num_steps: int
     seed: int = 0
     each_step: EachStep = "all"
     mesh: Mesh | None = None
-    """Devices that share the particles; it changes no result."""
+    """Devices that share the particles; changes no result."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_steps < 10**8:
-            raise ValueError(f"num_steps = {self.num_steps} must lie in [1, 10⁸)")
+        check_range("num_steps", self.num_steps, "[1, 1e8)")
+        check_range("seed", self.seed, "[0, 2147483648)")
         if self.outer.accumulate > self.num_steps:
             raise ValueError(
                 f"accumulate = {self.outer.accumulate} outer steps for each update are "
                 f"more than num_steps = {self.num_steps}: nothing would move"
             )
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed = {self.seed} must be whole and in [0, 2³¹)")
         if not self.groups:
-            raise ValueError("groups = (): there must be one at least")
+            raise ValueError("groups = (): there must be at least one")
         names = [group.name for group in self.groups]
         if len(set(names)) < len(names):
             raise ValueError(f"groups: names {names} must differ")
         for group in self.groups:
-            if not 1e-30 <= group.weight <= 1e30:
-                raise ValueError(
-                    f"groups: weight = {group.weight} of {group.name!r} must lie in "
-                    "[1e-30, 1e30]"
-                )
-        devices.check_shares(self.estimator.num_chunks, self.mesh)
+            name = f"groups: weight of {group.name!r}"
+            check_range(name, group.weight, "[1e-30, 1e30]")
+        num_devices = 1 if self.mesh is None else self.mesh.size
+        devices.check_shares(self.estimator.num_chunks, num_devices)
         if self._frozen:
             theta = jax.eval_shape(self.lopt.init, jax.random.key(0))
             jax.eval_shape(functools.partial(keep_frozen, parts=self._frozen), theta)
@@ -124,23 +124,21 @@ class MetaTraining:
         objective: Objective = _DEFAULT_OBJECTIVE,
         seed: int = 0,
         expert: Expert | None = None,
-        precision: Precision = "float32",
-        feature_precision: Precision = "float32",
+        precision: Precisions = _DEFAULT_PRECISION,
         mesh: Mesh | None = None,
     ) -> Self:
-        """Meta-training of an optimizer on a task, or on the groups of a distribution.
+        """Builds meta-training on a task, or on the groups of a distribution.
 
         Args:
-            tasks: one task as it is, or a distribution.
+            tasks: one task, or a distribution of groups.
             lopt: the learned optimizer.
-            estimator: of the meta-gradient.
+            estimator: estimates the meta-gradient.
             outer: moves θ.
-            num_steps: outer steps.
-            objective: what counts as meta-loss.
-            seed: of everything random.
+            num_steps: outer steps of the run.
+            objective: the meta-loss.
+            seed: root of all randomness.
             expert: an optimizer to imitate at first.
-            precision: what the inner models compute in.
-            feature_precision: what per-parameter networks of `lopt` multiply in.
+            precision: of the inner models and of the per-parameter networks of `lopt`.
             mesh: devices that share the particles (see `metatrain.devices`).
         """
         checked("lopt", lopt, LearnedOptimizer)
@@ -148,38 +146,22 @@ class MetaTraining:
         checked("outer", outer, OuterOptimizer)
         if not isinstance(tasks, TaskDistribution):
             tasks = TaskDistribution.single(tasks)
-        groups = tuple(
-            ProblemGroup(
-                group.name,
-                InnerTraining(
-                    group.task,
-                    lopt,
-                    objective,
-                    group.variation,
-                    outer.frozen,
-                    expert,
-                    precision,
-                    feature_precision,
-                ),
-                group.weight,
-            )
-            for group in tasks.groups
-        )
-        return cls(
-            groups, lopt, estimator, outer, num_steps, seed, tasks.each_step, mesh
-        )
+        groups = []
+        for group in tasks.groups:
+            judged = (group.task, lopt, objective, group.variation)
+            problem = InnerTraining(*judged, outer.frozen, expert, precision)
+            groups.append(ProblemGroup(group.name, problem, group.weight))
+        fixed = (lopt, estimator, outer, num_steps, seed)
+        return cls(tuple(groups), *fixed, tasks.each_step, mesh)
 
     @property
     def inner_steps_per_step(self) -> int:
-        """Inner steps of one outer step, both members of every pair counted."""
+        """Inner steps of one outer step, over all members of all particles."""
         groups = len(self.groups) if self.each_step == "all" else 1
         return groups * self.estimator.num_members * self.estimator.truncation
 
     def groups_at(self, step: int) -> tuple[int, ...]:
-        """Which groups the outer step after `step` others runs.
-
-        All of them, or one that is drawn with probability in proportion to its weight.
-        """
+        """Returns the groups of an outer step: all, or one drawn by its weight."""
         if self.each_step == "all" or len(self.groups) == 1:
             return tuple(range(len(self.groups)))
         ends = list(itertools.accumulate(group.weight for group in self.groups))
@@ -188,13 +170,13 @@ class MetaTraining:
         return (min(bisect.bisect_right(ends, place), len(ends) - 1),)
 
     def init(self, theta: Theta | None = None) -> OuterState:
-        """The state before the first outer step.
+        """Returns the state before the first outer step.
 
         Args:
-            theta: where to begin; None: where `LearnedOptimizer.init` says.
+            theta: where to begin; None takes `LearnedOptimizer.init`.
 
         Raises:
-            ValueError: naming the leaf, if θ is not one of this optimizer's, or not
+            ValueError: naming the leaf, if θ does not fit the optimizer or is not
                 finite.
         """
         if theta is not None:
@@ -208,7 +190,6 @@ class MetaTraining:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _first_core(self, theta: Theta | None) -> OuterState:
-        """All but the particles."""
         fresh = self.lopt.init(stream(jax.random.key(self.seed), "theta"))
         begin: Any = fresh if theta is None else theta
         return OuterState(
@@ -221,12 +202,13 @@ class MetaTraining:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _first_particles(self) -> tuple[Any, ...]:
-        theta = self.lopt.init(jax.random.key(self.seed))  # for its shapes
+        # Particles depend on the shapes of θ alone.
+        theta = self.lopt.init(jax.random.key(self.seed))
         states = [self.estimator.init(group.problem, theta) for group in self.groups]
         return devices.constrain(tuple(states), self.mesh)
 
     def place(self, state: OuterState) -> OuterState:
-        """Puts a state, say one from a checkpoint, where the devices expect it."""
+        """Puts a state, such as one from a checkpoint, where the devices expect it."""
         core = devices.on_first(state._replace(estimator_states=()), self.mesh)
         particles = devices.shard(state.estimator_states, self.mesh)
         return core._replace(estimator_states=particles)
@@ -234,15 +216,15 @@ class MetaTraining:
     def step(
         self, state: OuterState, datasets: Mapping[int, Dataset | Windowed]
     ) -> tuple[OuterState, dict[str, jax.Array]]:
-        """One outer step; the given state is consumed.
+        """Takes one outer step; the given state is donated.
 
         Args:
             state: where meta-training stands.
-            datasets: of the groups of this step (see `groups_at`), by their place.
+            datasets: data of the step's groups (see `groups_at`), by their index.
 
         Returns:
             The next state, and scalar metrics `[]` of this step: means over its groups
-            by weight, and where there are several, `NAME/GROUP` of each.
+            by weight, and with several groups also `NAME/GROUP` of each.
         """
         chosen = self._chosen(datasets)
         states = list(state.estimator_states)
@@ -253,9 +235,10 @@ class MetaTraining:
             )
             estimates.append(self._estimate(parts))
         weights = np.asarray([self.groups[i].weight for i in chosen], np.float64)
-        weights /= weights.max()  # so that no sum leaves the range of a float
+        # Their sum must not overflow.
+        weights /= weights.max()
         core, metrics = self._move(
-            (state.theta, state.average, state.outer_opt_state, state.step),
+            state._replace(estimator_states=()),
             estimates,
             np.asarray(weights / weights.sum(), np.float32),
         )
@@ -263,12 +246,10 @@ class MetaTraining:
             for index, (_, of_group) in zip(chosen, estimates, strict=True):
                 name = self.groups[index].name
                 metrics |= {f"{k}/{name}": v for k, v in of_group.items()}
-        theta, average, outer_opt_state, step = core
-        new = OuterState(theta, average, outer_opt_state, tuple(states), step)
-        return new, metrics
+        return core._replace(estimator_states=tuple(states)), metrics
 
     def _chosen(self, datasets: Mapping[int, Any]) -> list[int]:
-        """Places of the groups whose data is given, ascending."""
+        """Returns the indices of the groups whose data is given, ascending."""
         places = range(len(self.groups))
         everyone = self.each_step == "all"
         known = isinstance(datasets, Mapping) and all(
@@ -283,7 +264,7 @@ class MetaTraining:
         return sorted(datasets)
 
     def group_key(self, index: int, step: int | jax.Array) -> jax.Array:
-        """The key of one group's estimate in the outer step after `step` others."""
+        """Returns the key of one group's estimate in an outer step."""
         root = stream(jax.random.key(self.seed), "outer steps")
         key = jax.random.fold_in(root, step)
         if len(self.groups) == 1:
@@ -299,14 +280,15 @@ class MetaTraining:
             The parts of all particles, on this process's first device; and the
             particles, where they were.
         """
+        # The index of a device's first particle is traced: all run one program.
         if self.mesh is None:
-            return self._advance(index, theta, particles, step, dataset, _place(0))
+            return self._advance(index, theta, particles, step, dataset, np.int32(0))
         num = jax.tree.leaves(particles)[0].shape[0]
         firsts = devices.own_part(num, self.mesh)
         shares = devices.shares((theta, particles, step, dataset), self.mesh)
         parts, particles = devices.assembled(
             devices.each(
-                lambda share, first: self._advance(index, *share, _place(first)),
+                lambda share, first: self._advance(index, *share, np.int32(first)),
                 shares,
                 firsts,
             ),
@@ -326,10 +308,9 @@ class MetaTraining:
         dataset: Dataset | Windowed,
         first: int | jax.Array,
     ) -> tuple[Parts, Any]:
-        """Advances those of a group's particles that lie on one device.
+        """Advances the particles of a group on one device.
 
-        No program that computes is partitioned: what is compiled for one device is
-        what each of several runs, and so rounds in the same way.
+        The program is never partitioned over devices, so it rounds alike on any number.
         """
         return self.estimator.advance(
             self.groups[index].problem,
@@ -337,13 +318,13 @@ class MetaTraining:
             particles,
             dataset,
             self.group_key(index, step),
-            step,
-            first,
+            outer_step=step,
+            first=first,
         )
 
     @functools.partial(jax.jit, static_argnums=0)
     def _estimate(self, parts: Parts) -> tuple[Theta, dict[str, jax.Array]]:
-        """One group's meta-gradient and metrics."""
+        """Returns one group's meta-gradient and metrics."""
         estimate = parts.estimate()
         norm = optax.tree.norm(estimate.grad)
         metrics = estimate.metrics | {"grad_norm": norm}
@@ -361,47 +342,46 @@ class MetaTraining:
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _move(
         self,
-        core: tuple[Theta, Theta, Any, jax.Array],
+        core: OuterState,
         estimates: list[tuple[Theta, dict[str, jax.Array]]],
         weights: np.ndarray,
-    ) -> tuple[tuple[Theta, Theta, Any, jax.Array], dict[str, jax.Array]]:
+    ) -> tuple[OuterState, dict[str, jax.Array]]:
         """Moves θ along the mean of meta-gradients, by weights `[G]` of sum 1."""
-        old_theta, old_average, old_opt_state, step = core
 
         def mean(*values: jax.Array) -> jax.Array:
             return sum(w * x for w, x in zip(weights, values, strict=True))  # pyright: ignore
 
         grad, metrics = jax.tree.map(mean, *estimates)
         updates, outer_opt_state = self.outer.accumulated(self.num_steps).update(
-            grad, old_opt_state, old_theta
+            grad, core.outer_opt_state, core.theta
         )
         updates = keep_frozen(updates, self._frozen)
-        theta = optax.apply_updates(old_theta, updates)
-        # Nothing that is not finite may enter the state: such a step is not taken.
+        theta = optax.apply_updates(core.theta, updates)
+        # A step with a non-finite gradient or θ is skipped.
         finite = jnp.isfinite(optax.tree.norm(theta)) & jnp.isfinite(
             optax.tree.norm(grad)
         )
         theta, outer_opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (theta, outer_opt_state),
-            (old_theta, old_opt_state),
+            (core.theta, core.outer_opt_state),
         )
         update_norm = jnp.where(finite, optax.tree.norm(updates), 0.0)
-        average = self._average(old_average, theta, step, update_norm > 0.0)
+        average = self._average(core.average, theta, core.step, update_norm > 0.0)
         metrics |= {
             "grad_norm": optax.tree.norm(grad),
             "update_norm": update_norm,
             "skipped": 1.0 - finite.astype(jnp.float32),
         }
         metrics |= _learned_decays(self.lopt, theta)
-        return (theta, average, outer_opt_state, step + 1), metrics
+        return OuterState(theta, average, outer_opt_state, (), core.step + 1), metrics
 
     def _average(
         self, average: Theta, theta: Theta, step: jax.Array, moved: jax.Array
     ) -> Theta:
-        """The running average of θ after an outer step; it counts moves of θ."""
+        """Returns the running average of θ after an outer step, over moves of θ."""
         moves = step // self.outer.accumulate
-        # A young average forgets faster, so that the initial θ does not linger.
+        # A young average decays faster, so that the initial θ does not linger.
         decay = jnp.minimum(self.outer.averaging, moves / (moves + 10.0))
         if self.outer.accumulate > 1:
             decay = jnp.where(moved, decay, 1.0)
@@ -410,21 +390,16 @@ class MetaTraining:
         )
 
 
-def _place(index: int) -> Any:
-    """A particle's place as a traced argument: another one is no other program."""
-    return np.int32(index)
-
-
 def signal_to_noise(terms: Theta, grad: Theta, together: int = 1) -> jax.Array:
-    """How far a meta-gradient stands out of its own noise, `[]`.
+    """Returns the signal-to-noise ratio of a meta-gradient, `[]`.
 
-    ‖ĝ‖² over the trace of ĝ's covariance, as the terms of the particles estimate it:
-    1 is what noise alone has. Infinite or NaN where one particle or no noise is there.
+    ‖ĝ‖² over the trace of ĝ's covariance, estimated from the particles' terms: 1 for
+    pure noise, infinite or NaN with one particle or without noise.
 
     Args:
         terms: of the particles, `[N]` in front.
         grad: their mean ĝ.
-        together: neighbours that are not independent, since they share a task.
+        together: neighbours that share a task and so are not independent.
     """
     if together > 1:
         terms = jax.tree.map(
@@ -437,7 +412,7 @@ def signal_to_noise(terms: Theta, grad: Theta, together: int = 1) -> jax.Array:
 
 
 def _learned_decays(lopt: LearnedOptimizer, theta: Theta) -> dict[str, jax.Array]:
-    """The decays of an optimizer that learns them, scalars by name."""
+    """Returns the learned decays of an optimizer, scalars by name."""
     found = {}
     for name, x in learned_decays(lopt, theta).items():
         if x.ndim:

@@ -1,9 +1,9 @@
-"""What moves θ along the meta-gradient.
+"""The optimizer of θ.
 
 The chain is: the mean over groups, an optional mean over several outer steps, clipping,
-a rule of optax, decoupled weight decay, the learning rate. Clipping comes first: behind
-a normalizing rule, whose updates are bounded anyway, it would not protect from the
-spikes of a PES gradient. For any other chain, subclass and override `build`.
+a rule of optax, decoupled weight decay, the learning rate. Clipping comes first: after
+a normalizing rule, whose updates are bounded, it would not protect the rule's state
+from the spikes of a PES gradient. For any other chain, subclass and override `build`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from typing import Any, Literal
 import optax
 
 from configuration.fields import configuration
+from configuration.ranges import check_range
 
 GroupGradients = Literal["plain", "normalized"]
 PLAIN = "sgd"
 """Name of the rule that leaves the gradient as it is."""
 
-
-_NO_RULES = frozenset(
-    (
-        *("learning_rate", "schedule"),  # the chain has its own; signs would turn
-        *("backtracking_linesearch", "zoom_linesearch", "polyak"),  # need the loss
-    )
-)
-"""Of optax's scale_by_NAME, those that no meta-gradient alone can drive."""
+# The chain has a learning rate of its own; line searches and polyak need the loss.
+_EXCLUDED = {
+    "learning_rate",
+    "schedule",
+    "backtracking_linesearch",
+    "zoom_linesearch",
+    "polyak",
+}
 
 
 @configuration
@@ -44,11 +45,11 @@ class OuterOptimizer:
     clip_norm: float = 1.0
     """Largest global norm of the meta-gradient."""
     clip_value: float | None = None
-    """Largest size of a single element, before the norm is clipped (VeLO: 3)."""
+    """Largest absolute value of an element, before the norm is clipped (VeLO: 3)."""
     rule: str = "adam"
     """The rule: sgd, or NAME of one of optax's scale_by_NAME (adam, lion, adan, …)."""
     settings: tuple[tuple[str, float], ...] = ()
-    """More hyperparameters of the rule, as its function in optax calls them."""
+    """More hyperparameters of the rule, by their names in optax."""
     b1: float = 0.9
     """Decay of the rule's momentum, if it has one."""
     b2: float = 0.999
@@ -58,50 +59,34 @@ class OuterOptimizer:
     averaging: float = 0.98
     """Decay of the running average of θ that is validated and released."""
     accumulate: int = 1
-    """Outer steps whose meta-gradients are averaged for one move of θ. Give a divisor
-    of all outer steps: what is left behind the last move moves nothing."""
+    """Outer steps whose meta-gradients are averaged for one move of θ; should divide
+    the number of outer steps, since the rest after the last move is lost."""
     group_gradients: GroupGradients = "plain"
-    """normalized: each group's meta-gradient has norm 1 in the mean over groups, so
-    that no group outvotes the others by the size of its losses."""
+    """normalized: each group's meta-gradient is scaled to norm 1 before the mean, so
+    that no group dominates by the size of its losses."""
     frozen: tuple[str, ...] = ()
-    """Parts of θ, such as rule or rule/layer_0, that are neither perturbed nor moved;
-    an optimizer may have some of its own (see `Celo.frozen`)."""
+    """Parts of θ, such as rule or rule/layer_0, that are neither perturbed nor moved,
+    besides those that the optimizer freezes (see `Celo.frozen`)."""
     max_skipped: int = 20
-    """Outer steps in a row whose update is not finite, after which a run ends."""
+    """Consecutive outer steps with a non-finite update after which a run ends."""
 
     def __post_init__(self) -> None:
-        self._check_numbers()
-        for name in ("b1", "b2", "averaging"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1)")
-        if not 0.0 <= self.final_fraction <= 1.0:
-            raise ValueError(
-                f"final_fraction = {self.final_fraction} must lie in [0, 1]"
-            )
+        for interval, names in (
+            ("(0, 1e6]", ("learning_rate", "clip_norm", "clip_value")),
+            ("[0, 1e6]", ("weight_decay",)),
+            ("[0, 1]", ("final_fraction",)),
+            ("[0, 1)", ("b1", "b2", "averaging")),
+            ("[0, 1e9]", ("warmup_steps",)),
+            ("[1, 1e9]", ("accumulate", "max_skipped")),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None:
+                    check_range(name, value, interval)
         self._rule()
 
-    def _check_numbers(self) -> None:
-        for name in ("learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            if not 0.0 < value <= 1e6:
-                raise ValueError(f"{name} = {value} must lie in (0, 1e6]")
-        if self.clip_value is not None and not 0.0 < self.clip_value <= 1e6:
-            raise ValueError(f"clip_value = {self.clip_value} must lie in (0, 1e6]")
-        if not 0 <= self.warmup_steps <= 10**9:
-            raise ValueError(
-                f"warmup_steps = {self.warmup_steps} must not be negative, at most 10⁹"
-            )
-        if not 0.0 <= self.weight_decay <= 1e6:
-            raise ValueError(f"weight_decay = {self.weight_decay} must lie in [0, 1e6]")
-        for name in ("accumulate", "max_skipped"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} = {value} must be a positive whole number")
-            if value > 10**9:
-                raise ValueError(f"{name} = {value} must be at most 10⁹")
-
     def build(self, num_steps: int) -> optax.GradientTransformation:
-        """The chain for a run of `num_steps` moves of θ, without the accumulation."""
+        """Builds the chain for `num_steps` moves of θ, without the accumulation."""
         warmup = min(self.warmup_steps, max(num_steps - 1, 0))
         schedule = optax.warmup_cosine_decay_schedule(
             init_value=self.learning_rate / (warmup + 1),
@@ -119,14 +104,11 @@ class OuterOptimizer:
             optax.add_decayed_weights(self.weight_decay),
             optax.scale_by_learning_rate(schedule),
         )
-        # One vector instead of θ's many small arrays: less to compile and to launch.
+        # One vector compiles and launches faster than θ's many small arrays.
         return optax.flatten(chain)
 
     def accumulated(self, num_steps: int) -> optax.GradientTransformation:
-        """The chain for a run of `num_steps` outer steps, `accumulate` of them a move.
-
-        Between two moves its updates are zero.
-        """
+        """Builds the chain for `num_steps` outer steps; between moves updates are 0."""
         moves = -(-num_steps // self.accumulate)
         if self.accumulate == 1:
             return self.build(moves)
@@ -134,8 +116,8 @@ class OuterOptimizer:
         return every.gradient_transformation()
 
     def _rule(self) -> optax.GradientTransformation:
-        """The rule by its name; a `ValueError` names the field that is wrong."""
-        known = {n[9:] for n in dir(optax) if n.startswith("scale_by_")} - _NO_RULES
+        """Makes the rule by its name; a `ValueError` names the wrong field."""
+        known = {n[9:] for n in dir(optax) if n.startswith("scale_by_")} - _EXCLUDED
         if self.rule != PLAIN and self.rule not in known:
             names = ", ".join(sorted(known))
             raise ValueError(f"rule = {self.rule!r} must be {PLAIN} or one of {names}")

@@ -1,35 +1,31 @@
-"""A memory of moments before inner training went wrong, from which to begin again.
+"""A buffer of states from before inner training went wrong, to resume episodes from.
 
-A learned optimizer fails late in a run and seldom, so most episodes say nothing of
-failures. A pair therefore watches its losses, keeps the state in which a window began
-that made them rise, and starts some of its later episodes from there.
+A learned optimizer fails late in a run and seldom, so most episodes say nothing about
+failures. A pair therefore watches its losses, stores the state in which a window began
+that made them rise, and starts some of its later episodes there.
 
-What rises is a cumulative sum (CUSUM) of loss differences, for each member
+The watched quantity is a cumulative sum (CUSUM) of loss differences, for each member
 
     S ← max(0, S + x_i − x_{i−1} − drift),
 
-without drift the height of the loss above its smallest so far. A window *struggles* if
-the mean over the members of the largest S of the episode rises in it, and is above
-`threshold`. The state at the window's beginning, of the member with the larger S, is
-then stored, with its variant, in place of the oldest. An episode that is to begin does
-so from a stored state with probability 1 − `fresh`, takes as many steps from there as a
-new one would have in all, so ends later than it would have, and both members begin in
-that one state.
+without drift the height of the loss above its minimum so far. A window *struggles* if
+the mean over members of the episode's largest S rises in it, and exceeds `threshold`.
+Then the state at the window's beginning of the member with the larger S replaces the
+oldest stored one, with its variant. A new episode begins with probability 1 − `fresh`
+in a stored state, both members in the same one, and takes as many steps from there as
+a new one would take in all.
 
-**What it costs.** A warm-started episode is credited from its restart on: that state
-depends on noise of before, and on older θ, for which nobody is credited. An estimator
-that is unbiased stays so for the objective of *what is left* of such episodes, where
-they begin being given; that θ also decides which states are stored is not in the
-estimate. Each stored state is as large as a member's, so a buffer of two states doubles
-the memory of a pair.
+A resumed episode is credited only from its restart on: its first state depends on
+earlier noise and on older θ. An unbiased estimator stays unbiased for the objective of
+the *rest* of such episodes, given where they begin; the influence of θ on which states
+are stored is not estimated. Each stored state is as large as a member's, so two of
+them double the memory of a pair.
 
-Buffers belong to pairs: nothing is exchanged between chunks or devices, and no result
-depends on how these share the pairs.
+Buffers belong to pairs, so no result depends on how chunks or devices share the pairs.
 
 References:
-    ELO, arXiv:2607.06772. There a pair has a buffer as well; each member goes on from
-    its own stored state, a state is stored at every end of an episode too, and neither
-    drift nor threshold exist.
+    ELO, arXiv:2607.06772. There each member resumes its own stored state, states are
+    stored at every end of an episode too, and neither drift nor threshold exist.
 """
 
 from __future__ import annotations
@@ -40,17 +36,18 @@ import jax
 import jax.numpy as jnp
 
 from configuration.fields import configuration
+from configuration.ranges import check_range
 
 
 class Snapshot(NamedTuple):
-    """Where one member stood, and on what."""
+    """State of one member, and its variant."""
 
     variant: Any
     episode: Any
 
 
 class Watch(NamedTuple):
-    """What a pair remembers. All zeros: nothing yet, and no episode either."""
+    """Memory of a pair, all zeros before its first episode."""
 
     snapshots: Snapshot  # [S] in front
     stored: jax.Array  # [] int32, snapshots ever stored
@@ -61,40 +58,28 @@ class Watch(NamedTuple):
 
 @configuration
 class ResumeBuffer:
-    """When a window counts as struggling, and how often episodes begin from one."""
+    """When a window counts as struggling, and how often episodes resume from one."""
 
     slots: int = 0
-    """States that a pair keeps; 0: there is no buffer. ELO keeps 2."""
+    """States that a pair keeps; 0 disables the buffer. ELO keeps 2."""
     fresh: float = 0.2
     """Probability that an episode begins anew although there are stored states."""
     threshold: float = 0.1
     """Sums above this count as struggling, in units of the loss at chance."""
     drift: float = 0.0
-    """What the loss may rise in a step without adding to the sum."""
+    """Rise of the loss in a step that does not add to the sum."""
     latest: int = 10_000
-    """No state of a later inner step is stored, so that episodes have an end."""
+    """Latest inner step whose state is stored, so that episodes have an end."""
 
     def __post_init__(self) -> None:
-        for name, least in (("slots", 0), ("latest", 1)):
-            value = getattr(self, name)
-            if not least <= value <= 10**9:
-                raise ValueError(
-                    f"resume.{name} = {value} must be a whole number in [{least}, 10⁹]"
-                )
-        if not 0 <= self.fresh <= 1:
-            raise ValueError(f"resume.fresh = {self.fresh} must lie in [0, 1]")
-        for name in ("threshold", "drift"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1e6:
-                raise ValueError(f"resume.{name} = {value} must lie in [0, 1e6]")
+        check_range("resume.slots", self.slots, "[0, 1e9]")
+        check_range("resume.latest", self.latest, "[1, 1e9]")
+        check_range("resume.fresh", self.fresh, "[0, 1]")
+        check_range("resume.threshold", self.threshold, "[0, 1e6]")
+        check_range("resume.drift", self.drift, "[0, 1e6]")
 
     def unbegun(self, variants: Any, episodes: Any) -> Watch:
-        """Of pairs that have seen nothing, `[N]` in front.
-
-        Args:
-            variants: `[N]`, of any values.
-            episodes: `[N, 2]`, of any values.
-        """
+        """Returns the empty memory of pairs: variants `[N]`, episodes `[N, 2]`."""
         num = episodes.step.shape[0]
 
         def empty(x: jax.Array, front: int) -> jax.Array:
@@ -114,22 +99,22 @@ class ResumeBuffer:
     def observe(
         self, watch: Watch, variant: Any, episodes: Any, losses: jax.Array
     ) -> tuple[Watch, jax.Array]:
-        """Takes note of a window.
+        """Records a window.
 
         Args:
-            watch: what is remembered.
+            watch: memory of the pair.
             variant: of the episode.
             episodes: the members' states `[2]` *before* the window.
             losses: `[2, T]`, normalized and finite.
 
         Returns:
-            What is remembered now, and whether the window struggled: `[]` bool.
+            The new memory, and whether the window struggled: `[]` bool.
         """
         cusum, peak = self._sums(watch, losses)
         rises = (peak.mean() > watch.peak.mean()) & (peak.mean() > self.threshold)
         worse = jnp.argmax(peak)
         snapshot = Snapshot(variant, jax.tree.map(lambda x: x[worse], episodes))
-        # From a state that is lost already there is nothing to be learned.
+        # Nothing can be learned from a state that has already diverged.
         store = rises & _finite(snapshot.episode) & (episodes.step[0] <= self.latest)
         slot = watch.stored % self.slots
         snapshots = jax.tree.map(
@@ -143,18 +128,16 @@ class ResumeBuffer:
     def renewed(
         self, watch: Watch, key: jax.Array, begins: jax.Array, runs: tuple[Any, Any]
     ) -> tuple[Watch, tuple[Any, Any], jax.Array]:
-        """Where an episode begins: in the given state, or in a stored one.
+        """Chooses whether an episode begins in its given state or in a stored one.
 
         Args:
-            watch: what is remembered.
+            watch: memory of the pair.
             key: consumed.
-            begins: `[]` bool; where it is false, everything stays.
-            runs: variant and members' states `[2]`; those of a new episode if one
-                begins.
+            begins: `[]` bool, whether an episode begins; otherwise nothing changes.
+            runs: its variant and the members' states `[2]`.
 
         Returns:
-            What is remembered now, the runs, and whether they are stored ones now:
-            `[]` bool.
+            The new memory, the runs, and whether they are stored ones: `[]` bool.
         """
         choice_key, slot_key = jax.random.split(key)
         chosen = jax.random.uniform(choice_key) >= self.fresh
@@ -177,7 +160,7 @@ class ResumeBuffer:
         return watch, runs, warm
 
     def _sums(self, watch: Watch, losses: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The members' sums `[2]` after a window `[2, T]`, and the largest so far."""
+        """Returns the members' sums `[2]` after a window `[2, T]`, and their peaks."""
 
         def step(carry: Any, loss: jax.Array) -> tuple[Any, None]:
             last, cusum, peak = carry

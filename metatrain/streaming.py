@@ -1,11 +1,11 @@
 """Data that does not fit on the device: windows of batches, fetched by the host.
 
-Which rows a window needs follows from its key alone, so the host makes the same draws
-as the device would, gathers their rows from arrays in its own memory, and sends them
-ahead: while the device computes one window, a thread fetches the next. Two windows lie
-on the device then, never the training split. The other splits, a tenth of it each, do.
+The key of a window determines its rows, so the host makes the same draws as the device
+would, gathers the rows from its own memory, and sends them ahead: while the device
+computes one window, a thread fetches the next. Two windows of training rows lie on the
+device at a time, and all of the smaller splits.
 
-A dataset is loaded on JAX's CPU backend here, that is into the host's memory.
+Datasets are loaded on JAX's CPU backend here, that is into the host's memory.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from metatrain import devices
-from metatrain.estimators.base import Windowed
-from metatrain.inner_training import InnerTraining
 from metatrain.outer import MetaTraining
-from metatrain.unroll import Plan, Window, make_plan
+from metatrain.unroll import Plan, Windowed, make_plan
 from tasks.base import Dataset, Split, Streamable, Task
 
 T = TypeVar("T")
@@ -32,7 +30,7 @@ class HostDataset:
     """A dataset whose training rows stay on the host."""
 
     def __init__(self, task: Task) -> None:
-        """Loads it.
+        """Loads the task's data.
 
         Raises:
             ValueError: if the rows of this task cannot be streamed.
@@ -48,35 +46,30 @@ class HostDataset:
     def plan(
         self, task: Task, keys: jax.Array, num_steps: int, split: Split = "train"
     ) -> Plan:
-        """Plans of unrolls with these keys `[N]`: `[N, T]` in front, on the host."""
+        """Makes plans of unrolls with these keys `[N]`, `[N, T]` in front."""
         with _on_host():
             return _plans(task, self.whole, keys, num_steps, split)
 
-    def fetch(self, task: Task, plan: Plan) -> Window:
-        """What a plan needs, in the host's memory.
-
-        Args:
-            task: whose data this is.
-            plan: with any axes before `[T]`.
-        """
+    def fetch(self, task: Task, plan: Plan) -> Plan:
+        """Returns a plan, with any axes before `[T]`, and its rows, on the host."""
         assert isinstance(task, Streamable)
         rows, draws = task.fetch(self.whole, plan.draws)
-        return Window(rows, plan._replace(draws=draws))
+        return plan._replace(draws=draws, rows=rows)
 
-    def window(self, task: Task, plan: Plan) -> Window:
-        """Fetches what a plan needs and sends it to the device (see `fetch`)."""
+    def window(self, task: Task, plan: Plan) -> Plan:
+        """Fetches the rows of a plan and sends both to the device (see `fetch`)."""
         return jax.device_put(self.fetch(task, plan))
 
 
 def load(task: Task, *, stream: bool) -> Dataset | HostDataset:
-    """The task's data; its rows on the host if so wanted, and if it has any."""
+    """Loads a task's data, its training rows on the host if wanted and possible."""
     if stream and isinstance(task, Streamable):
         return HostDataset(task)
     return task.load_data()
 
 
 def ahead(make: Callable[[int], T], num: int) -> Iterator[T]:
-    """`make(0)` … `make(num - 1)`, each begun when the one before it is handed out."""
+    """Yields `make(0)` … `make(num - 1)`, each begun when the one before is yielded."""
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(make, 0) if num else None
         for index in range(num):
@@ -89,10 +82,10 @@ def ahead(make: Callable[[int], T], num: int) -> Iterator[T]:
 
 
 class Feed:
-    """The datasets of each outer step of a run; a context that ends its thread.
+    """The datasets of each outer step of a run, placed for its devices.
 
-    On a mesh they lie where its devices expect them: of windows, each process fetches
-    those of its own pairs.
+    A context, which ends the fetching thread. Each process fetches the windows of its
+    own particles.
     """
 
     def __init__(
@@ -101,13 +94,7 @@ class Feed:
         tasks: Sequence[Task],
         datasets: Sequence[Dataset | HostDataset],
     ) -> None:
-        """Prepares the feed.
-
-        Args:
-            training: the run.
-            tasks: those of its groups.
-            datasets: theirs, on the device or on the host.
-        """
+        """Prepares the feed of a run, given the tasks and datasets of its groups."""
         self._training, self._tasks, self._datasets = training, tasks, datasets
         self._placed = [
             devices.replicate(
@@ -126,7 +113,7 @@ class Feed:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def at(self, step: int) -> dict[int, Dataset | Windowed]:
-        """What `MetaTraining.step` needs after `step` other steps."""
+        """Returns the datasets of the outer step after `step` others."""
         if not self._streams:
             return self._make(step)
         pending = self._pending.pop(step, None) or self._pool.submit(self._make, step)
@@ -145,15 +132,14 @@ class Feed:
         if not isinstance(data, HostDataset):
             return self._placed[index]
         problem = self._training.groups[index].problem
-        assert isinstance(problem, InnerTraining)
         estimator = self._training.estimator
         with _on_host():
             keys = _data_keys(self._training, index, jnp.asarray(step))
             own = devices.own_part(keys.shape[0], self._training.mesh)
             keys = keys[own.start : own.stop]
         plan = data.plan(task, keys, estimator.truncation, problem.objective.split)
-        window = devices.shard_own(data.fetch(task, plan), self._training.mesh)
-        return Windowed(self._placed[index], window)
+        plan = devices.shard_own(data.fetch(task, plan), self._training.mesh)
+        return Windowed(self._placed[index], plan)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -169,5 +155,5 @@ def _data_keys(training: MetaTraining, index: int, step: jax.Array) -> jax.Array
 
 
 def _on_host() -> Any:
-    """Computes on the CPU backend: what is made lies in the host's memory."""
+    """Computes on the CPU backend, so that results lie in the host's memory."""
     return jax.default_device(jax.local_devices(backend="cpu")[0])

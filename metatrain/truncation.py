@@ -1,8 +1,8 @@
-"""How long episodes are, and how they are cut into windows.
+"""Lengths of episodes, in whole truncation windows.
 
-Long episodes teach what training is about, short ones are cheap and do not diverge; so
-lengths are drawn from a range, and the range may grow in the course of meta-training.
-All of it is a function of the outer step, so nothing is compiled anew.
+Long episodes are what training is about, short ones are cheap and do not diverge; so
+lengths are drawn from a range, and the range may grow during meta-training. It is a
+function of the traced outer step, so nothing is recompiled.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from configuration.fields import configuration
+from configuration.ranges import check_range
 
 Distribution = Literal["log_uniform", "uniform"]
 Growth = Literal["constant", "linear", "log_linear"]
@@ -26,8 +27,7 @@ class EpisodeLengths:
     """Random episode lengths, rounded up to multiples of the window.
 
     Episodes therefore end only where a window does, so a reset costs one
-    initialization per window and no gradient term is ever split. With
-    `minimum == maximum` the length is constant.
+    initialization per window and no gradient term is split.
     """
 
     minimum: int = 100
@@ -35,18 +35,17 @@ class EpisodeLengths:
     maximum: int = 1000
     """Longest episode, in inner steps."""
     staggered: bool = True
-    """Whether the first episode of each pair is cut to a uniform random number of
-    windows, so that the pairs' resets do not coincide."""
+    """Whether the first episode of each particle is cut to a uniform random number of
+    windows, so that resets do not coincide."""
     distribution: Distribution = "log_uniform"
-    """log_uniform: as many episodes of 100 to 200 steps as of 200 to 400; uniform:
-    every number of steps is as likely."""
+    """log_uniform: as many episodes of 100 to 200 steps as of 200 to 400; uniform: all
+    numbers of steps are equally likely."""
     stages: tuple[Stage, ...] = ()
     """(until, minimum, maximum) for episodes that begin before the outer step `until`,
     by ascending `until`; after the last stage, the bounds above."""
     growth: Growth = "constant"
-    """How bounds change during a stage: constant: not at all, they jump at its end;
-    linear, log_linear: along a line, or one on a logarithmic scale, from the stage's
-    own to those of what follows it."""
+    """How bounds change during a stage. constant: they jump at its end; linear,
+    log_linear: they move to those of the next stage, on a linear or log scale."""
 
     def __post_init__(self) -> None:
         _check_bounds("lengths.", self.minimum, self.maximum)
@@ -58,61 +57,47 @@ class EpisodeLengths:
         _check_stages(self.stages)
 
     def bounds(self, outer_step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Shortest and longest episode that may begin at an outer step: `[]` float32.
+        """Returns the shortest and longest episode `[]` that may begin at a step.
 
         Args:
             outer_step: `[]` int32, outer steps done before.
+
+        Returns:
+            int32 for constant bounds, float32 where they grow.
         """
         ends = [until for until, _, _ in self.stages]
         minima = [low for _, low, _ in self.stages] + [self.minimum]
         maxima = [high for _, _, high in self.stages] + [self.maximum]
         if self.growth == "constant":
             stage = jnp.sum(outer_step >= jnp.asarray(ends, jnp.int32))
-            low, high = (jnp.asarray(x, jnp.float32)[stage] for x in (minima, maxima))
-            return low, high
-        low, high = (
-            _along(outer_step, [0, *ends], x, self.growth) for x in (minima, maxima)
-        )
+            low, high = (jnp.asarray(x, jnp.int32)[stage] for x in (minima, maxima))
+        else:
+            low, high = (
+                _along(outer_step, [0, *ends], x, self.growth) for x in (minima, maxima)
+            )
         return low, high
 
     def sample(
         self, key: jax.Array, window: int, outer_step: int | jax.Array = 0
     ) -> jax.Array:
-        """The length `[]` int32 of an episode, a multiple of `window`.
+        """Samples the length `[]` int32 of an episode, a multiple of `window`.
 
         Args:
             key: consumed.
             window: inner steps T of a window.
             outer_step: `[]` int32, when the episode begins.
         """
+        minimum, maximum = self.bounds(outer_step)
         if self.distribution == "uniform":
-            return self._uniform(key, window, outer_step)
-        if self.stages:
-            minimum, maximum = self.bounds(outer_step)
-            low, high = jnp.log(minimum), jnp.log(maximum)
-            length = jnp.exp(jax.random.uniform(key, (), minval=low, maxval=high))
-            length = jnp.where(minimum == maximum, minimum, length)
-        elif self.minimum == self.maximum:
-            length = jnp.asarray(float(self.minimum))
-        else:
-            low, high = jnp.log(float(self.minimum)), jnp.log(float(self.maximum))
-            length = jnp.exp(jax.random.uniform(key, (), minval=low, maxval=high))
+            low, high = (jnp.round(x).astype(jnp.int32) for x in (minimum, maximum))
+            length = jax.random.randint(key, (), low, high + 1)
+            return (length + window - 1) // window * window
+        low, high = (jnp.log(x.astype(jnp.float32)) for x in (minimum, maximum))
+        length = jnp.exp(jax.random.uniform(key, (), minval=low, maxval=high))
+        length = jnp.where(minimum == maximum, minimum, length)
         # The tolerance keeps an exact multiple from being rounded up by log and exp.
         windows = jnp.ceil(length / window - 1e-4).astype(jnp.int32)
         return jnp.maximum(windows, 1) * window
-
-    def _uniform(
-        self, key: jax.Array, window: int, outer_step: int | jax.Array
-    ) -> jax.Array:
-        """Every whole number between the bounds is as likely, before it is rounded."""
-        if self.stages:
-            low, high = (
-                jnp.round(x).astype(jnp.int32) for x in self.bounds(outer_step)
-            )
-        else:
-            low, high = jnp.int32(self.minimum), jnp.int32(self.maximum)
-        length = jax.random.randint(key, (), low, high + 1)
-        return (length + window - 1) // window * window
 
     def stagger(self, key: jax.Array, length: jax.Array, window: int) -> jax.Array:
         """Cuts a first episode to a uniform random number of windows."""
@@ -124,21 +109,18 @@ class EpisodeLengths:
 def _along(
     outer_step: int | jax.Array, steps: list[int], values: list[int], growth: Growth
 ) -> jax.Array:
-    """Values `[]` float32 between those at given outer steps, then the last of them."""
+    """Interpolates values `[]` float32 between outer steps; constant after the last."""
     x = jnp.asarray(outer_step, jnp.float32)
     at, y = jnp.asarray(steps, jnp.float32), jnp.asarray(values, jnp.float32)
     if growth == "linear":
         return jnp.interp(x, at, y)
-    # Clipped, since exp and log need not undo each other exactly.
+    # exp and log need not invert each other exactly.
     return jnp.clip(jnp.exp(jnp.interp(x, at, jnp.log(y))), min(values), max(values))
 
 
 def _check_bounds(where: str, minimum: int, maximum: int) -> None:
-    for name, value in (("minimum", minimum), ("maximum", maximum)):
-        if not 1 <= value <= 10**9:
-            raise ValueError(
-                f"{where}{name} = {value} must be a whole number in [1, 10⁹]"
-            )
+    check_range(f"{where}minimum", minimum, "[1, 1e9]")
+    check_range(f"{where}maximum", maximum, "[1, 1e9]")
     if maximum < minimum:
         raise ValueError(
             f"{where}maximum = {maximum} must be at least {where}minimum = {minimum}"
@@ -147,11 +129,7 @@ def _check_bounds(where: str, minimum: int, maximum: int) -> None:
 
 def _check_stages(stages: tuple[Stage, ...]) -> None:
     for index, (until, minimum, maximum) in enumerate(stages):
-        if not 1 <= until <= 10**9:
-            raise ValueError(
-                f"lengths.stages[{index}] until = {until} must be a whole number in "
-                "[1, 10⁹]"
-            )
+        check_range(f"lengths.stages[{index}] until", until, "[1, 1e9]")
         _check_bounds(f"lengths.stages[{index}] ", minimum, maximum)
     for (before, *_), (after, *_) in itertools.pairwise(stages):
         if after <= before:

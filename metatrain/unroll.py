@@ -1,49 +1,48 @@
 """Many inner steps as one `lax.scan`.
 
-An unroll knows nothing of particles: it is vmapped from outside, over seeds in an
-evaluation and over pairs of perturbed θ in meta-training.
-
-All that is random about its steps is a `Plan`, a function of a key. Where the training
-data lies on the host, an unroll is given a `Window` instead: the plan that the host has
-made from the same key, and the rows of its batches. So its batches are the same bits.
+`unroll` trains one run; callers vmap it, over seeds in an evaluation and over members
+of antithetic pairs in meta-training. Everything random about its steps is a `Plan`, a
+function of a key. Where the training rows stay on the host, the host makes the same
+plan, fetches its rows, and passes both as `Windowed` data: the batches are the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
-from lopt.base import LearnedOptimizer, Theta
+from lopt.base import Theta
 from lopt.baselines import evaluation_params
-from lopt.per_parameter.precision import Precision
-from metatrain.expert import GuidedState
-from metatrain.inner import State, inner_step, lowered
+from metatrain.inner import InnerLoop, State, inner_step
 from metatrain.keys import stream
 from tasks import variation
 from tasks.base import Dataset, Draws, Split, Streamable, Task
-from tasks.variation import UNVARIED, Variant
+
+Scalars = dict[str, jax.Array]
 
 
 class Plan(NamedTuple):
-    """All that is random about a number of steps, `[T]` in front."""
+    """Everything random about `T` steps, `[T]` in front of all but `rows`."""
 
     draws: Draws  # of the training batches
     loss_keys: jax.Array  # consumed by the losses
-    held_draws: Draws | None  # of the batches of another split, if that is recorded
+    held_draws: Draws | None  # batches of another split, if it is recorded
+    rows: Any = None  # training rows that the host fetched (`Streamable.fetch`)
 
 
-class Window(NamedTuple):
-    """The training batches of some steps, fetched by the host."""
+class Windowed(NamedTuple):
+    """Data whose training rows are only those of the next window."""
 
-    rows: Any  # see `Streamable.fetch`
-    plan: Plan
+    resident: Dataset
+    plan: Plan  # with `rows`; an estimator's has `[N]` in front, one for each particle
 
 
 def make_plan(
     task: Task, dataset: Dataset, key: jax.Array, num_steps: int, split: Split = "train"
 ) -> Plan:
-    """The plan of `unroll` with these arguments; of the data only sizes matter."""
+    """Makes the plan of `unroll` with these arguments, from the dataset's sizes."""
     held_out = stream(key, "held out")
     return Plan(
         task.draw(dataset, stream(key, "batches"), "train", num_steps),
@@ -53,76 +52,67 @@ def make_plan(
 
 
 def unroll(
-    task: Task,
-    lopt: LearnedOptimizer,
+    loop: InnerLoop,
     theta: Theta,
     state: State,
-    dataset: Dataset,
+    dataset: Dataset | Windowed,
     key: jax.Array | None,
+    *,
     num_steps: int,
     split: Split = "train",
-    variant: Variant = UNVARIED,
-    window: Window | None = None,
     remat: bool = False,
-    precision: Precision = "float32",
-) -> tuple[State, jax.Array, dict[str, jax.Array]]:
+    record: Callable[[State], Scalars] | None = None,
+) -> tuple[State, jax.Array, Scalars]:
     """Trains for `num_steps` steps.
 
-    All randomness of the batches is drawn before the loop and gathered inside it.
+    The batches are drawn before the loop and gathered inside it.
 
     Args:
-        task: what is trained.
-        lopt: the optimizer, a function of θ.
-        theta: its meta-parameters.
+        loop: task and optimizer.
+        theta: the optimizer's meta-parameters.
         state: where training stands.
-        dataset: the task's data.
-        key: consumed; the same key means the same batches. Not used with a window.
+        dataset: the task's data, all of it or a window.
+        key: consumed; the same key means the same batches. `Windowed` data has a plan
+            already and needs none.
         num_steps: steps to take, static (`T`).
         split: "train" records the loss of each training batch before its update;
             another split records, after each update, the loss of a fresh batch of it.
-        variant: what is particular about this run of the task.
-        window: plan and training batches, where the dataset does not hold these.
-        remat: whether a derivative keeps the state before each step and computes all
-            else anew, instead of keeping what the steps compute.
-        precision: what the model computes in.
+        remat: whether a derivative keeps only the state before each step and recomputes
+            the rest.
+        record: further scalars of the state after each step.
 
     Returns:
         The state after the last step, losses `[T]` in nats, auxiliary scalars `[T]`;
-        where the losses are of another split, `train_loss` is among the latter, and
-        `imitation` where an expert guides the optimizer.
+        with the losses of another split, `train_loss` is among the scalars.
     """
-    optimizer = lopt.as_optax(theta, task.specs(), state.length)
-    if window is None:
+    task, variant = loop.task, loop.variant
+    optimizer = loop.optimizer(theta, state.length)
+    if isinstance(dataset, Windowed):
+        assert isinstance(task, Streamable)
+        dataset, plan = dataset
+        dataset = task.with_rows(dataset, plan.rows)
+    else:
         assert key is not None
         plan = make_plan(task, dataset, key, num_steps, split)
-    else:
-        assert isinstance(task, Streamable)
-        plan, dataset = window.plan, task.with_rows(dataset, window.rows)
-    plan = plan._replace(draws=variation.thin(task, variant, plan.draws))
-    held_out = split != "train"
+    plan = plan._replace(draws=variation.thin(task, variant, plan.draws), rows=None)
 
-    def body(
-        state: State, xs: Plan
-    ) -> tuple[State, tuple[jax.Array, dict[str, jax.Array]]]:
-        draw, loss_key, held_draw = xs
-        batch = task.batch(dataset, draw, "train")
-        batch = variation.relabel(task, variant, batch, draw)
-        state, loss, aux = inner_step(
-            task, optimizer, state, batch, loss_key, variant, precision
-        )
-        if held_out:
+    def body(state: State, xs: Plan) -> tuple[State, tuple[jax.Array, Scalars]]:
+        batch = task.batch(dataset, xs.draws, "train")
+        batch = variation.relabel(task, variant, batch, xs.draws)
+        state, loss, aux = inner_step(loop, optimizer, state, batch, xs.loss_keys)
+        if split != "train":
             train_loss = loss
-            batch = task.batch(dataset, held_draw, split)
-            held_key = stream(loss_key, "held out")
+            batch = task.batch(dataset, xs.held_draws, split)
+            held_key = stream(xs.loss_keys, "held out")
             params = evaluation_params(state.opt_state, state.params)
-            params = lowered(params, precision)
-            loss, aux = variation.loss(task, variant, params, held_key, batch)
+            loss, aux = loop.loss(params, held_key, batch)
             aux = aux | {"train_loss": train_loss}
-        if isinstance(state.opt_state, GuidedState):
-            aux = aux | {"imitation": state.opt_state.imitation}
+        if record is not None:
+            aux = aux | record(state)
         return state, (loss, aux)
 
     if remat:
-        body = jax.checkpoint(body, prevent_cse=False)  # a scan prevents it anyway
+        # A scan prevents common-subexpression elimination anyway.
+        body = jax.checkpoint(body, prevent_cse=False)
     state, (losses, aux) = jax.lax.scan(body, state, plan, length=num_steps)
     return state, losses, aux

@@ -30,13 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from configuration.fields import configuration
-from tasks.base import Batch, Params, Split
+from tasks.base import Batch, Loss, Params, Split, shaped
 from tasks.data import images
 from tasks.data.embedded import Digits
-from tasks.image_rows import ImageRows
-from tasks.modelled import ModelTask
-from tasks.models.autoencoder import AutoEncoder, Inference
-from tasks.models.base import Model, check_positive
+from tasks.image_rows import ImageTask
+from tasks.models.autoencoder import VAE, AutoEncoder, Inference
+from tasks.models.base import Model
 
 Reconstruction = Literal["mse", "bernoulli"]
 
@@ -62,7 +61,7 @@ class Pairs(NamedTuple):
 
 @final
 @configuration
-class Autoencoding(ImageRows, ModelTask):
+class Autoencoding(ImageTask):
     """Mean reconstruction loss per pixel, or the negative ELBO per pixel of a `VAE`."""
 
     model: Model = AutoEncoder()
@@ -73,11 +72,6 @@ class Autoencoding(ImageRows, ModelTask):
     """Images per batch, drawn with replacement."""
     reconstruction: Reconstruction = "mse"
     """mse: squared error of normalized pixels; bernoulli: cross-entropy in nats."""
-
-    def __post_init__(self) -> None:
-        check_positive(self, "batch_size")
-        if not self.data.on_disk:  # else when the specs are first asked for
-            self.check_roles()
 
     @property
     def loss_at_chance(self) -> float:
@@ -90,44 +84,49 @@ class Autoencoding(ImageRows, ModelTask):
         return load_pictures(self.data, self.reconstruction)[1]
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input of the model (see `ModelTask.input_shape`)."""
-        return self.data.image_shape
-
-    @property
     def num_outputs(self) -> int:
-        """Outputs of the model (see `ModelTask.num_outputs`)."""
+        """Number of pixels, over all channels."""
         return math.prod(self.data.image_shape)
 
     def inputs(self, batch: Batch) -> jax.Array:
-        """What the model is given of a batch (see `ModelTask.inputs`)."""
+        """Returns normalized images `[B, height, width, channels]`."""
         return batch.inputs
 
     def load_data(self) -> Pictures:
-        """The images and their best constant (read once per process)."""
+        """Returns the images and their best constant (read once per process)."""
         return load_pictures(self.data, self.reconstruction)[0]
 
-    def batch(self, dataset: Pictures, draw: images.ImageDraws, split: Split) -> Pairs:
-        """The images of some rows and their targets."""
-        return self._pairs(dataset, draw.at, split)
-
-    def _pairs(self, dataset: Pictures, draw: jax.Array | slice, split: Split) -> Pairs:
-        inputs = images.gather(dataset.images, draw, split).images
+    def examples(
+        self, dataset: Pictures, rows: jax.Array | slice, split: Split
+    ) -> Pairs:
+        """Returns the images of some rows and their targets."""
+        inputs = images.gather(dataset.images, rows, split).images
         if self.reconstruction == "mse":
             return Pairs(inputs, inputs.reshape(-1, self.num_outputs), dataset.best)
         raw = dataset.images.split(split).images
-        raw = raw.reshape(-1, self.num_outputs)[draw].astype(jnp.float32)
+        raw = raw.reshape(-1, self.num_outputs)[rows].astype(jnp.float32)
         targets = (raw - dataset.low) / (dataset.high - dataset.low)
         return Pairs(inputs, jnp.clip(targets, 0.0, 1.0), dataset.best)
 
-    def whole(self, dataset: Pictures, split: Split) -> Pairs:
-        """All images of a split."""
-        return self._pairs(dataset, slice(None), split)
+    @property
+    def unit(self) -> str:
+        """Unit of the loss.
 
-    def loss(
-        self, params: Params, key: jax.Array, batch: Pairs
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean loss per pixel `[]`; of a `VAE` also its two parts, in the same unit."""
+        A squared error is in squared deviations of a channel. A `VAE` adds a divergence
+        in nats, so that all of its loss is a negative log-likelihood.
+        """
+        likelihood = self.reconstruction == "bernoulli" or isinstance(self.model, VAE)
+        return "nats per pixel" if likelihood else "squared deviations"
+
+    def batch_shapes(self) -> Pairs:
+        """Returns the shapes of a training batch (see `Task.batch_shapes`)."""
+        size, pixels = self.batch_size, self.num_outputs
+        return Pairs(
+            shaped(size, *self.input_shape), shaped(size, pixels), shaped(pixels)
+        )
+
+    def loss(self, params: Params, key: jax.Array, batch: Pairs) -> Loss:
+        """Returns the mean loss per pixel `[]`, and the two parts of a `VAE`'s."""
         outputs = self.model.apply(params, batch.inputs, self.num_outputs, key)
         sampled = isinstance(outputs, Inference)
         error = reconstruction_loss(
@@ -146,7 +145,7 @@ class Autoencoding(ImageRows, ModelTask):
 def reconstruction_loss(
     kind: Reconstruction, outputs: jax.Array, targets: jax.Array, best: jax.Array
 ) -> jax.Array:
-    """Mean over images and pixels, `[]`.
+    """Returns the mean over images and pixels `[]`.
 
     Args:
         kind: which loss.
@@ -163,7 +162,7 @@ def reconstruction_loss(
 
 @functools.cache
 def load_pictures(data: images.Images, kind: Reconstruction) -> tuple[Pictures, float]:
-    """The dataset of the task, and the loss at chance."""
+    """Returns the dataset of the task, and its loss at chance."""
     # Concrete even where a caller is being traced, for the result is kept.
     with jax.ensure_compile_time_eval():
         dataset = data.load()
@@ -188,7 +187,7 @@ def load_pictures(data: images.Images, kind: Reconstruction) -> tuple[Pictures, 
 
 
 def _moments(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance over images of each pixel, float64 `[h, w, channels]`."""
+    """Returns mean and variance of each pixel, float64 `[h, w, channels]`."""
     sums = np.zeros((2, *pixels.shape[1:]))
     for begin in range(0, len(pixels), _ROWS_AT_ONCE):
         rows = pixels[begin : begin + _ROWS_AT_ONCE].astype(np.float64)

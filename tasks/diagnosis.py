@@ -22,13 +22,12 @@ import numpy as np
 import optax
 
 from configuration.fields import configuration
-from tasks.base import Batch, Params, Split
+from tasks.base import Batch, Loss, Params, Split, shaped
 from tasks.data import images
 from tasks.data.label_noise import corrupt
 from tasks.data.speckle import Speckle
-from tasks.image_rows import ImageRows
-from tasks.modelled import ModelTask
-from tasks.models.base import Model, check_positive
+from tasks.image_rows import ImageTask
+from tasks.models.base import Model
 from tasks.models.convolutional import ConvNet
 
 
@@ -49,7 +48,7 @@ class GradedBatch(NamedTuple):
 
 @final
 @configuration
-class GradedDiagnosis(ImageRows, ModelTask):
+class GradedDiagnosis(ImageTask):
     """Mean binary cross-entropy over images and dichotomies of the grade."""
 
     model: Model = ConvNet(width=16, base_width=16, strides=(2, 2, 1))
@@ -59,14 +58,9 @@ class GradedDiagnosis(ImageRows, ModelTask):
     batch_size: int = 64
     """Images per batch, drawn with replacement."""
 
-    def __post_init__(self) -> None:
-        check_positive(self, "batch_size")
-        if not self.data.on_disk:  # else when the specs are first asked for
-            self.check_roles()
-
     @property
     def loss_at_chance(self) -> float:
-        """The loss on the training split of the best constant, in nats a dichotomy.
+        """Loss of the best constant on the training split, in nats per dichotomy.
 
         It is the mean entropy of the dichotomies. The data is read at the first use,
         once per process.
@@ -74,39 +68,39 @@ class GradedDiagnosis(ImageRows, ModelTask):
         return _load(self.data)[1]
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input of the model (see `ModelTask.input_shape`)."""
-        return self.data.image_shape
-
-    @property
     def num_outputs(self) -> int:
-        """Outputs of the model: dichotomies, one fewer than grades."""
+        """Number of dichotomies, one fewer than grades."""
         return self.data.num_classes - 1
 
     def inputs(self, batch: Batch) -> jax.Array:
-        """What the model is given of a batch (see `ModelTask.inputs`)."""
+        """Returns normalized images `[B, height, width, channels]`."""
         return batch.images
 
     def load_data(self) -> Graded:
-        """The images and their prior (read once per process)."""
+        """Returns the images and their prior (read once per process)."""
         return _load(self.data)[0]
 
-    def batch(
-        self, dataset: Graded, draw: images.ImageDraws, split: Split
-    ) -> GradedBatch:
-        """The images of some rows and their grades."""
-        return self._graded(dataset, draw.at, split)
+    @property
+    def unit(self) -> str:
+        """Unit of the loss."""
+        return "nats per dichotomy"
 
-    def _graded(
+    def batch_shapes(self) -> GradedBatch:
+        """Returns the shapes of a training batch (see `Task.batch_shapes`)."""
+        size = self.batch_size
+        return GradedBatch(
+            shaped(size, *self.input_shape),
+            shaped(size, dtype=jnp.int32),
+            shaped(size, self.num_outputs),
+        )
+
+    def examples(
         self, dataset: Graded, rows: jax.Array | slice, split: Split
     ) -> GradedBatch:
+        """Returns the images of some rows and their grades."""
         pixels, labels = images.gather(dataset.images, rows, split)
         shape = (len(labels), self.num_outputs)
         return GradedBatch(pixels, labels, jnp.broadcast_to(dataset.prior, shape))
-
-    def whole(self, dataset: Graded, split: Split) -> GradedBatch:
-        """All images of a split."""
-        return self._graded(dataset, slice(None), split)
 
     def relabel(
         self,
@@ -115,21 +109,19 @@ class GradedDiagnosis(ImageRows, ModelTask):
         share: jax.Array,
         seed: jax.Array,
     ) -> GradedBatch:
-        """A share of the grades is another one (see `Labelled.relabel`)."""
+        """Replaces a share of the grades by others (see `Labelled.relabel`)."""
         grades = self.data.num_classes
         labels = corrupt(batch.labels, draw.rows, grades, share, seed)
         return batch._replace(labels=labels)
 
     def logits(self, params: Params, batch: GradedBatch) -> jax.Array:
-        """Log-odds of each dichotomy `[B, K - 1]`, as they are trained."""
+        """Returns the log-odds of each dichotomy `[B, K - 1]`, as they are trained."""
         return self.model.apply(params, batch.images, self.num_outputs) + batch.prior
 
-    def loss(
-        self, params: Params, key: jax.Array, batch: GradedBatch
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean cross-entropy `[]` in nats a dichotomy.
+    def loss(self, params: Params, key: jax.Array, batch: GradedBatch) -> Loss:
+        """Returns the mean cross-entropy `[]` in nats per dichotomy.
 
-        Beside it, the accuracy of the grade and its mean absolute error in grades.
+        The auxiliary scalars are the accuracy of the grade and its mean absolute error.
         """
         del key
         logits = self.logits(params, batch)
@@ -144,23 +136,22 @@ class GradedDiagnosis(ImageRows, ModelTask):
 
 
 def exceeds(labels: jax.Array, num_grades: int) -> jax.Array:
-    """Whether a grade is above 0, above 1, ...: `[...]` to `[..., K - 1]` bool."""
+    """Returns whether grades `[...]` exceed 0, 1, …: `[..., K - 1]` bool."""
     return labels[..., None] > jnp.arange(num_grades - 1).reshape(
         (1,) * labels.ndim + (-1,)
     )
 
 
 def scores(logits: jax.Array) -> jax.Array:
-    """Log-odds that never rise from one dichotomy to the next, `[..., K - 1]`.
+    """Returns log-odds that never rise from one dichotomy to the next, `[..., K - 1]`.
 
-    A grade above 2 is above 1 too: what is claimed of the higher is at most what is
-    claimed of the lower.
+    A grade above 2 is also above 1, so it can be no likelier.
     """
     return jax.lax.cummin(logits, axis=logits.ndim - 1)
 
 
 def grade(logits: jax.Array) -> jax.Array:
-    """The grade `[...]` int32: how many dichotomies are more likely than not.
+    """Returns the grade `[...]` int32: the number of dichotomies likelier than not.
 
     They are counted up to the first that is not, so raising any logit never lowers
     the grade.
@@ -170,7 +161,7 @@ def grade(logits: jax.Array) -> jax.Array:
 
 @functools.cache
 def _load(data: images.Images) -> tuple[Graded, float]:
-    """The dataset of the task, and the loss at chance."""
+    """Returns the dataset of the task, and its loss at chance."""
     # Concrete even where a caller is being traced, for the result is kept.
     with jax.ensure_compile_time_eval():
         dataset = data.load()

@@ -12,18 +12,19 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 
+from tasks.base import BaseTask
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
 from tasks.data.images import Images
 from tasks.data.signals import Signals
 from tasks.data.standard_library import StandardLibrary
 from tasks.data.tfds_images import TFDSImages
-from tasks.families import FAMILIES, AnyTask
 from tasks.groups import Group, TaskDistribution, over_widths
 from tasks.language_modelling import LanguageModelling
 from tasks.modelled import ModelTask
 from tasks.models.mlp import MLP
 from tasks.models.transformer import Transformer
+from tasks.registry import FAMILIES
 from tasks.variation import UNVARYING, Level, Variation
 
 MULO_WIDTHS = (128, 512, 1024)
@@ -134,7 +135,7 @@ def _velo_like() -> TaskDistribution:
     )
 
 
-def _sized(task: AnyTask) -> AnyTask:
+def _sized(task: BaseTask) -> BaseTask:
     """Batches of a size to train with; those of `FAMILIES` are made for checks."""
     if isinstance(task, LanguageModelling):
         return dataclasses.replace(task, length=32, batch_size=16)

@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from configuration.fields import OPEN, configuration
-from tasks.base import Task, check_task
-from tasks.families import AnyTask
+from tasks.base import BaseTask, Task, check_task
 from tasks.modelled import ModelTask
 from tasks.variation import UNVARYING, Variation
 
@@ -30,7 +29,7 @@ class Group:
 
     name: str
     """Names its metrics."""
-    task: Annotated[AnyTask, OPEN]
+    task: Annotated[BaseTask, OPEN]
     """The task, before anything varies."""
     weight: float = 1.0
     """Of its meta-gradient in the mean, or of the group when one is drawn."""

@@ -1,46 +1,72 @@
-"""What tasks share whose batches are rows of an image dataset.
+"""Tasks whose batches are rows of an image dataset.
 
-Their data is an `ImageDataset`, or holds one as `images` beside what the task makes of
-it. Of their draws the rows are known, so batches can be made of fewer different rows,
-and the training images can stay on the host (`RowBatches` and `Streamable`).
+The dataset is an `ImageDataset`, or has one as `images` beside what the task makes of
+it. Since the rows of a draw are known, batches can be made of fewer different rows, and
+the training images can stay on the host (`RowBatches` and `Streamable`).
 """
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import jax
 
-from tasks.base import Split, repeat_rows
+from tasks.base import Batch, Split, repeat_rows
 from tasks.data import images
 from tasks.data.images import ImageDataset, ImageDraws, ImageSplit
+from tasks.modelled import ModelTask
+from tasks.models.base import check_positive
 
 
-class ImageRows:
-    """Methods of such tasks; subclasses are frozen dataclasses."""
+class ImageTask(ModelTask):
+    """A model on images; subclasses have the fields `model`, `data`, `batch_size`."""
 
+    data: images.Images
     batch_size: int
-    """Images per batch, drawn with replacement."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "batch_size")
+        # Roles of data on a disk are checked when the specs are first asked for.
+        if not self.data.on_disk:
+            self.check_roles()
+
+    @abc.abstractmethod
+    def examples(self, dataset: Any, rows: jax.Array | slice, split: Split) -> Batch:
+        """Returns some rows of a split as a batch."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Height, width and channels of an image."""
+        return self.data.image_shape
 
     def draw(self, dataset: Any, key: jax.Array, split: Split, num: int) -> ImageDraws:
-        """Rows of `num` batches `[num, B]` int32."""
+        """Draws the rows of `num` batches `[num, B]` int32."""
         rows = images.draw_indices(_images(dataset), key, split, num, self.batch_size)
         return ImageDraws(rows)
 
+    def batch(self, dataset: Any, draw: ImageDraws, split: Split) -> Batch:
+        """Returns the examples of one draw."""
+        return self.examples(dataset, draw.at, split)
+
+    def whole(self, dataset: Any, split: Split) -> Batch:
+        """Returns all examples of a split."""
+        return self.examples(dataset, slice(None), split)
+
     def thin(self, draws: ImageDraws, rows: jax.Array) -> ImageDraws:
-        """Fewer different images in each batch (see `RowBatches.thin`)."""
+        """Repeats the first images of each batch (see `RowBatches.thin`)."""
         return repeat_rows(draws, self.batch_size, rows)
 
     def resident(self, dataset: Any) -> Any:
-        """All but the training images (see `Streamable.resident`)."""
+        """Returns all but the training images (see `Streamable.resident`)."""
         return _with_images(dataset, images.without_train(_images(dataset)))
 
     def fetch(self, dataset: Any, draws: ImageDraws) -> tuple[ImageSplit, ImageDraws]:
-        """The training images of some draws (see `Streamable.fetch`)."""
+        """Gathers the training images of some draws (see `Streamable.fetch`)."""
         return images.fetch(_images(dataset), draws)
 
     def with_rows(self, resident: Any, rows: ImageSplit) -> Any:
-        """A dataset of fetched images (see `Streamable.with_rows`)."""
+        """Returns a dataset of fetched images (see `Streamable.with_rows`)."""
         return _with_images(resident, _images(resident)._replace(train=rows))
 
 

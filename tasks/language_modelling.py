@@ -1,4 +1,4 @@
-"""Language modelling: a model and a text make a task."""
+"""Language modelling: predicting the next token of a text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import optax
 
 from configuration.fields import configuration
-from tasks.base import SPLITS, Batch, Params, Split, repeat_rows
+from tasks.base import SPLITS, Batch, Loss, Params, Split, repeat_rows, shaped
 from tasks.data import text
 from tasks.data.label_noise import corrupt
 from tasks.data.standard_library import StandardLibrary
 from tasks.modelled import ModelTask
-from tasks.models.base import Model
+from tasks.models.base import Model, check_positive
 
 
 @configuration
@@ -24,7 +24,7 @@ class LanguageModelling(ModelTask):
     """Mean softmax cross-entropy of a model over the next tokens of windows of text."""
 
     model: Model
-    """The model that is trained: tokens `[B, L]` to logits `[B, L, V]`."""
+    """The model that is trained; maps tokens `[B, L]` to logits `[B, L, V]`."""
     data: text.Text = StandardLibrary()
     """The tokenized text."""
     length: int = 64
@@ -32,13 +32,10 @@ class LanguageModelling(ModelTask):
     batch_size: int = 32
     """Windows per batch (`B`), drawn with replacement."""
     evaluation_windows: int = 256
-    """Windows that stand for the whole of a split in final evaluations, at most."""
+    """Most windows of a split in a final evaluation."""
 
     def __post_init__(self) -> None:
-        for name in ("length", "batch_size", "evaluation_windows"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} = {value} must be positive")
+        check_positive(self, "length", "batch_size", "evaluation_windows")
         if self.model.input_dtype != jnp.int32:
             raise ValueError(
                 f"model = {type(self.model).__name__} takes no tokens; use "
@@ -53,20 +50,35 @@ class LanguageModelling(ModelTask):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input of the model (see `ModelTask.input_shape`)."""
+        """Tokens of a window."""
         return (self.length,)
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of the model (see `ModelTask.num_outputs`)."""
+        """Size of the vocabulary (`V`)."""
         return self.data.vocab_size
 
+    @property
+    def unit(self) -> str:
+        """Unit of the loss."""
+        return "nats per token"
+
+    @property
+    def resolution(self) -> str:
+        """Length of a window and size of the vocabulary."""
+        return f"{self.length} of {self.num_outputs:,} tokens"
+
+    def batch_shapes(self) -> text.TextBatch:
+        """Returns the shapes of a training batch (see `Task.batch_shapes`)."""
+        tokens = shaped(self.batch_size, self.length, dtype=jnp.int32)
+        return text.TextBatch(tokens, tokens)
+
     def inputs(self, batch: Batch) -> jax.Array:
-        """What the model is given of a batch (see `ModelTask.inputs`)."""
+        """Returns tokens `[B, L]`."""
         return batch.inputs
 
     def load_data(self) -> text.TextDataset:
-        """The dataset (see `Task.load_data`).
+        """Returns the text.
 
         Raises:
             ValueError: if a split is too short for one window.
@@ -79,7 +91,7 @@ class LanguageModelling(ModelTask):
     def draw(
         self, dataset: text.TextDataset, key: jax.Array, split: Split, num: int
     ) -> text.TextDraws:
-        """Starts of the windows of `num` batches, `[num, B]` int32."""
+        """Draws the starts of the windows of `num` batches, `[num, B]` int32."""
         size = self.batch_size
         starts = text.draw_starts(dataset, key, split, num, size, self.length)
         return text.TextDraws(starts)
@@ -87,16 +99,16 @@ class LanguageModelling(ModelTask):
     def batch(
         self, dataset: text.TextDataset, draw: text.TextDraws, split: Split
     ) -> text.TextBatch:
-        """Tokens `[B, L]` and the ones that follow them `[B, L]`, int32."""
+        """Returns tokens and the tokens that follow them, both `[B, L]` int32."""
         return text.gather(dataset, draw.at, split, self.length)
 
     def whole(self, dataset: text.TextDataset, split: Split) -> text.TextBatch:
-        """Evenly spaced windows of a split that do not overlap."""
+        """Returns evenly spaced windows of a split that do not overlap."""
         starts = text.even_starts(dataset, split, self.evaluation_windows, self.length)
         return text.gather(dataset, starts, split, self.length)
 
     def thin(self, draws: text.TextDraws, rows: jax.Array) -> text.TextDraws:
-        """Fewer different windows in each batch (see `RowBatches.thin`)."""
+        """Repeats the first windows of each batch (see `RowBatches.thin`)."""
         return repeat_rows(draws, self.batch_size, rows)
 
     def relabel(
@@ -106,9 +118,9 @@ class LanguageModelling(ModelTask):
         share: jax.Array,
         seed: jax.Array,
     ) -> text.TextBatch:
-        """A share of the targets is another token (see `Labelled.relabel`).
+        """Replaces a share of the targets by other tokens (see `Labelled.relabel`).
 
-        A place of the text has the same wrong target in every window that holds it.
+        A position in the text has the same wrong target in every window that holds it.
         """
         places = draw.starts[:, None] + jnp.arange(self.length)[None]
         vocab_size = self.data.vocab_size
@@ -116,23 +128,21 @@ class LanguageModelling(ModelTask):
         return batch._replace(targets=targets)
 
     def resident(self, dataset: text.TextDataset) -> text.TextDataset:
-        """All but the training text (see `Streamable.resident`)."""
+        """Returns all but the training text (see `Streamable.resident`)."""
         return dataset._replace(train=np.empty(0, dataset.train.dtype))
 
     def fetch(
         self, dataset: text.TextDataset, draws: text.TextDraws
     ) -> tuple[Any, text.TextDraws]:
-        """The training windows of some draws (see `Streamable.fetch`)."""
+        """Gathers the training windows of some draws (see `Streamable.fetch`)."""
         return text.fetch(dataset, draws, self.length)
 
     def with_rows(self, resident: text.TextDataset, rows: Any) -> text.TextDataset:
-        """A dataset of fetched windows (see `Streamable.with_rows`)."""
+        """Returns a dataset of fetched windows (see `Streamable.with_rows`)."""
         return resident._replace(train=rows)
 
-    def loss(
-        self, params: Params, key: jax.Array, batch: text.TextBatch
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean cross-entropy over `[B, L]` in nats per token, and the accuracy.
+    def loss(self, params: Params, key: jax.Array, batch: text.TextBatch) -> Loss:
+        """Returns the mean cross-entropy in nats per token, and the accuracy.
 
         Raises:
             ValueError: if the model does not make logits `[B, L, V]`.

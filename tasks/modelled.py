@@ -1,4 +1,4 @@
-"""What tasks with a model share: the model's sizes and parameters are the task's."""
+"""Tasks with a model: its sizes and parameters are those of the task."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Self
 import jax
 
 from parametrization.rules import Rules
-from tasks.base import Batch, Params
+from tasks.base import BaseTask, Batch, Params
 from tasks.models.base import Model
 
 
-class ModelTask(abc.ABC):
-    """A task whose parameters are those of a model; subclasses are frozen dataclasses.
+class ModelTask(BaseTask):
+    """A task whose parameters are those of a model.
 
-    A subclass has the field `model`, says what the model is given and how many outputs
-    it has, and calls `check_roles` when it is constructed.
+    A subclass has the field `model`, defines the three abstract methods below, and
+    calls `check_roles` when it is constructed.
     """
 
     model: Model
@@ -34,7 +34,7 @@ class ModelTask(abc.ABC):
 
     @abc.abstractmethod
     def inputs(self, batch: Batch) -> Any:
-        """What the model is given of a batch: `[B, *input_shape]`, or a tree."""
+        """Returns the model's inputs: `[B, *input_shape]`, or a tree."""
 
     def check_roles(self) -> None:
         """Raises ValueError naming the first parameter that was given no role."""
@@ -42,39 +42,49 @@ class ModelTask(abc.ABC):
 
     @property
     def width(self) -> int:
-        """Width of the model (see `Task.width`)."""
+        """Width of the model."""
         return self.model.width
 
     @property
     def depth(self) -> int:
-        """Depth of the model (see `Task.depth`)."""
+        """Depth of the model."""
         return self.model.depth
 
+    @property
+    def family(self) -> str:
+        """Class of the model."""
+        return type(self.model).__name__
+
+    @property
+    def resolution(self) -> str:
+        """Size of one input (see `Task.resolution`)."""
+        return "×".join(map(str, self.input_shape))
+
     def at_width(self, width: int) -> Self:
-        """The same data and a model of another width."""
+        """Returns the same data with a model of another width."""
         return self._with(self.model.at_width(width))
 
     def at_depth(self, depth: int) -> Self:
-        """The same data and a model of another depth."""
+        """Returns the same data with a model of another depth."""
         return self._with(self.model.at_depth(depth))
 
     def with_rules(self, rules: Rules) -> Self:
-        """The same data and the model in another parametrization."""
+        """Returns the same data with the model in another parametrization."""
         return self._with(self.model.with_rules(rules))
 
     def _with(self, model: Model) -> Self:
-        return dataclasses.replace(self, model=model)  # pyright: ignore
+        return dataclasses.replace(self, model=model)
 
     def init(self, key: jax.Array) -> Params:
-        """Initial parameters (see `Task.init`)."""
+        """Returns initial parameters of the model."""
         return self.model.init(key, self.input_shape, self.num_outputs)
 
     def specs(self) -> Any:
-        """Specs of the parameters (see `Task.specs`)."""
+        """Returns the specs of the model's parameters."""
         return self.model.specs(self.input_shape, self.num_outputs)
 
     def activations(
         self, params: Params, key: jax.Array, batch: Batch
     ) -> dict[str, jax.Array]:
-        """What every layer computes (see `Task.activations`)."""
+        """Returns the outputs of every layer of the model by name."""
         return self.model.activations(params, self.inputs(batch), self.num_outputs, key)

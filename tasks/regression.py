@@ -1,7 +1,7 @@
-"""Regression to a fixed network with random weights; the data has no end.
+"""Regression to a fixed network with random weights, on an endless stream of data.
 
 A batch is made in-graph from its key: Gaussian inputs, the teacher's outputs, noise. So
-nothing is ever seen twice, and what a student cannot fit is known: the noise.
+no example is seen twice, and the lowest loss is known: the variance of the noise.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import jax.numpy as jnp
 
 from configuration.fields import configuration
 from parametrization.spec import ParamSpec
-from tasks.base import Batch, Params, Split
+from tasks.base import Batch, Loss, Params, Split, batch_keys, check_seed, shaped
 from tasks.modelled import ModelTask
 from tasks.models.base import Model, check_positive
 from tasks.models.mlp import MLP
-from tasks.synthetic.base import batch_keys, check_seed
+from tasks.source import tree_bytes
 
 WHOLE = 4096
-"""Examples that stand for the whole of a split."""
+"""Examples that represent a whole split."""
 
 _CALIBRATION = 16384
 _BIAS_STD = 0.5
@@ -54,19 +54,19 @@ class RandomTeacher(ModelTask):
     """
 
     model: Model = MLP()
-    """The student, which is trained."""
+    """Student network, which is trained."""
     teacher: MLP = MLP(widths=(64, 64))
-    """The network to learn; its weights and biases are all random."""
+    """Network to learn; its weights and biases are all random."""
     num_inputs: int = 16
     """Numbers in an input."""
     num_targets: int = 4
     """Numbers in a target."""
     noise: float = 0.1
-    """Deviation of the noise on the targets, in units of their own deviation."""
+    """Standard deviation of the noise on targets, in units of their own."""
     batch_size: int = 128
-    """Examples per batch, always new ones."""
+    """Examples per batch, new ones each time."""
     seed: int = 0
-    """Of the teacher."""
+    """Seed of the teacher."""
 
     def __post_init__(self) -> None:
         check_positive(self, "num_inputs", "num_targets", "batch_size")
@@ -77,53 +77,80 @@ class RandomTeacher(ModelTask):
 
     @property
     def loss_at_chance(self) -> float:
-        """1 + noise²: the loss of the best constant, which is 0."""
+        """Loss of the best constant, which is 0: 1 + noise²."""
         return 1.0 + self.noise**2
 
     @property
     def lowest_loss(self) -> float:
-        """noise²: the expected loss of the teacher itself."""
+        """Expected loss of the teacher itself: noise²."""
         return self.noise**2
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input of the model (see `ModelTask.input_shape`)."""
+        """Numbers in an input."""
         return (self.num_inputs,)
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of the model (see `ModelTask.num_outputs`)."""
+        """Numbers in a target."""
         return self.num_targets
 
+    @property
+    def unit(self) -> str:
+        """Unit of the loss."""
+        return "squared deviations"
+
+    @property
+    def data_name(self) -> str:
+        """Name of the data in tables."""
+        return "made in-graph"
+
+    @property
+    def resolution(self) -> str:
+        """Size of one input."""
+        return f"{self.num_inputs} inputs"
+
+    def batch_shapes(self) -> Examples:
+        """Returns the shapes of a training batch (see `Task.batch_shapes`)."""
+        size = self.batch_size
+        return Examples(shaped(size, self.num_inputs), shaped(size, self.num_targets))
+
+    def dataset_bytes(self) -> int:
+        """Returns the bytes of the teacher, without spending seconds on making it."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        network = jax.eval_shape(
+            lambda key: self.teacher.init(key, self.input_shape, self.num_targets), key
+        )
+        statistics = shaped(2, self.num_targets)
+        return tree_bytes((network, statistics))
+
     def inputs(self, batch: Batch) -> jax.Array:
-        """What the model is given of a batch (see `ModelTask.inputs`)."""
+        """Returns inputs `[B, num_inputs]`."""
         return batch.inputs
 
     def load_data(self) -> Teacher:
-        """The teacher (made once per process)."""
+        """Returns the teacher (made once per process)."""
         return _make_teacher(self.teacher, self.num_inputs, self.num_targets, self.seed)
 
     def draw(
         self, dataset: Teacher, key: jax.Array, split: Split, num: int
     ) -> jax.Array:
-        """Keys of `num` batches `[num]`."""
+        """Draws the keys of `num` batches `[num]`."""
         del dataset
         return batch_keys(key, split, num)
 
     def batch(self, dataset: Teacher, draw: jax.Array, split: Split) -> Examples:
-        """New examples."""
+        """Returns new examples."""
         del split
         return self._examples(dataset, draw, self.batch_size)
 
     def whole(self, dataset: Teacher, split: Split) -> Examples:
-        """A fixed sample of 4096 examples, of each split others."""
+        """Returns a fixed sample of 4096 examples, a different one for each split."""
         (key,) = batch_keys(jax.random.key(self.seed), split, 1)
         return self._examples(dataset, key, WHOLE)
 
-    def loss(
-        self, params: Params, key: jax.Array, batch: Examples
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Squared error `[]`, the mean over examples and outputs."""
+    def loss(self, params: Params, key: jax.Array, batch: Examples) -> Loss:
+        """Returns the squared error `[]`, the mean over examples and outputs."""
         del key
         outputs = self.model.apply(params, batch.inputs, self.num_targets)
         return jnp.mean((outputs - batch.targets) ** 2), {}
@@ -161,7 +188,7 @@ def _make_teacher(model: MLP, inputs: int, outputs: int, seed: int) -> Teacher:
 
 
 def _moved(leaf: jax.Array, spec: ParamSpec, key: jax.Array) -> jax.Array:
-    """What starts at zero, or at a gain of one, made random; else the leaf itself."""
+    """Returns the leaf made random, if it starts at zero or at a gain of one."""
     if spec.kind == "output":
         std = 1.0 / math.sqrt(spec.fan_in)
     else:

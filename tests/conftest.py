@@ -13,6 +13,15 @@ from pathlib import Path
 
 # Subprocesses started by tests inherit the choice; a set variable is respected.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most programs here run once: compiling them is what takes time. Subprocesses inherit
+# the variables. Tests about the bits of optimized programs are marked `optimized`:
+# `make test-slow` runs them in a process of their own, with METATRAIN_OPTIMIZED=1.
+OPTIMIZED = os.environ.get("METATRAIN_OPTIMIZED") == "1"
+QUICK = "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
+if not OPTIMIZED:
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = flags if QUICK in flags else f"{QUICK} {flags}".strip()
 
 import hypothesis
 import jax
@@ -80,6 +89,12 @@ def few_programs(request):
         return
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
         jax.clear_caches()
+
+
+def pytest_runtest_setup(item):
+    """Refuses to run tests about optimized programs where none are made."""
+    if item.get_closest_marker("optimized") and not OPTIMIZED:
+        pytest.skip("programs are compiled quickly here: set METATRAIN_OPTIMIZED=1")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,9 @@ import torch
 
 from torch_lopt.rule import Epsilons, SmallFC
 
-SCHEMA_VERSION = 1
+TENSOR_SCHEMA, MATRIX_SCHEMA = 1, 3
+SCHEMAS = (TENSOR_SCHEMA, MATRIX_SCHEMA)
+"""Both hold small_fc_lopt; only the third names `factored_axes`, "tensor" before."""
 CONFIG, MODEL, SUMS = "config.json", "model.safetensors", "SHA256SUMS"
 
 
@@ -95,13 +97,11 @@ def _parse_rule(path: Path, data: bytes) -> SmallFC:
 
 def _rule_from(config: Any) -> SmallFC:
     version = _integer(_block(config, "the file"), "schema_version")
-    if version > SCHEMA_VERSION:
+    if version not in SCHEMAS:
         raise ValueError(
-            f"schema_version {version} is newer than {SCHEMA_VERSION}, the newest this "
-            "version of torch_lopt reads: it runs small_fc_lopt (μLO) alone"
+            f"schema_version {version} is not one of {SCHEMAS}, which this version of "
+            "torch_lopt reads: it runs small_fc_lopt (μLO) alone"
         )
-    if version < 1:
-        raise ValueError(f"schema_version must be >= 1, is {version}")
     block = _block(config["optimizer"], "optimizer")
     if block["class"] != "SmallFC":
         raise ValueError(f"unknown optimizer class {block['class']!r}, not 'SmallFC'")
@@ -118,6 +118,7 @@ def _rule_from(config: Any) -> SmallFC:
         epsilons=_epsilons(_block(block["epsilons"], "epsilons")),
         time_scales=_numbers(block, "time_scales"),
         rules=block["rules"],
+        factored_axes=block["factored_axes"] if version == MATRIX_SCHEMA else "tensor",
         **decays,
     )
     _check_consistent(config, block, rule)

@@ -29,6 +29,7 @@ from torch_lopt.rule import SmallFC
 Params = nn.Module | Iterable[Any]
 Base = nn.Module | Mapping[str, Sequence[int]] | None
 
+DECAYS = ("decoupled", "pylo")
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 CPU_TILE, DEVICE_TILE = 8192, 2**18
 
@@ -43,8 +44,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Parameters may be float32, float64, bfloat16 or float16; the state and the
     arithmetic are float32 for the half types. Parameters without gradient and tensors
     without elements are skipped. `lr` multiplies the learned step (1 is what the rule
-    was trained for) and may be scheduled; weight decay is decoupled,
-    `p -= lr * weight_decay * p` after the step. Both may be set per parameter group.
+    was trained for) and may be scheduled. Weight decay is decoupled: with step u and
+    μP factor s, `p -= lr * (s * u + weight_decay * p)`, p on the right being the
+    parameter before the update. Matrices and embeddings (rank >= 2) decay; a group
+    that names its own `weight_decay` decays all its tensors.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         readout: str = "multiplier",
         lr: float = 1.0,
         weight_decay: float = 0.0,
+        decay: str = "decoupled",
     ) -> None:
         """Builds the optimizer; `from_pretrained` is the usual door.
 
@@ -74,6 +78,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 fan-in, `"step"` if it does not.
             lr: multiplies the learned step.
             weight_decay: decoupled weight decay, per unit of `lr`.
+            decay: `"decoupled"`: the decay is not multiplied by the μP factor, so its
+                strength does not depend on the width, and `WeightDecay` of the JAX
+                library is the same; `"pylo"`: as in PyLO, every tensor decays after
+                its step, by `lr * s * weight_decay`.
 
         Raises:
             ValueError: if an argument is out of range, or does not fit the parameters.
@@ -85,12 +93,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
             )
         if readout not in READOUTS:
             raise ValueError(f"readout must be one of {READOUTS}, is {readout!r}")
+        if decay not in DECAYS:
+            raise ValueError(f"decay must be one of {DECAYS}, is {decay!r}")
         check_weights(weights, rule)
         self._rule = rule
         self._weights = {name: w.detach().clone() for name, w in weights.items()}
         self._base = base_shapes(None if isinstance(base, _Unset) else base)
         self._layouts = dict(layouts or {})
         self._readout = readout
+        self._decay = decay
         self._tensor_layouts: dict[torch.Tensor, TensorLayout] = {}
         self._networks: dict[tuple[Any, ...], small_fc.Network] = {}
         if isinstance(params, nn.Module):
@@ -112,6 +123,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         readout: str = "multiplier",
         lr: float = 1.0,
         weight_decay: float = 0.0,
+        decay: str = "decoupled",
     ) -> "LearnedOptimizer":
         """Builds the optimizer from an artifact folder.
 
@@ -124,6 +136,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             readout: `"multiplier"` or `"step"`.
             lr: multiplies the learned step.
             weight_decay: decoupled weight decay, per unit of `lr`.
+            decay: `"decoupled"` or `"pylo"`.
 
         Raises:
             ValueError: if the folder is damaged or not understood, or an argument does
@@ -139,12 +152,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
             readout=readout,
             lr=lr,
             weight_decay=weight_decay,
+            decay=decay,
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group of parameters; `lr` and `weight_decay` may be given in it."""
+        """Adds a group of parameters; `lr` and `weight_decay` may be given in it.
+
+        With a `weight_decay` of its own, vectors and scalars of the group decay too;
+        `decay_vectors` says so explicitly.
+        """
+        own_decay = "weight_decay" in param_group
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        group.setdefault("decay_vectors", own_decay)
         try:
             _check_group(group)
             names = _names(group)
@@ -201,14 +221,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         ]
         biases: dict[tuple[int, int], torch.Tensor] = {}
         for param, group in work:
-            self._update(param, float(group["lr"]), group["weight_decay"], biases)
+            self._update(param, group, biases)
         return loss
 
     def _update(
         self,
         param: torch.Tensor,
-        lr: float,
-        weight_decay: float,
+        group: Mapping[str, Any],
         biases: dict[tuple[int, int], torch.Tensor],
     ) -> None:
         """One update of one parameter; `biases` is shared by the tensors of a step."""
@@ -220,6 +239,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if not state:
             state.update(small_fc.init_state(view, self._rule, layout.largest))
         network = self._network(param.device, dtype, layout.largest is not None)
+        lr, decay = float(group["lr"]), 0.0
+        step_size = lr * layout.step_scale
+        if self._decay == "pylo":
+            decay = step_size * group["weight_decay"]
+        elif layout.largest is not None or group["decay_vectors"]:
+            decay = lr * group["weight_decay"]
         key = (id(network), state["step"])
         if key not in biases:
             biases[key] = small_fc.time_bias(network, self._rule, state["step"])
@@ -231,8 +256,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             network,
             biases[key],
             largest=layout.largest,
-            step_size=lr * layout.step_scale * self._rule.step_mult,
-            decay=lr * layout.step_scale * weight_decay,
+            step_size=step_size * self._rule.step_mult,
+            decay=decay,
+            decay_first=self._decay == "decoupled",
             tile_size=CPU_TILE if param.device.type == "cpu" else DEVICE_TILE,
         )
         layout.write(view, param)
@@ -258,7 +284,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         states = [state_dict["state"].get(index, {}) for index in saved]
         for param, state in zip(params, states, strict=False):
             self._check_state(param, state)
+        decay_vectors = [group["decay_vectors"] for group in self.param_groups]
         super().load_state_dict(state_dict)
+        # Checkpoints of earlier versions do not have this key.
+        for group, value in zip(self.param_groups, decay_vectors, strict=True):
+            group.setdefault("decay_vectors", value)
         for param, state in zip(params, states, strict=True):
             dtype = _compute_dtype(param)
             for key, value in state.items():
@@ -285,7 +315,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return super().__getstate__() | own | {"_networks": {}}
 
 
-_OWN = ("_rule", "_weights", "_base", "_layouts", "_readout", "_tensor_layouts")
+_OWN = (
+    *("_rule", "_weights", "_base", "_layouts", "_readout", "_decay"),
+    "_tensor_layouts",
+)
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

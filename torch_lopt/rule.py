@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)
 RULES = ("STANDARD", "ADAM_LIKE")
+FACTORED_AXES = ("tensor", "matrix")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,10 @@ class SmallFC:
         epsilons: the floors.
         time_scales: in steps.
         rules: `"STANDARD"`, or `"ADAM_LIKE"` for μP step scales.
+        factored_axes: what second moments were factored over in meta-training: a
+            `"matrix"` of all fan-in by all fan-out axes, or the two largest axes of a
+            `"tensor"`. They differ for attention kernels `(width, heads, head_dim)`,
+            which are matrices in PyTorch, so that `"matrix"` is what happens here.
     """
 
     hidden_size: int = 32
@@ -89,6 +94,7 @@ class SmallFC:
     epsilons: Epsilons = Epsilons()
     time_scales: tuple[float, ...] = TIME_SCALES
     rules: str = "STANDARD"
+    factored_axes: str = "matrix"
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "hidden_layers"):
@@ -112,6 +118,11 @@ class SmallFC:
             raise ValueError(f"time_scales must be > 0, are {self.time_scales}")
         if self.rules not in RULES:
             raise ValueError(f"rules must be one of {RULES}, is {self.rules!r}")
+        if self.factored_axes not in FACTORED_AXES:
+            raise ValueError(
+                f"factored_axes must be one of {FACTORED_AXES}, is "
+                f"{self.factored_axes!r}"
+            )
 
     def _check_decays(self, kind: str) -> None:
         decays, offsets = (

@@ -117,6 +117,7 @@ def update_(
     largest: int | None,
     step_size: float,
     decay: float,
+    decay_first: bool,
     tile_size: int,
 ) -> None:
     """One update of one tensor, in place on the parameter and its accumulators.
@@ -130,8 +131,9 @@ def update_(
         bias: `[H]`, from `time_bias`.
         largest: axis of the largest size, -1 or -2; None for rank below 2.
         step_size: learning rate times μP factor times `step_mult`.
-        decay: learning rate times μP factor times weight decay; shrinks the parameter
-            after the step.
+        decay: share of the parameter that weight decay takes away.
+        decay_first: whether it is a share of the parameter before the step, or of the
+            one after it.
         tile_size: elements per tile.
     """
     eps = rule.epsilons
@@ -155,8 +157,10 @@ def update_(
         hidden = first_layer(features, first, vectors, bias, tile)
         direction, magnitude = rest_of_network(network, hidden)
         change = direction * torch.exp_(magnitude.mul_(rule.exp_mult))
+        if decay_first and decay != 0.0:
+            block.mul_(1.0 - decay)
         block.sub_(change.view(block.shape), alpha=step_size)
-        if decay != 0.0:
+        if not decay_first and decay != 0.0:
             block.mul_(1.0 - decay)
 
 

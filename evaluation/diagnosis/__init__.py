@@ -1,1 +1,1 @@
-"""The reader study of image diagnosis: agreement, AUC and their intervals."""
+"""Reader study of image diagnosis: agreement, AUC and their intervals."""

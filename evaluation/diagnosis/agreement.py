@@ -2,8 +2,8 @@
 
 Kappa is agreement beyond what raters with the same habits would reach by chance: 1 is
 perfect, 0 chance. Weights let near misses of an ordinal grade count in part. Grades are
-integers 0 … K − 1; K is always given, because the weights are made from distances
-between grades and must not depend on which of them happen to occur.
+integers 0 … K − 1. K is always given, as weights depend on distances between grades and
+must not depend on which grades occur.
 
 References: Cohen (1960, 1968); Fleiss, Psychological Bulletin 1971,
 doi:10.1037/h0031619; Fleiss and Cohen 1973, doi:10.1177/001316447303300309 (the
@@ -26,17 +26,17 @@ Weights = Literal["none", "linear", "quadratic"]
 
 
 def cohen_kappa(a: Any, b: Any, num_grades: int, weights: Weights = "none") -> float:
-    """Agreement of two raters of the same cases.
+    """Returns Cohen's kappa of two raters of the same cases.
 
     Args:
-        a: grades `[n]` of one.
-        b: grades `[n]` of the other.
-        num_grades: K.
-        weights: cost of a disagreement: none: 1, linear: the distance of the grades,
-            quadratic: its square.
+        a: grades `[n]`.
+        b: grades `[n]`.
+        num_grades: number of grades (K).
+        weights: cost of a disagreement: 1 (none), the distance of the grades (linear)
+            or its square (quadratic).
 
     Returns:
-        NaN, with one warning, if both give all cases one and the same grade.
+        NaN, with one warning, if both give every case the same grade.
     """
     ratings = _checked([a, b], num_grades)
     value = _cohen(ratings[0], ratings[1], num_grades, weights)
@@ -48,15 +48,9 @@ def cohen_kappa(a: Any, b: Any, num_grades: int, weights: Weights = "none") -> f
 def mean_pairwise_kappa(
     ratings: Any, num_grades: int, weights: Weights = "none"
 ) -> float:
-    """Mean of Cohen's kappa over all pairs of raters.
+    """Returns the mean of Cohen's kappa over all pairs of raters `[raters, n]`.
 
-    Args:
-        ratings: grades `[raters, n]`.
-        num_grades: K.
-        weights: as in `cohen_kappa`.
-
-    Returns:
-        NaN, with one warning, if it is not defined for a pair.
+    NaN, with one warning, if it is undefined for a pair.
     """
     ratings = _checked(ratings, num_grades)
     values = [
@@ -68,14 +62,9 @@ def mean_pairwise_kappa(
 
 
 def fleiss_kappa(ratings: Any, num_grades: int) -> float:
-    """Agreement of any number of raters, who need not be the same for each case.
+    """Returns Fleiss' kappa of grades `[raters, n]`; raters may differ between cases.
 
-    Args:
-        ratings: grades `[raters, n]`.
-        num_grades: K.
-
-    Returns:
-        NaN, with one warning, if all ratings are one and the same grade.
+    NaN, with one warning, if all ratings are the same grade.
     """
     ratings = _checked(ratings, num_grades)
     raters, n = ratings.shape
@@ -92,13 +81,13 @@ def fleiss_kappa(ratings: Any, num_grades: int) -> float:
 
 
 def icc(ratings: Any) -> float:
-    """ICC(2,1): two-way random effects, absolute agreement of single ratings.
+    """Returns ICC(2,1): two-way random effects, absolute agreement of single ratings.
 
     Args:
         ratings: numbers `[raters, n]`, at least two of each.
 
     Returns:
-        NaN, with one warning, if all ratings are one number or the variances cancel.
+        NaN, with one warning, if all ratings are equal or the variances cancel.
     """
     ratings = np.asarray(ratings, np.float64)
     if ratings.ndim != 2 or min(ratings.shape) < 2:

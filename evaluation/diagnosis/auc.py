@@ -1,18 +1,17 @@
-"""Areas under ROC curves, their uncertainty, and tests between correlated ones.
+"""Areas under ROC curves, their intervals, and tests between correlated ones.
 
 The AUC is the probability that a positive scores above a negative, ties counted half:
-the Mann-Whitney statistic. DeLong's variance comes from how much each single positive
-and negative contributes to it (its *placements*), so it holds for any distribution of
-scores, and for several scorers of the same cases it gives their covariances too.
+the Mann-Whitney statistic. DeLong's variance comes from how much each positive and
+negative contributes to it (its *placements*), so it holds for any distribution of
+scores, and gives the covariances of several scorers of the same cases.
 
-The unit of resampling is whatever one entry of `labels` is. Where entries are not
-independent (several images of a patient, several steps of one run), average the scores
-of a unit first, or use `evaluation.diagnosis.bootstrap` with the units as clusters.
+Entries of `labels` must be independent units. Where they are not (several images of a
+patient), average the scores of a unit first, or use `evaluation.diagnosis.bootstrap`
+with the units as clusters.
 
-With 52 cases of which a third is positive and a true AUC of 0.8, the plain interval
-holds the truth in 92 % of studies instead of 95 %; an interval on the logit of the AUC,
-mapped back, holds it in 95 % (`tests/evaluation/diagnosis/test_auc.py`). So that is the
-default.
+With 52 cases, a third of them positive, and a true AUC of 0.8, the plain interval
+covers the truth in 92 % of studies instead of 95 %; an interval on the logit of the AUC
+does in 95 % (`tests/evaluation/diagnosis/test_auc.py`) and is the default.
 
 References: DeLong et al., Biometrics 1988, doi:10.2307/2531595; Sun and Xu, IEEE Signal
 Processing Letters 2014, doi:10.1109/LSP.2014.2337313 (midranks, O(n log n)); the logit
@@ -34,15 +33,16 @@ from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import roc_auc_score
 
 Method = Literal["logit", "plain"]
-
+Which = int | Sequence[float] | np.ndarray
+"""Index of a scorer, or a weight for each with sum 1."""
 
 _ROUNDING = 1e-12
-"""Differences of AUCs, and their errors, that can only be of rounding."""
+"""Smaller differences of AUCs, and standard errors, are rounding errors."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A figure with its uncertainty; NaN where that is not defined."""
+    """A figure with its uncertainty; NaN where undefined."""
 
     value: float
     standard_error: float
@@ -66,7 +66,7 @@ class Comparison:
     high: float
     """Upper end."""
     p_value: float
-    """1 if the difference is 0 with certainty, NaN if nothing is known."""
+    """1 if the difference is certainly 0, NaN if nothing is known."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,18 +80,20 @@ class AUCs:
 
     def estimate(
         self,
-        which: int | Sequence[float] = 0,
+        which: Which = 0,
         method: Method = "logit",
         level: float = 0.95,
     ) -> Estimate:
-        """One scorer's AUC, or a weighted mean of several, with an interval.
+        """Returns one scorer's AUC, or a weighted mean of several, with an interval.
 
         Args:
-            which: index of a scorer, or a weight for each, with sum 1.
-            method: logit: symmetric in the log-odds; plain: in the AUC itself, may
-                leave [0, 1]. At an AUC of exactly 0 or 1 DeLong's variance is 0, which
-                says nothing: then the ends are NaN.
+            which: the scorer or weights.
+            method: whether the interval is symmetric in the log-odds (logit) or in the
+                AUC itself (plain), where it may leave [0, 1].
             level: coverage.
+
+        Returns:
+            NaN ends at an AUC of exactly 0 or 1, where DeLong's variance is 0.
         """
         if not 0.0 < level < 1.0:
             raise ValueError(f"level = {level} must lie in (0, 1)")
@@ -110,17 +112,12 @@ class AUCs:
             value, error, float(expit(middle - half)), float(expit(middle + half))
         )
 
-    def compare(
-        self,
-        a: int | Sequence[float],
-        b: int | Sequence[float],
-        level: float = 0.95,
-    ) -> Comparison:
-        """DeLong's paired test of `a` minus `b`, each as in `estimate`."""
+    def compare(self, a: Which, b: Which, level: float = 0.95) -> Comparison:
+        """Runs DeLong's paired test of `a` minus `b`."""
         weights = self._weights(a) - self._weights(b)
         difference = float(weights @ self.values)
         error = math.sqrt(max(float(weights @ self.covariance @ weights), 0.0))
-        # Of scorers that agree nothing but rounding is left, and that is no evidence.
+        # What is left between scorers that agree is rounding, not evidence.
         difference, error = (
             0.0 if abs(x) < _ROUNDING else x for x in (difference, error)
         )
@@ -133,7 +130,7 @@ class AUCs:
             difference, error, difference - half, difference + half, p_value
         )
 
-    def _weights(self, which: int | Sequence[float]) -> np.ndarray:
+    def _weights(self, which: Which) -> np.ndarray:
         if isinstance(which, int):
             return np.eye(len(self.values))[which]
         weights = np.asarray(which, np.float64)
@@ -146,7 +143,7 @@ class AUCs:
 
 
 def auc(labels: Any, scores: Any) -> float:
-    """The AUC; NaN and one warning if all cases are of one class.
+    """Returns the AUC; NaN, with one warning, if all cases are of one class.
 
     Args:
         labels: `[n]` bool.
@@ -162,15 +159,15 @@ def auc(labels: Any, scores: Any) -> float:
 def placements(
     positives: np.ndarray, negatives: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What each case contributes to the AUC, which is the mean of either.
+    """Returns each case's contribution to the AUC, which is the mean of either.
 
     Args:
-        positives: their scores `[..., n1]`.
-        negatives: their scores `[..., n0]`.
+        positives: scores of positives `[..., n1]`.
+        negatives: scores of negatives `[..., n0]`.
 
     Returns:
         For each positive the share of negatives below it `[..., n1]`, and for each
-        negative the share of positives above it `[..., n0]`; a tie counts half.
+        negative the share of positives above it `[..., n0]`; ties count half.
     """
     n1, n0 = positives.shape[-1], negatives.shape[-1]
     both = rankdata(np.concatenate([positives, negatives], -1), axis=-1)
@@ -180,11 +177,11 @@ def placements(
 
 
 def delong(labels: Any, scores: Any) -> AUCs:
-    """AUCs of one or several scorers of the same cases, and their covariance.
+    """Computes AUCs of scorers of the same cases, and their covariance.
 
     Args:
         labels: `[n]` bool.
-        scores: `[m, n]`, or `[n]` of one scorer.
+        scores: `[m, n]`, or `[n]` for one scorer.
 
     Returns:
         NaN everywhere, with one warning, if all cases are of one class; a covariance of

@@ -1,12 +1,11 @@
-"""The percentile bootstrap whose unit is a cluster: a patient, a task, a seed.
+"""Percentile bootstrap over clusters: patients, tasks, seeds.
 
-Whole clusters are drawn with replacement, and all rows of a drawn cluster come along,
-so rows of one cluster may depend on one another as they like. With strata, as many
-clusters are drawn of each stratum as there are, so a resample has both classes in the
-proportions of the sample.
+Whole clusters are drawn with replacement, each with all its rows, so rows of a cluster
+may depend on one another. With strata, each resample has as many clusters of every
+stratum as the sample, so it has both classes in the same proportions.
 
 Reference: Davison and Hinkley, Bootstrap Methods and their Application (1997), sections
-3.2 (strata), 3.8 (clusters: whole ones are drawn, rows within them are not) and 5.3.1.
+3.2 (strata), 3.8 (clusters) and 5.3.1.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ def cluster_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Estimate:
-    """A statistic of rows, its standard error and percentile interval.
+    """Estimates a statistic of rows, its standard error and percentile interval.
 
     Args:
-        statistic: of the indices of rows `[k]`, which may repeat.
-        clusters: which cluster each row belongs to, `[n]`.
-        strata: which stratum, `[n]`, the same for all rows of a cluster.
-        num: resamples.
-        seed: of the resampling.
+        statistic: function of the indices of rows `[k]`, which may repeat.
+        clusters: cluster of each row, `[n]`.
+        strata: stratum of each row, `[n]`, the same within a cluster.
+        num: number of resamples.
+        seed: seed of the resampling.
         level: coverage.
 
     Returns:
@@ -52,15 +51,16 @@ def cluster_bootstrap(
         raise ValueError(
             f"clusters {clusters.shape} and strata {strata.shape} must both be [n]"
         )
-    order, starts, sizes, groups = _groups(clusters, strata)
+    rows, groups = _groups(clusters, strata)
     value = float(statistic(np.arange(len(clusters))))
     rng = np.random.RandomState(seed)
 
     def resample() -> float:
-        drawn = [g[rng.randint(len(g), size=len(g))] for g in groups]
-        return statistic(order[_runs(starts, sizes, np.concatenate(drawn))])
+        drawn = (c for g in groups for c in g[rng.randint(len(g), size=len(g))])
+        return statistic(np.concatenate([rows[c] for c in drawn]))
 
-    with warnings.catch_warnings():  # one word about all resamples, below
+    # One warning about all resamples follows.
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UndefinedMetricWarning)
         values = np.array([resample() for _ in range(num)])
     if np.isnan(values).any():
@@ -77,25 +77,15 @@ def cluster_bootstrap(
 
 def _groups(
     clusters: np.ndarray, strata: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Rows sorted by cluster, where each begins, its size; clusters by stratum."""
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The rows of every cluster, and the clusters of every stratum."""
     _, cluster, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
-    order = np.argsort(cluster, kind="stable")
-    starts = np.cumsum(sizes) - sizes
-    of_cluster = strata[order[starts]]
+    rows = np.split(np.argsort(cluster, kind="stable"), np.cumsum(sizes)[:-1])
+    of_cluster = strata[[chosen[0] for chosen in rows]]
     strange = np.flatnonzero(of_cluster[cluster] != strata)
     if len(strange):
         raise ValueError(
             f"cluster {clusters[strange[0]]} has rows in several strata: a cluster is "
             "drawn as a whole"
         )
-    indices = np.arange(len(sizes))
-    groups = [indices[of_cluster == stratum] for stratum in np.unique(of_cluster)]
-    return order, starts, sizes, groups
-
-
-def _runs(starts: np.ndarray, sizes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """The places `starts[c] … starts[c] + sizes[c] - 1` of all chosen clusters."""
-    lengths = sizes[chosen]
-    ends = np.cumsum(lengths)
-    return np.repeat(starts[chosen] - ends + lengths, lengths) + np.arange(ends[-1])
+    return rows, [np.flatnonzero(of_cluster == s) for s in np.unique(of_cluster)]

@@ -1,23 +1,21 @@
-"""A model against readers: a study of graded diagnosis with its statistics.
+"""A study of graded diagnosis: a model against readers.
 
-The unit is the patient. A patient's score is the mean over their images of the model's
-logits; readers grade patients. For every dichotomy of the grade the study has AUCs of
-the model and of each reader with DeLong's covariance (all graded the same patients), so
-differences are tested in pairs. A reader's score for a dichotomy is the grade itself,
-ties counted half, and their AUC the mean over sessions. Intervals and tests are over
-patients; the readers are these readers, not a sample of readers.
+The unit is the patient: a patient's score is the mean of the model's logits over their
+images, and readers grade patients. For every dichotomy of the grade, AUCs of the model
+and of each reader have DeLong's covariance, as all graded the same patients, so
+differences are tested in pairs. A reader's score is the grade itself, ties counted
+half, and their AUC the mean over sessions. Intervals and tests are over patients; the
+readers are not a sample of readers.
 
-The same images counted as if they were independent give narrower intervals that are
-wrong, because images of a patient resemble one another; `Dichotomy.images_naive` shows
-them beside those of a bootstrap that draws patients.
+Images of a patient resemble one another, so counting them as independent gives
+intervals that are too narrow: `Dichotomy.images_naive` shows them beside those of a
+bootstrap over patients.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,13 +27,12 @@ from evaluation.diagnosis.agreement import (
     fleiss_kappa,
     mean_pairwise_kappa,
 )
-from evaluation.diagnosis.auc import AUCs, Comparison, Estimate, delong, placements
+from evaluation.diagnosis.auc import Comparison, Estimate, delong, placements
 from evaluation.diagnosis.bootstrap import cluster_bootstrap
+from evaluation.training import train_model
 from lopt.base import LearnedOptimizer, Theta
-from lopt.baselines import evaluation_params
-from metatrain.inner import start
+from metatrain.inner import InnerLoop
 from metatrain.keys import stream
-from metatrain.unroll import unroll
 from tasks import diagnosis as grading
 from tasks.base import Split
 from tasks.data.images import ImageDraws
@@ -46,72 +43,72 @@ _PIECE = 100
 
 
 class Study(NamedTuple):
-    """What is known of each patient and image; numpy arrays."""
+    """Grades, readings and scores of each patient and image; numpy arrays."""
 
-    grade: np.ndarray  # [n] int, the reference
+    grade: np.ndarray  # [n] int, reference
     readings: np.ndarray  # [sessions, readers, n] int
-    image_logits: np.ndarray  # [rows, K - 1] of the model
-    patient_of_rows: np.ndarray  # [rows] int, index of a patient
-    ceiling: np.ndarray  # [n] a score that no reader of the images can beat
+    image_logits: np.ndarray  # [rows, K - 1] model's scores
+    patient_of_rows: np.ndarray  # [rows] int
+    ceiling: np.ndarray  # [n] best score that the images allow
 
     @property
     def num_grades(self) -> int:
-        """Grades (K)."""
+        """Number of grades (K)."""
         return self.image_logits.shape[1] + 1
 
     def patient_logits(self) -> np.ndarray:
-        """Mean over the images of each patient, `[n, K - 1]`."""
+        """Returns the mean over each patient's images, `[n, K - 1]`."""
         sums = np.zeros((len(self.grade), self.num_grades - 1))
         np.add.at(sums, self.patient_of_rows, self.image_logits)
         return sums / np.bincount(self.patient_of_rows)[:, None]
 
     def patient_scores(self) -> np.ndarray:
-        """Log-odds of each dichotomy `[n, K - 1]`, which never rise along a row."""
+        """Returns log-odds of the dichotomies `[n, K - 1]`, non-increasing in k."""
         return np.asarray(grading.scores(jnp.asarray(self.patient_logits())))
 
 
 @dataclasses.dataclass(frozen=True)
 class Dichotomy:
-    """Results of "is the grade above k?"; AUCs with logit-DeLong intervals."""
+    """Results for "is the grade above k?"; AUCs with logit-DeLong intervals."""
 
     name: str
     num_positive: int
     """Patients above k."""
     model: Estimate
     readers: tuple[Estimate, ...]
-    """Each the mean over the sessions."""
+    """Mean over sessions, by reader."""
     readers_mean: Estimate
     ceiling: Estimate
     best: int
-    """Index of the reader with the largest AUC on these very patients."""
+    """Index of the reader with the largest AUC on these patients."""
     versus_mean: Comparison
     """Model minus the mean of the readers."""
     versus_best: Comparison
-    """Model minus the best reader, who was chosen by the same data."""
+    """Model minus the best reader, who was chosen on the same data."""
     images_naive: Estimate
-    """Of single images, as if they were independent."""
+    """AUC of single images as if they were independent."""
     images_clustered: Estimate
-    """Of single images, patients being drawn; the percentile bootstrap."""
+    """AUC of single images, percentile bootstrap over patients."""
     kappa: float
-    """Between readers: mean of Cohen's over pairs, then over sessions."""
+    """Cohen's kappa between readers, mean over pairs and sessions."""
     fleiss: Estimate
-    """Between readers of the first session: Fleiss', patients being drawn."""
+    """Fleiss' kappa of the first session, bootstrap over patients."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """Results of a study; kappas of grades have quadratic weights."""
+    """Results of a study; kappas of grades are quadratically weighted."""
 
     num_patients: int
     dichotomies: tuple[Dichotomy, ...]
     model_kappa: Estimate
-    """Model against the reference; patients are drawn."""
+    """Model against reference, bootstrap over patients."""
     reader_kappas: tuple[float, ...]
-    """Each reader against the reference, mean over sessions."""
+    """Reader against reference, mean over sessions."""
     between_readers: float
     """Mean over pairs and sessions."""
     within_readers: float | None
-    """First session against the second, mean over readers; None without a second."""
+    """First session against second, mean over readers; None for one session."""
     model_with_readers: float
     """Model against reader, mean over readers and sessions."""
 
@@ -124,52 +121,36 @@ def train(
     seed: int,
     dataset: Graded,
 ) -> tuple[Any, np.ndarray]:
-    """Trains a model.
-
-    Returns:
-        Parameters, and the losses `[num_steps]` of the training batches in nats.
-    """
-
-    @functools.partial(jax.jit, static_argnums=2)
-    def run(key: jax.Array, dataset: Graded, num_steps: int) -> tuple[Any, jax.Array]:
-        state = start(task, lopt, theta, stream(key, "init"), num_steps)
-        state, losses, _ = unroll(
-            task, lopt, theta, state, dataset, stream(key, "unroll"), num_steps
-        )
-        return evaluation_params(state.opt_state, state.params), losses
-
+    """Trains a model and returns its parameters and losses `[num_steps]` in nats."""
     key = stream(jax.random.key(seed), "diagnosis")
-    params, losses = run(key, dataset, num_steps)
+    params, losses = train_model(InnerLoop(task, lopt), theta, num_steps, key, dataset)
     return params, np.asarray(losses)
 
 
 def image_logits(
     task: GradedDiagnosis, params: Any, dataset: Graded, split: Split
 ) -> np.ndarray:
-    """Logits of all images of a split, float64 `[rows, K - 1]`."""
+    """Returns the logits of all images of a split, float64 `[rows, K - 1]`."""
 
     @jax.jit
     def run(params: Any, dataset: Graded) -> jax.Array:
+        def one(row: jax.Array) -> jax.Array:
+            batch = task.batch(dataset, ImageDraws(row[None]), split)
+            return task.logits(params, batch)[0]
+
         rows = jnp.arange(len(dataset.images.split(split).labels))
-        one = functools.partial(_logits_of_row, task, params, dataset, split)
         return jax.lax.map(one, rows, batch_size=_PIECE)
 
     return np.asarray(run(params, dataset), np.float64)
 
 
-def _logits_of_row(
-    task: GradedDiagnosis, params: Any, dataset: Graded, split: Split, row: jax.Array
-) -> jax.Array:
-    return task.logits(params, task.batch(dataset, ImageDraws(row[None]), split))[0]
-
-
 def diagnose(study: Study, num_resamples: int = 1000, seed: int = 0) -> Diagnosis:
-    """All statistics of a study.
+    """Computes all statistics of a study.
 
     Args:
-        study: at least two patients on each side of every dichotomy.
-        num_resamples: of each bootstrap.
-        seed: of the bootstraps.
+        study: grades and scores, two patients or more on each side of every dichotomy.
+        num_resamples: resamples of each bootstrap.
+        seed: seed of the bootstraps.
     """
     logits = study.patient_logits()
     grades = np.asarray(grading.grade(jnp.asarray(logits)))
@@ -186,22 +167,22 @@ def diagnose(study: Study, num_resamples: int = 1000, seed: int = 0) -> Diagnosi
     against = np.array([kappa(reading, study.grade) for reading in flat])
     pairwise = [mean_pairwise_kappa(s, num, "quadratic") for s in study.readings]
     twice = zip(*study.readings[:2], strict=True) if sessions > 1 else ()
+    within = float(np.mean([kappa(*pair) for pair in twice])) if sessions > 1 else None
+    parts = (_dichotomy(study, k, num_resamples, seed) for k in range(num - 1))
     return Diagnosis(
-        n,
-        tuple(
-            _dichotomy(study, k, num_resamples, seed)
-            for k in range(study.num_grades - 1)
+        num_patients=n,
+        dichotomies=tuple(parts),
+        model_kappa=cluster_bootstrap(
+            model_kappa, np.arange(n), None, num_resamples, seed
         ),
-        cluster_bootstrap(model_kappa, np.arange(n), None, num_resamples, seed),
-        tuple(against.reshape(sessions, readers).mean(0).tolist()),
-        float(np.mean(pairwise)),
-        float(np.mean([kappa(*pair) for pair in twice])) if sessions > 1 else None,
-        float(np.mean([kappa(grades, reading) for reading in flat])),
+        reader_kappas=tuple(against.reshape(sessions, readers).mean(0).tolist()),
+        between_readers=float(np.mean(pairwise)),
+        within_readers=within,
+        model_with_readers=float(np.mean([kappa(grades, x) for x in flat])),
     )
 
 
 def _dichotomy(study: Study, k: int, num_resamples: int, seed: int) -> Dichotomy:
-    """Results of "is the grade above k?"."""
     above = study.grade > k
     sessions, readers, n = study.readings.shape
     scores = study.patient_scores()[:, k]
@@ -209,46 +190,40 @@ def _dichotomy(study: Study, k: int, num_resamples: int, seed: int) -> Dichotomy
     aucs = delong(
         above, np.stack([scores, study.ceiling, *study.readings.reshape(-1, n)])
     )
-    weights = [_reader_weights(aucs, sessions, readers, [i]) for i in range(readers)]
-    everyone = _reader_weights(aucs, sessions, readers, range(readers))
+    # Of AUCs in this order, a reader's is the mean over the sessions.
+    weights = np.zeros((readers, len(aucs.values)))
+    for i in range(readers):
+        weights[i, 2 + i :: readers] = 1.0 / sessions
+    everyone = weights.mean(0)
     each = tuple(aucs.estimate(w) for w in weights)
     best = int(np.argmax([estimate.value for estimate in each]))
     called = (study.readings > k).astype(int)
+    naive, clustered = _of_images(study, k, num_resamples, seed)
+
+    def fleiss(rows: np.ndarray) -> float:
+        return fleiss_kappa(called[0][:, rows], 2)
+
     return Dichotomy(
-        dichotomy_name(k, study.num_grades),
-        int(above.sum()),
-        aucs.estimate(0),
-        each,
-        aucs.estimate(everyone),
-        aucs.estimate(1),
-        best,
-        aucs.compare(0, everyone),
-        aucs.compare(0, weights[best]),
-        *_of_images(study, k, num_resamples, seed),
-        float(np.mean([mean_pairwise_kappa(session, 2) for session in called])),
-        cluster_bootstrap(
-            lambda rows: fleiss_kappa(called[0][:, rows], 2),
-            np.arange(n),
-            above,
-            num_resamples,
-            seed,
-        ),
+        name=dichotomy_name(k, study.num_grades),
+        num_positive=int(above.sum()),
+        model=aucs.estimate(0),
+        readers=each,
+        readers_mean=aucs.estimate(everyone),
+        ceiling=aucs.estimate(1),
+        best=best,
+        versus_mean=aucs.compare(0, everyone),
+        versus_best=aucs.compare(0, weights[best]),
+        images_naive=naive,
+        images_clustered=clustered,
+        kappa=float(np.mean([mean_pairwise_kappa(session, 2) for session in called])),
+        fleiss=cluster_bootstrap(fleiss, np.arange(n), above, num_resamples, seed),
     )
-
-
-def _reader_weights(
-    aucs: AUCs, sessions: int, readers: int, chosen: Sequence[int]
-) -> list[float]:
-    """Weights of the mean over sessions and the chosen readers."""
-    weights = np.zeros((sessions, readers))
-    weights[:, list(chosen)] = 1.0 / (sessions * len(chosen))
-    return [0.0] * (len(aucs.values) - weights.size) + weights.ravel().tolist()
 
 
 def _of_images(
     study: Study, k: int, num_resamples: int, seed: int
 ) -> tuple[Estimate, Estimate]:
-    """The AUC of single images: intervals by DeLong, and by drawing patients."""
+    """AUC of single images: intervals by DeLong, and by a bootstrap over patients."""
     scores = np.asarray(grading.scores(jnp.asarray(study.image_logits)))[:, k]
     above = (study.grade > k)[study.patient_of_rows]
 
@@ -264,7 +239,7 @@ def _of_images(
 
 
 def dichotomy_name(k: int, num_grades: int) -> str:
-    """For example "S0-1 | S2-3"."""
+    """Names the dichotomy, for example "S0-1 | S2-3"."""
     low = "S0" if k == 0 else f"S0-{k}"
     last = num_grades - 1
     return f"{low} | S{last}" if k + 1 == last else f"{low} | S{k + 1}-{last}"

@@ -1,10 +1,9 @@
-"""Simulated readers: people who grade what they see, each in their own way.
+"""Simulated readers who grade the appearance of cases.
 
-A reader sees the appearance of a case, blurred by how they see this one case (the same
-whenever they read it) and by how they see it today, and says how many of their
-thresholds that exceeds. Readers agree because they look at the same appearance, and err
-together where it misleads; they differ in how sharply they see and in where they begin
-to call a grade.
+A reader sees a case's appearance, blurred by a noise that is the same in every session
+and by one that is not, and counts how many of their thresholds it exceeds. Readers
+agree because they look at the same appearance, and err together where it misleads; they
+differ in sensitivity and in where grades begin.
 
 The panel is made after Radiology 2023, 10.1148/radiol.230659: six readers, two
 sessions, and for the dichotomies S0 | S1-3, S0-1 | S2-3 and S0-2 | S3 kappas between
@@ -27,16 +26,16 @@ from configuration.fields import configuration
 
 @configuration
 class Reader:
-    """How one reader sees and grades."""
+    """One reader."""
 
     sensitivity: float = 1.0
     """Factor on the appearance; 0 sees nothing."""
     noise: float = 0.25
-    """Deviation of how a case strikes this reader, the same in every session."""
+    """Standard deviation of the noise that is the same in every session."""
     session_noise: float = 0.2
-    """Deviation of what changes from session to session."""
+    """Standard deviation of the noise of each session."""
     thresholds: tuple[float, ...] = (0.2, 0.7, 0.95)
-    """Where grades 1, 2, ... begin, on the scale of sensitivity × appearance."""
+    """Lower ends of grades 1, 2, ... on the scale of sensitivity × appearance."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.sensitivity):
@@ -49,20 +48,17 @@ class Reader:
             raise ValueError(f"thresholds = {self.thresholds} must ascend")
 
     def read(self, appearance: Any, session: int, seed: Sequence[int]) -> np.ndarray:
-        """Grades of all cases in one session, `[n]` int.
+        """Returns grades `[n]` of all cases in one session.
 
         Args:
-            appearance: of each case `[n]`.
-            session: 0, 1, ...; only the session's own noise depends on it.
-            seed: of this reader's noise, non-negative integers.
+            appearance: appearance of the cases `[n]`.
+            session: 0, 1, ...; only the noise of the session depends on it.
+            seed: seed of this reader's noise, non-negative integers.
         """
-        appearance = np.asarray(appearance, np.float64)
-        lasting = np.random.RandomState([*seed, 0]).normal(size=appearance.shape)
-        today = np.random.RandomState([*seed, 1 + session]).normal(
-            size=appearance.shape
-        )
-        seen = self.sensitivity * appearance
-        seen = seen + self.noise * lasting + self.session_noise * today
+        seen = self.sensitivity * np.asarray(appearance, np.float64)
+        for scale, number in ((self.noise, 0), (self.session_noise, 1 + session)):
+            noise = np.random.RandomState([*seed, number]).normal(size=seen.shape)
+            seen = seen + scale * noise
         return (seen[:, None] > np.array(self.thresholds)[None]).sum(1)
 
 
@@ -80,13 +76,13 @@ PANEL = (
 def read_panel(
     readers: Sequence[Reader], appearance: Any, num_sessions: int = 2, seed: int = 0
 ) -> np.ndarray:
-    """Grades `[sessions, readers, n]` int; the same seed gives the same ones.
+    """Returns grades `[sessions, readers, n]` of all cases.
 
     Args:
-        readers: who reads.
-        appearance: of each case `[n]`.
-        num_sessions: how often.
-        seed: of all noise.
+        readers: the panel.
+        appearance: appearance of the cases `[n]`.
+        num_sessions: how often each reader reads.
+        seed: seed of all noise.
     """
     return np.stack(
         [

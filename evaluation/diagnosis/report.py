@@ -1,9 +1,10 @@
-"""A study of graded diagnosis as text and as a figure."""
+"""Text and figure of a study of graded diagnosis."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import matplotlib
 import numpy as np
@@ -20,38 +21,48 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def text_report(result: Diagnosis) -> str:
-    """Tables of AUCs and kappas; every heading says what the unit is."""
-    parts = result.dichotomies
-    readers = range(len(parts[0].readers))
-    lines = [("", *(part.name for part in parts))]
-    positive = (f"{part.num_positive} of {result.num_patients}" for part in parts)
-    lines.append(("patients above", *positive))
-    lines.append(("model", *(str(part.model) for part in parts)))
-    for i in readers:
-        marks = (" *" if part.best == i else "" for part in parts)
-        cells = (str(part.readers[i]) for part in parts)
-        marked = map("".join, zip(cells, marks, strict=True))
-        lines.append((f"reader {i + 1}", *marked))
-    lines.append(("mean of readers", *(str(part.readers_mean) for part in parts)))
-    lines.append(("best possible", *(str(part.ceiling) for part in parts)))
-    for label, field in (("mean", "versus_mean"), ("best *", "versus_best")):
-        cells = (format_comparison(getattr(part, field)) for part in parts)
-        lines.append((f"model − {label}", *cells))
+    """Formats tables of AUCs and kappas, each with its unit."""
+    readers = range(len(result.reader_kappas))
+
+    def reader(i: int, part: Dichotomy) -> str:
+        return f"{part.readers[i]}{' *' if part.best == i else ''}"
+
+    aucs = {
+        "patients above": lambda p: f"{p.num_positive} of {result.num_patients}",
+        "model": lambda p: str(p.model),
+        **{f"reader {i + 1}": partial(reader, i) for i in readers},
+        "mean of readers": lambda p: str(p.readers_mean),
+        "best possible": lambda p: str(p.ceiling),
+        "model − mean": lambda p: format_comparison(p.versus_mean),
+        "model − best *": lambda p: format_comparison(p.versus_best),
+    }
+    kappas = {
+        "Cohen, mean of pairs": lambda p: f"{p.kappa:.2f}",
+        "Fleiss, session 1": lambda p: str(p.fleiss),
+    }
+    images = {
+        "images as if independent": lambda p: _half_width(p.images_naive),
+        "the same, patients drawn": lambda p: _half_width(p.images_clustered),
+    }
     return "\n\n".join(
         [
             f"AUC per dichotomy [95 % logit-DeLong interval]; unit: the patient "
-            f"({result.num_patients} of the test split)\n{_aligned(lines)}\n"
+            f"({result.num_patients} of the test split)\n{_table(result, aucs)}\n"
             "A reader's score is the grade, both sessions averaged. Differences: "
             "paired DeLong test, plain\ninterval, p. The best reader (*) was found on "
             "the same patients, which favours the reader.",
-            _kappa_text(result, readers),
-            _unit_text(parts),
+            "κ between readers per dichotomy [95 % bootstrap over patients]\n"
+            f"{_table(result, kappas)}",
+            "Quadratic weighted κ of the grades [95 % bootstrap over patients]\n"
+            f"{_aligned(_grade_lines(result))}",
+            "AUC of single images ± half the interval: what a wrong unit would claim\n"
+            f"{_table(result, images)}",
         ]
     )
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """For example "+0.08 [+0.02, +0.14] p = .013"."""
+    """Formats as "+0.08 [+0.02, +0.14] p = .013"."""
     if math.isnan(comparison.p_value):
         return f"{comparison.difference:+.2f}"
     p = "< .001" if comparison.p_value < 5e-4 else f"= {comparison.p_value:.3f}"
@@ -61,75 +72,49 @@ def format_comparison(comparison: Comparison) -> str:
     )
 
 
-def _kappa_text(result: Diagnosis, readers: Sequence[int]) -> str:
-    parts = result.dichotomies
-    lines = [("", *(part.name for part in parts))]
-    lines.append(("Cohen, mean of pairs", *(f"{part.kappa:.2f}" for part in parts)))
-    lines.append(("Fleiss, session 1", *(str(part.fleiss) for part in parts)))
-    each = ", ".join(f"{result.reader_kappas[i]:.2f}" for i in readers)
-    grades = [
+def _half_width(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} ± {(estimate.high - estimate.low) / 2:.3f}"
+
+
+def _grade_lines(result: Diagnosis) -> list[tuple[str, str]]:
+    figures = {
+        "model and readers, mean": result.model_with_readers,
+        "between readers, mean of pairs": result.between_readers,
+        "within readers, sessions 1 and 2": result.within_readers,
+    }
+    each = ", ".join(f"{kappa:.2f}" for kappa in result.reader_kappas)
+    return [
         ("model and reference", str(result.model_kappa)),
         ("readers and reference", each),
-        ("model and readers, mean", f"{result.model_with_readers:.2f}"),
-        ("between readers, mean of pairs", f"{result.between_readers:.2f}"),
+        *((name, f"{x:.2f}") for name, x in figures.items() if x is not None),
     ]
-    if result.within_readers is not None:
-        text = f"{result.within_readers:.2f}"
-        grades.append(("within readers, sessions 1 and 2", text))
-    return (
-        "κ between readers per dichotomy [95 % bootstrap over patients]\n"
-        f"{_aligned(lines)}\n\n"
-        "Quadratic weighted κ of the grades [95 % bootstrap over patients]\n"
-        f"{_aligned(grades)}"
-    )
 
 
-def _unit_text(parts: Sequence[Dichotomy]) -> str:
-    def width(estimate: Estimate) -> str:
-        return f"{estimate.value:.2f} ± {(estimate.high - estimate.low) / 2:.3f}"
-
-    lines = [("", *(part.name for part in parts))]
-    for label, field in (
-        ("images as if independent", "images_naive"),
-        ("the same, patients drawn", "images_clustered"),
-    ):
-        cells = (width(getattr(part, field)) for part in parts)
-        lines.append((label, *cells))
-    return (
-        "AUC of single images ± half the interval: what a wrong unit would claim\n"
-        f"{_aligned(lines)}"
-    )
+def _table(result: Diagnosis, rows: Mapping[str, Callable[[Dichotomy], str]]) -> str:
+    """A column per dichotomy, a line per label."""
+    parts = result.dichotomies
+    lines = [(label, *map(text, parts)) for label, text in rows.items()]
+    return _aligned([("", *(part.name for part in parts)), *lines])
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) for cell, width in zip(line, widths, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    padded = (map(str.ljust, line, widths) for line in lines)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 @matplotlib.rc_context(STYLE)
 def plot_study(study: Study, result: Diagnosis, images: Sequence[np.ndarray]) -> Figure:
-    """Images of each grade, and a ROC panel per dichotomy with a point per reader.
+    """Plots images of each grade, and a ROC panel per dichotomy with all readers.
 
     Args:
-        study: the scores.
-        result: what `diagnose` made of it.
+        study: grades and scores.
+        result: statistics of the study.
         images: for each grade some images `[k, height, width]` uint8.
     """
     figure = Figure(figsize=(11, 6.6))
-    rows = figure.add_gridspec(
-        *(2, 1),
-        height_ratios=(1.0, 1.5),
-        hspace=0.16,
-        left=0.06,
-        right=0.99,
-        bottom=0.07,
-        top=0.96,
-    )
+    margins = {"left": 0.06, "right": 0.99, "bottom": 0.07, "top": 0.96}
+    rows = figure.add_gridspec(2, 1, height_ratios=(1.0, 1.5), hspace=0.16, **margins)
     top = rows[0].subgridspec(1, len(images), wspace=0.06)
     for g, pictures in enumerate(images):
         _draw_images(figure.add_subplot(top[0, g]), pictures, f"S{g}")
@@ -147,7 +132,7 @@ def plot_study(study: Study, result: Diagnosis, images: Sequence[np.ndarray]) ->
 
 
 def _draw_images(axes: Axes, pictures: np.ndarray, title: str) -> None:
-    """Pictures two by two, with a gap between them."""
+    """Draws pictures in two rows with gaps."""
     count, height, width = pictures.shape
     sheet = np.full((2 * height + 1, (count + 1) // 2 * (width + 1) - 1), 255, np.uint8)
     for i, picture in enumerate(pictures):
@@ -171,23 +156,11 @@ def _draw_roc(
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.8, linestyle=":")
     called = study.readings > k
     true, false = called[..., above].mean(-1), called[..., ~above].mean(-1)
+    style = {"color": _READERS, "ms": 5.5, "linewidth": 0.7, "alpha": 0.85}
     for i, reader in enumerate(part.readers):
-        axes.plot(
-            false[:, i],
-            true[:, i],
-            marker=_MARKERS[i % len(_MARKERS)],
-            color=_READERS,
-            markersize=5.5,
-            linewidth=0.7,
-            alpha=0.85,
-            label=f"reader {i + 1} {reader.value:.2f}",
-        )
+        marker = _MARKERS[i % len(_MARKERS)]
+        label = f"reader {i + 1} {reader.value:.2f}"
+        axes.plot(false[:, i], true[:, i], marker=marker, label=label, **style)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    axes.legend(
-        fontsize=6.8,
-        loc="lower right",
-        title="AUC",
-        title_fontsize=6.8,
-        labelspacing=0.25,
-        borderaxespad=0.1,
-    )
+    compact = {"fontsize": 6.8, "title_fontsize": 6.8, "labelspacing": 0.25}
+    axes.legend(title="AUC", loc="lower right", borderaxespad=0.1, **compact)

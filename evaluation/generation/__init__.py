@@ -1,1 +1,1 @@
-"""Scores and pictures of generated samples."""
+"""Training of text-to-image stages and pictures drawn from them."""

@@ -1,4 +1,4 @@
-"""A figure of generated pictures, a row per class."""
+"""Figure of generated pictures."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _GAP = 2
 
 @matplotlib.rc_context(STYLE)
 def plot_pictures(pictures: Pictures, captions: Sequence[str]) -> Figure:
-    """Samples of every class on the left, reproductions of one picture on the right.
+    """Plots a row per class: samples on the left, a reproduced picture on the right.
 
     Args:
-        pictures: what was drawn, `K` classes.
-        captions: their names.
+        pictures: samples and reproductions of `K` classes.
+        captions: names of the classes.
     """
     num = pictures.samples.shape[1]
     figure = Figure(figsize=(0.5 * (num + 3) + 2.2, 0.5 * len(captions) + 0.7))
@@ -40,7 +40,7 @@ def plot_pictures(pictures: Pictures, captions: Sequence[str]) -> Figure:
 
 
 def tile(pictures: np.ndarray) -> np.ndarray:
-    """Rows and columns of pictures as one, white between them.
+    """Puts rows and columns of pictures on one sheet, white between them.
 
     Args:
         pictures: `[rows, columns, height, width, channels]` uint8.
@@ -50,7 +50,7 @@ def tile(pictures: np.ndarray) -> np.ndarray:
     """
     rows, columns, height, width, _ = pictures.shape
     whole = np.full((rows, height + _GAP, columns, width + _GAP, 3), 255, np.uint8)
-    # One channel is repeated, grey.
+    # Assignment repeats a single channel: grey.
     whole[:, :height, :, :width] = pictures.transpose(0, 2, 1, 3, 4)
     return whole.reshape(rows * (height + _GAP), columns * (width + _GAP), 3)
 

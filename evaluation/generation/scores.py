@@ -1,7 +1,7 @@
-"""Three stages trained by any optimizer, and the pictures they make.
+"""Text-to-image stages trained by any optimizer, and pictures drawn from them.
 
-Each stage is trained on what the ones before it make, as in `tasks.generation`, but by
-the optimizer that is given rather than by the Adam of `Pretraining`.
+Each stage is trained on the output of the earlier ones, as in `tasks.generation`, but
+by the given optimizer rather than by the Adam of `Pretraining`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evaluation.training import train_model
 from lopt.base import LearnedOptimizer, Theta
-from lopt.baselines import evaluation_params
-from metatrain.inner import start
+from metatrain.inner import InnerLoop
 from metatrain.keys import stream
-from metatrain.unroll import unroll
-from tasks.base import Dataset, Params, Task
+from tasks.base import Params, Task
 from tasks.data.images import gather, unnormalize
 from tasks.generation.latent_diffusion import encode_latents
 from tasks.generation.pipeline import Sampling, Stages, decode
@@ -31,33 +30,10 @@ Report = Callable[[str], None]
 class Pictures(NamedTuple):
     """Raw pixels in 0 … 255, uint8; `K` classes in the first axis."""
 
-    samples: np.ndarray  # [K, n, height, width, channels] made from the class alone
-    originals: np.ndarray  # [K, height, width, channels] one of the test split each
-    rendered: np.ndarray  # the same, by stages B and A from the original's code
-    decoded: np.ndarray  # the same, by stage A alone
-
-
-def train_stage(
-    task: Task,
-    lopt: LearnedOptimizer,
-    theta: Theta,
-    num_steps: int,
-    seed: int,
-    dataset: Dataset,
-) -> tuple[Params, np.ndarray]:
-    """Trains one stage; its parameters and the losses `[num_steps]` in nats."""
-
-    @jax.jit
-    def run(theta: Theta, dataset: Dataset) -> tuple[Params, jax.Array]:
-        key = stream(jax.random.key(seed), "generation")
-        state = start(task, lopt, theta, stream(key, "init"), num_steps)
-        state, losses, _ = unroll(
-            task, lopt, theta, state, dataset, stream(key, "unroll"), num_steps
-        )
-        return evaluation_params(state.opt_state, state.params), losses
-
-    params, losses = run(theta, dataset)
-    return params, np.asarray(losses)
+    samples: np.ndarray  # [K, n, height, width, channels] from the class alone
+    originals: np.ndarray  # [K, height, width, channels] of the test split
+    rendered: np.ndarray  # originals, from their code by stages B and A
+    decoded: np.ndarray  # originals, by stage A alone
 
 
 def train_stages(
@@ -68,29 +44,31 @@ def train_stages(
     seed: int,
     report: Report,
 ) -> tuple[Stages, dict[str, np.ndarray]]:
-    """Trains A, B and C in this order, each on what the ones before it make.
+    """Trains A, B and C in this order, each on the output of the earlier ones.
 
     Args:
         task: stage C, which holds the others.
         lopt: the optimizer of all three.
         thetas: its meta-parameters for A, B and C.
-        num_steps: of A, B and C.
-        seed: of initial parameters and batches.
-        report: is told of every stage that is finished.
+        num_steps: training steps of A, B and C.
+        seed: seed of initial parameters and batches.
+        report: called with a line after each stage.
 
     Returns:
         The stages, and the losses of each by its letter.
     """
     stage_b, stage_a = task.stage_b, task.stage_b.stage_a
+    key = stream(jax.random.key(seed), "generation")
     losses = {}
 
     def train(letter: str, task: Task, dataset: Any) -> Params:
         index = "ABC".index(letter)
-        params, losses[letter] = train_stage(
-            task, lopt, thetas[index], num_steps[index], seed, dataset
-        )
-        last = losses[letter][-max(1, num_steps[index] // 20) :].mean()
-        report(f"stage {letter}: {num_steps[index]} steps, loss {last:.4f}")
+        steps = num_steps[index]
+        loop = InnerLoop(task, lopt)
+        params, curve = train_model(loop, thetas[index], steps, key, dataset)
+        losses[letter] = np.asarray(curve)
+        last = losses[letter][-max(1, steps // 20) :].mean()
+        report(f"stage {letter}: {steps} steps, loss {last:.4f}")
         return params
 
     pictures = stage_a.load_data()
@@ -110,7 +88,7 @@ def draw_pictures(
     num_samples: int,
     seed: int,
 ) -> Pictures:
-    """Samples of every class, and how well the stages reproduce pictures they see."""
+    """Draws samples of every class, and one test picture of each reproduced."""
     classes = np.arange(task.model.num_classes)
     test = stages.pictures.images.test
     labels = np.asarray(test.labels)

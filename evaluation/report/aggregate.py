@@ -1,8 +1,8 @@
-"""Figures over all cells of a suite: final losses and speed-ups against tuned Adam.
+"""Figures over all cells of a suite: final losses and speed-ups over tuned Adam.
 
-Losses of different tasks have no common unit, ratios to tuned Adam's have. Both figures
-are above 1 where the optimizer is better. Cells and seeds are put together by the
-interquartile mean, which a few failures and a few triumphs do not move.
+Losses of different tasks have no common unit; ratios to tuned Adam's have. Both figures
+are above 1 where the optimizer is better, and both are averaged over cells and seeds by
+the interquartile mean, which a few failures or triumphs do not move.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from evaluation.report.statistics import InterquartileMean, interquartile_mean
 from evaluation.results import EvalRow
 
 Figures: TypeAlias = dict[str, dict[int, float]]
-"""By cell and seed."""
+"""Figures by cell and seed."""
 
 
 def wants_aggregates(rows: Sequence[EvalRow]) -> bool:
-    """Whether tuned Adam was run on, as it is where a suite asks for these figures."""
+    """Returns whether Adam's longer runs are there, as a suite asks for them."""
     return any(row.optimizer == ADAM_LONG for row in rows)
 
 
 def speed_ups(rows: Sequence[EvalRow], optimizer: str = LEARNED) -> Figures:
-    """Speed-ups over tuned Adam; infinite where they exceed 4."""
+    """Returns speed-ups over tuned Adam, infinite where they exceed 4."""
     by_run = {(row.cell, row.optimizer, row.seed): row for row in rows}
     found: Figures = {}
     for (cell, name, seed), row in by_run.items():
@@ -41,27 +41,21 @@ def speed_ups(rows: Sequence[EvalRow], optimizer: str = LEARNED) -> Figures:
 
 
 def final_ratios(rows: Sequence[EvalRow], optimizer: str = LEARNED) -> Figures:
-    """Tuned Adam's final loss over the optimizer's."""
+    """Returns tuned Adam's final losses over the optimizer's."""
     adam = {(r.cell, r.seed): r.final_loss for r in rows if r.optimizer == ADAM}
     found: Figures = {}
     for row in rows:
         if row.optimizer == optimizer and (row.cell, row.seed) in adam:
-            ratio = _ratio(adam[row.cell, row.seed], row.final_loss)
+            a, b = adam[row.cell, row.seed], row.final_loss
+            ratio = a / b if b else math.inf if a else 1.0
             found.setdefault(row.cell, {})[row.seed] = ratio
     return found
 
 
-def _ratio(a: float, b: float) -> float:
-    if b == 0.0:
-        return 1.0 if a == 0.0 else math.inf
-    return a / b
-
-
 def interquartile_means(rows: Sequence[EvalRow]) -> dict[str, InterquartileMean]:
-    """The two figures of a suite for the learned optimizer, by name.
+    """Returns the learned optimizer's two figures by name, over common seeds.
 
-    Over the seeds that all cells have. A speed-up of which only is known that it
-    exceeds 4 counts as 4.
+    A speed-up that is only known to exceed 4 counts as 4.
     """
     figures = {
         "final loss (tuned Adam's over its own)": final_ratios(rows),
@@ -82,7 +76,7 @@ def interquartile_means(rows: Sequence[EvalRow]) -> dict[str, InterquartileMean]
 def aggregate_lines(
     rows: Sequence[EvalRow], skipped: Sequence[Skipped] = ()
 ) -> list[str]:
-    """A sentence a figure, and what is not in it."""
+    """Says each figure in a sentence, and which cells are not in it."""
     if not wants_aggregates(rows):
         return []
     lines = [

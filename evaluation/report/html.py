@@ -1,4 +1,4 @@
-"""The report: one static HTML file that explains itself and needs nothing else."""
+"""Report of an evaluation: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from configuration.files import write_text
 from evaluation.plan import CellTuning, Skipped
 from evaluation.report import plots, tables
 from evaluation.report.aggregate import aggregate_lines
-from evaluation.report.overview import wants_overview
+from evaluation.report.overview import overview, wants_overview
 from evaluation.report.summary import headline, scaling_lines
 from evaluation.results import EvalRow
 
@@ -70,21 +70,20 @@ def write_report(
     """Writes the report; the file is replaced as a whole.
 
     Args:
-        path: of the HTML file.
-        title: its heading.
+        path: path of the HTML file.
+        title: heading.
         rows: all evaluation runs.
-        tunings: what was tuned where.
-        training_metrics: rows with `step` and `meta_loss` or `held_out_loss`; may be
-            empty.
-        config: of meta-training, any JSON.
-        environment: what else made the figures: command, machine, versions, seeds.
+        tunings: all tunings.
+        training_metrics: metrics of meta-training (see `plots.plot_training`), if any.
+        config: configuration of meta-training, any JSON.
+        environment: command, machine, versions, seeds.
         missing: expected runs (cell, optimizer, seed) without a row.
-        skipped: cells that could not run, and why.
-        notes: what the names of cells do not say, by cell.
+        skipped: cells that could not run, with reasons.
+        notes: explanations of cells, by cell.
     """
     sections = [
         _summary_section(rows, missing, skipped),
-        _notes_section(notes or {}),
+        f"<h2>What the cells are</h2>{_definitions(notes)}" if notes else "",
         _section("Training loss", [_CURVES_NOTE], plots.plot_curves, rows),
         _section("Width", [_WIDTH_NOTE], plots.plot_widths, plots.over_width(rows)),
         _section("Meta-training", [_META_NOTE], plots.plot_training, training_metrics),
@@ -131,28 +130,22 @@ def _summary_section(
     missing: Sequence[tuple[str, str, int]],
     skipped: Sequence[Skipped],
 ) -> str:
-    parts = [f'<p class="headline">{html.escape(headline(rows))}</p>']
+    parts = [_tag("p", headline(rows), "headline")]
     if missing:
         text = html.escape(tables.describe_missing(missing))
         parts.append(f'<p class="warning"><b>Missing runs.</b> {text}</p>')
     if skipped:
-        items = "".join(f"<li>{html.escape(f'{c}: {why}')}</li>" for c, why in skipped)
-        parts.append(
-            f'<div class="warning"><b>Skipped cells.</b><ul>{items}</ul></div>'
-        )
-    parts += [f"<p>{html.escape(line)}</p>" for line in aggregate_lines(rows, skipped)]
+        items = _list(f"{cell}: {reason}" for cell, reason in skipped)
+        parts.append(f'<div class="warning"><b>Skipped cells.</b>{items}</div>')
+    parts += [_tag("p", line) for line in aggregate_lines(rows, skipped)]
     if wants_overview(rows):
-        parts += ["<h2>Overview</h2>", tables.html_overview(rows)]
-        parts += [
-            _figure("overview", plots.plot_overview(rows), tables.overview_notes(rows))
-        ]
+        notes = tables.overview_notes(rows)
+        parts += ["<h2>Overview</h2>", tables.html_table(*overview(rows))]
+        parts.append(_figure("overview", plots.plot_overview(rows), notes))
     parts += ["<h2>Summary</h2>", tables.html_summary(rows)]
-    parts += [_note(tables.legend(rows)), _note(_CAP_NOTE)]
+    parts += [_tag("p", text, "note") for text in (tables.legend(rows), _CAP_NOTE)]
     if lines := scaling_lines(rows):
-        items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-        parts.append(
-            f"<p>The learned optimizer beyond its training:</p><ul>{items}</ul>"
-        )
+        parts.append("<p>The learned optimizer beyond its training:</p>" + _list(lines))
     return "\n".join(parts)
 
 
@@ -162,33 +155,23 @@ def _section(
     plot: Callable[[Any], Figure],
     data: Sequence[Any],
 ) -> str:
-    """A heading, a figure and what to read from it; nothing if there is no data."""
+    """Heading, figure and caption; empty without data."""
     if not data:
         return ""
     slug = heading.lower().replace(" ", "-")
     figure = _figure(slug, plot(data), notes)
-    return f"<h2>{html.escape(heading)}</h2>\n{figure}"
+    return f"{_tag('h2', heading)}\n{figure}"
 
 
 def _figure(slug: str, figure: Figure, notes: Iterable[str]) -> str:
     caption = " ".join(html.escape(note) for note in notes)
-    # Inside HTML the names of XML vocabularies are not needed.
+    # HTML needs no names of XML vocabularies.
     drawing = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", plots.svg(figure))
-    # Ids of clip paths repeat between figures and would be looked up across them.
+    # Ids of clip paths repeat between figures, but must be unique in a page.
     drawing = drawing.replace('id="', f'id="{slug}-')
     drawing = drawing.replace('href="#', f'href="#{slug}-')
     drawing = drawing.replace("url(#", f"url(#{slug}-")
     return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
-
-
-def _notes_section(notes: Mapping[str, str]) -> str:
-    if not notes:
-        return ""
-    items = "".join(
-        f"<dt>{html.escape(cell)}</dt><dd>{html.escape(note)}</dd>"
-        for cell, note in notes.items()
-    )
-    return f"<h2>What the cells are</h2><dl>{items}</dl>"
 
 
 def _tuning_section(tunings: Sequence[CellTuning]) -> str:
@@ -197,34 +180,39 @@ def _tuning_section(tunings: Sequence[CellTuning]) -> str:
     runs = sum(entry.tuning.num_runs for entry in tunings)
     steps = sum(entry.tuning.inner_steps for entry in tunings)
     total = f"Altogether {runs:,} tuning runs, {steps:,} inner steps."
-    figure = _section(
-        "Tuning of the baselines", [_TUNING_NOTE], plots.plot_tunings, tunings
-    )
+    heading, plot = "Tuning of the baselines", plots.plot_tunings
+    figure = _section(heading, [_TUNING_NOTE], plot, tunings)
     return f"{figure}\n<p>{total}</p>\n{tables.html_tunings(tunings)}"
 
 
 def _origin_section(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
-    items = "".join(
-        f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(_shown(value))}</dd>"
-        for name, value in environment.items()
-    )
     text = html.escape(json.dumps(config, indent=2, ensure_ascii=False, default=str))
     return (
-        f"<h2>How it was made</h2><dl>{items}</dl>"
+        f"<h2>How it was made</h2>{_definitions(environment)}"
         f"{_details('Configuration of meta-training', f'<pre>{text}</pre>')}"
     )
 
 
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+def _definitions(values: Mapping[str, Any]) -> str:
+    def shown(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value, default=str)
+
+    items = (_tag("dt", k) + _tag("dd", shown(v)) for k, v in values.items())
+    return f"<dl>{''.join(items)}</dl>"
+
+
+def _list(lines: Iterable[str]) -> str:
+    return f"<ul>{''.join(_tag('li', line) for line in lines)}</ul>"
+
+
+def _tag(name: str, text: str, css_class: str = "") -> str:
+    """An element with a text, which is escaped."""
+    attribute = f' class="{css_class}"' if css_class else ""
+    return f"<{name}{attribute}>{html.escape(text)}</{name}>"
 
 
 def _details(summary: str, inner: str) -> str:
-    return f"<details><summary>{html.escape(summary)}</summary>{inner}</details>"
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{html.escape(text)}</p>'
+    return f"<details>{_tag('summary', summary)}{inner}</details>"
 
 
 def _page(title: str, body: str) -> str:

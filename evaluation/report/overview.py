@@ -1,7 +1,7 @@
-"""One line a cell, in a unit that all cells share.
+"""Table of all cells, with losses in a unit that they share.
 
-A table of losses is read within a cell. Where a suite has many cells, or cells with
-losses in different units, this stands before it: mean losses over those at chance.
+Where a suite has many cells, or losses in different units, it stands before the table
+of losses and shows mean losses over those at chance.
 """
 
 from __future__ import annotations
@@ -10,11 +10,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluation.plan import ADAM_LONG, OPTIMIZERS
 from evaluation.report.aggregate import speed_ups
 from evaluation.report.speed_up import format_speed_up
-from evaluation.report.summary import MANY_CELLS, Summary, summarize
-from evaluation.results import EvalRow
+from evaluation.report.summary import (
+    MANY_CELLS,
+    MARKS,
+    Summary,
+    names_of,
+    summarize,
+)
+from evaluation.results import EvalRow, by_cell
 
 NOTE = (
     "Mean loss over the loss at chance: 1 is no better than a guess that knows "
@@ -29,23 +34,21 @@ SPEED_UP_NOTE = (
 
 
 def wants_overview(rows: Sequence[EvalRow]) -> bool:
-    """Whether there are many cells, or losses in more than one unit."""
-    return (
-        len({row.cell for row in rows}) > MANY_CELLS or len({r.unit for r in rows}) > 1
-    )
+    """Returns whether there are many cells, or losses in more than one unit."""
+    many = len({row.cell for row in rows}) > MANY_CELLS
+    return many or len({row.unit for row in rows}) > 1
 
 
 def overview(
     rows: Sequence[EvalRow],
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and lines of the table."""
+    """Returns header and lines of the table."""
     summaries = {(s.cell, s.optimizer): s for s in summarize(rows)}
-    present = {row.optimizer for row in rows} - {ADAM_LONG}
-    names = [name for name in OPTIMIZERS if name in present]
+    names = names_of(rows)
     speeds = speed_ups(rows)
     header = ("cell", "varies", "family", "data", "input", "unit", *names, "")
     lines = []
-    for row in {row.cell: row for row in rows}.values():
+    for row, *_ in by_cell(rows).values():
         about = (row.cell, row.axis, row.family, row.dataset, row.resolution, row.unit)
         here = [summaries.get((row.cell, name)) for name in names]
         figures = (f"{s.normalized_loss:.3g}" if s else "–" for s in here)
@@ -57,11 +60,11 @@ def overview(
 
 
 def _mark(summaries: Sequence[Summary | None]) -> str:
-    """How the learned optimizer, the first, compares with tuned Adam."""
+    """Mark of the learned optimizer, the first, against tuned Adam."""
     first = summaries[0] if summaries else None
     if first is None or first.versus_adam is None:
         return ""
-    return {"lower": "▼", "higher": "▲", "tie": "≈"}[first.versus_adam.verdict]
+    return MARKS[first.versus_adam.verdict]
 
 
 def _speed(values: Mapping[int, float] | None) -> str:

@@ -1,8 +1,8 @@
 """Figures of an evaluation, as SVG text or PNG bytes.
 
-Every optimizer keeps one colour and one marker in all figures (Okabe and Ito's palette,
-which stays distinct with colour-blind vision, and marker and dash in black and white).
-Figures are objects: nothing touches pyplot's global state or needs a display.
+Every optimizer has the same colour, marker and dash in all figures: Okabe and Ito's
+palette for colour-blind readers, the others for print in black and white. Nothing
+touches pyplot's global state or needs a display.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ from evaluation.plan import (
     MORE,
     MU_ADAM,
     MU_ADAM_TUNED,
-    OPTIMIZERS,
     SGDM,
     CellTuning,
 )
-from evaluation.report.summary import summarize
-from evaluation.results import EvalRow
+from evaluation.report.summary import names_of, summarize
+from evaluation.results import EvalRow, by_cell
 
 _STYLES: dict[str, tuple[str, str, Any]] = {  # colour, marker, line
     LEARNED: ("#D55E00", "o", "-"),
@@ -43,22 +42,18 @@ _STYLES: dict[str, tuple[str, str, Any]] = {  # colour, marker, line
     MU_ADAM_TUNED: ("#56B4E9", "D", "-"),
     ADAMW: ("#009E73", "^", "-."),
     SGDM: ("#CC79A7", "v", ":"),
-    **dict(
-        zip(
-            (name for name, _ in MORE.values()),
-            (
-                ("#E69F00", "P", ":"),
-                ("#8C564B", "*", "-"),
-                ("#000000", "X", "-"),
-                ("#7F7F7F", "<", "--"),
-                ("#17BECF", ">", "-."),
-                ("#9467BD", "h", ":"),
-                ("#BCBD22", "p", "--"),
-            ),
-            strict=True,
-        )
-    ),
 }
+_MORE_STYLES: tuple[tuple[str, str, Any], ...] = (
+    ("#E69F00", "P", ":"),
+    ("#8C564B", "*", "-"),
+    ("#000000", "X", "-"),
+    ("#7F7F7F", "<", "--"),
+    ("#17BECF", ">", "-."),
+    ("#9467BD", "h", ":"),
+    ("#BCBD22", "p", "--"),
+)
+for (_name, _), _style in zip(MORE.values(), _MORE_STYLES, strict=True):
+    _STYLES[_name] = _style
 _OTHER: tuple[str, str, Any] = ("#666666", "x", "-")
 STYLE: dict[Any, Any] = {  # matplotlib's settings, the same for all figures
     "font.size": 9.5,
@@ -78,11 +73,11 @@ STYLE: dict[Any, Any] = {  # matplotlib's settings, the same for all figures
 
 
 _COLUMNS = 3
-"""Panels side by side, at most."""
+"""Largest number of panels side by side."""
 
 
 def svg(figure: Figure) -> str:
-    """The `<svg>` element of a figure, without XML header, metadata or clock."""
+    """Returns the figure's `<svg>` element, without XML header, metadata or date."""
     with matplotlib.rc_context(STYLE):
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -92,7 +87,7 @@ def svg(figure: Figure) -> str:
 
 
 def png(figure: Figure, dpi: int = 150) -> bytes:
-    """A figure as PNG, for pages that cannot show SVG."""
+    """Returns the figure as PNG, for pages that cannot show SVG."""
     with matplotlib.rc_context(STYLE):
         buffer = io.BytesIO()
         FigureCanvasAgg(figure)
@@ -102,14 +97,13 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
 
 @matplotlib.rc_context(STYLE)
 def plot_curves(rows: Sequence[EvalRow]) -> Figure:
-    """Training loss over steps, one panel a cell; band: all seeds, line: their mean."""
+    """Plots training loss over steps, a panel per cell: mean and range over seeds."""
     rows = [row for row in rows if row.optimizer != ADAM_LONG]
-    cells = list(dict.fromkeys(row.cell for row in rows))
+    cells = by_cell(rows)
     figure, panels = _panels(len(cells))
     units = {row.unit for row in rows}
-    for axes, cell in zip(panels, cells, strict=True):
-        here = [row for row in rows if row.cell == cell]
-        for name in _names(here):
+    for axes, (cell, here) in zip(panels, cells.items(), strict=True):
+        for name in names_of(here):
             curves = np.asarray([row.curve for row in here if row.optimizer == name])
             _draw_curves(axes, curves, name)
         axes.set_yscale("log")
@@ -121,19 +115,19 @@ def plot_curves(rows: Sequence[EvalRow]) -> Figure:
             axes.set_ylabel(here[0].unit)
     if len(units) == 1:
         _label_left(panels, f"training loss ({units.pop()})")
-    return _with_legend(figure, _names(rows))
+    return _with_legend(figure, names_of(rows))
 
 
 @matplotlib.rc_context(STYLE)
 def plot_widths(rows: Sequence[EvalRow]) -> Figure:
-    """Mean loss against width; each dot a seed, the line through their means."""
+    """Plots mean loss against width: a dot per seed, a line through their means."""
     wide = over_width(rows)
     figure, (axes,) = _panels(1, width=6.2, height=3.4)
-    names = _names([row for row in wide if row.axis == "width"] or wide)
+    names = names_of([row for row in wide if row.axis == "width"] or wide)
     widths = sorted({row.widths[0] for row in wide})
     for offset, name in enumerate(names):
         colour, marker, line = _STYLES.get(name, _OTHER)
-        # Side by side: seeds of different optimizers must not hide one another.
+        # Optimizers stand side by side, so that their dots do not overlap.
         shift = 1.06 ** (offset - (len(names) - 1) / 2)
         here = [row for row in wide if row.optimizer == name]
         points = {w: [r.mean_loss for r in here if r.widths[0] == w] for w in widths}
@@ -158,29 +152,22 @@ def plot_widths(rows: Sequence[EvalRow]) -> Figure:
 
 
 def over_width(rows: Sequence[EvalRow]) -> list[EvalRow]:
-    """The rows of the trained cell and of those that differ in width; none if none."""
+    """Returns the rows of the trained cell and of wider ones; none if none differs."""
     wide = [r for r in rows if r.axis in ("trained", "width") and r.widths]
     return wide if any(row.axis == "width" for row in wide) else []
 
 
 @matplotlib.rc_context(STYLE)
 def plot_overview(rows: Sequence[EvalRow]) -> Figure:
-    """Mean loss over that at chance, a line a cell, a mark an optimizer."""
+    """Plots mean loss over the loss at chance, a line per cell."""
     summaries = summarize(rows)
     cells = list(dict.fromkeys(summary.cell for summary in summaries))
     figure, (axes,) = _panels(1, width=9.6, height=1.2 + 0.24 * len(cells))
-    names = _names(rows)
+    names = names_of(rows)
     for summary in summaries:
         colour, marker, _ = _STYLES.get(summary.optimizer, _OTHER)
-        place = cells.index(summary.cell)
-        axes.plot(
-            [summary.normalized_loss],
-            [place],
-            marker,
-            color=colour,
-            markersize=5,
-            alpha=0.85,
-        )
+        x, y = summary.normalized_loss, cells.index(summary.cell)
+        axes.plot([x], [y], marker, color=colour, markersize=5, alpha=0.85)
     axes.set_yticks(range(len(cells)), cells)
     axes.set_ylim(len(cells) - 0.5, -0.5)
     axes.set_xscale("log")
@@ -191,30 +178,18 @@ def plot_overview(rows: Sequence[EvalRow]) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def plot_tunings(tunings: Sequence[CellTuning]) -> Figure:
-    """The criterion against the learning rate, one panel a tuning; a ring: chosen."""
+    """Plots each tuning's criterion against the learning rate, a ring at the best."""
     figure, panels = _panels(len(tunings))
     for axes, (cell, name, tuning) in zip(panels, tunings, strict=True):
         colour, marker, _ = _STYLES.get(name, _OTHER)
         for schedule, line in (("constant", "--"), ("cosine", "-")):
             points = [p for p in tuning.points if p.schedule == schedule]
             points.sort(key=lambda point: point.learning_rate)
-            axes.plot(
-                [point.learning_rate for point in points],
-                [point.mean_loss for point in points],
-                color=colour,
-                marker=marker,
-                markersize=3.5,
-                linestyle=line,
-                label=schedule,
-            )
-        axes.plot(
-            [tuning.learning_rate],
-            [tuning.mean_loss],
-            "o",
-            markersize=11,
-            markerfacecolor="none",
-            color="black",
-        )
+            x, y = [p.learning_rate for p in points], [p.mean_loss for p in points]
+            style = {"color": colour, "marker": marker, "linestyle": line}
+            axes.plot(x, y, markersize=3.5, label=schedule, **style)  # pyright: ignore
+        ring = {"color": "black", "markersize": 11, "markerfacecolor": "none"}
+        axes.plot([tuning.learning_rate], [tuning.mean_loss], "o", **ring)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         _plain_log_ticks(axes)
@@ -228,12 +203,12 @@ def plot_tunings(tunings: Sequence[CellTuning]) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def plot_training(metrics: Sequence[Mapping[str, Any]]) -> Figure:
-    """Meta-training: the meta-loss of every outer step, smoothed, and validations.
+    """Plots the meta-loss of every outer step, smoothed, and validations.
 
     Args:
-        metrics: rows with `step` and one or both of `meta_loss` (of the perturbed
-            particles, windows of any age) and `held_out_loss`, `train_loss` (of the
-            averaged θ); where `chosen` is true last is the θ that was released.
+        metrics: rows with `step`, and `meta_loss` (of perturbed particles, truncation
+            windows of any age) or `held_out_loss` and `train_loss` (of the averaged θ);
+            the last row whose `chosen` is true is the released θ.
     """
     figure, (axes,) = _panels(1, width=9.6, height=3.2)
     losses = _column(metrics, "meta_loss")
@@ -267,20 +242,14 @@ def plot_training(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _column(metrics: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    """Steps and finite values `[n, 2]` of one metric."""
+    """Steps and finite values `[n, 2]` of a metric."""
     pairs = [(row["step"], row[name]) for row in metrics if name in row]
     finite = [(step, value) for step, value in pairs if math.isfinite(value)]
     return np.asarray(finite, np.float64).reshape(-1, 2)
 
 
-def _names(rows: Sequence[EvalRow]) -> list[str]:
-    present = dict.fromkeys(r.optimizer for r in rows if r.optimizer != ADAM_LONG)
-    known = [name for name in OPTIMIZERS if name in present]
-    return known + [name for name in present if name not in OPTIMIZERS]
-
-
 def _draw_curves(axes: Axes, curves: np.ndarray, name: str) -> None:
-    """Mean and range over seeds `[R, H]`, smoothed so that curves can be told apart."""
+    """Draws mean and range over seeds of curves `[R, H]`, smoothed."""
     colour, _, line = _STYLES.get(name, _OTHER)
     span = max(1, curves.shape[1] // 40)
     kernel = np.ones(span) / span
@@ -294,7 +263,7 @@ def _draw_curves(axes: Axes, curves: np.ndarray, name: str) -> None:
 
 
 def _limit_losses(axes: Axes, rows: Sequence[EvalRow]) -> None:
-    """Shows up to 1.5 × the first loss; what diverges leaves the panel at its top."""
+    """Limits the panel to 1.5 × the first loss; diverged runs leave it at the top."""
     finite = [x for row in rows for x in row.curve[-len(row.curve) // 4 :]]
     finite = [x for x in finite if math.isfinite(x) and x > 0]
     start = [row.curve[0] for row in rows if math.isfinite(row.curve[0])]
@@ -308,7 +277,7 @@ def _limit_losses(axes: Axes, rows: Sequence[EvalRow]) -> None:
 
 
 def _plain_log_ticks(axes: Axes) -> None:
-    """0.1 rather than 10⁻¹, and few enough labels that none overlap."""
+    """Writes 0.1 rather than 10⁻¹, with few enough labels that none overlap."""
 
     def label(value: float, _: Any) -> str:
         mantissa = value / 10 ** math.floor(math.log10(value))
@@ -339,7 +308,7 @@ def _label_left(panels: Sequence[Axes], label: str) -> None:
 
 
 def _with_legend(figure: Figure, names: Sequence[str]) -> Figure:
-    """One legend below all panels."""
+    """Adds one legend below all panels."""
     handles = []
     for name in names:
         colour, marker, line = _STYLES.get(name, _OTHER)

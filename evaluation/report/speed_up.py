@@ -1,10 +1,10 @@
-"""How much sooner tuned Adam would have had to be, in steps.
+"""Speed-up of a learner over tuned Adam, in steps.
 
-The speed-up of a learner over tuned Adam at a horizon H: the step at which Adam's
-training loss first reaches the one that the learner has at H, divided by H. Both losses
-are exponential moving averages, and of Adam's the running minimum is taken. Above 1 the
-learner is ahead. Adam is run to 4 H; where it has not come so far by then, more than 4
-is all that is known. A learner that diverged has 0.
+At a horizon H it is the step at which Adam's training loss first reaches that of the
+learner at H, divided by H; above 1 the learner is ahead. Both losses are exponential
+moving averages, and Adam's counts with its running minimum. Adam is run to 4 H: where
+it does not come so far, the speed-up is only known to exceed 4. A learner that diverged
+has 0.
 
 Reference: the metric of VeLO (Metz et al., arXiv:2211.09760, Figure 1).
 """
@@ -17,15 +17,15 @@ from collections.abc import Sequence
 import numpy as np
 
 DECAY = 0.95
-"""Of the moving averages."""
+"""Decay of the moving averages."""
 REFERENCE_HORIZONS = 4
-"""Adam is run to this many times the horizon."""
+"""Length of Adam's run, in horizons."""
 
 
 def smooth(curve: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Exponential moving average of losses `[H]`, begun at the first of them.
+    """Returns the exponential moving average of losses `[H]`, from the first on.
 
-    What is not finite counts as infinite, and so does all that follows.
+    It is infinite from the first loss that is not finite.
     """
     losses = np.asarray(curve, np.float64)
     losses = np.where(np.isfinite(losses), losses, math.inf)
@@ -43,13 +43,13 @@ def speed_up(
     *,
     diverged: bool = False,
 ) -> float:
-    """The speed-up of a learner at the end of its run.
+    """Returns the speed-up of a learner at the end of its run.
 
     Args:
-        learner: `[H]` losses of training batches, each before its update.
-        references: of tuned Adam, any lengths. Where there are several (its run to H,
-            and one with its schedule stretched over 4 H) the lowest of them counts at
-            each step, so that no level is reached later than in either.
+        learner: `[H]` training-batch losses before each update.
+        references: such losses of tuned Adam, of any lengths. With several (a run to H
+            and one with its schedule stretched over 4 H) the lowest counts at each
+            step, so no level is reached later than in any.
         diverged: whether the learner's run diverged.
 
     Returns:
@@ -73,5 +73,5 @@ def speed_up(
 
 
 def format_speed_up(value: float) -> str:
-    """A speed-up in words: one that is not known exceeds what Adam was run to."""
+    """Formats a speed-up; an infinite one as "> 4"."""
     return f"> {REFERENCE_HORIZONS}" if value == math.inf else f"{value:.2f}"

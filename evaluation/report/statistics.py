@@ -1,8 +1,8 @@
 """Statistics of runs that are paired by seed, and of many cells together.
 
 Two optimizers that share a seed share initial parameters and batches, so much of the
-variation between seeds cancels in the difference. With five seeds an interval rests on
-four degrees of freedom: the factor is 2.78, not 1.96.
+variation between seeds cancels in the difference. Intervals are Student's: five seeds
+have four degrees of freedom, and a factor of 2.78, not 1.96.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy.stats import bootstrap, trim_mean
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """Differences a − b of one figure, seed by seed; negative: a is lower."""
+    """Differences a − b of one figure by seed; negative where a is lower."""
 
     differences: tuple[float, ...]
     mean: float
@@ -41,14 +41,14 @@ class Paired:
 
     @property
     def verdict(self) -> str:
-        """One of lower, higher, and tie: the interval holds 0 or is not known."""
+        """Whether a is lower or higher; a tie if the interval holds 0 or is NaN."""
         if self.high < 0:
             return "lower"
         return "higher" if self.low > 0 else "tie"
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and standard error of the mean (NaN with fewer than two values)."""
+    """Returns the mean and its standard error, NaN with fewer than two values."""
     array = np.asarray(values, np.float64)
     if len(array) < 2:
         return float(array.mean()) if len(array) else math.nan, math.nan
@@ -56,11 +56,11 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Paired:
-    """Compares two sequences whose entries share seeds, in order.
+    """Compares the figures of two optimizers, paired by seed.
 
     Args:
-        a: figures of one optimizer, one a seed.
-        b: figures of the other.
+        a: figures of one optimizer, by seed.
+        b: figures of the other, of the same seeds.
         level: coverage of the interval.
 
     Raises:
@@ -68,12 +68,13 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Paire
     """
     if len(a) != len(b) or not len(a):
         raise ValueError(f"cannot pair {len(a)} with {len(b)} figures")
-    differences = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    of_a, of_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    differences = of_a - of_b
     mean, error = mean_and_error(differences.tolist())
     half = math.nan
     if len(differences) > 1:
         half = float(stdtrit(len(differences) - 1, 0.5 + level / 2)) * error
-    denominator = float(np.mean(np.asarray(b, np.float64)))
+    denominator = float(of_b.mean())
     return Paired(
         differences=tuple(differences.tolist()),
         mean=mean,
@@ -82,15 +83,13 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Paire
         high=mean + half,
         wins=int((differences < 0).sum()),
         ties=int((differences == 0).sum()),
-        ratio=float(np.mean(np.asarray(a, np.float64))) / denominator
-        if denominator
-        else math.nan,
+        ratio=float(of_a.mean()) / denominator if denominator else math.nan,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class InterquartileMean:
-    """The mean of the middle half of all figures, and how sure it is."""
+    """The mean of the middle half of all figures, with an interval."""
 
     mean: float
     low: float
@@ -104,15 +103,14 @@ class InterquartileMean:
 def interquartile_mean(
     figures: Sequence[Sequence[float]], level: float = 0.95
 ) -> InterquartileMean:
-    """The interquartile mean over cells and seeds, with a bootstrap interval.
+    """Computes the interquartile mean over cells and seeds, and its interval.
 
-    The lowest and the highest quarter of the figures of all cells together are left
-    out (`scipy.stats.trim_mean`). Seeds of one cell are not independent evidence about
-    other cells, so the bootstrap (percentiles of 2,000 resamples, always the same)
-    draws whole cells. Agarwal et al., arXiv:2108.13264.
+    The lowest and highest quarter of all figures are left out. Seeds of a cell are not
+    independent evidence about other cells, so the bootstrap (percentiles of 2,000
+    resamples, always the same) draws whole cells. Agarwal et al., arXiv:2108.13264.
 
     Args:
-        figures: of each cell, one a seed, as many of each.
+        figures: figures of each cell by seed, as many in each.
         level: coverage of the interval.
 
     Raises:
@@ -130,7 +128,7 @@ def interquartile_mean(
         raise ValueError("an interquartile mean needs figures that are no NaN")
 
     def middle(chosen: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Of rows `[..., cells]`, which are resamples."""
+        """Interquartile mean of each resample `[..., cells]`."""
         del axis
         drawn = cells[chosen].reshape(*chosen.shape[:-1], -1)
         return trim_mean(drawn, 0.25, axis=-1)
@@ -138,14 +136,8 @@ def interquartile_mean(
     every = np.arange(len(cells))
     low = high = math.nan
     if len(cells) > 1:
-        interval = bootstrap(
-            (every,),
-            middle,
-            vectorized=True,
-            n_resamples=2000,
-            confidence_level=level,
-            method="percentile",
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-        low, high = float(interval.low), float(interval.high)
+        rng = np.random.default_rng(0)
+        options = {"vectorized": True, "n_resamples": 2000, "method": "percentile"}
+        found = bootstrap((every,), middle, confidence_level=level, rng=rng, **options)
+        low, high = map(float, found.confidence_interval)
     return InterquartileMean(float(middle(every)), low, high, len(cells), cells.size)

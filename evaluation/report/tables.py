@@ -1,4 +1,4 @@
-"""Tables of rows and tunings, as plain text and as HTML."""
+"""Tables of rows and tunings, as text and as HTML."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from evaluation.plan import LEARNED, OPTIMIZERS, CellTuning, Skipped
 from evaluation.report.aggregate import aggregate_lines, wants_aggregates
 from evaluation.report.overview import NOTE, SPEED_UP_NOTE, overview, wants_overview
 from evaluation.report.summary import (
+    MARKS,
     Summary,
     format_error,
     format_paired,
@@ -19,49 +20,42 @@ from evaluation.report.summary import (
     summarize,
 )
 from evaluation.report.text_table import text_table
-from evaluation.results import EvalRow
+from evaluation.results import EvalRow, by_cell
+from evaluation.tune import Tuning
 
-COLUMNS = (
-    "cell",
-    "optimizer",
-    "mean loss",
-    "minus tuned Adam [95 %]",
-    "wins",
-    "final loss",
-    "valid loss",
-    "test loss",
-    "test acc.",
-    "diverged",
-    "s/run",
-    "learning rate",
-)
+Line = dict[str, Any]
+"""Texts of a line by column."""
 
 
-def summary_cells(summary: Summary) -> tuple[str, ...]:
-    """The texts of one line of the summary, in the order of `COLUMNS`."""
+def _columns(lines: Sequence[Line]) -> tuple[list[str], list[list[Any]]]:
+    """Header and texts of lines with the same columns."""
+    return list(lines[0]) if lines else [], [list(line.values()) for line in lines]
+
+
+def summary_line(summary: Summary) -> Line:
+    """Returns the line of one optimizer in one cell."""
     difference = summary.versus_adam
-    mark = {"lower": " ▼", "higher": " ▲", "tie": " ≈"}
     versus = wins = "–"
     if difference is not None:
-        versus = format_paired(difference) + mark[difference.verdict]
+        versus = f"{format_paired(difference)} {MARKS[difference.verdict]}"
         wins = f"{difference.wins}/{difference.num}"
     diverged = f"{summary.diverged}/{summary.num}"
     if summary.capped_steps:
         diverged += f" ({summary.capped_steps} steps capped)"
-    return (
-        summary.cell,
-        summary.optimizer,
-        format_error(summary.mean_loss),
-        versus,
-        wins,
-        f"{summary.final_loss[0]:.2g}",
-        f"{summary.valid_loss[0]:.3f}",
-        f"{summary.test_loss[0]:.3f}",
-        _percent(summary.test_accuracy[0]),
-        diverged,
-        f"{summary.seconds:.1f}",
-        summary.settings,
-    )
+    return {
+        "cell": summary.cell,
+        "optimizer": summary.optimizer,
+        "mean loss": format_error(summary.mean_loss),
+        "minus tuned Adam [95 %]": versus,
+        "wins": wins,
+        "final loss": f"{summary.final_loss[0]:.2g}",
+        "valid loss": f"{summary.valid_loss[0]:.3f}",
+        "test loss": f"{summary.test_loss[0]:.3f}",
+        "test acc.": _percent(summary.test_accuracy[0]),
+        "diverged": diverged,
+        "s/run": f"{summary.seconds:.1f}",
+        "learning rate": summary.settings,
+    }
 
 
 def _percent(accuracy: float) -> str:
@@ -69,10 +63,10 @@ def _percent(accuracy: float) -> str:
 
 
 def legend(rows: Sequence[EvalRow]) -> str:
-    """What the figures of the summary are; cells of the commonest unit go unnamed."""
+    """Explains the summary; cells whose unit is not the commonest are named."""
     units: dict[str, list[str]] = {}
-    for row in {row.cell: row for row in rows}.values():
-        units.setdefault(row.unit, []).append(row.cell)
+    for cell, (row, *_) in by_cell(rows).items():
+        units.setdefault(row.unit, []).append(cell)
     first, *others = sorted(units, key=lambda unit: -len(units[unit])) or ["nats"]
     named = (f", in {other} ({', '.join(units[other])})" for other in others)
     unit = first + "".join(named)
@@ -88,11 +82,12 @@ def text_summary(
     missing: Sequence[tuple[str, str, int]] = (),
     skipped: Sequence[Skipped] = (),
 ) -> str:
-    """The summary for a terminal, in aligned columns."""
-    text = text_table([COLUMNS, *map(summary_cells, summarize(rows))])
+    """Formats the summary for a terminal, in aligned columns."""
+    header, lines = _columns([summary_line(s) for s in summarize(rows)])
+    text = text_table([header, *lines])
     if wants_overview(rows):
-        header, lines = overview(rows)
-        table = text_table([header, *lines], grouped=False)
+        names, cells = overview(rows)
+        table = text_table([names, *cells], grouped=False)
         text += ["", *table, "", *overview_notes(rows)]
     text += ["", legend(rows), "", headline(rows), *scaling_lines(rows)]
     text += aggregate_lines(rows, skipped)
@@ -103,17 +98,12 @@ def text_summary(
 
 
 def overview_notes(rows: Sequence[EvalRow]) -> list[str]:
-    """What the figures of the overview are."""
+    """Explains the overview."""
     return [NOTE, SPEED_UP_NOTE] if wants_aggregates(rows) else [NOTE]
 
 
-def html_overview(rows: Sequence[EvalRow]) -> str:
-    """The overview as an HTML table."""
-    return html_table(*overview(rows))
-
-
 def describe_missing(missing: Sequence[tuple[str, str, int]]) -> str:
-    """Runs that are not there, by cell and optimizer."""
+    """Lists missing runs by cell and optimizer."""
     groups: dict[tuple[str, str], list[int]] = {}
     for cell, optimizer, seed in missing:
         groups.setdefault((cell, optimizer), []).append(seed)
@@ -125,17 +115,16 @@ def describe_missing(missing: Sequence[tuple[str, str, int]]) -> str:
 
 def html_table(
     header: Sequence[str],
-    lines: Iterable[Sequence[Any]],
+    lines: Sequence[Sequence[Any]],
     marks: Iterable[str] | None = None,
 ) -> str:
-    """A table; every text is escaped, the first column repeats only where it changes.
+    """Formats a table; texts are escaped, the first column shown where it changes.
 
     Args:
         header: names of the columns.
-        lines: texts, as many as the header in each line.
-        marks: a CSS class of each line.
+        lines: the texts of each line, as many as the header.
+        marks: CSS class of each line.
     """
-    lines = list(lines)
     classes = list(marks) if marks is not None else [""] * len(lines)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     body, previous = [], None
@@ -153,64 +142,56 @@ def html_table(
 
 
 def html_summary(rows: Sequence[EvalRow]) -> str:
-    """The summary as an HTML table; the learned optimizer's lines are set off."""
-    summaries = summarize(rows)
-    return html_table(
-        COLUMNS,
-        [summary_cells(summary) for summary in summaries],
-        ["learned" if s.optimizer == LEARNED else "" for s in summaries],
-    )
+    """Formats the summary, the learned optimizer's lines set off."""
+    lines = [summary_line(summary) for summary in summarize(rows)]
+    marks = ["learned" if x["optimizer"] == LEARNED else "" for x in lines]
+    return html_table(*_columns(lines), marks)
 
 
 def html_seeds(rows: Sequence[EvalRow]) -> str:
-    """Every run, seed by seed."""
-    header = ("cell", "optimizer", "seed", "mean loss", "final loss", "valid loss")
-    header += ("valid acc.", "test loss", "test acc.", "diverged", "s/run")
+    """Formats every run, seed by seed."""
     names = list(dict.fromkeys([*OPTIMIZERS, *(row.optimizer for row in rows)]))
-    cells = list(dict.fromkeys(row.cell for row in rows))
 
-    def place(row: EvalRow) -> tuple[int, int, int]:
-        return cells.index(row.cell), names.index(row.optimizer), row.seed
+    def place(row: EvalRow) -> tuple[int, int]:
+        return names.index(row.optimizer), row.seed
 
     lines = [
-        (
-            row.cell,
-            row.optimizer,
-            row.seed,
-            f"{row.mean_loss:.4f}",
-            f"{row.final_loss:.2g}",
-            f"{row.valid_loss:.4f}",
-            _percent(row.valid_accuracy),
-            f"{row.test_loss:.4f}",
-            _percent(row.test_accuracy),
-            "yes" if row.diverged else "no",
-            f"{row.seconds:.2f}",
-        )
-        for row in sorted(rows, key=place)
+        {
+            "cell": row.cell,
+            "optimizer": row.optimizer,
+            "seed": row.seed,
+            "mean loss": f"{row.mean_loss:.4f}",
+            "final loss": f"{row.final_loss:.2g}",
+            "valid loss": f"{row.valid_loss:.4f}",
+            "valid acc.": _percent(row.valid_accuracy),
+            "test loss": f"{row.test_loss:.4f}",
+            "test acc.": _percent(row.test_accuracy),
+            "diverged": "yes" if row.diverged else "no",
+            "s/run": f"{row.seconds:.2f}",
+        }
+        for here in by_cell(rows).values()
+        for row in sorted(here, key=place)
     ]
-    return html_table(header, lines)
+    return html_table(*_columns(lines))
 
 
 def html_tunings(tunings: Sequence[CellTuning]) -> str:
-    """What the tuning of each baseline cost, and what it chose."""
-    header = ("cell", "optimizer", "chosen", "criterion", "learning rates tried")
-    header += ("runs", "inner steps", "widened", "at the edge", "diverged runs")
-    lines = []
-    for cell, name, tuning in tunings:
-        rates = [point.learning_rate for point in tuning.points]
-        span = f"{min(rates):.3g} … {max(rates):.3g}"
-        lines.append(
-            (
-                cell,
-                name,
-                f"{tuning.learning_rate:.3g} {tuning.schedule}",
-                f"{tuning.mean_loss:.4f}",
-                f"{span}, {len(rates)} points",
-                tuning.num_runs,
-                f"{tuning.inner_steps:,}",
-                f"{tuning.widenings}×",
-                "YES" if tuning.at_edge else "no",
-                sum(point.diverged for point in tuning.points),
-            )
-        )
-    return html_table(header, lines)
+    """Formats what each tuning chose and cost."""
+    return html_table(*_columns([_tuning_line(*entry) for entry in tunings]))
+
+
+def _tuning_line(cell: str, name: str, tuning: Tuning) -> Line:
+    rates = [point.learning_rate for point in tuning.points]
+    span = f"{min(rates):.3g} … {max(rates):.3g}"
+    return {
+        "cell": cell,
+        "optimizer": name,
+        "chosen": f"{tuning.learning_rate:.3g} {tuning.schedule}",
+        "criterion": f"{tuning.mean_loss:.4f}",
+        "learning rates tried": f"{span}, {len(rates)} points",
+        "runs": tuning.num_runs,
+        "inner steps": f"{tuning.inner_steps:,}",
+        "widened": f"{tuning.widenings}×",
+        "at the edge": "YES" if tuning.at_edge else "no",
+        "diverged runs": sum(point.diverged for point in tuning.points),
+    }

@@ -1,4 +1,4 @@
-"""Tables for a terminal."""
+"""Text tables for a terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 
 def text_table(lines: Sequence[Sequence[str]], *, grouped: bool = True) -> list[str]:
-    """Aligned columns; the first line is the header.
+    """Aligns columns; the first line is the header.
 
     Args:
-        lines: texts, as many in each.
-        grouped: whether lines that begin alike belong together. Then a rule stands
-            before each such group, and what they begin with is shown once; else one
-            rule stands below the header.
+        lines: the texts of each line, as many in each.
+        grouped: shows the first column once for lines that share it, and a rule before
+            each such group; else one rule stands below the header.
     """
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rule = "  ".join("─" * width for width in widths)

@@ -1,14 +1,11 @@
-"""Does every layer change equally fast, however wide or deep the network is?
+"""Coordinate checks: whether every layer changes equally fast at every size.
 
-A parametrization is right when, after a few steps of training, each layer's output has
-moved by an amount that does not depend on the width (for CompleteP: on the depth). The
-check trains networks of several sizes on one fixed batch, records how far each layer's
-output x_t is from what it was at the start, x_0, and fits the slope of
-log₂ std(x_t − x_0) against log₂ size: 0 is right, in the standard parametrization some
-layer's slope is near 1. The change is looked at rather than x_t itself, because the
-values of the start hide what training adds to them.
-
-Any optimizer can be checked, hand-designed or learned: it is a function of the specs.
+A parametrization is right when, after a few training steps, each layer's output has
+moved by an amount that does not depend on the width (for CompleteP: the depth). The
+check trains networks of several sizes on one fixed batch and fits the slope of
+log₂ std(x_t − x_0) against log₂ size for each layer's output x_t: 0 is right; in the
+standard parametrization some layer's slope is near 1. It looks at the change because
+the initial values hide what training adds to them.
 
 Reference: Yang et al., Tensor Programs V, arXiv:2203.03466, Section D.1 and Figure 5.
 """
@@ -17,16 +14,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-Optimizer = Callable[[Any], optax.GradientTransformationExtraArgs]
-"""Specs of the parameters -> an optimizer of them."""
+from tasks.base import Batch, Task
 
+Optimizer = Callable[[Any], optax.GradientTransformationExtraArgs]
+"""Specs of the parameters -> an optimizer of them, learned or hand-designed."""
 
 _QUICK_TO_COMPILE = {
     "xla_backend_optimization_level": 0,
@@ -34,38 +32,14 @@ _QUICK_TO_COMPILE = {
 }
 
 
-class Trainable(Protocol):
-    """What can be checked; every `tasks.Task` is one."""
-
-    def init(self, key: jax.Array) -> Any:
-        """Initial parameters."""
-        ...
-
-    def specs(self) -> Any:
-        """A tree of `ParamSpec` with the structure of the parameters."""
-        ...
-
-    def loss(
-        self, params: Any, key: jax.Array, batch: Any
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean loss `[]` and auxiliary values."""
-        ...
-
-    def activations(
-        self, params: Any, key: jax.Array, batch: Any
-    ) -> dict[str, jax.Array]:
-        """What every layer computes, by name."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class CoordinateCheck:
-    """Changes of every layer at every size; arrays are float64."""
+    """Changes of every layer at every size; float64 arrays."""
 
     sizes: tuple[int, ...]
-    """Widths (or depths), ascending: `S` of them."""
+    """Widths or depths, ascending (`S`)."""
     layers: tuple[str, ...]
-    """Names of the layers that all sizes have, in order: `L` of them."""
+    """Names of the layers that all sizes have, in order (`L`)."""
     initial: np.ndarray
     """std(x_0), `[S, seeds, L]`."""
     change: np.ndarray
@@ -74,15 +48,14 @@ class CoordinateCheck:
     """Loss before each step, `[S, seeds, T]`."""
 
     def slopes(self, step: int = -1) -> dict[str, float]:
-        """Slope of log₂ std(x_t − x_0) against log₂ size, by layer.
+        """Returns each layer's slope of log₂ std(x_t − x_0) against log₂ size.
 
         Args:
-            step: which of the T steps; the last by default.
+            step: index of the step among the T, by default the last.
 
         Returns:
-            A slope; NaN for a layer that did not move at any size (behind a zero
-            readout nothing moves at t = 1), infinity where it moved at some sizes
-            only or stopped being finite.
+            Slopes by layer; NaN where nothing moved at any size (behind a zero readout
+            at t = 1), infinity where it moved at some sizes only or was not finite.
         """
         values = self.change[:, :, step]
         return {
@@ -91,7 +64,7 @@ class CoordinateCheck:
         }
 
     def steepest(self, step: int = -1) -> tuple[str, float]:
-        """The layer whose slope is farthest from 0, and that slope."""
+        """Returns the layer whose slope is farthest from 0, and that slope."""
         moved = {n: s for n, s in self.slopes(step).items() if not np.isnan(s)}
         if not moved:
             raise ValueError(f"no layer has moved after step {step}: nothing to judge")
@@ -102,46 +75,46 @@ class CoordinateCheck:
         return self.table()
 
     def table(self, step: int = -1) -> str:
-        """A line per layer: its change at every size, and the slope."""
+        """Formats each layer's change at every size, and its slope, as a line."""
         length = max(len("layer"), *map(len, self.layers))
         sizes = "".join(f"{size:>10}" for size in self.sizes)
         lines = [f"{'layer':<{length}}{sizes}{'slope':>9}"]
-        slopes = self.slopes(step)
-        means = _mean_log2(self.change[:, :, step])
-        for i, name in enumerate(self.layers):
-            changes = "".join(f"{2.0**x:>10.3g}" for x in means[:, i])
-            slope = "–" if np.isnan(slopes[name]) else f"{slopes[name]:+.3f}"
-            lines.append(f"{name:<{length}}{changes}{slope:>9}")
+        with np.errstate(divide="ignore"):
+            means = 2.0 ** np.log2(self.change[:, :, step]).mean(1)
+        for i, (name, slope) in enumerate(self.slopes(step).items()):
+            changes = "".join(f"{x:>10.3g}" for x in means[:, i])
+            text = "–" if np.isnan(slope) else f"{slope:+.3f}"
+            lines.append(f"{name:<{length}}{changes}{text:>9}")
         return "\n".join(lines)
 
 
 def coordinate_check(
-    trainables: Mapping[int, Trainable],
+    tasks: Mapping[int, Task],
     optimizer: Optimizer,
-    batch: Any,
+    batch: Batch,
     num_steps: int = 4,
     seeds: Sequence[int] = (0, 1, 2),
 ) -> CoordinateCheck:
     """Trains every size on one batch and measures how far each layer moves.
 
     Args:
-        trainables: the same task at several sizes (widths, or depths).
+        tasks: the same task by size (width or depth).
         optimizer: specs -> optimizer, for example
             `lambda specs: lopt.as_optax(theta, specs, num_steps)`.
-        batch: a pytree of arrays, the same for all sizes and steps.
-        num_steps: steps of training (`T`).
-        seeds: of the initial parameters, the same at every size.
+        batch: used at all sizes and steps.
+        num_steps: training steps (`T`).
+        seeds: seeds of the initial parameters, the same at every size.
 
     Raises:
         ValueError: if there are fewer than two sizes, no seeds or no steps, or the
             sizes have no layer in common.
     """
-    sizes = tuple(sorted(trainables))
+    sizes = tuple(sorted(tasks))
     if len(sizes) < 2 or sizes[0] < 1:
         raise ValueError(f"sizes {sizes} must be at least two different positive ones")
     if num_steps < 1 or not seeds:
         raise ValueError(f"num_steps = {num_steps}, seeds = {seeds}: at least one each")
-    names = [_layers(trainables[size], batch) for size in sizes]
+    names = [_layers(tasks[size], batch) for size in sizes]
     layers = tuple(n for n in names[0] if all(n in others for others in names))
     if not layers:
         raise ValueError(f"networks of sizes {sizes} have no layer in common")
@@ -150,8 +123,7 @@ def coordinate_check(
     options = _QUICK_TO_COMPILE if jax.default_backend() == "cpu" else {}
     train = jax.jit(_train, static_argnums=(0, 1, 2, 3), compiler_options=options)
     runs = [
-        train(trainables[size], optimizer, layers, num_steps, keys, batch)
-        for size in sizes
+        train(tasks[size], optimizer, layers, num_steps, keys, batch) for size in sizes
     ]
     initial, change, losses = (
         np.stack([np.asarray(run[i], np.float64) for run in runs]) for i in range(3)
@@ -160,7 +132,7 @@ def coordinate_check(
 
 
 def log2_slope(sizes: Sequence[int], values: np.ndarray) -> float:
-    """Least-squares slope of the mean log₂ value against log₂ size.
+    """Returns the least-squares slope of the mean log₂ value against log₂ size.
 
     Args:
         sizes: `S` different sizes.
@@ -183,47 +155,41 @@ def log2_slope(sizes: Sequence[int], values: np.ndarray) -> float:
     return float(x @ y / (x @ x))
 
 
-def _mean_log2(change: np.ndarray) -> np.ndarray:
-    """Mean over seeds `[S, L]` of log₂ of `[S, seeds, L]`; −∞ where nothing moved."""
-    with np.errstate(divide="ignore"):
-        return np.log2(change).mean(1)
-
-
-def _layers(trainable: Trainable, batch: Any) -> list[str]:
+def _layers(task: Task, batch: Batch) -> list[str]:
     """Names in the order in which the network computes them (JAX sorts them)."""
     names: list[str] = []
 
-    def note(key: jax.Array, batch: Any) -> None:
-        names.extend(trainable.activations(trainable.init(key), key, batch))
+    def note(key: jax.Array, batch: Batch) -> None:
+        names.extend(task.activations(task.init(key), key, batch))
 
     jax.eval_shape(note, jax.random.key(0), batch)
     return names
 
 
 def _train(
-    trainable: Trainable,
+    task: Task,
     optimizer: Optimizer,
     layers: tuple[str, ...],
     num_steps: int,
     keys: jax.Array,
-    batch: Any,
+    batch: Batch,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """std(x_0) `[seeds, L]`, std(x_t − x_0) `[seeds, T, L]`, losses `[seeds, T]`."""
-    rule = optimizer(trainable.specs())
-    # A model that samples does so with the same noise at every step.
+    rule = optimizer(task.specs())
+    # A model that samples draws the same noise at every step.
     noise = jax.random.key(0)
 
     def compute(params: Any) -> list[jax.Array]:
-        computed = trainable.activations(params, noise, batch)
+        computed = task.activations(params, noise, batch)
         return [computed[name] for name in layers]
 
     def one(key: jax.Array) -> Any:
-        params = trainable.init(key)
+        params = task.init(key)
         first = compute(params)
 
         def step(carry: Any, _: None) -> Any:
             params, state = carry
-            (loss, _), grads = jax.value_and_grad(trainable.loss, has_aux=True)(
+            (loss, _), grads = jax.value_and_grad(task.loss, has_aux=True)(
                 params, noise, batch
             )
             updates, state = rule.update(grads, state, params, loss=loss)

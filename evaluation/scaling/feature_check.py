@@ -1,13 +1,11 @@
-"""Do the inputs of a learned optimizer say the same at every width?
+"""Width slopes of a learned optimizer's inputs.
 
-μP's promise to a learned optimizer rests on its inputs: if each is Θ(1) at every width,
-so is the network's output, and the step needs only the scale that the rules give it.
-Each input is divided by its root mean square, so it *is* Θ(1), except where an absolute
-floor decides: gradients fall as 1/width, and once they are below a floor the input
-fades (its root mean square falls) or goes blind (it still has the right size, but is
-the same for every element). So two statistics are taken of each input over a tensor's
-elements, the root mean square and the standard deviation, and their slopes against the
-width.
+If every input of a learned optimizer is Θ(1) at every width, so is the output of its
+network, and the step needs only the scale that μP's rules give it. Each input is
+divided by its root mean square and so is Θ(1), except where an absolute floor decides:
+gradients fall as 1/width, and below a floor the input fades (its root mean square
+falls) or goes blind (it is the same for all elements). Hence two statistics of each
+input over a tensor's elements: root mean square and standard deviation.
 
 Reference: Thérien et al., μLO, arXiv:2406.00153, Propositions 4.1 and 4.2.
 """
@@ -25,14 +23,14 @@ import numpy as np
 import optax
 
 from evaluation.scaling.coordinate_check import log2_slope
-from lopt.base import Specs, Theta
+from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import unscale_gradients
 from parametrization.rules import Rules
 from tasks.base import Batch, Task
 
 
 @runtime_checkable
-class HasFeatures(Protocol):
+class HasFeatures(LearnedOptimizer, Protocol):
     """A learned optimizer that shows its inputs; `lopt.SmallFC` is one."""
 
     @property
@@ -42,17 +40,11 @@ class HasFeatures(Protocol):
 
     @property
     def rules(self) -> Rules:
-        """The parametrization of its steps."""
-        ...
-
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+        """Parametrization of the steps."""
         ...
 
     def features(self, theta: Theta, state: Any, grads: Any, params: Any) -> Any:
-        """Inputs of the next update, `[*S, F]` for each tensor."""
+        """Returns the inputs of the next update, `[*S, F]` for each tensor."""
         ...
 
 
@@ -65,27 +57,25 @@ class FeatureCheck:
     tensors: tuple[str, ...]
     """Paths of the parameters (`P`)."""
     features: tuple[str, ...]
-    """Names of the inputs, those that tell the time left out (`F`)."""
+    """Names of the inputs, without those that tell the time left (`F`)."""
     rms: np.ndarray
     """Root mean square over the elements, `[S, seeds, P, F]`."""
     spread: np.ndarray
     """Standard deviation over the elements, `[S, seeds, P, F]`."""
 
     def slopes(self, statistic: str = "rms") -> np.ndarray:
-        """Slopes `[P, F]` of log₂ statistic against log₂ width; NaN where it is 0.
+        """Returns slopes `[P, F]` of log₂ statistic against log₂ width.
 
         Args:
             statistic: "rms" or "spread".
+
+        Returns:
+            Slopes; NaN where the statistic is 0.
         """
-        values = getattr(self, statistic)
-        slopes = [
-            [
-                log2_slope(self.sizes, values[:, :, tensor, feature])
-                for feature in range(len(self.features))
-            ]
-            for tensor in range(len(self.tensors))
-        ]
-        return np.asarray(slopes)
+        values = np.moveaxis(getattr(self, statistic), (2, 3), (0, 1))
+        return np.asarray(
+            [[log2_slope(self.sizes, cell) for cell in tensor] for tensor in values]
+        )
 
 
 def feature_check(
@@ -98,15 +88,15 @@ def feature_check(
     *,
     unscaled: bool = False,
 ) -> FeatureCheck:
-    """Trains every width with the learned optimizer and looks at its last inputs.
+    """Trains every width with the learned optimizer and measures its last inputs.
 
     Args:
-        tasks: the same task at several widths.
+        tasks: the same task by width.
         lopt: the learned optimizer.
         theta: its meta-parameters.
-        batch: one fixed batch.
-        num_steps: steps of training before the inputs are taken.
-        seeds: of the initial parameters.
+        batch: used at all widths and steps.
+        num_steps: training steps before the inputs are taken.
+        seeds: seeds of the initial parameters.
         unscaled: whether gradients are first divided by how much μP makes them shrink
             (`lopt.baselines.unscale_gradients`).
     """

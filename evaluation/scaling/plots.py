@@ -1,4 +1,4 @@
-"""Figures about size: coordinate checks, inputs of a learned optimizer, transfer."""
+"""Figures of coordinate checks, feature checks and learning-rate transfer."""
 
 from __future__ import annotations
 
@@ -19,64 +19,63 @@ from evaluation.scaling.transfer import Transfer
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 TOLERANCE = 0.15
-"""A slope within ± this counts as flat."""
+"""Slopes within ± this count as flat."""
 
 
 @matplotlib.rc_context(STYLE)
 def plot_coordinates(
     checks: Mapping[str, CoordinateCheck], axis: str = "width", step: int = -1
 ) -> Figure:
-    """Change of every layer against size, one panel per check; lines should be flat.
+    """Plots every layer's change against size, a panel per check.
 
     Args:
         checks: by title, for example the parametrization.
         axis: what grows.
-        step: which step's change.
+        step: index of the step whose change is shown.
     """
     figure = Figure(figsize=(4.6 * len(checks), 3.8))
     panels = figure.subplots(1, len(checks), squeeze=False, sharey=True)[0]
     for axes, (title, check) in zip(panels, checks.items(), strict=True):
-        slopes = check.slopes(step)
-        shades = matplotlib.colormaps["viridis"](
-            np.linspace(0.0, 0.9, max(len(check.layers), 2))
-        )
-        for i, name in enumerate(check.layers):
-            change = check.change[:, :, step, i]
-            if math.isnan(slopes[name]):
-                continue
-            label = f"{name} {slopes[name]:+.2f}" if len(check.layers) <= 12 else None
-            with np.errstate(divide="ignore", invalid="ignore"):
-                mean = 2.0 ** np.log2(change).mean(1)
-            mean = np.where(np.isfinite(mean) & (mean > 0), mean, np.nan)
-            axes.plot(check.sizes, mean, "o-", color=shades[i], ms=3.5, label=label)
-        if all(map(math.isnan, slopes.values())):
-            axes.set_title(f"{title}: nothing moved", loc="left")
-            continue
-        steepest, slope = check.steepest(step)
-        worst = check.change[:, :, step, check.layers.index(steepest)]
-        if len(check.layers) > 12 and math.isfinite(slope):
-            label = f"steepest: {steepest}"
-            mean = 2.0 ** np.log2(worst).mean(1)
-            axes.plot(check.sizes, mean, "s-", color=_COLOURS[0], ms=4, label=label)
-        axes.set_title(f"{title}: steepest {slope:+.2f}", loc="left")
-        _log_sizes(axes, check.sizes, axis)
-        if len(check.layers) <= 12:
-            axes.legend(fontsize=7, title="layer, slope", title_fontsize=7)
-        else:
-            axes.legend(fontsize=7)
-    num_steps = checks[next(iter(checks))].change.shape[2]
+        _draw_check(axes, title, check, axis, step)
+    num_steps = next(iter(checks.values())).change.shape[2]
     after = num_steps if step == -1 else step + 1
     panels[0].set_ylabel(f"std(x$_{{{after}}}$ − x$_0$)")
     figure.tight_layout()
     return figure
 
 
+def _draw_check(
+    axes: Axes, title: str, check: CoordinateCheck, axis: str, step: int
+) -> None:
+    slopes = check.slopes(step)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = 2.0 ** np.log2(check.change[:, :, step]).mean(1)
+    means = np.where(np.isfinite(means) & (means > 0), means, np.nan)
+    few = len(check.layers) <= 12
+    for i, shade in enumerate(_shades(max(len(check.layers), 2))[: len(slopes)]):
+        name = check.layers[i]
+        if not math.isnan(slopes[name]):
+            label = f"{name} {slopes[name]:+.2f}" if few else None
+            axes.plot(check.sizes, means[:, i], "o-", color=shade, ms=3.5, label=label)
+    if all(map(math.isnan, slopes.values())):
+        axes.set_title(f"{title}: nothing moved", loc="left")
+        return
+    steepest, slope = check.steepest(step)
+    if not few and math.isfinite(slope):
+        worst = means[:, check.layers.index(steepest)]
+        label = f"steepest: {steepest}"
+        axes.plot(check.sizes, worst, "s-", color=_COLOURS[0], ms=4, label=label)
+    axes.set_title(f"{title}: steepest {slope:+.2f}", loc="left")
+    _label_sizes(axes, check.sizes, axis)
+    axes.legend(fontsize=7, title="layer, slope" if few else None, title_fontsize=7)
+
+
 @matplotlib.rc_context(STYLE)
 def plot_features(checks: Mapping[str, FeatureCheck]) -> Figure:
-    """Width slopes of every input, a dot per tensor; both statistics.
+    """Plots the width slopes of every input, a dot per tensor, for both statistics.
 
     Args:
-        checks: by label, for example the floors; all of the same tensors and inputs.
+        checks: by label, for example the floors, with the same tensors and inputs.
     """
     figure = Figure(figsize=(11, 6.4))
     panels = figure.subplots(2, 1, sharex=True)
@@ -90,18 +89,11 @@ def plot_features(checks: Mapping[str, FeatureCheck]) -> Figure:
         axes.axhspan(-TOLERANCE, TOLERANCE, color="#dddddd", zorder=0)
         for i, (label, check) in enumerate(checks.items()):
             slopes = check.slopes(statistic)
+            slopes = np.where(np.isfinite(slopes), slopes, np.nan)
             x = np.arange(len(features)) + 0.24 * (i - (len(checks) - 1) / 2)
-            for j, row in enumerate(slopes):
-                axes.plot(
-                    x,
-                    np.where(np.isfinite(row), row, np.nan),
-                    _MARKERS[i],
-                    color=_COLOURS[i],
-                    ms=4,
-                    alpha=0.75,
-                    linestyle="none",
-                    label=label if j == 0 else None,
-                )
+            style = {"color": _COLOURS[i], "ms": 4, "alpha": 0.75, "linestyle": "none"}
+            lines = axes.plot(x, slopes.T, _MARKERS[i], **style)
+            lines[0].set_label(label)
         axes.set_title(title, loc="left")
         axes.set_ylabel("slope against log₂ width")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -114,7 +106,7 @@ def plot_features(checks: Mapping[str, FeatureCheck]) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def plot_transfer(transfers: Mapping[str, Transfer]) -> Figure:
-    """Loss against learning rate, a line per width; stars mark each width's best.
+    """Plots loss against learning rate, a line per width, a star at its best.
 
     Args:
         transfers: by title, for example "Adam, standard" and "μAdam".
@@ -123,12 +115,8 @@ def plot_transfer(transfers: Mapping[str, Transfer]) -> Figure:
     panels = figure.subplots(1, len(transfers), squeeze=False, sharey=True)[0]
     top = 0.0
     for axes, (title, transfer) in zip(panels, transfers.items(), strict=True):
-        shades = matplotlib.colormaps["viridis"](
-            np.linspace(0.0, 0.9, len(transfer.widths))
-        )
-        for width, losses, shade in zip(
-            transfer.widths, transfer.losses.mean(2), shades, strict=True
-        ):
+        shades, means = _shades(len(transfer.widths)), transfer.losses.mean(2)
+        for width, losses, shade in zip(transfer.widths, means, shades, strict=True):
             axes.plot(transfer.rates, losses, "-", color=shade, label=f"{width}")
             best = int(np.argmin(losses))
             axes.plot(transfer.rates[best], losses[best], "*", color=shade, ms=11)
@@ -146,7 +134,12 @@ def plot_transfer(transfers: Mapping[str, Transfer]) -> Figure:
     return figure
 
 
-def _log_sizes(axes: Axes, sizes: Sequence[int], label: str) -> None:
+def _shades(num: int) -> np.ndarray:
+    """`[num, 4]` colours from dark to light."""
+    return matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, num))
+
+
+def _label_sizes(axes: Axes, sizes: Sequence[int], label: str) -> None:
     axes.set_xscale("log", base=2)
     drawn = [np.asarray(line.get_ydata(), np.float64) for line in axes.get_lines()]
     if any((y > 0).any() for y in drawn):

@@ -1,8 +1,8 @@
-"""Does the best learning rate stay where it is when the network grows?
+"""Transfer of the learning rate between widths.
 
-The practical promise of μP: a learning rate tuned on a narrow network is right for a
-wide one. Every width is trained with every learning rate of a grid on the same seeds;
-in μP the minimum should stand still, in the standard parametrization it moves.
+In μP a learning rate that is tuned on a narrow network is right for a wide one; in the
+standard parametrization the best rate moves. Every width is trained with every learning
+rate of a grid on the same seeds.
 
 Reference: Yang et al., Tensor Programs V, arXiv:2203.03466, Figure 1.
 """
@@ -33,31 +33,29 @@ class Transfer:
     """Mean loss over all steps in nats, capped at divergence, `[W, R, seeds]`."""
 
     def best(self) -> tuple[float, ...]:
-        """The best learning rate of each width, on the mean over seeds."""
+        """Returns each width's best learning rate, on the mean over seeds."""
         return tuple(self.rates[i] for i in self.losses.mean(2).argmin(1))
 
     def shift(self) -> float:
-        """Octaves (factors of 2) by which the best rate moves, narrowest to widest."""
+        """Returns by how many octaves the best rate moves, narrowest to widest."""
         best = self.best()
         return math.log2(best[-1] / best[0])
 
     def penalty(self) -> float:
-        """Relative excess loss of the widest with the narrowest network's best rate."""
+        """Returns the widest's relative excess loss with the narrowest's best rate."""
         losses = self.losses.mean(2)
         kept = losses[-1, losses[0].argmin()]
         return float(kept / losses[-1].min() - 1.0)
 
     def table(self) -> str:
-        """A line per learning rate, a column per width; `*` marks the best."""
+        """Formats a line per learning rate, a column per width; `*` marks the best."""
         losses = self.losses.mean(2)
         best = losses.argmin(1)
         lines = [f"{'rate':>10}" + "".join(f"{width:>11}" for width in self.widths)]
         for j, rate in enumerate(self.rates):
-            cells = "".join(
-                f"{losses[i, j]:>10.4f}{'*' if best[i] == j else ' '}"
-                for i in range(len(self.widths))
-            )
-            lines.append(f"{rate:>10.5f}{cells}")
+            marks = ["*" if i == j else " " for i in best]
+            cells = zip(losses[:, j], marks, strict=True)
+            lines.append(f"{rate:>10.5f}" + "".join(f"{x:>10.4f}{m}" for x, m in cells))
         return "\n".join(lines)
 
 
@@ -72,11 +70,11 @@ def learning_rate_transfer(
     """Trains every width with every learning rate.
 
     Args:
-        tasks: the same task at several widths, in the parametrization to be judged.
+        tasks: the same task by width, in the parametrization to be judged.
         baseline: the optimizer; its own learning rate is replaced.
         rates: the grid.
         num_steps: inner steps of a run (`H`).
-        seeds: of the runs, the same everywhere.
+        seeds: seeds of the runs, the same everywhere.
         report: called with a line after each width.
 
     Raises:
@@ -85,16 +83,11 @@ def learning_rate_transfer(
     widths, rates = tuple(sorted(tasks)), tuple(sorted(rates))
     if len(widths) < 2 or len(rates) < 2:
         raise ValueError(f"widths {widths} and rates {rates} must be at least two each")
-    grid = jnp.repeat(jnp.asarray(rates, jnp.float32), len(seeds))
+    grid = {"learning_rate": jnp.repeat(jnp.asarray(rates, jnp.float32), len(seeds))}
+    repeated = list(seeds) * len(rates)
     losses = []
     for width in widths:
-        result = evaluate_each(
-            tasks[width],
-            baseline,
-            {"learning_rate": grid},
-            num_steps,
-            list(seeds) * len(rates),
-        )
+        result = evaluate_each(tasks[width], baseline, grid, num_steps, repeated)
         losses.append(result.mean_loss.reshape(len(rates), len(seeds)))
         best = rates[int(losses[-1].mean(1).argmin())]
         report(f"width {width}: best learning rate {best:.4g}")

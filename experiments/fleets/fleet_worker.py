@@ -1,9 +1,9 @@
-"""A worker of a fleet: one job after another, each a process of its own.
+"""A worker of a fleet, which runs one job after another, each as a process.
 
-`python -m experiments.fleet` starts workers; by hand one is started by
-`python -m experiments.fleet_worker JOBS.json DIRECTORY`. A job that crashes takes no
-worker with it, and a worker that dies leaves its claim to the others: the kernel sends
-SIGTERM to the processes whose parent is gone, on which training saves and ends.
+`python -m experiments.fleet` starts workers; by hand, one is started by
+`python -m experiments.fleets.fleet_worker JOBS.json DIRECTORY`. A job that crashes does
+not harm its worker. When a worker dies, the kernel sends SIGTERM to its job, on which
+training saves and ends, and another worker takes the job over.
 """
 
 from __future__ import annotations
@@ -35,27 +35,26 @@ if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 sys.exit(143)  # it died before we asked
 """
-"""What a process does before it becomes the command: on Linux it asks for SIGTERM when
-its parent dies (PR_SET_PDEATHSIG is 1); elsewhere it outlives its parent and ends by
-itself. In a program of its own, since code between fork and exec may hang where there
-are threads."""
+"""Program that becomes the command. On Linux it first asks for SIGTERM when its parent
+dies (PR_SET_PDEATHSIG is 1); elsewhere it outlives its parent. A program rather than a
+`preexec_fn`, since code between fork and exec may hang where there are threads."""
 
 _PAUSE = 0.1
-"""Seconds between looking twice for jobs: a look at the state locks for an instant."""
+"""Seconds before the second look for jobs: a look at a state locks for an instant."""
 
 Command = Callable[[Job], Sequence[str]]
 
 
 def python_module(job: Job) -> list[str]:
-    """The command line of a job."""
+    """Returns the command line of a job."""
     return [sys.executable, "-m", *job.command]
 
 
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Starts a process, by the path of its program, that ends with us.
+    """Starts a process, by the path of its program, that ends when we do.
 
-    It has a session of its own, so that Ctrl-C reaches it once, through us; and it
-    ignores SIGUSR2, by which SLURM tells all processes at once that time is up.
+    It has its own session, so that Ctrl-C reaches it once, through us. It ignores
+    SIGUSR2, by which SLURM tells all processes at once that their time is up.
     """
     return subprocess.Popen[bytes](
         [sys.executable, "-I", "-S", "-c", _BEGIN, str(os.getpid()), *command],
@@ -74,7 +73,7 @@ class Children:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def add(self, process: subprocess.Popen[bytes]) -> None:
-        """From now on it gets our signals; and at once the one that came already."""
+        """Passes signals on to a process, including one that came before."""
         self._processes.append(process)
         if self.interrupted is not None:
             process.send_signal(self.interrupted)
@@ -84,7 +83,8 @@ class Children:
         del frame
         self.interrupted = number
         for process in self._processes:
-            process.send_signal(number)  # does nothing to one that was waited for
+            # Does nothing to a process that was waited for.
+            process.send_signal(number)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Children]:
@@ -104,13 +104,13 @@ def work(
     children: Children,
     command: Command = python_module,
 ) -> None:
-    """Does jobs until there is none left that nobody does.
+    """Runs unclaimed jobs until none remain.
 
     Args:
-        folder: of the fleet.
-        jobs: all jobs; those with a result, or with another worker, are passed over.
-        children: gets each job's process, and says when to stop.
-        command: the command line of a job.
+        folder: the fleet's folder.
+        jobs: all jobs; those that have a result or a worker are passed over.
+        children: receives each job's process, and says when to stop.
+        command: returns the command line of a job.
     """
     tried: set[Job] = set()
     idle = 0
@@ -123,14 +123,15 @@ def work(
                 continue
             if claim := folder.claim(job):
                 idle = 0
-                tried.add(job)  # what is interrupted waits for another start
+                # An interrupted job waits for another start of the fleet.
+                tried.add(job)
                 with claim:
-                    _do(folder, job, claim, children, command)
+                    _run(folder, job, claim, children, command)
         if idle:
             time.sleep(_PAUSE)
 
 
-def _do(
+def _run(
     folder: JobFolder, job: Job, claim: Claim, children: Children, command: Command
 ) -> None:
     line = list(command(job))
@@ -158,10 +159,10 @@ def _do(
 
 
 class SlurmWorker:
-    """A worker as submitit starts it; it is made again in a job of SLURM.
+    """A worker that submitit starts in a job of SLURM.
 
-    When its time is up or it is preempted, `checkpoint` is called, and what that
-    returns is put into the queue again.
+    When its time is up or it is preempted, submitit calls `checkpoint` and queues the
+    result.
     """
 
     def __init__(self, jobs: str, directory: str) -> None:
@@ -174,10 +175,10 @@ class SlurmWorker:
         return self._process.wait()
 
     def checkpoint(self) -> Any:
-        """Lets the job save and end; returns the worker that goes on."""
-        import submitit.helpers  # pyright: ignore # optional, and running already
+        """Lets the job save and end, and returns the worker that continues."""
+        import submitit.helpers  # pyright: ignore
 
-        # In a signal's handler: the call that it interrupts holds the lock of `wait`.
+        # Not `wait`: this handler interrupts a call that holds its lock.
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._process.pid, signal.SIGTERM)
             while os.waitpid(self._process.pid, os.WNOHANG) == (0, 0):
@@ -187,7 +188,7 @@ class SlurmWorker:
 
 
 def worker_command(jobs: str | Path, directory: str | Path) -> list[str]:
-    """The command line of a worker."""
+    """Returns the command line of a worker."""
     module = "experiments.fleets.fleet_worker"
     return [sys.executable, "-m", module, str(jobs), str(directory)]
 
@@ -195,7 +196,7 @@ def worker_command(jobs: str | Path, directory: str | Path) -> list[str]:
 def main() -> None:
     """Command line."""
     if len(sys.argv) != 3:
-        raise InputError("python -m experiments.fleet_worker JOBS.json DIRECTORY")
+        raise InputError("usage: experiments.fleets.fleet_worker JOBS.json DIRECTORY")
     jobs, folder = read_jobs(Path(sys.argv[1])), JobFolder(Path(sys.argv[2]))
     folder.check(jobs)
     with Children().listening() as children:

@@ -1,39 +1,36 @@
-"""Job files: independent runs of our own commands, listed or swept, as JSON.
+"""Job files: lists and sweeps of independent commands, as JSON.
 
     {"jobs": [{"name": "seed0",
                "command": ["experiments.train", "quickstart", "--seed", "0",
                            "--run.directory", "runs/{name}"]}]}
 
-is a list of jobs. A *sweep* is every combination of some values, and may stand alone or
-among the jobs, where its `name` begins the names of what it becomes:
+is a list of jobs. A *sweep* is every combination of some values. It may stand alone or
+among the jobs, where its `name` begins the names of its jobs:
 
     {"command": ["experiments.train", "quickstart", "--run.directory", "runs/{name}"],
      "vary": {"--seed": [0, 1], "--outer.learning-rate": [1e-3, 3e-3]}}
 
 Its jobs are called `seed=0,outer.learning-rate=0.001` and so on. `{name}` in a command
-stands for the job's name, so that every run has a folder of its own.
+stands for the job's name, so that every run has its own folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
 import hashlib
-import importlib.util
 import itertools
 import json
 import math
-import pkgutil
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import experiments
-from experiments.command_line import InputError
+from experiments.command_line import COMMANDS, InputError, suggestion
 
+RUNNABLE = tuple(f"experiments.{name}" for name in COMMANDS if name != "fleet")
+"""Modules that a job may run."""
 MOST_JOBS = 100_000
 _LONGEST_NAME = 150
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]*")
@@ -42,7 +39,7 @@ _FOREIGN = re.compile(r"[^A-Za-z0-9._=,+@-]|\.(?=\.)")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run of a command; its name is that of its files in the fleet's folder."""
+    """One run of a command; its name names its files in the fleet's folder."""
 
     name: str
     command: tuple[str, ...]
@@ -72,16 +69,15 @@ class Job:
 
     @property
     def sha256(self) -> str:
-        """Of the command: a result belongs to the command, not only to the name."""
+        """Digest of the command: a result belongs to it, not to the name alone."""
         return hashlib.sha256(json.dumps(self.command).encode()).hexdigest()
 
 
 def read_jobs(path: Path) -> tuple[Job, ...]:
-    """The jobs of a file, sweeps expanded, in their order.
+    """Reads the jobs of a file in order, with sweeps expanded.
 
     Raises:
-        InputError: if the file is missing or damaged, or a job is wrong: in one line
-            that names it.
+        InputError: if the file is missing or damaged, or a job is wrong.
     """
     try:
         data = json.loads(path.read_text(), object_pairs_hook=_unique)
@@ -92,7 +88,7 @@ def read_jobs(path: Path) -> tuple[Job, ...]:
     try:
         jobs = tuple(_all(data))
         for job in jobs:
-            check_module(job)
+            _check_module(job)
         names = Counter(job.name for job in jobs)
         if twice := [name for name, count in names.items() if count > 1]:
             raise ValueError(f"jobs: the name {twice[0]!r} is that of several jobs")
@@ -101,35 +97,17 @@ def read_jobs(path: Path) -> tuple[Job, ...]:
     return jobs
 
 
-def check_module(job: Job) -> None:
-    """Sees that a job is one of our commands.
-
-    Raises:
-        ValueError: naming the job, the module, and one that is close.
-    """
-    module, known = job.command[0], _commands()
-    if module not in known:
-        close = difflib.get_close_matches(module, known, n=1)
-        hint = f"; perhaps you meant {close[0]!r}" if close else ""
+def _check_module(job: Job) -> None:
+    module = job.command[0]
+    if module not in RUNNABLE:
         raise ValueError(
-            f"job {job.name!r}: command {module!r} is none of {', '.join(known)}{hint}"
+            f"job {job.name!r}: command {module!r} is none of {', '.join(RUNNABLE)}"
+            f"{suggestion(module, RUNNABLE)}"
         )
 
 
-@functools.cache
-def _commands() -> tuple[str, ...]:
-    """The modules of `experiments` that can be run, but for fleets themselves."""
-    found = []
-    for info in pkgutil.iter_modules(experiments.__path__, "experiments."):
-        spec = importlib.util.find_spec(info.name)
-        source = Path(spec.origin).read_text() if spec and spec.origin else ""
-        if '__name__ == "__main__"' in source and "fleet" not in info.name:
-            found.append(info.name)
-    return tuple(found)
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; of a key that stands twice, JSON readers drop the first silently."""
+    """Builds an object; JSON readers silently drop the first of two equal keys."""
     counts = Counter(key for key, _ in pairs)
     if twice := [key for key, count in counts.items() if count > 1]:
         raise ValueError(f"the key {twice[0]!r} stands twice in one object")
@@ -187,7 +165,7 @@ def _job(name: str, command: list[str]) -> Job:
 
 
 def _words(value: Any, where: str) -> list[str]:
-    """Words of a command line: of a text, a number, or a list of them."""
+    """Returns the words of a text, a number, or a list of them."""
     values = value if isinstance(value, list) else [value]
     for each in values:
         if isinstance(each, bool) or not isinstance(each, str | int | float):

@@ -1,17 +1,16 @@
-"""The folder of a fleet: who does which job, and what came of it.
+"""The folder of a fleet: which worker runs which job, and the results.
 
-    claims/NAME     who does the job, or did; locked as long as it is done
-    results/NAME.json   what came of it: written once, as a whole
-    failed/NAME/1.json  results of failures that were done again
-    logs/NAME.log   all that the job printed
+    claims/NAME         the worker that runs or ran the job; locked while it runs
+    results/NAME.json   the result, written once and whole
+    failed/NAME/1.json  results of failures that were run again
+    logs/NAME.log       everything that the job printed
 
 Any number of workers, on any machines that see the folder, share the jobs. A worker
-takes the kernel's lock (`flock`) on a job's claim, then looks for a result, and only
-then begins. Locks end with their processes, whatever ended these: a claim that nobody
-holds and that has no result is *stale*, and the next worker takes it over. The job's
-own process inherits the lock, so a job that outlives its worker is not begun again
-beside itself. Claims are never deleted, or two workers could hold the lock of two files
-of one name.
+takes the kernel's lock (`flock`) on a job's claim, looks for a result, and only then
+begins. A lock ends with its processes, however they end: a claim that nobody holds and
+that has no result is *stale*, and the next worker takes it over. The job's own process
+inherits the lock, so a job that outlives its worker is not started a second time.
+Claims are never deleted, or two workers could lock two files of the same name.
 
 The file system must have locks that all machines see: local disks, NFS, Lustre mounted
 with `flock`.
@@ -36,19 +35,19 @@ from experiments.fleets.job_file import Job
 
 State = Literal["done", "failed", "running", "waiting", "stale", "damaged"]
 OPEN: tuple[State, ...] = ("waiting", "stale", "damaged")
-"""States of jobs that a worker may begin."""
+"""States of jobs that a worker may start."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of a job."""
+    """Result of a job."""
 
     name: str
     sha256: str
-    """Of the job's command."""
+    """Digest of the job's command."""
     command: tuple[str, ...]
     exit_code: int
-    """Of the process; −N if signal N ended it."""
+    """Exit code of the process; −N if signal N ended it."""
     seconds: float
     host: str
     log: str
@@ -59,23 +58,23 @@ class JobFolder:
     """A fleet's folder."""
 
     def __init__(self, path: Path) -> None:
-        """Args: the folder; it is made by the first claim."""
+        """Args: the folder, which the first claim creates."""
         self.path = path
 
     def check(self, jobs: Sequence[Job]) -> None:
-        """Sees that what is stored under the names of jobs is theirs.
+        """Checks that stored results are those of these jobs.
 
         Raises:
-            InputError: naming the job that has changed.
+            InputError: naming the job whose command has changed.
         """
         for job in jobs:
             self.result(job)
 
     def result(self, job: Job) -> Result | None:
-        """The job's result; None if there is none, or none that can be read.
+        """Returns the job's result; None if it is missing or cannot be read.
 
         Raises:
-            InputError: if it is that of another command.
+            InputError: if it is the result of another command.
         """
         path = self._result(job)
         try:
@@ -94,10 +93,9 @@ class JobFolder:
         return result
 
     def state(self, job: Job) -> State:
-        """Where a job stands, as far as can be seen now."""
-        result = self.result(job)
-        if result is not None:
-            return "failed" if result.exit_code else "done"
+        """Returns where a job stands at the moment."""
+        if ended := self._ended(job):
+            return ended
         try:
             with self._claim(job).open("rb") as file:
                 owned = bool(file.read(1))
@@ -108,24 +106,26 @@ class JobFolder:
         except FileNotFoundError:
             owned = False
         if self._result(job).exists():
-            # Written since, or damaged.
-            result = self.result(job)
-            if result is None:
-                return "damaged"
-            return "failed" if result.exit_code else "done"
+            # Written since the first look, or damaged.
+            return self._ended(job) or "damaged"
         return "stale" if owned else "waiting"
 
+    def _ended(self, job: Job) -> Literal["done", "failed"] | None:
+        result = self.result(job)
+        return result and ("failed" if result.exit_code else "done")
+
     def claim(self, job: Job) -> Claim | None:
-        """Takes a job, if it has no result and nobody does it.
+        """Takes a job, if it has no result and no worker runs it.
 
         Raises:
-            InputError: if the file system has no locks; if the result is another job's.
+            InputError: if the file system has no locks, or the result is that of
+                another command.
         """
         handle = self._lock(job)
         if handle is None:
             return None
         try:
-            # Only now: whoever had the lock may have finished a moment ago.
+            # Under the lock: its last holder may have finished a moment ago.
             if self.result(job) is None:
                 return Claim(self, job, handle)
         except BaseException:
@@ -135,29 +135,29 @@ class JobFolder:
         return None
 
     def forget_failure(self, job: Job) -> bool:
-        """Puts a failed job's result aside, so that it is done again."""
-        result, handle = self.result(job), None
-        if result is None or result.exit_code == 0 or not (handle := self._lock(job)):
+        """Puts a failed job's result aside, so that it runs again."""
+        if self._ended(job) != "failed" or not (handle := self._lock(job)):
             return False
         try:
-            result = self.result(job)  # another fleet may have been quicker
-            if result is None or result.exit_code == 0:
+            # Under the lock: another fleet may have been quicker.
+            if self._ended(job) != "failed":
                 return False
             folder = self.path / "failed" / job.name
             folder.mkdir(parents=True, exist_ok=True)
             number = 1 + len(list(folder.iterdir()))
             self._result(job).rename(folder / f"{number}.json")
-            os.ftruncate(handle, 0)  # nobody left it: it waits
+            # Without an owner the job is waiting, not stale.
+            os.ftruncate(handle, 0)
             return True
         finally:
             os.close(handle)
 
     def log(self, job: Job) -> Path:
-        """The file of what a job prints."""
+        """Returns the file of a job's output."""
         return self.path / "logs" / f"{job.name}.log"
 
     def owner(self, job: Job) -> dict[str, Any]:
-        """Who holds the job's claim, or held it; empty if nobody says so."""
+        """Returns the last owner of the job's claim; empty if there is none."""
         try:
             owner = json.loads(self._claim(job).read_text())
         except (OSError, ValueError, RecursionError):
@@ -165,7 +165,7 @@ class JobFolder:
         return owner if isinstance(owner, dict) else {}
 
     def _lock(self, job: Job) -> int | None:
-        """The open claim with its lock; None if somebody has it."""
+        """Returns the locked claim's file descriptor; None if it is locked already."""
         path = self._claim(job)
         for folder in (path.parent, self._result(job).parent, self.log(job).parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -189,8 +189,28 @@ class JobFolder:
     def _result(self, job: Job) -> Path:
         return self.path / "results" / f"{job.name}.json"
 
-    def write_result(self, job: Job, exit_code: int, seconds: float) -> Result:
-        """Stores a result; for the holder of the claim."""
+
+class Claim:
+    """A job that is ours until this is closed, or the process ends."""
+
+    def __init__(self, folder: JobFolder, job: Job, handle: int) -> None:
+        """Args: the folder, the job, the file descriptor of the locked claim."""
+        self.handle = handle
+        """File descriptor for the job's process to inherit."""
+        self._folder, self._job = folder, job
+        self.before = folder.owner(job)
+        """Owner before us that left no result; empty if there was none."""
+        owner = {
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "sha256": job.sha256,
+        }
+        self._write(json.dumps(owner))
+
+    def finish(self, exit_code: int, seconds: float) -> None:
+        """Writes the job's result."""
+        job, folder = self._job, self._folder
         result = Result(
             name=job.name,
             sha256=job.sha256,
@@ -198,48 +218,21 @@ class JobFolder:
             exit_code=exit_code,
             seconds=round(seconds, 3),
             host=platform.node(),
-            log=str(self.log(job).relative_to(self.path)),
+            log=str(folder.log(job).relative_to(folder.path)),
         )
         text = json.dumps(dataclasses.asdict(result), indent=2) + "\n"
-        write_text(self._result(job), text)
-        return result
-
-
-class Claim:
-    """A job that is ours until this is closed, or the process ends."""
-
-    def __init__(self, folder: JobFolder, job: Job, handle: int) -> None:
-        """Args: the folder, the job, the open claim with its lock."""
-        self.handle = handle
-        """To be inherited by the job's process."""
-        self._folder, self._job = folder, job
-        self.before = folder.owner(job)
-        """Who held it before and left no result; empty if nobody did."""
-        self._write(
-            json.dumps(
-                {
-                    "host": platform.node(),
-                    "pid": os.getpid(),
-                    "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                    "sha256": job.sha256,
-                }
-            )
-        )
-
-    def finish(self, exit_code: int, seconds: float) -> Result:
-        """Writes the job's result."""
-        return self._folder.write_result(self._job, exit_code, seconds)
+        write_text(folder._result(job), text)
 
     def give_back(self) -> None:
-        """The job waits again, as if nobody had begun it."""
+        """Makes the job wait again, as if it had never started."""
         self._write("")
 
     def __enter__(self) -> Claim:
-        """The claim, held."""
+        """Returns the claim, held."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Gives up the lock (the job's process may still hold it)."""
+        """Releases the lock, which the job's process may still hold."""
         os.close(self.handle)
 
     def _write(self, text: str) -> None:

@@ -15,26 +15,30 @@ from typing import Literal, TypeAlias
 import jax
 from jax.sharding import Mesh
 
+from configuration.encoding import ABSENT
 from configuration.fields import configuration
 from experiments.presets.estimators import ESTIMATORS, AnyEstimator
 from lopt.learned.small_fc import SmallFC
 from lopt.per_parameter.precision import Precision
 from lopt.release.registry import AnyLearned
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.antithetic import AntitheticES
+from metatrain.estimators.pes import PES
 from metatrain.expert import Expert
+from metatrain.inner import Precisions
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
+from tasks.base import BaseTask
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
 from tasks.distributions import DISTRIBUTIONS
-from tasks.families import NAMED, AnyTask
 from tasks.groups import TaskDistribution
 from tasks.language_modelling import LanguageModelling
 from tasks.modelled import ModelTask
 from tasks.models.mlp import MLP
+from tasks.registry import NAMED, check_registered
 from tasks.variation import Variation
 
 
@@ -88,9 +92,9 @@ class RunOptions:
     stop_after: int | None = None
     """Stop, with a checkpoint, after this outer step; the same command without it goes
     on."""
-    tensorboard: bool = False
+    tensorboard: bool = dataclasses.field(default=False, metadata={ABSENT: False})
     """Also write the metrics as TensorBoard's event files, to RUN/tensorboard."""
-    wandb: str | None = None
+    wandb: str | None = dataclasses.field(default=None, metadata={ABSENT: None})
     """Also send the metrics to this project at Weights & Biases."""
 
     def __post_init__(self) -> None:
@@ -113,7 +117,7 @@ class RunOptions:
 class TrainConfig:
     """Meta-training of one learned optimizer."""
 
-    task: AnyTask | TaskDistribution
+    task: BaseTask | TaskDistribution
     """What the optimizer is trained on: a task, or groups of them."""
     lopt: AnyLearned
     """The learned optimizer; --lopt NAME puts another one into the preset."""
@@ -134,7 +138,9 @@ class TrainConfig:
     """Seed of everything random."""
     precision: Precision = "float32"
     """What the inner models compute in; bfloat16 pays on accelerators, not on CPUs."""
-    feature_precision: Precision = "float32"
+    feature_precision: Precision = dataclasses.field(
+        default="float32", metadata={ABSENT: "float32"}
+    )
     """What the optimizer's per-parameter networks multiply in: bfloat16 with sums in
     float32 for tensor cores, not for CPUs. The released weights run in both."""
     init_from: Path | None = None
@@ -151,8 +157,12 @@ class TrainConfig:
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed = {self.seed} must lie in [0, 2³¹)")
         es = self.estimator
-        if isinstance(es, EvolutionStrategy) and (es.sigma_factors or es.orthogonal):
+        if isinstance(es, AntitheticES) and (
+            es.sigma_factors or es.controls.orthogonal
+        ):
             es.check(jax.eval_shape(lambda: self.lopt.init(jax.random.key(0))))
+        for group in self.distribution.groups:
+            check_registered(group.task)
         if not isinstance(self.task, TaskDistribution):
             self.variation.check(self.task)
         elif self.variation != Variation():
@@ -179,8 +189,7 @@ class TrainConfig:
             objective=self.objective,
             seed=self.seed,
             expert=self.expert,
-            precision=self.precision,
-            feature_precision=self.feature_precision,
+            precision=Precisions(self.precision, self.feature_precision),
             mesh=mesh,
         )
 
@@ -192,7 +201,7 @@ QUICKSTART = TrainConfig(
         batch_size=128,
     ),
     lopt=SmallFC(hidden_size=8, step_mult=0.01, output_scale=0.0, rules=ADAM_LIKE),
-    estimator=EvolutionStrategy(
+    estimator=PES(
         num_pairs=8,
         chunk=4,
         truncation=50,
@@ -219,7 +228,7 @@ def on_family(name: str) -> TrainConfig:
     return dataclasses.replace(
         QUICKSTART,
         task=task,
-        estimator=EvolutionStrategy(
+        estimator=PES(
             num_pairs=4,
             chunk=4,
             truncation=20,
@@ -243,9 +252,7 @@ def on_distribution(name: str) -> TrainConfig:
     recipe = TrainConfig(
         task=distribution,
         lopt=SmallFC(hidden_size=32, step_mult=0.01, rules=ADAM_LIKE),
-        estimator=EvolutionStrategy(
-            num_pairs=8, truncation=50, lengths=EpisodeLengths(100, 1000)
-        ),
+        estimator=PES(num_pairs=8, truncation=50, lengths=EpisodeLengths(100, 1000)),
         outer=OuterOptimizer(),
         num_steps=5000 if name in ("mulo_s", "mulo_m") else 500,
         validation=Validation(num_steps=1000, num_seeds=2),
@@ -277,20 +284,26 @@ def on_distribution(name: str) -> TrainConfig:
 
 Presets: TypeAlias = dict[str, tuple[str, Callable[[], TrainConfig]]]
 
-PRESETS: Presets = {
-    "quickstart": (
-        "small_fc_lopt in μP on 64-32-32-10 MLPs over digits, minutes on 2 cores",
-        lambda: QUICKSTART,
-    ),
-    **{
-        name: (f"a start, not tuned: {family.description}", partial(on_family, name))
-        for name, family in NAMED.items()
-    },
-    **{
-        name: (named.description, partial(on_distribution, name))
-        for name, named in DISTRIBUTIONS.items()
-    },
-}
+
+def presets() -> Presets:
+    """Returns every preset by name: a line of description, and what makes it."""
+    return {
+        "quickstart": (
+            "small_fc_lopt in μP on 64-32-32-10 MLPs over digits, minutes on 2 cores",
+            lambda: QUICKSTART,
+        ),
+        **{
+            name: (
+                f"a start, not tuned: {family.description}",
+                partial(on_family, name),
+            )
+            for name, family in NAMED.items()
+        },
+        **{
+            name: (named.description, partial(on_distribution, name))
+            for name, named in DISTRIBUTIONS.items()
+        },
+    }
 
 
 def with_optimizer(presets: Presets, lopt: AnyLearned) -> Presets:
@@ -307,7 +320,7 @@ def with_estimator(presets: Presets, chosen: str) -> Presets:
 
     def make(preset: Callable[[], TrainConfig]) -> TrainConfig:
         config = preset()
-        assert isinstance(config.estimator, EvolutionStrategy)
+        assert isinstance(config.estimator, AntitheticES)
         estimator = ESTIMATORS[chosen](config.estimator)
         return dataclasses.replace(config, estimator=estimator)
 

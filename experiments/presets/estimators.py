@@ -12,20 +12,30 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from configuration import encoding
-from experiments.command_line import take_name
+from experiments.command_line import InputError, take_name
+from metatrain.estimators.antithetic import AntitheticES
 from metatrain.estimators.backpropagation import Backpropagation
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.controls import Controls
+from metatrain.estimators.noise_reuse_es import NoiseReuseES
+from metatrain.estimators.pes import PES
+from metatrain.estimators.truncated_es import TruncatedES
 
-AnyEstimator: TypeAlias = EvolutionStrategy | Backpropagation
+AnyEstimator: TypeAlias = PES | NoiseReuseES | TruncatedES | Backpropagation
 """Every estimator, as a type for fields that hold one."""
 
 
-def _as_full_es(preset: EvolutionStrategy) -> EvolutionStrategy:
-    fields = _fields(preset, "refresh", "credit", "truncation", "lengths")
-    return EvolutionStrategy.full_es(preset.lengths.maximum, **fields)
+def _shared(preset: AntitheticES) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(AntitheticES)]
+    return {name: getattr(preset, name) for name in names}
 
 
-def _as_backpropagation(preset: EvolutionStrategy) -> Backpropagation:
+def _full_es(preset: AntitheticES) -> NoiseReuseES:
+    fields = _shared(preset)
+    del fields["truncation"], fields["lengths"]
+    return NoiseReuseES.full(preset.lengths.maximum, **fields)
+
+
+def _backpropagation(preset: AntitheticES) -> Backpropagation:
     return Backpropagation(
         num_particles=preset.num_pairs,
         truncation=preset.truncation,
@@ -34,25 +44,14 @@ def _as_backpropagation(preset: EvolutionStrategy) -> Backpropagation:
     )
 
 
-def _fields(preset: EvolutionStrategy, *without: str) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(preset)]
-    return {name: getattr(preset, name) for name in names if name not in without}
-
-
-def _as_family(
-    make: Callable[..., EvolutionStrategy],
-) -> Callable[[EvolutionStrategy], EvolutionStrategy]:
-    return lambda preset: make(**_fields(preset, "refresh", "credit"))
-
-
-ESTIMATORS: dict[str, Callable[[EvolutionStrategy], AnyEstimator]] = {
-    "pes": _as_family(EvolutionStrategy.pes),
-    "truncated_es": _as_family(EvolutionStrategy.truncated_es),
-    "noise_reuse_es": _as_family(EvolutionStrategy.noise_reuse_es),
-    "full_es": _as_full_es,
-    "backpropagation": _as_backpropagation,
+ESTIMATORS: dict[str, Callable[[AntitheticES], AnyEstimator]] = {
+    "pes": lambda preset: PES(**_shared(preset)),
+    "truncated_es": lambda preset: TruncatedES(**_shared(preset)),
+    "noise_reuse_es": lambda preset: NoiseReuseES(**_shared(preset)),
+    "full_es": _full_es,
+    "backpropagation": _backpropagation,
 }
-"""By name, what makes one of a preset's own."""
+"""By name, functions that make the estimator from a preset's own."""
 
 
 def take_estimator(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -64,32 +63,73 @@ def take_estimator(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     return take_name(arguments, "--estimator", "estimator", ESTIMATORS)
 
 
-def migrated(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored estimator in today's form.
+_FAMILY = "EvolutionStrategy"
+"""Kind under which schema 1 stored all evolution strategies."""
+_CONTROLS = tuple(field.name for field in dataclasses.fields(Controls))
 
-    Before there were several, its credit was accumulated, fresh or episode; what has
-    become a field since then was as the defaults are.
+
+def earlier_form(estimator: dict[str, Any]) -> dict[str, Any]:
+    """Returns an encoded estimator in the form of schema 1.
+
+    A run's identity is a digest of this form, so the checkpoints of runs from before
+    the estimators had classes of their own still belong to them.
     """
-    if "kind" in stored:
+    kinds = {
+        "PES": (estimator.get("refresh"), "accumulated"),
+        "NoiseReuseES": ("episode", "accumulated"),
+        "TruncatedES": (1, "window"),
+    }
+    kind = estimator.get("kind")
+    if kind not in kinds:
+        return estimator
+    refresh, credit = kinds[kind]
+    fields = {k: v for k, v in estimator.items() if k != "controls"}
+    named = {"kind": _FAMILY, "refresh": refresh, "credit": credit}
+    return fields | estimator["controls"] | named
+
+
+def migrated(stored: dict[str, Any]) -> dict[str, Any]:
+    """Returns a stored estimator in today's form.
+
+    Raises:
+        InputError: if no estimator has its combination of refresh and credit.
+    """
+    if "kind" not in stored:
+        stored = _of_the_only_estimator(stored)
+    if stored["kind"] != _FAMILY:
         return stored
-    credit, lengths = stored.get("credit"), stored.get("lengths")
-    refresh, credit = {
-        "fresh": (1, "window"),
-        "episode": ("episode", "accumulated"),
-    }.get(str(credit), (1, credit))
-    today = encoding.encode(EvolutionStrategy(), {})
+    own = ("kind", "refresh", "credit", *_CONTROLS)
+    fields = {k: v for k, v in stored.items() if k not in own}
+    fields["controls"] = {k: stored[k] for k in _CONTROLS if k in stored}
+    refresh, credit = stored.get("refresh"), stored.get("credit")
+    if refresh == "episode":
+        return {"kind": "NoiseReuseES"} | fields
+    if credit == "accumulated":
+        return {"kind": "PES", "refresh": refresh} | fields
+    if credit == "window" and refresh == 1:
+        return {"kind": "TruncatedES"} | fields
+    raise InputError(
+        f"estimator: refresh = {refresh!r} with credit = {credit!r} is no longer "
+        "supported: continue this run with the version that began it"
+    )
+
+
+def _of_the_only_estimator(stored: dict[str, Any]) -> dict[str, Any]:
+    """Returns an estimator from before there were several, in the form of schema 1.
+
+    Its credit was accumulated, fresh or episode, and fields added since then were as
+    their defaults are.
+    """
+    credits = {"fresh": (1, "window"), "episode": ("episode", "accumulated")}
+    credit = stored.get("credit")
+    refresh, credit = credits.get(str(credit), (1, credit))
+    defaults = earlier_form({"kind": "PES"} | encoding.encode(PES(), {}))
+    first = ("num_pairs", "truncation", "sigma", "chunk", "lengths")
+    defaults = {k: v for k, v in defaults.items() if k not in first}
+    lengths = stored.get("lengths")
     if isinstance(lengths, dict):
-        lengths = (
-            _later(today["lengths"], ("minimum", "maximum", "staggered")) | lengths
-        )
-    known = {"kind": "EvolutionStrategy", "refresh": refresh}
-    changed = {"credit": credit, "lengths": lengths}
-    return known | _later(today, (*_FIRST, "refresh")) | stored | changed
-
-
-_FIRST = ("num_pairs", "truncation", "sigma", "credit", "chunk", "lengths")
-"""Fields that a stored estimator always had."""
-
-
-def _later(fields: dict[str, Any], first: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in first}
+        later = encoding.encode(PES().lengths, {})
+        later = {k: later[k] for k in ("distribution", "stages", "growth")}
+        lengths = later | lengths
+    changed = {"refresh": refresh, "credit": credit, "lengths": lengths}
+    return defaults | stored | changed

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from evaluation.cost import Cost, Role, cost, roles
 from evaluation.report.text_table import text_table
-from experiments.command_line import InputError
+from experiments.command_line import InputError, suggestion
 from tasks import description
 from tasks.base import Task
 from tasks.distributions import DISTRIBUTIONS
-from tasks.families import NAMED, PREPARED, Family
 from tasks.groups import TaskDistribution
+from tasks.registry import FAMILIES, NAMED, Family
 from tasks.suites import SUITES, Suite
 
 LIST = "python -m experiments.tasks list"
@@ -51,7 +50,7 @@ def inventory() -> dict[str, dict[str, str]]:
 
 def _of_family(name: str, family: Family) -> str:
     # Only what must be prepared can be missing, and making the others takes a while.
-    missing = name in PREPARED and description.missing_data(family.task())
+    missing = name not in FAMILIES and description.missing_data(family.task())
     return f"{family.description} ({NO_DATA})" if missing else family.description
 
 
@@ -85,12 +84,10 @@ def entries(name: str) -> list[Entry]:
             found.append(Entry(cell.name, cell.task, about + note))
     if found:
         return found
-    known = [*NAMED, *DISTRIBUTIONS, *SUITES]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; perhaps you meant {close[0]!r}" if close else ""
+    close = suggestion(name, [*NAMED, *DISTRIBUTIONS, *SUITES])
     raise InputError(
-        f"NAME = {name!r} is no family, distribution or suite; `{LIST}` "
-        f"prints them{hint}"
+        f"NAME = {name!r} is no family, distribution or suite; `{LIST}` prints them"
+        f"{close}"
     )
 
 
@@ -129,8 +126,8 @@ def as_text(described: Described) -> str:
     task = entry.task
     lines = [
         f"{entry.title}  ({entry.about})",
-        f"  {type(task).__name__}, {description.family(task)} on "
-        f"{description.data(task)}; loss in {description.unit(task)}",
+        f"  {type(task).__name__}, {task.family} on {task.data_name}; "
+        f"loss in {task.unit}",
     ]
     if problem:
         lines.append(f"  cannot {'run' if found else 'be described'} here: {problem}")
@@ -140,7 +137,7 @@ def as_text(described: Described) -> str:
     per_batch = f", batch {batch:,}" if batch else ""
     data = "not known" if found.dataset_bytes is None else size(found.dataset_bytes)
     lines += [
-        f"  input {description.resolution(task)}{per_batch}",
+        f"  input {task.resolution}{per_batch}",
         f"  {found.parameters:,} parameters in {found.tensors} "
         f"tensor{'s' * (found.tensors != 1)}, "
         f"{with_prefix(found.flop_per_step)}FLOP per step ({found.flop_source})",
@@ -187,10 +184,10 @@ def as_json(described: Described) -> dict[str, Any]:
         "name": entry.title,
         "about": entry.about,
         "task": type(task).__name__,
-        "family": description.family(task),
-        "data": description.data(task),
-        "input": description.resolution(task) if known else None,
-        "unit": description.unit(task),
+        "family": task.family,
+        "data": task.data_name,
+        "input": task.resolution if known else None,
+        "unit": task.unit,
         "problem": problem,
         "cost": dataclasses.asdict(found) if found else None,
         "parameters": [dataclasses.asdict(role) for role in parameters],

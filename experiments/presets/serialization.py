@@ -11,63 +11,29 @@ import json
 from typing import Any, TypeVar
 
 from configuration import encoding
-from lopt.release import registry
+from experiments.presets.estimators import earlier_form
+from lopt.release import registry as optimizers
 from metatrain.estimators.backpropagation import Backpropagation
-from metatrain.estimators.es import EvolutionStrategy
-from tasks.autoencoding import Autoencoding
-from tasks.classification import ImageClassification
-from tasks.data.embedded import Digits
-from tasks.data.resized import Resized
-from tasks.data.shapes import Shapes
-from tasks.data.signals import Signals
-from tasks.data.speckle import Speckle
-from tasks.data.standard_library import StandardLibrary
-from tasks.data.tfds_images import TFDSImages
-from tasks.data.tfds_text import TFDSText
-from tasks.data.tokenizers import BytePairs, Bytes
-from tasks.diagnosis import GradedDiagnosis
-from tasks.generation.latent_diffusion import LatentDiffusion
-from tasks.generation.prior import SemanticPrior
-from tasks.generation.vector_quantization import VectorQuantization
-from tasks.groups import TaskDistribution
-from tasks.language_modelling import LanguageModelling
-from tasks.models.autoencoder import VAE, AutoEncoder
-from tasks.models.code_prior import CodePrior
-from tasks.models.convolutional import ConvNet
-from tasks.models.latent_denoiser import LatentDenoiser
-from tasks.models.mlp import MLP
-from tasks.models.recurrent import Recurrent
-from tasks.models.resnet import ResNet
-from tasks.models.transformer import Transformer
-from tasks.models.vit import ViT
-from tasks.models.vq_autoencoder import VQAutoEncoder
-from tasks.regression import RandomTeacher
-from tasks.synthetic.quadratics import NoisyQuadratic, Quadratic
-from tasks.synthetic.valley import Valley
+from metatrain.estimators.noise_reuse_es import NoiseReuseES
+from metatrain.estimators.pes import PES
+from metatrain.estimators.truncated_es import TruncatedES
+from tasks import registry as tasks
 
 T = TypeVar("T")
 
-COMPONENTS = encoding.kinds_of(
-    *(
-        *(ImageClassification, LanguageModelling, Autoencoding, RandomTeacher),
-        *(Quadratic, NoisyQuadratic, Valley),
-        *(MLP, ConvNet, ResNet, ViT, Transformer, Recurrent, AutoEncoder, VAE),
-        *(Digits, Signals, TFDSImages, StandardLibrary, TFDSText, Bytes, BytePairs),
-        TaskDistribution,
-        *(GradedDiagnosis, Speckle),
-        Resized,
-        *(VectorQuantization, LatentDiffusion, SemanticPrior),
-        *(VQAutoEncoder, LatentDenoiser, CodePrior, Shapes),
-        *(EvolutionStrategy, Backpropagation),
-    ),
-    *registry.KINDS.values(),
-)
-"""Dataclasses that a field of an abstract type may hold, by the `kind` in the JSON."""
+
+def components() -> dict[str, type]:
+    """Returns the dataclasses that a field of an abstract type may hold, by `kind`."""
+    return encoding.kinds_of(
+        *tasks.KINDS.values(),
+        *(PES, NoiseReuseES, TruncatedES, Backpropagation),
+        *optimizers.KINDS.values(),
+    )
 
 
 def encode(value: Any) -> Any:
     """A configuration as JSON values (see `configuration.encoding.encode`)."""
-    return encoding.encode(value, COMPONENTS)
+    return encoding.encode(value, components())
 
 
 def decode(kind: type[T], data: Any, where: str = "config") -> T:
@@ -76,25 +42,18 @@ def decode(kind: type[T], data: Any, where: str = "config") -> T:
     Raises:
         ValueError: naming the field that is unknown, missing or of a wrong type.
     """
-    return encoding.decode(kind, data, where, COMPONENTS)
-
-
-LATER = {"feature_precision": "float32"}
-"""Fields of a run's configuration that were added, and what was done without them."""
+    return encoding.decode(kind, data, where, components())
 
 
 def identity(config: dict[str, Any]) -> str:
-    """What tells a run from others: a digest of all that its results depend on.
+    """Returns a digest of everything that a run's results depend on.
 
     Args:
-        config: of the run, encoded. How it is run, and how long, does not count; nor
-            does a field of `LATER` that says what was done without it, so that runs
-            from before are still themselves.
+        config: the encoded configuration of the run. How it is run, and for how many
+            outer steps, does not count.
     """
-    left_out = {"run", "num_steps"} | {
-        k for k, v in LATER.items() if config.get(k) == v
-    }
-    counts = {k: v for k, v in config.items() if k not in left_out}
+    counts = {k: v for k, v in config.items() if k not in ("run", "num_steps")}
+    counts["estimator"] = earlier_form(config["estimator"])
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
-from experiments.command_line import InputError
+from experiments.command_line import InputError, suggestion
 from tasks.suites import SUITES, Suite
 
 
@@ -16,6 +14,6 @@ def find_suite(name: str) -> Suite:
     """
     if name in SUITES:
         return SUITES[name]
-    close = difflib.get_close_matches(name, SUITES, n=1)
-    hint = f"; perhaps you meant {close[0]!r}" if close else ""
-    raise InputError(f"--suite {name!r} must be one of {', '.join(SUITES)}{hint}")
+    raise InputError(
+        f"--suite {name!r} must be one of {', '.join(SUITES)}{suggestion(name, SUITES)}"
+    )

@@ -19,10 +19,9 @@ import hashlib
 import json
 import os
 import re
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -85,21 +84,13 @@ def take_meeting(arguments: Sequence[str]) -> tuple[Meeting | None, list[str]]:
     """
     names = ("--coordinator", "--num-processes", "--process-id")
     found: dict[str, str] = {}
-    kept, rest = [], list(arguments)
-    while rest:
-        word = rest.pop(0)
-        flag, equals, value = word.partition("=")
-        flag = flag.replace("_", "-")
-        if flag not in names:
-            kept.append(word)
-            continue
-        if not equals:
-            if not rest:
-                raise InputError(f"{flag} needs a value")
-            value = rest.pop(0)
-        found[flag] = value
+    rest = list(arguments)
+    for name in names:
+        value, rest = command_line.take_option(rest, name)
+        if value is not None:
+            found[name] = value
     if not found:
-        return None, kept
+        return None, rest
     if missing := [name for name in names if name not in found]:
         raise InputError(
             f"{' and '.join(missing)} must be given with {', '.join(found)}"
@@ -109,7 +100,7 @@ def take_meeting(arguments: Sequence[str]) -> tuple[Meeting | None, list[str]]:
             raise InputError(f"{name} {found[name]!r} must be a whole number")
     with command_line.reported():
         numbers = (int(found[name]) for name in names[1:])
-        return Meeting(found["--coordinator"], *numbers), kept
+        return Meeting(found["--coordinator"], *numbers), rest
 
 
 def join(meeting: Meeting | None, hosts: str, num_devices: int | None) -> None:
@@ -200,6 +191,11 @@ def on_first(work: Callable[[], T]) -> T | None:
     return result
 
 
+def from_first(number: int | None) -> int:
+    """Returns the first process's number on all processes."""
+    return int(devices.broadcast(np.int32(number or 0))) if several() else number or 0
+
+
 def check_equal(value: Any, what: str) -> None:
     """Checks that all processes have the same JSON value.
 
@@ -220,60 +216,11 @@ def check_equal(value: Any, what: str) -> None:
 
 
 @contextmanager
-def run_directory(path: Path) -> Any:
-    """The run directory: locked and written by the first process alone."""
-    opened = on_first(lambda: RunDirectory(path))
-    with Onlooker(path) if opened is None else opened as directory:
+def run_directory(path: Path) -> Iterator[RunDirectory | None]:
+    """Locks the run directory on the first process; the others get None."""
+    directory = on_first(lambda: RunDirectory(path))
+    with directory or contextlib.nullcontext():
         yield directory
-
-
-class Onlooker(RunDirectory):
-    """The run directory as processes other than the first have it: nothing is done."""
-
-    def __init__(self, path: Path) -> None:
-        """Touches nothing."""
-        self.path = path
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing was locked."""
-
-    def claim(self, config: dict[str, Any]) -> None:
-        """Leaves it to the first process."""
-
-    def append(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Leaves it to the first process."""
-
-    def truncate_after(self, step: int, validated: Collection[int] = ()) -> None:
-        """Leaves it to the first process."""
-
-
-def own_signals() -> tuple[signal.Signals, ...]:
-    """The signals that ask for a stop and are ours to catch.
-
-    Among several processes SIGTERM is JAX's: it tells the others.
-    """
-    return (signal.SIGINT,) if several() else (signal.SIGINT, signal.SIGTERM)
-
-
-def tell_to_stop() -> None:
-    """What a signal that we caught does: among several processes, tell the others."""
-    if several():
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def stops_after(step: int, requested: bool) -> bool:
-    """Whether training stops after this step; the same answer in all processes.
-
-    All must ask after every step. JAX tells a signal to all processes, and they stop
-    after the first step that none of them has finished then.
-
-    Args:
-        step: outer steps done.
-        requested: whether this process has caught a signal.
-    """
-    if not several():
-        return requested
-    return multihost_utils.reached_preemption_sync_point(step)
 
 
 class Pace:

@@ -1,7 +1,7 @@
-"""What a training run records: a line per outer step, and what shows it meanwhile.
+"""Records of a training run: a line per outer step, and the sinks that show it.
 
-Metrics stay on the device until some have gathered: the device is waited for only now
-and then, so that it is never without work.
+Metrics stay on the device until several have gathered, so that the device rarely waits
+for the host.
 """
 
 from __future__ import annotations
@@ -14,51 +14,62 @@ import numpy as np
 
 from experiments.command_line import ComputationError
 from experiments.presets.configs import TrainConfig
-from experiments.run import processes
 from experiments.run.display import TrainingDisplay
 from experiments.run.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
-from experiments.run.sinks import VALIDATION_PREFIX, Sinks, open_sinks
+from experiments.run.sinks import VALIDATION_PREFIX, Sinks
 
 
 class Recorder:
-    """Collects metrics on the device and writes them a few at a time."""
+    """Collects metrics on the device and writes them several at a time."""
 
     def __init__(
         self,
         config: TrainConfig,
-        directory: RunDirectory,
+        directory: RunDirectory | None,
+        sinks: Sinks,
         display: TrainingDisplay,
         inner_steps: int,
-        step: int,
-        skipped: int = 0,
+        skipped: int,
     ) -> None:
-        """Opens the sinks.
+        """Begins with nothing pending.
 
         Args:
-            config: of the run.
-            directory: its records.
-            display: what shows it.
-            inner_steps: of one outer step.
-            step: outer steps done before.
-            skipped: the last of them that were not taken, in a row.
+            config: the run's configuration.
+            directory: where to write; None in processes other than the first.
+            sinks: where to show the rows too.
+            display: progress for the terminal.
+            inner_steps: inner steps of one outer step.
+            skipped: how many of the last outer steps in a row moved nothing.
         """
-        self.config, self.directory, self.display = config, directory, display
-        self.sinks = Sinks({})  # those of the first process show what there is
-        if processes.is_first():
-            self.sinks = open_sinks(config, directory.path, step)
+        self._config, self._directory = config, directory
+        self._sinks, self.display = sinks, display
         self._inner_steps = inner_steps
-        self._skipped = skipped  # outer steps in a row that were not taken
+        self._skipped = skipped
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._clock = time.monotonic()
 
+    def __enter__(self) -> Recorder:
+        """Starts the display."""
+        self.display.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Closes the sinks and the display."""
+        self._sinks.__exit__(*error)
+        self.display.__exit__(*error)
+
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Keeps one step's metrics; the device is waited for only now and then."""
+        """Keeps one step's metrics, and flushes every `log_every` steps."""
         self._pending.append((step, metrics))
-        if step == 1 or step % self.config.run.log_every == 0:
+        if step == 1 or step % self._config.run.log_every == 0:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is pending and shows the last of it."""
+        """Writes what is pending and shows the last of it.
+
+        Raises:
+            ComputationError: if too many meta-gradients in a row were not finite.
+        """
         if not self._pending:
             return
         rows: list[dict[str, Any]] = [
@@ -66,8 +77,8 @@ class Recorder:
             for step, metrics in self._pending
         ]
         self._pending.clear()
-        self.directory.append(METRICS, rows)
-        self.sinks.write(rows)
+        self._write(METRICS, rows)
+        self._sinks.write(rows)
         now = time.monotonic()
         seconds = now - self._clock
         timing = {
@@ -75,23 +86,26 @@ class Recorder:
             "seconds": round(seconds, 3),
             "inner_steps_per_second": round(len(rows) * self._inner_steps / seconds, 1),
         }
-        self.directory.append(TIMING, [timing])
+        self._write(TIMING, [timing])
         self._clock = now
         losses = [x for row in rows if (x := row["meta_loss"]) is not None]
-        self.display.update(
-            rows[-1]["step"], float(np.mean(losses)) if losses else float("nan")
-        )
+        mean_loss = float(np.mean(losses)) if losses else float("nan")
+        self.display.update(rows[-1]["step"], mean_loss)
         for row in rows:
             self._count_skipped(row)
 
     def add_validation(self, row: dict[str, Any]) -> None:
         """Writes a validation at once."""
-        self.directory.append(VALIDATION, [row])
-        self.sinks.write([row], VALIDATION_PREFIX)
+        self._write(VALIDATION, [row])
+        self._sinks.write([row], VALIDATION_PREFIX)
+
+    def _write(self, name: str, rows: list[dict[str, Any]]) -> None:
+        if self._directory is not None:
+            self._directory.append(name, rows)
 
     def _count_skipped(self, row: dict[str, Any]) -> None:
         self._skipped = self._skipped + 1 if row["skipped"] else 0
-        limit = self.config.outer.max_skipped
+        limit = self._config.outer.max_skipped
         if self._skipped >= limit:
             raise ComputationError(
                 f"the meta-gradient of {limit} outer steps in a row, up to step "
@@ -102,5 +116,5 @@ class Recorder:
 
 
 def _number(value: jax.Array) -> float | None:
-    """A metric as JSON has it: null if it is not finite."""
+    """Returns a metric as JSON has it: null if it is not finite."""
     return float(value) if np.isfinite(float(value)) else None

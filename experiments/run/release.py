@@ -1,51 +1,41 @@
-"""What a training run releases: the optimizer of its best θ, with its provenance."""
+"""Release of a training run: the optimizer of its best θ, with its provenance."""
 
 from __future__ import annotations
 
 import os
 import platform
 import sys
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 
 from experiments.command_line import InputError, reported
 from experiments.presets.configs import TrainConfig
-from experiments.presets.serialization import encode
-from experiments.run import run_directory
-from experiments.run.run_directory import RunDirectory
-from lopt.base import Theta
+from experiments.run.run_directory import read_parent
+from experiments.run.training_state import TrainingState
 from lopt.release.artifact import FILES, Artifact
-from metatrain.outer import OuterState
 from tasks.modelled import ModelTask
 
 
-class Best(NamedTuple):
-    """The θ with the smallest validation loss so far."""
+def release(
+    config: TrainConfig, encoded: dict[str, Any], path: Path, state: TrainingState
+) -> None:
+    """Writes the artifact into the run directory, unless it is there already.
 
-    theta: Theta
-    loss: jax.Array  # [] normalized; infinite before any validation
-    step: jax.Array  # [] int32
-
-
-class TrainingState(NamedTuple):
-    """What a checkpoint holds."""
-
-    outer: OuterState
-    best: Best
-
-
-def release(config: TrainConfig, directory: RunDirectory, state: TrainingState) -> None:
-    """Writes the run's artifact, unless it is there already.
+    Args:
+        config: the run's configuration.
+        encoded: the same as JSON values.
+        path: the run directory.
+        state: the final state.
 
     Raises:
         InputError: if something else lies in its place, or it cannot be written.
     """
-    folder = directory.path / "artifact"
-    # A record of an earlier start, which was never trained, may lie there.
-    begun = config.init_from is not None
-    parent = run_directory.read_parent(directory.path) if begun else None
-    artifact = make_artifact(config, state, parent)
+    folder = path / "artifact"
+    # Without init_from, a record of a parent is left from a start that never trained.
+    parent = read_parent(path) if config.init_from is not None else None
+    artifact = make_artifact(config, encoded, state, parent)
     if folder.is_dir() and not folder.is_symlink():
         foreign = sorted({path.name for path in folder.iterdir()} - set(FILES))
         if foreign:
@@ -64,24 +54,28 @@ def release(config: TrainConfig, directory: RunDirectory, state: TrainingState) 
 
 
 def base_sizes(config: TrainConfig) -> dict[str, int]:
-    """The sizes of the base model that all groups of a run agree on."""
+    """Returns the sizes of the base model that all task groups agree on."""
     tasks = [group.task for group in config.distribution.groups]
     bases = [t.model.base_sizes if isinstance(t, ModelTask) else {} for t in tasks]
     return dict(set(bases[0].items()).intersection(*(base.items() for base in bases)))
 
 
 def make_artifact(
-    config: TrainConfig, state: TrainingState, parent: dict[str, Any] | None = None
+    config: TrainConfig,
+    encoded: dict[str, Any],
+    state: TrainingState,
+    parent: dict[str, Any] | None = None,
 ) -> Artifact:
-    """The optimizer of the best validated θ, with its provenance.
+    """Returns the optimizer of the best validated θ, with its provenance.
 
     Args:
-        config: of the run.
-        state: where it stands.
-        parent: what it began with (see `experiments.run.warm_start`).
+        config: the run's configuration.
+        encoded: the same as JSON values.
+        state: the run's state.
+        parent: record of the artifact that the run began with.
     """
     provenance = {
-        "config": {k: v for k, v in encode(config).items() if k != "run"},
+        "config": {name: value for name, value in encoded.items() if name != "run"},
         "outer_steps": int(state.outer.step),
         "best_step": int(state.best.step),
         "validation_figure": config.validation.figure,

@@ -16,6 +16,7 @@ of what differs.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import itertools
@@ -26,15 +27,18 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
+from configuration.encoding import is_absent
 from configuration.files import recover, write_text
 from experiments.command_line import InputError
+from experiments.presets.configs import TrainConfig
 from experiments.presets.estimators import migrated
-from experiments.presets.serialization import LATER, differences
+from experiments.presets.serialization import differences
 
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
 TIMING = "timing.jsonl"
 PARENT = "parent.json"
+CHECKPOINTS = "checkpoints"
 _RECORDS = (METRICS, VALIDATION, TIMING)
 _SAVED = ".saved"
 
@@ -111,7 +115,7 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     def claim(self, config: dict[str, Any]) -> None:
         """Checks the configuration against the stored one, and stores it.
@@ -237,11 +241,11 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{file} is damaged: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("num_steps"), int):
         raise InputError(f"{file} is damaged: it holds no configuration")
-    config = {**LATER, **config}
+    for field in dataclasses.fields(TrainConfig):
+        if field.name in config and is_absent(field, config[field.name]):
+            del config[field.name]
     if isinstance(lopt := config.get("lopt"), dict) and "kind" not in lopt:
         config["lopt"] = {"kind": "SmallFC", **lopt}  # once it was the only one
-    if isinstance(run := config.get("run"), dict):
-        config["run"] = {"tensorboard": False, "wandb": None, **run}  # once without
     if isinstance(estimator := config.get("estimator"), dict):
         config["estimator"] = migrated(estimator)
     return config

@@ -25,8 +25,7 @@ from typing import Any, Protocol
 
 from configuration.files import write_text
 from experiments.command_line import InputError
-from experiments.presets.configs import TrainConfig
-from experiments.presets.serialization import encode
+from experiments.presets.configs import RunOptions
 
 TENSORBOARD = "tensorboard"
 """Folder of the event files in a run directory."""
@@ -102,19 +101,19 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of a project at Weights & Biases; a resumed run is the same one there."""
 
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
-        """Args: the run directory; the configuration, which is shown there too."""
+    def __init__(self, folder: Path, project: str, config: dict[str, Any]) -> None:
+        """Args: the run directory; the project; the configuration to show there."""
         wandb: Any = importlib.import_module("wandb")
         identity = folder / WANDB_ID
         if not identity.exists():
             write_text(identity, secrets.token_hex(8) + "\n")
         self._run: Any = wandb.init(
-            project=config.run.wandb,
+            project=project,
             id=identity.read_text().strip(),
             resume="allow",
             name=folder.name,
             dir=str(folder),
-            config={k: v for k, v in encode(config).items() if k != "run"},
+            config={k: v for k, v in config.items() if k != "run"},
         )
         self._first: int = self._run.step  # what is before it is there already
 
@@ -187,11 +186,14 @@ class Sinks:
         return None
 
 
-def open_sinks(config: TrainConfig, folder: Path, step: int) -> Sinks:
-    """The sinks that a configuration asks for.
+def open_sinks(
+    options: RunOptions, config: dict[str, Any], folder: Path, step: int
+) -> Sinks:
+    """Opens the sinks that a run asks for.
 
     Args:
-        config: of the run.
+        options: the run's options.
+        config: its encoded configuration.
         folder: its run directory.
         step: outer steps that are done.
 
@@ -199,12 +201,12 @@ def open_sinks(config: TrainConfig, folder: Path, step: int) -> Sinks:
         InputError: if the package of one is not installed.
     """
     makers: dict[str, Callable[[], Sink]] = {}
-    if config.run.tensorboard:
+    if options.tensorboard:
         _require("tensorboardX", "--run.tensorboard")
         makers["TensorBoard"] = lambda: TensorBoard(folder / TENSORBOARD, step)
-    if config.run.wandb is not None:
+    if (project := options.wandb) is not None:
         _require("wandb", "--run.wandb")
-        makers["Weights & Biases"] = lambda: WeightsAndBiases(folder, config)
+        makers["Weights & Biases"] = lambda: WeightsAndBiases(folder, project, config)
     return Sinks(makers)
 
 

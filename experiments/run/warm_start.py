@@ -1,46 +1,75 @@
 """Meta-training that begins with the θ of an artifact: `--init-from ARTIFACT`.
 
-Parts of θ (its names at the top level) that the artifact has are taken from it, others
-begin as they always do, so a scheduler can be learned around a rule of an earlier
-phase. The state of the outer optimizer is fresh. What was taken is recorded in
-`parent.json` when the run begins, and then in the provenance of what it releases.
+Parts of θ (its names at the top level) that the artifact has are taken from it, the
+others are initialized as usual, so a scheduler can be learned around the rule of an
+earlier phase. The state of the outer optimizer is fresh. `parent.json` records what was
+taken, and so does the provenance of the release.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
-from typing import Any
+
+import jax
 
 from configuration.files import SUMS
+from experiments.command_line import reported
+from experiments.presets.configs import TrainConfig
+from experiments.presets.serialization import differences, encode
+from experiments.run import processes, run_directory
 from lopt.base import LearnedOptimizer, Theta, first_difference
 from lopt.release.artifact import Artifact
+from metatrain.outer import MetaTraining
 
 
-def parent_of(folder: Path, artifact: Artifact, parts: list[str]) -> dict[str, Any]:
-    """What is recorded of an artifact that a run begins with.
+def initial_theta(
+    config: TrainConfig, training: MetaTraining, path: Path
+) -> Theta | None:
+    """Returns the θ to begin with, and records its origin in the run directory.
+
+    Args:
+        config: the run's configuration.
+        training: the meta-training, for the parts that the artifact lacks.
+        path: the run directory.
 
     Returns:
-        Its path, the checksum of its checksums, its class, the parts of θ that were
-        taken, and its own provenance, which names its parent if it had one.
+        θ, or None if the configuration names no artifact.
+
+    Raises:
+        InputError: if the artifact is damaged or does not fit.
     """
-    return {
+    folder = config.init_from
+    if folder is None:
+        return None
+    with reported():
+        artifact = Artifact.load(folder)
+        fresh = jax.device_get(training.init().theta)
+        theta, parts = begin_with(artifact, config.lopt, fresh, folder)
+        sums = (folder / SUMS).read_bytes()
+    for line in differences(encode(artifact.optimizer), encode(config.lopt)):
+        print(f"warning: {folder} was trained with {line} here", file=sys.stderr)
+    parent = {
         "path": str(folder),
-        "sha256": hashlib.sha256((folder / SUMS).read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(sums).hexdigest(),
         "class": type(artifact.optimizer).__name__,
         "parts": parts,
         "provenance": dict(artifact.provenance),
     }
+    processes.on_first(lambda: run_directory.write_parent(path, parent))
+    print(f"beginning with {', '.join(parts)} of {folder}")
+    return theta
 
 
 def begin_with(
     artifact: Artifact, lopt: LearnedOptimizer, fresh: Theta, folder: Path
 ) -> tuple[Theta, list[str]]:
-    """θ to begin with, and the parts of it that come from the artifact.
+    """Returns θ to begin with, and the names of its parts from the artifact.
 
     Args:
-        artifact: whose θ is wanted.
-        lopt: the optimizer that is trained.
+        artifact: the trained optimizer.
+        lopt: the optimizer that will be trained.
         fresh: its initial θ.
         folder: of the artifact, for messages.
 

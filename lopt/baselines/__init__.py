@@ -1,8 +1,8 @@
 """Hand-designed optimizers behind the interface of learned ones.
 
-A baseline's θ is its learning rate. So it runs in the same inner loop as a learned
-optimizer, and a grid of learning rates is one vmapped program. The updates are optax's;
-μP enters as one more link of the chain. A file per family.
+A baseline's θ is its learning rate: it runs in the same inner loop as a learned
+optimizer, and a grid of learning rates is one vmapped program. Updates are optax's,
+weight decay of all parameters included; μP is one more link of the chain.
 """
 
 from typing import TypeAlias

@@ -1,4 +1,4 @@
-"""Adafactor: Adam's steps with a second moment that is kept as rows and columns."""
+"""Adafactor: Adam's steps with a factored second moment."""
 
 from __future__ import annotations
 
@@ -9,26 +9,22 @@ from lopt import checks
 from lopt.base import Specs
 from lopt.baselines import base
 from lopt.baselines.links import in_float32, scale_by_specs, unscale_gradients
-from lopt.schedules import AnySchedule
-from parametrization.rules import STANDARD, Rules
+from parametrization.rules import STANDARD
 
 
 @configuration
 class Adafactor(base.RateTuned):
     """Adafactor (Shazeer and Stern, arXiv:1804.04235), without momentum.
 
-    **μP** needs `multiply_by_parameter_scale=False`: steps are then Θ(1) per element
-    and the Adam-like column holds. With it they are proportional to the RMS of the
-    parameter, which is 1/√n for a hidden matrix, so that the factor 1/n_in of that
-    column would make them n^(−3/2) where μP wants 1/n; such rules are refused.
+    μP needs `multiply_by_parameter_scale=False`, where steps are Θ(1) per element as
+    the Adam-like column assumes. Otherwise they are proportional to the parameter's
+    RMS, 1/√n for a hidden matrix, and the column's 1/n would make them n^(−3/2).
 
     As in optax, the two factored axes are the two largest, stacked ones included.
     """
 
     learning_rate: float = 1e-2
-    """Learning rate of `init`'s θ; relative to the parameters' RMS by default."""
-    schedule: AnySchedule = "constant"
-    """constant, cosine to zero at the end of the run, or phases of `lopt.schedules`."""
+    """Initial learning rate; relative to the parameters' RMS by default."""
     decay_exponent: float = 0.8
     """c of the second moment's decay 1 − t^(−c)."""
     clipping_threshold: float = 1.0
@@ -40,21 +36,13 @@ class Adafactor(base.RateTuned):
     eps: float = 1e-30
     """Added to the square of the gradient."""
     weight_decay: float = 0.0
-    """Decoupled weight decay, multiplied by the learning rate (in optax it is not) but
-    not by μP's step scale."""
-    rules: Rules = STANDARD
-    """Parametrization that scales the steps: STANDARD, ADAM_LIKE or COMPLETEP."""
+    """Decoupled weight decay: the learning rate multiplies it (unlike in optax), μP's
+    step scale not."""
 
     def __post_init__(self) -> None:
-        base.check_common(self)
         base.check_normalized(self.rules, "Adafactor's")
-        checks.positive(
-            self,
-            "decay_exponent",
-            "clipping_threshold",
-            "min_dim_size_to_factor",
-            "eps",
-        )
+        checks.positive(self, "learning_rate", "decay_exponent", "clipping_threshold")
+        checks.positive(self, "min_dim_size_to_factor", "eps")
         checks.not_negative(self, "weight_decay")
         if self.multiply_by_parameter_scale and self.rules is not STANDARD:
             raise ValueError(
@@ -65,7 +53,7 @@ class Adafactor(base.RateTuned):
     def with_rate(
         self, rate: optax.Schedule, specs: Specs
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer with any learning rate as a function of the step."""
+        """Returns the optimizer under a learning-rate schedule."""
         steps = optax.adafactor(
             rate,
             min_dim_size_to_factor=self.min_dim_size_to_factor,

@@ -1,4 +1,4 @@
-"""Adam and its kin: AdamW, NAdam, NAdamW."""
+"""Adam, AdamW, NAdam and NAdamW."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from lopt.baselines.links import (
     scale_by_specs,
     unscale_gradients,
 )
-from lopt.schedules import AnySchedule
-from parametrization.rules import STANDARD, Rules
 
 
 @configuration
@@ -27,9 +25,7 @@ class Adam(base.RateTuned):
     """
 
     learning_rate: float = 1e-3
-    """Learning rate of `init`'s θ."""
-    schedule: AnySchedule = "constant"
-    """constant, cosine to zero at the end of the run, or phases of `lopt.schedules`."""
+    """Initial learning rate, the whole of θ."""
     b1: float = 0.9
     """Decay of the momentum."""
     b2: float = 0.999
@@ -37,24 +33,20 @@ class Adam(base.RateTuned):
     eps: float = 1e-8
     """Added to the root of the second moment; in μP it shrinks as gradients do."""
     weight_decay: float = 0.0
-    """Decoupled weight decay, multiplied by the learning rate but not by μP's step
-    scale, so that its strength does not depend on the width."""
-    rules: Rules = STANDARD
-    """Parametrization that scales the steps: STANDARD, ADAM_LIKE or COMPLETEP."""
+    """Decoupled weight decay: the learning rate multiplies it, μP's step scale not."""
     nesterov: bool = False
     """Whether the momentum looks one step ahead."""
 
     def __post_init__(self) -> None:
-        base.check_common(self)
         base.check_normalized(self.rules, "Adam's")
-        checks.positive(self, "eps")
+        checks.positive(self, "learning_rate", "eps")
         checks.decay(self, "b1", "b2")
         checks.not_negative(self, "weight_decay")
 
     def with_rate(
         self, rate: optax.Schedule, specs: Specs
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer with any learning rate as a function of the step."""
+        """Returns the optimizer under a learning-rate schedule."""
         return in_float32(
             optax.chain(
                 unscale_gradients(specs, self.rules),

@@ -1,4 +1,4 @@
-"""What all baselines share: θ is a learning rate, fields are checked alike."""
+"""Base class of the hand-designed optimizers."""
 
 from __future__ import annotations
 
@@ -8,28 +8,33 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt import checks
+from configuration.fields import configuration
 from lopt.base import Specs, Theta
 from lopt.schedules import AnySchedule, learning_rate_schedule
 from parametrization.rules import STANDARD, Rules
 
 
+@configuration
 class RateTuned(abc.ABC):
     """A family of optimizers indexed by the learning rate alone."""
 
     learning_rate: float
-    schedule: AnySchedule
-    rules: Rules
+    """Initial learning rate, the whole of θ."""
+    schedule: AnySchedule = "constant"
+    """constant, cosine to zero at the end of the run, or phases of `lopt.schedules`."""
+    rules: Rules = STANDARD
+    """Parametrization that scales the steps: STANDARD, or μP's column for such steps
+    (ADAM_LIKE or COMPLETEP; for SGD their SGD_LIKE forms)."""
 
     def init(self, key: jax.Array) -> Theta:
-        """θ: the learning rate."""
+        """Returns θ, the learning rate."""
         del key
         return {"learning_rate": jnp.float32(self.learning_rate)}
 
     def as_optax(
         self, theta: Theta, specs: Specs, num_steps: int | jax.Array
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         rate = learning_rate_schedule(theta["learning_rate"], self.schedule, num_steps)
         return self.with_rate(rate, specs)
 
@@ -37,7 +42,7 @@ class RateTuned(abc.ABC):
     def with_rate(
         self, rate: optax.Schedule, specs: Specs
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer with any learning rate as a function of the step.
+        """Returns the optimizer under a learning-rate schedule.
 
         Args:
             rate: updates done before this one `[]` -> learning rate `[]`.
@@ -45,13 +50,8 @@ class RateTuned(abc.ABC):
         """
 
 
-def check_common(baseline: RateTuned) -> None:
-    """Checks learning rate and schedule."""
-    checks.positive(baseline, "learning_rate")
-
-
 def check_normalized(rules: Rules, name: str) -> None:
-    """Refuses the columns for steps that are proportional to the gradient."""
+    """Raises ValueError for a column of steps proportional to the gradient."""
     if rules.sgd_like:
         raise ValueError(
             f"rules = {rules.name} scales steps that are proportional to the "
@@ -60,7 +60,7 @@ def check_normalized(rules: Rules, name: str) -> None:
 
 
 def check_proportional(rules: Rules, name: str) -> None:
-    """Refuses the columns for steps of Θ(1) per element."""
+    """Raises ValueError for a column of steps of Θ(1) per element."""
     if not rules.sgd_like and rules is not STANDARD:
         raise ValueError(
             f"rules = {rules.name} scales steps of Θ(1) per element; those of {name} "

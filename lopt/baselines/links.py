@@ -1,4 +1,4 @@
-"""Links of optax chains that know the specs or the precision of parameters."""
+"""Links of optax chains that depend on the specs or the dtype of parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from parametrization.spec import ParamSpec
 def map_with_specs(
     function: Callable[[Any, ParamSpec], Any], tree: Any, specs: Specs
 ) -> Any:
-    """Maps over tensors and their specs; what optax hides is left as it is."""
+    """Maps over tensors and their specs; masked tensors stay as they are."""
     return jax.tree.map(
         lambda leaf, spec: leaf if is_masked(leaf) else function(leaf, spec),
         tree,
@@ -29,7 +29,7 @@ def map_with_specs(
 def scale_by(
     specs: Specs, factor: Callable[[ParamSpec], float]
 ) -> optax.GradientTransformation:
-    """Multiplies each parameter's update by a factor that its spec determines."""
+    """Multiplies each parameter's update by a function of its spec."""
 
     def update(updates: optax.Updates, params: optax.Params | None = None) -> Any:
         del params
@@ -39,16 +39,15 @@ def scale_by(
 
 
 def scale_by_specs(specs: Specs, rules: Rules) -> optax.GradientTransformation:
-    """Multiplies each parameter's update by its step scale in a parametrization."""
+    """Multiplies each parameter's update by its step scale."""
     return scale_by(specs, rules.step_scale)
 
 
 def unscale_gradients(specs: Specs, rules: Rules) -> optax.GradientTransformation:
     """Divides each gradient by how much the parametrization makes it shrink.
 
-    What follows sees gradients of the base model's size, so that an absolute floor
-    (Adam's epsilon, those of learned features) means the same at every width. To a rule
-    that does not care about the gradient's scale it makes no difference.
+    The next links see gradients of the base model's size, so that an absolute epsilon
+    (Adam's, those of learned features) means the same at every width.
     """
 
     def update(updates: optax.Updates, params: optax.Params | None = None) -> Any:
@@ -61,17 +60,16 @@ def unscale_gradients(specs: Specs, rules: Rules) -> optax.GradientTransformatio
 
 
 def add_decayed_weights(weight_decay: float) -> list[optax.GradientTransformation]:
-    """Decoupled weight decay, or no link at all."""
+    """Returns decoupled weight decay, or no link if it is 0."""
     return [optax.add_decayed_weights(weight_decay)] if weight_decay else []
 
 
 def in_float32(
     transformation: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Shows a transformation gradients and parameters in float32 at least.
+    """Runs a transformation on gradients and parameters of float32 at least.
 
-    So accumulators of bfloat16 parameters are float32; updates come back in the dtype
-    of the parameters. Nothing changes for float32 and float64.
+    Accumulators of bfloat16 parameters are float32, updates have the parameters' dtype.
     """
     inner = optax.with_extra_args_support(transformation)
 

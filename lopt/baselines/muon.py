@@ -1,20 +1,18 @@
 """Muon: the momentum of a hidden matrix, orthogonalized; Adam for everything else.
 
-An orthogonalized step has singular values near 1, so its spectral norm is known before
-a gradient is seen, and a factor of the shape alone makes it what one wants:
+The singular values of an orthogonalized step are near 1, so a factor of the shape alone
+sets its size:
 
 * `aspect_ratio`, √max(1, fan-out/fan-in) (Jordan): the spectral norm that the spectral
   condition asks for, √(fan-out/fan-in), where fan-out is the larger.
 * `consistent_rms`, 0.2·√max(fan-in, fan-out) (Liu et al.): elements of RMS 0.2, as
   Adam's are, so that one learning rate serves both.
 
-**Which of them is right in μP?** Every layer moves alike at all widths if the spectral
-norm of its step is Θ(√(fan-out/fan-in)). The first has that: it needs no factor as both
-sides grow. The second grows as √n beyond it and has to be multiplied by 1/√n, not by
-Adam's 1/n: Adam's step is aligned with its input, which makes its spectral norm n times
-an element; an orthogonal one of the same RMS has √n. With `rules` other than STANDARD
-both get the one factor that makes their spectral norm √(n_out/n_in) times that of the
-base model, which is 1 at the base shape, and they differ by a constant.
+In μP every layer moves alike at all widths if the spectral norm of its step is
+Θ(√(fan-out/fan-in)). The first needs no factor as both sides grow. The second needs
+1/√n, not Adam's 1/n: Adam's step is aligned with its input, so its spectral norm is n
+times an element's size; that of an orthogonal step is √n times. Under `rules` other
+than STANDARD both are scaled to √(n_out/n_in) times their norm at the base shape.
 
 References:
     Jordan et al., Muon, 2024; Liu et al., Muon is scalable for LLM training,
@@ -41,8 +39,7 @@ from lopt.baselines.links import (
     scale_by,
     unscale_gradients,
 )
-from lopt.schedules import AnySchedule
-from parametrization.rules import STANDARD, Rules
+from parametrization.rules import STANDARD
 from parametrization.spec import ParamSpec, Shape
 
 Scaling = Literal["aspect_ratio", "consistent_rms"]
@@ -54,24 +51,23 @@ RMS = 0.2
 class Muon(base.RateTuned):
     """Muon for hidden tensors, AdamW for all other roles; both are optax's.
 
-    Roles are those of the specs. A tensor becomes a matrix of its fan-in by its fan-out
-    axes, whatever their number (a convolution, a kernel `width -> heads head_dim`);
-    stacked axes are a batch of matrices. Orthogonalization takes place in float32.
+    A tensor becomes a matrix of its fan-in by its fan-out axes, whatever their number
+    (a convolution, a kernel `width -> heads head_dim`); stacked axes are a batch of
+    matrices. Under μP's `rules` hidden tensors obey the spectral condition.
+    Orthogonalization is in float32.
     """
 
     learning_rate: float = 2e-2
-    """Learning rate of `init`'s θ."""
-    schedule: AnySchedule = "constant"
-    """constant, cosine to zero at the end of the run, or phases of `lopt.schedules`."""
+    """Initial learning rate, the whole of θ."""
     scaling: Scaling = "aspect_ratio"
-    """Factor of the shape on orthogonalized steps (see the module)."""
+    """Factor of the shape on orthogonalized steps (see the module's docstring)."""
     adam_ratio: float = 1.0
-    """Learning rate of Adam over that of Muon. With `aspect_ratio` Adam's is usually
-    much smaller (.015); with `consistent_rms` they are meant to be the same."""
+    """Learning rate of Adam over that of Muon: usually about .015 with `aspect_ratio`,
+    1 with `consistent_rms`."""
     momentum: float = 0.95
     """Decay of Muon's momentum."""
     nesterov: bool = True
-    """Whether momenta, Adam's as well, look one step ahead."""
+    """Whether both momenta, Muon's and Adam's, look one step ahead."""
     newton_schulz_steps: int = 5
     """Iterations that orthogonalize."""
     b1: float = 0.9
@@ -81,23 +77,20 @@ class Muon(base.RateTuned):
     eps: float = 1e-8
     """Added to the root of Adam's second moment and to the Frobenius norm."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of all parameters, multiplied by the learning rate but
-    neither by the ratio nor by factors of shape or μP."""
-    rules: Rules = STANDARD
-    """Parametrization that scales the steps: STANDARD, ADAM_LIKE or COMPLETEP; for
-    hidden tensors it is the spectral condition that this means."""
+    """Decoupled weight decay of all parameters: the learning rate multiplies it,
+    `adam_ratio`, the shape's factor and μP's do not."""
 
     def __post_init__(self) -> None:
-        base.check_common(self)
         base.check_normalized(self.rules, "Muon's")
-        checks.positive(self, "adam_ratio", "eps", "newton_schulz_steps")
+        checks.positive(self, "learning_rate", "adam_ratio", "eps")
+        checks.positive(self, "newton_schulz_steps")
         checks.decay(self, "momentum", "b1", "b2")
         checks.not_negative(self, "weight_decay")
 
     def with_rate(
         self, rate: optax.Schedule, specs: Specs
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer with any learning rate as a function of the step."""
+        """Returns the optimizer under a learning-rate schedule."""
 
         def dimension_numbers(params: Any) -> Any:
             return map_with_specs(lambda _, s: _matricization(s), params, specs)
@@ -116,7 +109,8 @@ class Muon(base.RateTuned):
         return in_float32(
             optax.chain(
                 unscale_gradients(specs, self.rules),
-                unit,  # descends already
+                # Its steps already point downhill.
+                unit,
                 scale_by(specs, self._factor),
                 *add_decayed_weights(-self.weight_decay),
                 optax.scale_by_schedule(rate),
@@ -124,7 +118,7 @@ class Muon(base.RateTuned):
         )
 
     def _factor(self, spec: ParamSpec) -> float:
-        """What is left to do for a step of optax's Muon with learning rate 1."""
+        """Returns the factor on a step of optax's Muon at learning rate 1."""
         if _matricization(spec) is None:
             return self.adam_ratio * self.rules.step_scale(spec)
         if self.rules is STANDARD:
@@ -142,7 +136,7 @@ class Muon(base.RateTuned):
 
 
 def _matricization(spec: ParamSpec) -> MuonDimensionNumbers | None:
-    """Which axes are summed over and which are not; None for what is Adam's."""
+    """Returns the fan-in and fan-out axes; None for a tensor that Adam moves."""
     if spec.kind != "hidden" or 0 in (*spec.shape, *spec.base_shape):
         return None
     start = len(spec.axes.stacked)

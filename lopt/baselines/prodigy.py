@@ -1,4 +1,4 @@
-"""Prodigy: Adam with an estimate of how far the solution is as its learning rate."""
+"""Prodigy: Adam whose learning rate is an estimated distance to the solution."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from lopt import checks
 from lopt.base import Specs
 from lopt.baselines import base
 from lopt.baselines.links import in_float32, map_with_specs
-from lopt.schedules import AnySchedule
-from parametrization.rules import STANDARD, Rules
+from parametrization.rules import Rules
 
 
 @configuration
@@ -24,42 +23,35 @@ class Prodigy(base.RateTuned):
 
     θ multiplies the estimated learning rate; 1 is the method itself.
 
-    **μP.** The estimate d = Σ g·(p₀ − p) / Σ |s| runs over all tensors, so scaling the
-    steps alone would not do: d itself would depend on the width. Prodigy therefore
-    works on p / c with gradients c·g, c the step scale of μP. There the numerator is
-    the same, each tensor's share of the denominator is Θ(1), and a step of d per
-    element is one of c·d in p. `eps` is compared with d·c·g, which shrinks with the
-    width: with wide networks choose it small.
+    The estimate d = Σ g·(p₀ − p) / Σ |s| runs over all tensors, so scaling the steps
+    alone would leave d dependent on the width. In μP Prodigy therefore works on p / c
+    with gradients c·g, c the step scale: the numerator is the same, each tensor's share
+    of the denominator is Θ(1), and a step of d there is one of c·d in p. `eps` is
+    compared with d·c·g, which shrinks with the width: wide networks need a small one.
 
-    A step whose outcome is not finite is left out, weight decay and state included: one
+    A step whose outcome is not finite is skipped, weight decay and state included: one
     infinite gradient would spoil all tensors through the estimate, and while gradients
     have all been zero the estimate is 0/0.
     """
 
     learning_rate: float = 1.0
-    """Multiplier of the estimated learning rate in `init`'s θ."""
-    schedule: AnySchedule = "constant"
-    """constant, cosine to zero at the end of the run, or phases of `lopt.schedules`."""
+    """Initial multiplier of the estimated learning rate, the whole of θ."""
     b1: float = 0.9
     """Decay of the momentum."""
     b2: float = 0.999
-    """Decay of the second moment; its root is that of the estimate."""
+    """Decay of the second moment; the estimate decays by its root."""
     eps: float = 1e-8
     """Added, times the estimate, to the root of the second moment."""
     first_estimate: float = 1e-6
-    """Estimate of the learning rate to begin with; it only grows."""
+    """First estimate of the learning rate; it only grows."""
     weight_decay: float = 0.0
-    """Decoupled weight decay, multiplied by the learning rate but not by μP's step
-    scale."""
+    """Decoupled weight decay: the learning rate multiplies it, μP's step scale not."""
     safeguard_warmup: bool = False
-    """Whether the multiplier is left out of the denominator; for long warm-ups."""
-    rules: Rules = STANDARD
-    """Parametrization that scales the steps: STANDARD, ADAM_LIKE or COMPLETEP."""
+    """Whether the denominator omits the multiplier; for long warm-ups."""
 
     def __post_init__(self) -> None:
-        base.check_common(self)
         base.check_normalized(self.rules, "Prodigy's")
-        checks.positive(self, "eps", "first_estimate")
+        checks.positive(self, "learning_rate", "eps", "first_estimate")
         checks.decay(self, "b1", "b2")
         checks.not_negative(self, "weight_decay")
 
@@ -81,7 +73,7 @@ class Prodigy(base.RateTuned):
 def _reparametrized(
     inner: optax.GradientTransformation, specs: Specs, rules: Rules
 ) -> optax.GradientTransformationExtraArgs:
-    """Runs an optimizer on p / c, c the step scale; leaves out what is not finite."""
+    """Runs an optimizer on p / c, c the step scale; skips steps that are not finite."""
 
     def shrink(tree: Any) -> Any:
         return map_with_specs(lambda p, spec: p / rules.step_scale(spec), tree, specs)

@@ -1,9 +1,10 @@
 """Celo: one small learned rule for all parameters, and a learned scheduler above it.
 
 The rule is VeLO's (`scaled_mlp`) with a single network instead of a bank; the scheduler
-(`tensor_lstm`) gives a factor on the step, from how far the run is and how the loss
-develops. They are learned one after the other: first the rule, without the scheduler,
-then the scheduler, the rule being frozen. That is what made meta-training cheap.
+(`lopt.per_tensor.scheduler`) gives one factor on all steps, from the fraction of the
+run done and the progress of the loss. Meta-training is cheap because they are learned
+one after the other: first the rule, without the scheduler, then the scheduler, with the
+rule frozen.
 
 References:
     Moudgil et al., Celo: Training versatile learned optimizers on a compute diet,
@@ -12,22 +13,20 @@ References:
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
-import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks
-from lopt.base import Specs, Theta
+from lopt.base import NumSteps, Specs, Theta, Transform
 from lopt.per_parameter import scaled_mlp
 from lopt.per_parameter.accumulators import TensorState
 from lopt.per_parameter.epsilons import Epsilons
-from lopt.per_parameter.network import Layers
+from lopt.per_parameter.forms import Execution
 from lopt.per_parameter.scaled_mlp import VELO_EPSILONS, ScaledMLP
-from lopt.per_tensor.scheduler import ScheduledState, TensorLSTM
-from lopt.tensors import Arrangement, need, need_loss
+from lopt.per_tensor.scheduler import Schedule, TensorLSTM
+from lopt.tensors import FactoredAxes
 from parametrization.rules import STANDARD, Rules
 
 Part = Literal["rule", "scheduler"]
@@ -51,11 +50,10 @@ class Celo:
     """Scale of the learned log-magnitude of a step."""
     param_scale_mult: bool | None = None
     """Whether steps are in units of a tensor's root mean square, as published; None:
-    yes, but not in μP, which says how large a step may be."""
+    only outside μP."""
     phase: Phase = "both"
-    """What meta-training learns: the rule (the scheduler is off), the scheduler (the
-    rule is frozen), or both. An optimizer that is only used is in either of the last
-    two, which are the same but for `frozen`."""
+    """Part that meta-training learns: the rule (the scheduler is off), the scheduler
+    (the rule is frozen), or both. For use, the last two are the same."""
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
     """Decays of the momenta."""
     second_moment_decay: float = 0.999
@@ -67,6 +65,11 @@ class Celo:
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD; gradients are
     brought to the base model's size, as in `lopt.baselines.Adam`."""
+    execution: Execution = later(Execution())
+    """Execution of the per-parameter network."""
+    factored_axes: FactoredAxes = later("matrix", absent="tensor")
+    """Axes of factored second moments: all fan-in by all fan-out ("matrix"), or the two
+    largest ("tensor"; see `lopt.tensors`)."""
 
     def __post_init__(self) -> None:
         checks.positive_integer(self, "lstm_hidden_size")
@@ -74,7 +77,7 @@ class Celo:
 
     @property
     def frozen(self) -> tuple[Part, ...]:
-        """The parts of θ, keys at its top level, that this phase does not learn."""
+        """Keys at θ's top level that this phase does not learn."""
         frozen: dict[Phase, tuple[Part, ...]] = {
             "rule": ("scheduler",),
             "scheduler": ("rule",),
@@ -84,16 +87,16 @@ class Celo:
 
     @property
     def rule(self) -> ScaledMLP:
-        """The part that moves parameters."""
+        """The rule that moves one tensor."""
         return scaled_mlp.of(self)
 
     @property
     def scheduler(self) -> TensorLSTM:
-        """The part that sets the factor on the step."""
+        """The network that schedules."""
         return TensorLSTM(self.lstm_hidden_size, exponential=True)
 
     def init(self, key: jax.Array) -> Theta:
-        """Weights of both parts, in every phase.
+        """Draws the weights of both parts, in every phase.
 
         Returns:
             `{"rule": {"layer_i": {"kernel", "bias"}}, "scheduler": (see
@@ -105,57 +108,31 @@ class Celo:
             "scheduler": self.scheduler.init(second),
         }
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
 
-        def init(params: optax.Params) -> ScheduledState:
-            return self.scheduler.begin(
-                theta["scheduler"], params, specs, self.rule.empty
-            )
-
-        def update(
-            updates: optax.Updates,
-            state: ScheduledState,
-            params: optax.Params | None = None,
-            *,
-            loss: jax.typing.ArrayLike | None = None,
-            **extra_args: Any,
-        ) -> tuple[optax.Updates, ScheduledState]:
-            del extra_args
-            arrangement = Arrangement(updates, need(params, "Celo"), specs)
-            factor, scheduler = jnp.ones([], jnp.float32), state.scheduler
-            if self.phase != "rule":
-                loss = need_loss(loss, "Celo")
-                schedule, scheduler = self.scheduler.apply(
-                    theta["scheduler"], state.scheduler, loss, state.step, num_steps
-                )
-                factor = schedule.step_mult[0]
-            steps, new = arrangement.move(
-                self._mover(theta["rule"], factor),
-                state.tensors,
-                arrangement.stack(updates),
-                arrangement.stack(params),
-                arrangement.each(self.rules.gradient_scale),
-                arrangement.each(self.rules.step_scale),
-            )
-            return steps, ScheduledState(state.step + 1, new, scheduler)
-
-        return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
-
-    def _mover(self, layers: Layers, factor: jax.Array) -> Any:
-        """The rule for one tensor."""
-
-        def move(
+        def rule(
+            count: jax.Array,
             state: TensorState,
             grad: jax.Array,
             param: jax.Array,
+            schedule: Schedule,
             gradient_scale: jax.Array,
             step_scale: jax.Array,
         ) -> tuple[jax.Array, TensorState]:
+            del count
             grad, state = self.rule.accumulate(state, grad, gradient_scale)
-            step = self.rule.step(layers, grad, param, state)
-            return -(factor.astype(step.dtype) * step_scale) * step, state
+            step = self.rule.step(theta["rule"], grad, param, state)
+            return -(schedule.step_mult.astype(step.dtype) * step_scale) * step, state
 
-        return move
+        return self.scheduler.transformation(
+            theta["scheduler"],
+            specs,
+            num_steps,
+            name="Celo",
+            empty=self.rule.empty,
+            rule=rule,
+            rules=self.rules,
+            factored_axes=self.factored_axes,
+            scheduled=self.phase != "rule",
+        )

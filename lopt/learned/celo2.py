@@ -1,18 +1,17 @@
-"""CELO2: a learned direction for matrices, everything else left to the user.
+"""CELO2: a learned direction for matrices; rate, schedule and decay are the user's.
 
-A small network of VeLO's features, without any of time, gives each element a direction.
-The matrix of directions is orthogonalized (CELO2) or not (CELO2-base) and divided by
-its root mean square, so every matrix moves by exactly the learning rate per element
-and step: rate, schedule and weight decay mean what they mean in AdamW. Vectors, scalars
-and embeddings are moved by Adam, at a rate of its own.
+A small network of VeLO's features gives each element a direction. The matrix of
+directions is orthogonalized (CELO2) or not (CELO2-base) and divided by its root mean
+square, so every matrix moves by the learning rate per element and step: rate, schedule
+and weight decay mean what they mean in AdamW. Vectors, scalars and embeddings are moved
+by Adam, at a rate of its own.
 
-Which tensor is which follows from its `ParamSpec`, never from its name or rank. A
-kernel of several axes is a matrix from all inputs to all outputs; a convolution's
-positions are as many matrices, each normalized by itself, as in the original.
+The role of a tensor follows from its `ParamSpec`. A kernel of several axes is a matrix
+from all inputs to all outputs; positions of a convolution are as many matrices, each
+normalized by itself, as in the original.
 
-In μP an element-wise step of CELO2-base is scaled as Adam's. An orthogonalized step has
-no direction larger than the others, so it may fall more slowly with the width: as
-`Rules.orthogonal_step_scale` says.
+In μP steps of CELO2-base are scaled as Adam's, orthogonalized ones by
+`Rules.orthogonal_step_scale`.
 
 References:
     Moudgil et al., Celo2, arXiv:2602.19142.
@@ -26,31 +25,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks, tensors
-from lopt.base import Specs, Theta
+from lopt.base import NumSteps, Specs, Theta, Transform
 from lopt.baselines.links import (
     add_decayed_weights,
     in_float32,
     scale_by_specs,
     unscale_gradients,
 )
-from lopt.clipping import clipping
-from lopt.matrices import is_matrix, matrix_spec, on_matrices
-from lopt.orthogonal import newton_schulz
+from lopt.clipping import GRADIENT_BOUND, clip_global_norm
+from lopt.matrices import is_matrix, matrix_spec, newton_schulz, on_matrices
 from lopt.per_parameter import accumulators, features
 from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import Complements, TensorState
 from lopt.per_parameter.epsilons import Epsilons
 from lopt.per_parameter.features import Counts, Quantities
-from lopt.sanitizer import GRADIENT_BOUND
+from lopt.per_parameter.forms import Execution
 from lopt.schedules import AnySchedule, learning_rate_schedule
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
 
 FLOORS = Epsilons(normalizer=1e-9, second_moment=1e-8, one_dimensional=1e-37)
 """The floors of the original."""
-
 
 OUTPUT_FLOOR = 1e-9
 """Added to the mean square by which a step is normalized."""
@@ -63,12 +60,11 @@ class Celo2:
     learning_rate: float = 1e-3
     """Root mean square of a matrix's step."""
     schedule: AnySchedule = "constant"
-    """Of the learning rate over the run: constant, cosine, or one of `schedules`."""
+    """Learning-rate schedule: constant, cosine, or one of `lopt.schedules`."""
     weight_decay: float = 0.0
-    """Decoupled weight decay: parameters shrink by rate × this, at the rate of their
-    role. Not multiplied by μP's step scale."""
+    """Decoupled weight decay, times the rate of the role but not μP's step scale."""
     clip_norm: float | None = None
-    """Bound of the norm of all gradients together; None does not clip."""
+    """Bound of the norm over all gradients; None does not clip."""
     orthogonalize: bool = True
     """Whether directions pass through Newton–Schulz."""
     adam_mult: float = 20.0
@@ -78,8 +74,8 @@ class Celo2:
     adam_eps: float = 1e-8
     """Adam's epsilon."""
     bias_corrected: bool = False
-    """Whether Adam clips its gradients, corrects its averages' bias and adds epsilon to
-    the root, as PyLO's does; the original's adds it to the second moment."""
+    """Whether Adam clips gradients, corrects its averages' bias and adds epsilon to the
+    root, as PyLO's does; the original's adds it to the second moment."""
     hidden_size: int = 8
     """Units of each hidden layer of the network."""
     hidden_layers: int = 2
@@ -98,6 +94,8 @@ class Celo2:
     """Floors inside the features."""
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
+    execution: Execution = later(Execution())
+    """Execution of the per-parameter network."""
 
     def __post_init__(self) -> None:
         checks.positive(self, "learning_rate", "adam_mult", "adam_eps")
@@ -118,21 +116,15 @@ class Celo2:
         return features.VELO.names(self._counts)
 
     def init(self, key: jax.Array) -> Theta:
-        """Weights, truncated normal: `{"layer_i": {"kernel", "bias"}}`, three outputs.
+        """Draws the weights `{"layer_i": {"kernel", "bias"}}`, of three outputs.
 
-        The third, and without `exp_mult` the second, is not used; they are kept so that
-        released weights fit.
+        The third, and without `exp_mult` the second, is unused: released weights fit.
         """
         sizes = (len(self.feature_names), self.hidden_size, self.hidden_layers, 3)
         return per_parameter_mlp.init(key, *sizes, self.output_scale)
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`).
-
-        `num_steps` is only the schedule's.
-        """
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         schedule = learning_rate_schedule(
             jnp.float32(self.learning_rate), self.schedule, num_steps
         )
@@ -161,7 +153,7 @@ class Celo2:
             jax.tree.map(lambda s: "matrix" if is_matrix(s) else "other", specs),
         )
         steps = optax.scale_by_learning_rate(schedule)
-        return in_float32(optax.chain(clipping(self.clip_norm), by_role, steps))
+        return in_float32(optax.chain(clip_global_norm(self.clip_norm), by_role, steps))
 
     @property
     def _counts(self) -> Counts:
@@ -185,8 +177,10 @@ class Celo2:
         return state, Quantities(grad, param, state, never, self.epsilons)
 
     def _direction(self, theta: Theta, q: Quantities) -> jax.Array:
-        """The step of a matrix, with a root mean square of 1."""
-        step = per_parameter_mlp.displacement(theta, features.VELO, q, self.exp_mult)
+        """Returns the step of a matrix, with a root mean square of 1."""
+        step = per_parameter_mlp.displacement(
+            theta, features.VELO, q, self.exp_mult, self.execution
+        )
         if self.orthogonalize:
             step = newton_schulz(step)
         return step * jax.lax.rsqrt(jnp.mean(step * step) + OUTPUT_FLOOR)

@@ -1,8 +1,7 @@
 """Celo-Adam: Adam whose learning rate a learned scheduler sets, step by step.
 
-The scheduler is the LSTM of `tensor_lstm`, without tensor features: it sees how far the
-run is and how the loss develops. The rule is Adam with bias correction and two floors,
-m̂/(√(v̂ + 10⁻¹⁰) + ε).
+The scheduler is Celo's (`lopt.per_tensor.scheduler`). The rule is Adam with bias
+correction and two floors, m̂/(√(v̂ + 10⁻¹⁰) + ε).
 
 References:
     Moudgil et al., Celo, arXiv:2501.12670, Section 5; `celo_adam` of amoudgl/celo.
@@ -10,21 +9,17 @@ References:
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import optax
 
 from configuration.fields import configuration
-from lopt import checks, sanitizer
-from lopt.base import Specs, Theta
+from lopt import checks, clipping
+from lopt.base import NumSteps, Specs, Theta, Transform
 from lopt.baselines import base
 from lopt.per_parameter import accumulators
 from lopt.per_parameter.accumulators import Complements, TensorState, present
 from lopt.per_parameter.epsilons import PAPER
-from lopt.per_tensor.scheduler import ScheduledState, TensorLSTM
-from lopt.tensors import Arrangement, need, need_loss
+from lopt.per_tensor.scheduler import Schedule, TensorLSTM
 from parametrization.rules import STANDARD, Rules
 
 _INNER_FLOOR = 1e-10
@@ -32,7 +27,7 @@ _INNER_FLOOR = 1e-10
 
 @configuration
 class CeloAdam:
-    """Adam with a learned scheduler; its update takes the keyword `loss`."""
+    """Adam with a learned scheduler; its update takes the loss."""
 
     lstm_hidden_size: int = 64
     """Units of the scheduler."""
@@ -61,63 +56,42 @@ class CeloAdam:
         return TensorLSTM(self.lstm_hidden_size, exponential=True)
 
     def init(self, key: jax.Array) -> Theta:
-        """θ: `{"scheduler": (see `TensorLSTM.init`)}`."""
+        """Draws θ: `{"scheduler": (see `TensorLSTM.init`)}`."""
         return {"scheduler": self.scheduler.init(key)}
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
 
         def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> TensorState:
             return accumulators.init(shape, 1, dtype, num_factored=0)
 
-        def init(params: optax.Params) -> ScheduledState:
-            return self.scheduler.begin(theta["scheduler"], params, specs, empty)
-
-        def update(
-            updates: optax.Updates,
-            state: ScheduledState,
-            params: optax.Params | None = None,
-            *,
-            loss: jax.typing.ArrayLike | None = None,
-            **extra_args: Any,
-        ) -> tuple[optax.Updates, ScheduledState]:
-            del extra_args
-            arrangement = Arrangement(updates, need(params, "CeloAdam"), specs)
-            loss = need_loss(loss, "CeloAdam")
-            schedule, scheduler = self.scheduler.apply(
-                theta["scheduler"], state.scheduler, loss, state.step, num_steps
-            )
-            steps, new = arrangement.move(
-                self._mover(schedule.step_mult[0], state.step + 1),
-                state.tensors,
-                arrangement.stack(updates),
-                arrangement.each(self.rules.gradient_scale),
-                arrangement.each(self.rules.step_scale),
-            )
-            return steps, ScheduledState(state.step + 1, new, scheduler)
-
-        return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
-
-    def _mover(self, factor: jax.Array, count: jax.Array) -> Any:
-        """The rule for one tensor; `count` updates are done with this one."""
-
-        def move(
+        def rule(
+            count: jax.Array,
             old: TensorState,
             grad: jax.Array,
+            param: jax.Array,
+            schedule: Schedule,
             gradient_scale: jax.Array,
             step_scale: jax.Array,
         ) -> tuple[jax.Array, TensorState]:
-            dtype = grad.dtype
-            grad = sanitizer.bounded(grad / gradient_scale, sanitizer.GRADIENT_BOUND)
+            del param
+            dtype, done = grad.dtype, count.astype(grad.dtype)
+            grad = clipping.bounded(grad / gradient_scale, clipping.GRADIENT_BOUND)
             weights = [accumulators.fixed((b,), dtype) for b in (self.b1, self.b2)]
             new = accumulators.update(old, grad, Complements(*weights), PAPER)
-            m = new.momentum[0] / (1.0 - self.b1 ** count.astype(dtype))
+            m = new.momentum[0] / accumulators.total_weight(self.b1, done)
             second = present(new.second_moment, "second moment")[0]
-            v = second / (1.0 - self.b2 ** count.astype(dtype))
+            v = second / accumulators.total_weight(self.b2, done)
             direction = m / (self.eps + jnp.sqrt(v + _INNER_FLOOR))
-            scale = self.step_mult * step_scale * factor.astype(dtype)
+            scale = self.step_mult * step_scale * schedule.step_mult.astype(dtype)
             return -scale * direction, new
 
-        return move
+        return self.scheduler.transformation(
+            theta["scheduler"],
+            specs,
+            num_steps,
+            name="CeloAdam",
+            empty=empty,
+            rule=rule,
+            rules=self.rules,
+        )

@@ -1,12 +1,10 @@
 """ELO: small_fc's network under a learning rate, schedule and weight decay of the user.
 
-At test time ELO is `SmallFC` with decays that are not learned, whose step size is the
-learning rate: what is special about it happens in meta-training, where inner runs are
-blended with those of an expert. The same way of training CELO2 gives ELO-CELO2, which
-is `Celo2` with other weights: `ELO_CELO2` holds its released settings.
+At test time ELO is `SmallFC` with fixed decays, whose step size is the learning rate.
+It is meta-trained on inner runs blended with those of an expert. ELO-CELO2 is `Celo2`
+trained that way, with the settings `ELO_CELO2`.
 
-Gradients that are not finite are not replaced by zeros, as the original does: they stay
-visible in their own tensor, here as everywhere in this package.
+Unlike in the original, gradients that are not finite are not replaced by zeros.
 
 References:
     ELO, arXiv:2607.06772.
@@ -20,19 +18,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks
-from lopt.base import Specs, Theta
+from lopt.base import NumSteps, Specs, Theta, Transform
 from lopt.baselines.links import add_decayed_weights, in_float32
-from lopt.clipping import clipping
+from lopt.clipping import clip_global_norm
 from lopt.learned.celo2 import Celo2
 from lopt.learned.small_fc import SmallFC
 from lopt.per_parameter.epsilons import PAPER, Epsilons
-from lopt.schedules import (
-    AnySchedule,
-    WarmupCosine,
-    learning_rate_schedule,
-)
+from lopt.per_parameter.forms import Execution
+from lopt.schedules import AnySchedule, WarmupCosine, learning_rate_schedule
+from lopt.tensors import FactoredAxes
 from parametrization.rules import STANDARD, Rules
 
 
@@ -43,12 +39,11 @@ class ELO:
     learning_rate: float = 1e-3
     """Scale of a step."""
     schedule: AnySchedule = "constant"
-    """Of the learning rate over the run: constant, cosine, or one of `schedules`."""
+    """Learning-rate schedule: constant, cosine, or one of `lopt.schedules`."""
     weight_decay: float = 0.0
-    """Decoupled weight decay: parameters shrink by rate × this; not multiplied by μP's
-    step scale."""
+    """Decoupled weight decay, times the learning rate but not μP's step scale."""
     clip_norm: float | None = None
-    """Bound of the norm of all gradients together; None does not clip."""
+    """Bound of the norm over all gradients; None does not clip."""
     hidden_size: int = 32
     """Units of each hidden layer of the network."""
     hidden_layers: int = 2
@@ -67,6 +62,11 @@ class ELO:
     """Floors inside the features."""
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
+    execution: Execution = later(Execution())
+    """Execution of the per-parameter network."""
+    factored_axes: FactoredAxes = later("matrix", absent="tensor")
+    """Axes of factored second moments: all fan-in by all fan-out ("matrix"), or the two
+    largest ("tensor"; see `lopt.tensors`)."""
 
     def __post_init__(self) -> None:
         checks.positive(self, "learning_rate")
@@ -77,7 +77,7 @@ class ELO:
 
     @property
     def rule(self) -> SmallFC:
-        """The rule of steps of size one."""
+        """The rule at learning rate 1."""
         return SmallFC(
             hidden_size=self.hidden_size,
             hidden_layers=self.hidden_layers,
@@ -89,17 +89,17 @@ class ELO:
             factored_decays=self.factored_decays,
             epsilons=self.epsilons,
             rules=self.rules,
+            execution=self.execution,
+            factored_axes=self.factored_axes,
         )
 
     def init(self, key: jax.Array) -> Theta:
-        """Weights of the network alone: `{"layer_i": {"kernel", "bias"}}`."""
+        """Draws the network's weights: `{"layer_i": {"kernel", "bias"}}`."""
         theta = self.rule.init(key)
         return {name: x for name, x in theta.items() if not name.endswith("_offsets")}
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes; `num_steps` is only the schedule's."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         schedule = learning_rate_schedule(
             jnp.float32(self.learning_rate), self.schedule, num_steps
         )
@@ -110,9 +110,10 @@ class ELO:
             "factored_offsets": jnp.zeros(decays),
         }
         links = [
-            clipping(self.clip_norm),
+            clip_global_norm(self.clip_norm),
             self.rule.as_optax({**theta, **offsets}, specs, num_steps),
-            optax.scale(-1.0),  # a step to be subtracted, as weight decay expects
+            # Weight decay expects a step to be subtracted.
+            optax.scale(-1.0),
             *add_decayed_weights(self.weight_decay),
             optax.scale_by_learning_rate(schedule),
         ]
@@ -127,4 +128,4 @@ ELO_CELO2 = Celo2(
     adam_mult=20.0,
     bias_corrected=True,
 )
-"""The settings that are recommended for ELO-CELO2's weights."""
+"""Recommended settings of ELO-CELO2's weights."""

@@ -1,9 +1,7 @@
-"""SGD, momentum and Adam whose hyperparameters are θ: the controls of meta-training.
+"""SGD, momentum and Adam whose hyperparameters are θ: controls for learned rules.
 
-A handful of scalars is all that is learned, so what meta-training makes of them shows
-what a learned *rule* adds. Learning rates and floors are learned as logarithms, a decay
-as the logarithm of its complement, log(1 − decay): a step of the same size in θ then
-means the same relative change everywhere.
+Learning rates and floors are learned as logarithms, decays as log(1 − decay): equal
+steps in θ are equal relative changes.
 
 References:
     `LearnableSGD`, `LearnableSGDM` and `LearnableAdam` of google/learned_optimization.
@@ -12,6 +10,7 @@ References:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ import optax
 
 from configuration.fields import configuration
 from lopt import checks
-from lopt.base import Specs, Theta
+from lopt.base import NumSteps, Specs, Theta, Transform
 from lopt.baselines import base
 from lopt.baselines.links import in_float32, scale_by_specs, unscale_gradients
 from parametrization.rules import STANDARD, Rules
@@ -40,14 +39,12 @@ class LearnableSGD:
         base.check_proportional(self.rules, "SGD")
 
     def init(self, key: jax.Array) -> Theta:
-        """θ: `{"log_learning_rate": []}`."""
+        """Returns `{"log_learning_rate": []}`."""
         del key
         return {"log_learning_rate": _log(self.initial_learning_rate)}
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         del num_steps
         return _chain(scale_by_specs(specs, self.rules), _descend(theta))
 
@@ -73,17 +70,15 @@ class LearnableSGDM:
         base.check_proportional(self.rules, "SGD")
 
     def init(self, key: jax.Array) -> Theta:
-        """θ: `{"log_learning_rate": [], "log_momentum_complement": []}`."""
+        """Returns `{"log_learning_rate": [], "log_momentum_complement": []}`."""
         del key
         return {
             "log_learning_rate": _log(self.initial_learning_rate),
             "log_momentum_complement": _log(1.0 - self.initial_momentum),
         }
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         del num_steps
         return _chain(
             optax.trace(decay(theta["log_momentum_complement"])),
@@ -92,7 +87,7 @@ class LearnableSGDM:
         )
 
     def learned_decays(self, theta: Theta) -> dict[str, jax.Array]:
-        """The decay itself, `[]`, by name."""
+        """Returns the decay, `[]`, by name."""
         return {"momentum": decay(theta["log_momentum_complement"])}
 
 
@@ -100,8 +95,8 @@ class LearnableSGDM:
 class LearnableAdam:
     """Adam with four learned scalars; with `rules=ADAM_LIKE`, μAdam.
 
-    As in `lopt.baselines.Adam`, μP also brings the gradients to the base model's size,
-    so that ε means the same at every width.
+    In μP gradients are brought to the base model's size, so ε means the same at every
+    width.
     """
 
     initial_learning_rate: float = 0.001
@@ -121,12 +116,7 @@ class LearnableAdam:
         base.check_normalized(self.rules, "Adam's")
 
     def init(self, key: jax.Array) -> Theta:
-        """θ: logarithms, `[]` each.
-
-        Returns:
-            `{"log_learning_rate", "log_b1_complement", "log_b2_complement",
-            "log_eps"}`.
-        """
+        """Returns logarithms, `[]` each: of rate, 1 − β₁, 1 − β₂ and ε."""
         del key
         return {
             "log_learning_rate": _log(self.initial_learning_rate),
@@ -135,31 +125,55 @@ class LearnableAdam:
             "log_eps": _log(self.initial_eps),
         }
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         del num_steps
-        adam = optax.scale_by_adam(
-            b1=decay(theta["log_b1_complement"]),  # pyright: ignore[reportArgumentType]
-            b2=decay(theta["log_b2_complement"]),  # pyright: ignore[reportArgumentType]
-            eps=jnp.exp(theta["log_eps"]),  # pyright: ignore[reportArgumentType]
-        )
         return _chain(
             unscale_gradients(specs, self.rules),
-            adam,
+            _scale_by_adam(theta),
             scale_by_specs(specs, self.rules),
             _descend(theta),
         )
 
     def learned_decays(self, theta: Theta) -> dict[str, jax.Array]:
-        """The decays themselves, `[]`, by name."""
+        """Returns the decays, `[]`, by name."""
         return {name: decay(theta[f"log_{name}_complement"]) for name in ("b1", "b2")}
 
 
 def decay(log_complement: jax.Array) -> jax.Array:
-    """The decay whose complement has this logarithm; never below 0."""
+    """Returns the decay whose complement has this logarithm; never below 0."""
     return 1.0 - jnp.minimum(jnp.exp(log_complement), 1.0)
+
+
+def _scale_by_adam(theta: Theta) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, from complements: 1 − βᵗ keeps its digits in float32."""
+    c1, c2 = (
+        jnp.minimum(jnp.exp(theta[f"log_{name}_complement"]), 1.0)
+        for name in ("b1", "b2")
+    )
+
+    def update(
+        updates: optax.Updates,
+        state: optax.ScaleByAdamState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        del params
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, g: (1 - c1) * m + c1 * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: (1 - c2) * v + c2 * g * g, state.nu, updates)
+        w1, w2 = _total_weight(c1, count), _total_weight(c2, count)
+        eps = jnp.exp(theta["log_eps"])
+        steps = jax.tree.map(lambda m, v: m / w1 / (jnp.sqrt(v / w2) + eps), mu, nu)
+        return steps, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam().init, update)  # pyright: ignore
+
+
+def _total_weight(complement: jax.Array, count: Any) -> jax.Array:
+    """Returns 1 − decay^count (see `accumulators.total_weight`)."""
+    # Below 1, so that the derivative is finite where nothing is averaged.
+    complement = jnp.minimum(complement, 1.0 - 2.0**-24)
+    return -jnp.expm1(count * jnp.log1p(-complement))
 
 
 def _descend(theta: Theta) -> optax.GradientTransformation:

@@ -1,8 +1,6 @@
 """mlp_lopt: a small network on gradient, parameter, six momenta and the time.
 
-The first learned optimizer of this kind that trained well: no second moments, so it is
-the cheapest of the per-parameter networks in memory per feature, and a control that
-tells what those of `SmallFC` bring.
+It has no second moments, so it is a cheap control for those of `SmallFC`.
 
 References:
     Metz et al., Understanding and correcting pathologies in the training of learned
@@ -15,16 +13,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks, tensors
-from lopt.base import Specs, Theta
+from lopt.base import NumSteps, Specs, Theta, Transform
 from lopt.per_parameter import accumulators, features
 from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import Complements, TensorState
 from lopt.per_parameter.epsilons import PAPER, Epsilons
 from lopt.per_parameter.features import Counts, Quantities
+from lopt.per_parameter.forms import Execution
 from parametrization.rules import STANDARD, Rules
 
 
@@ -41,13 +39,15 @@ class MLPLOpt:
     exp_mult: float = 0.001
     """Scale of the learned log-magnitude of a step."""
     output_scale: float = 1.0
-    """Factor on the last layer at initialization; 0 is an optimizer that rests."""
+    """Factor on the last layer at initialization; at 0 no step is taken."""
     momentum_decays: tuple[float, ...] = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
     """Decays of the momenta; they are not learned."""
     epsilons: Epsilons = PAPER
     """Floors inside the features."""
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
+    execution: Execution = later(Execution())
+    """Execution of the per-parameter network."""
 
     def __post_init__(self) -> None:
         checks.network(self)
@@ -60,20 +60,12 @@ class MLPLOpt:
         return features.MLP_LOPT.names(Counts(len(self.momentum_decays)))
 
     def init(self, key: jax.Array) -> Theta:
-        """Weights, truncated normal: `{"layer_i": {"kernel", "bias"}}`."""
-        return per_parameter_mlp.init(
-            key,
-            len(self.feature_names),
-            self.hidden_size,
-            self.hidden_layers,
-            2,
-            self.output_scale,
-        )
+        """Draws the weights: `{"layer_i": {"kernel", "bias"}}`."""
+        sizes = (len(self.feature_names), self.hidden_size, self.hidden_layers, 2)
+        return per_parameter_mlp.init(key, *sizes, self.output_scale)
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes; `num_steps` is not used."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer; `num_steps` is not used."""
         del num_steps
 
         def move(
@@ -82,7 +74,7 @@ class MLPLOpt:
             state = self._accumulate(state, grad)
             q = Quantities(grad, param, state, step, self.epsilons)
             moved = per_parameter_mlp.displacement(
-                theta, features.MLP_LOPT, q, self.exp_mult
+                theta, features.MLP_LOPT, q, self.exp_mult, self.execution
             )
             return -self.step_mult * moved, state
 
@@ -93,7 +85,7 @@ class MLPLOpt:
     def features(
         self, theta: Theta, state: tensors.RuleState, grads: Any, params: Any
     ) -> Any:
-        """Inputs of the network in the next update (see `SmallFC.features`)."""
+        """Returns the network's inputs in the next update (see `SmallFC.features`)."""
         del theta
 
         def one(grad: jax.Array, param: jax.Array, tensor: TensorState) -> jax.Array:

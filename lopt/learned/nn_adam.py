@@ -1,17 +1,13 @@
 """NNAdam: Adam whose learning rate, decays and ε are moved by a per-tensor LSTM.
 
-After every step the LSTM looks at a tensor (mean and spread of its parameters,
-gradients and moments, and the hyperparameters themselves) and moves the four
-hyperparameters by a small amount. They live in a space where that amount is relative:
-0.1·ln of the learning rate and of ε, 0.1·ln(1 − β) of a decay. The step is
+After every step the LSTM sees a tensor's statistics (of parameters, gradients and
+moments) and hyperparameters, and moves the hyperparameters by a small amount in the
+space of 0.1·ln(learning rate), 0.1·ln(1 − β) and 0.1·ln(ε). The step is
 
     learning rate·(1 + ε)·m/(ε + √(v + 10⁻¹⁰)),
 
-Adam without bias correction where ε is small, momentum where it is large; without the
-factor 1 + ε a large ε would need a large learning rate to balance it.
-
-All tensors share the LSTM's weights, but no tensor sees another: a gradient that is not
-a number spoils its own tensor only.
+Adam without bias correction where ε is small, momentum where it is large. Tensors share
+the LSTM's weights and no information.
 
 References:
     `NNAdam` of google/learned_optimization.
@@ -26,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks, dense, tensors
-from lopt.base import Specs, Theta
+from lopt.base import NumSteps, Specs, Theta, Transform
+from lopt.clipping import GRADIENT_BOUND
 from lopt.per_tensor import lstm, statistics
 from lopt.per_tensor.lstm import LSTMState
-from lopt.sanitizer import GRADIENT_BOUND
 from lopt.tensors import Arrangement, need
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
@@ -41,7 +37,7 @@ HYPERPARAMETERS = ("learning_rate", "b1", "b2", "epsilon")
 FEATURES = 19
 """Inputs of the LSTM."""
 
-# Where the hyperparameters may go, in the space in which they are learned.
+# Bounds of the hyperparameters, in the space in which they are learned.
 _LOWEST = (0.1 * math.log(1e-8), -1.0, -1.0, 0.1 * math.log(1e-11))
 _HIGHEST = (0.1 * math.log(1e3), 0.0, 0.0, 0.1 * math.log(1e4))
 
@@ -69,9 +65,9 @@ class NNAdam:
     hidden_size: int = 32
     """Units of the LSTM."""
     output_scale: float = 0.01
-    """Scale of what the LSTM adds to the hyperparameters in a step."""
+    """Scale of the hyperparameters' change in a step."""
     initial_learning_rate: float = 1e-4
-    """Learning rate of `init`'s θ, where every tensor begins."""
+    """Learning rate of `init`'s θ, with which every tensor begins."""
     initial_b1: float = 0.9
     """Decay of the momentum in `init`'s θ."""
     initial_b2: float = 0.999
@@ -81,19 +77,22 @@ class NNAdam:
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD; gradients are
     brought to the base model's size, as in `lopt.baselines.Adam`."""
+    decay_strength: float = later(0.0)
+    """Share of the way back to θ's hyperparameters that is taken in each step, in the
+    space in which they are learned; 0 does not pull them back."""
 
     def __post_init__(self) -> None:
         checks.positive_integer(self, "hidden_size")
         checks.within(self, "output_scale", -1e3, 1e3)
-        # Where the rule keeps them.
         checks.within(self, "initial_learning_rate", 1e-8, 1e3)
         checks.within(self, "initial_epsilon", 1e-11, 1e4)
         checks.within(self, "initial_b1", 0.0, 1.0 - math.exp(-10.0))
         checks.within(self, "initial_b2", 0.0, 1.0 - math.exp(-10.0))
+        checks.within(self, "decay_strength", 0.0, 1.0)
         checks.step_rules(self.rules)
 
     def init(self, key: jax.Array) -> Theta:
-        """θ: LSTM, a layer from it to the four changes (zero), and where they start.
+        """Draws the LSTM; the layer from it to the hyperparameters' changes is zero.
 
         Returns:
             `{"lstm": (see `lstm.init`), "controls": {"kernel": [H, 4], "bias": [4]},
@@ -114,13 +113,8 @@ class NNAdam:
             },
         }
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`).
-
-        `num_steps` is not used: this rule does not know the end of the run.
-        """
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer; `num_steps` is not used."""
         del num_steps
 
         def init(params: optax.Params) -> NNAdamState:
@@ -165,38 +159,41 @@ class NNAdam:
         features = jnp.concatenate([rows for _, _, rows in moved])
         outputs, memory = lstm.apply(theta["lstm"], features, state.lstm)
         change = self.output_scale * dense.apply(theta["controls"], outputs)
-        moments = arrangement.unstack_states(
-            [new for _, new, _ in moved], state.moments
-        )
+        learned = state.hyperparameters + change
+        if self.decay_strength:
+            learned = learned - self.decay_strength * (learned - _start(theta))
+        moments = [new for _, new, _ in moved]
         new_state = NNAdamState(
             step=state.step + 1,
-            moments=moments,
-            hyperparameters=_kept(state.hyperparameters + change),
+            moments=arrangement.unstack_states(moments, state.moments),
+            hyperparameters=_kept(learned),
             lstm=memory,
         )
         return arrangement.unstack([step for step, _, _ in moved]), new_state
 
 
 class Hyperparameters(NamedTuple):
-    """What the step is made with, `[...]` each."""
+    """Hyperparameters of a step, `[...]` each; 1 − β keeps digits that β loses."""
 
     learning_rate: jax.Array
-    b1_complement: jax.Array  # 1 − β1
-    b2_complement: jax.Array  # 1 − β2
+    b1_complement: jax.Array  # 1 − β₁
+    b2_complement: jax.Array  # 1 − β₂
     epsilon: jax.Array
 
 
 def hyperparameters(learned: jax.Array) -> Hyperparameters:
-    """The hyperparameters from their learned form `[..., 4]`.
-
-    Decays by their complements: 1 − β loses digits when β is near 1.
-    """
+    """Returns the hyperparameters from their learned form `[..., 4]`."""
     return Hyperparameters(*jnp.moveaxis(jnp.exp(10.0 * _kept(learned)), -1, 0))
+
+
+def _start(theta: Theta) -> jax.Array:
+    """Returns θ's hyperparameters in their learned form, `[1, 4]`."""
+    values = [theta["hyperparameters"][name] for name in HYPERPARAMETERS]
+    return jnp.stack(values)[None]
 
 
 def _initial_state(theta: Theta, params: optax.Params, specs: Specs) -> NNAdamState:
     rows = Arrangement(params, params, specs).num_tensors
-    start = jnp.stack([theta["hyperparameters"][name] for name in HYPERPARAMETERS])
 
     def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> Moments:
         return Moments(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
@@ -204,7 +201,7 @@ def _initial_state(theta: Theta, params: optax.Params, specs: Specs) -> NNAdamSt
     return NNAdamState(
         step=jnp.zeros([], jnp.int32),
         moments=tensors.init_states(params, specs, empty),
-        hyperparameters=jnp.broadcast_to(start[None], (rows, 4)),
+        hyperparameters=jnp.broadcast_to(_start(theta), (rows, 4)),
         lstm=lstm.initial_state(theta["lstm"], rows),
     )
 
@@ -222,7 +219,7 @@ def _move(
     step_scale: jax.Array,
     rank: jax.Array,
 ) -> tuple[jax.Array, Moments, jax.Array]:
-    """Step `[*S]`, moments and LSTM inputs `[19]` of one tensor."""
+    """Returns step `[*S]`, moments and LSTM inputs `[19]` of one tensor."""
     grad = jnp.clip(grad / gradient_scale, -GRADIENT_BOUND, GRADIENT_BOUND)
     rate, c1, c2, epsilon = (x.astype(grad.dtype) for x in hyperparameters(learned))
     m = (1.0 - c1) * old.momentum + c1 * grad
@@ -243,9 +240,9 @@ def _features(
     learned: jax.Array,
     rank: jax.Array,
 ) -> jax.Array:
-    """Inputs of the LSTM `[19]`: those of `NNAdam` in google/learned_optimization.
+    """Returns the LSTM's inputs `[19]`, named and ordered as in the original.
 
-    `v` is called rms there; they stand in the order of their names there.
+    There `v` is called rms.
     """
 
     def magnitude(x: jax.Array) -> jax.Array:
@@ -272,7 +269,7 @@ def _features(
 
 
 def _kept(learned: jax.Array) -> jax.Array:
-    """Learned hyperparameters `[..., 4]` inside the bounds of this rule."""
+    """Clips learned hyperparameters `[..., 4]` to their bounds."""
     low, high = (
         jnp.broadcast_to(jnp.asarray(bound, learned.dtype), learned.shape)
         for bound in (_LOWEST, _HIGHEST)

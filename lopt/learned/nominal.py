@@ -1,12 +1,10 @@
-"""A nominal step beside a learned one, so that an optimizer is stable before it learns.
+"""A nominal step beside a learned one, for stability before the rule has learned.
 
-The wrapped rule's step is added to a hand-designed one, Adam-like by default. Where
-the rule says nothing (at the beginning of meta-training, on tasks far from those it has
-seen) the sum is still a descent; the rule may be preconditioned by the same second
-moment, and no element of it may outweigh the nominal step by more than a bound. How
-large the two are is learned: θ holds the logarithm of a factor on each.
+The wrapped rule's step is added to a hand-designed one, Adam-like by default. The rule
+may be preconditioned by the same second moment, and bounded relative to the nominal
+step size. θ also holds the logarithm of a factor on each of the two steps.
 
-STAR's third part, weight decay on θ itself, is a field of the outer optimizer.
+STAR's third part, weight decay on θ, is a field of the outer optimizer.
 
 References:
     Harrison et al., A closer look at learned optimization: stability, robustness, and
@@ -24,7 +22,15 @@ import optax
 
 from configuration.fields import configuration
 from lopt import checks
-from lopt.base import LearnedOptimizer, Specs, Theta, is_masked, learned_decays
+from lopt.base import (
+    LearnedOptimizer,
+    NumSteps,
+    Specs,
+    Theta,
+    Transform,
+    is_masked,
+    learned_decays,
+)
 from lopt.per_parameter import accumulators
 from lopt.per_parameter.accumulators import Complements, TensorState, fixed, present
 from lopt.per_parameter.epsilons import PAPER
@@ -47,14 +53,14 @@ class Nominal:
     """A learned optimizer with a nominal term; wraps any other."""
 
     inner: LearnedOptimizer
-    """What is wrapped, the rule."""
+    """The wrapped optimizer, the rule."""
     step_size: float = 1e-3
     """Scale of the nominal step."""
     estimator: Estimator = "adam_momenta"
     """Nominal direction: the gradient, the slowest momentum, the mean of all momenta,
-    or one of the latter two over the root of the second moment."""
+    or (adam) one of the momenta over the root of the second moment."""
     precondition: bool = False
-    """Whether the rule's step is divided by the root of the second moment too."""
+    """Whether the rule's step is divided by the root of the second moment."""
     max_ratio: float | None = None
     """Bound of the rule's step per element, in nominal step sizes; None: no bound."""
     weight_decay: float = 0.0
@@ -82,14 +88,12 @@ class Nominal:
             )
 
     def init(self, key: jax.Array) -> Theta:
-        """`{"inner": θ of the rule, "log_rule": [], "log_nominal": []}`."""
+        """Returns `{"inner": θ of the rule, "log_rule": [], "log_nominal": []}`."""
         zero = jnp.zeros([])
         return {"inner": self.inner.init(key), "log_rule": zero, "log_nominal": zero}
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         rule = self.inner.as_optax(theta["inner"], specs, num_steps)
 
         def init(params: optax.Params) -> NominalState:
@@ -126,7 +130,7 @@ class Nominal:
         return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
     def learned_decays(self, theta: Theta) -> dict[str, jax.Array]:
-        """Those of the wrapped rule."""
+        """Returns those of the wrapped rule."""
         return learned_decays(self.inner, theta["inner"])
 
     def _accumulate(self, state: TensorState, grad: jax.Array) -> TensorState:
@@ -146,7 +150,7 @@ class Nominal:
         state: TensorState,
         spec: ParamSpec,
     ) -> jax.Array:
-        """The step of one parameter, in its dtype."""
+        """Returns the step of one parameter, in its dtype."""
         momenta = state.momentum
         second_moment = present(state.second_moment, "second moment")[0]
         root = jax.lax.rsqrt(second_moment + self.eps)

@@ -1,15 +1,13 @@
 """RNN-MLP: a small network for every parameter, guided by an LSTM for every tensor.
 
-The LSTM sees a tensor's statistics, shape and the loss; what it says enters the
-per-parameter network as 17 inputs that are the same for the whole tensor. Two channels
-lead back: the network reports 16 numbers per parameter, whose mean over the tensor the
-LSTM sees in the next step, and the LSTM 18 numbers per tensor, whose mean over all
-tensors every tensor sees in the next step. A parameter moves by
-`−direction·exp(magnitude·exp_mult)·step_mult`.
+The LSTM sees a tensor's statistics, shape and the loss; it gives the per-parameter
+network 17 inputs that are the same for the whole tensor. The network reports 16 numbers
+per parameter, whose mean the LSTM sees in the next step; the LSTM reports 18 numbers
+per tensor, whose mean over all tensors every tensor sees in the next step. A parameter
+moves by `−direction·exp(magnitude·exp_mult)·step_mult`.
 
-Tensors are coupled twice more: gradients are clipped to ten times a running average of
-their size over all tensors, and the number of tensors is an input. The clip is the
-bound of `sanitizer.bounded`, so an infinite gradient never reaches another tensor.
+Gradients are clipped to ten times a running average of their size over all tensors
+(`clipping.bounded`, so an infinite gradient never reaches another tensor).
 
 References:
     Metz et al., Tasks, stability, architecture, and compute: training more effective
@@ -26,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
-from lopt import checks, dense, sanitizer, tensors
-from lopt.base import Specs, Theta
+from configuration.fields import configuration, later
+from lopt import checks, clipping, dense, tensors
+from lopt.base import NumSteps, Specs, Theta, Transform, need_loss
 from lopt.per_parameter import accumulators
 from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import Complements, TensorState
@@ -45,10 +43,11 @@ from lopt.per_parameter.features import (
     FeatureSet,
     Quantities,
 )
+from lopt.per_parameter.forms import Execution
 from lopt.per_tensor import loss_normalizer, lstm, statistics
 from lopt.per_tensor.loss_normalizer import LossAverages
 from lopt.per_tensor.lstm import LSTMState
-from lopt.tensors import Arrangement, need, need_loss
+from lopt.tensors import Arrangement, need
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
 
@@ -64,15 +63,15 @@ ELEMENTS = FeatureSet(
         *(MOMENTUM, SECOND_MOMENT, NORMALIZED_MOMENTUM, RECIPROCAL_ROOT),
     )
 )
-"""Inputs of the network that differ from element to element: 23 with five decays."""
+"""Elementwise inputs of the network: 23 with five decays."""
 TRAIN_LOSS_DECAY, VALID_LOSS_DECAY = 0.9, 0.95
 CLIP_DECAY, CLIP_MULT = 0.99, 10.0
 TENSOR_FEATURES = 18
-"""Inputs of the LSTM besides the two channels that lead back to it."""
+"""Inputs of the LSTM besides the two reports."""
 
 
 class Clip(NamedTuple):
-    """Running average of the root mean square gradient, not yet bias-corrected."""
+    """Running average of the root mean square gradient, before bias correction."""
 
     step: jax.Array  # [] float, one more than clips done
     average: jax.Array  # []
@@ -93,10 +92,10 @@ class RNNMLPState(NamedTuple):
 
 @configuration
 class RNNMLP:
-    """The learned optimizer RNN-MLP; its update takes the keyword `loss`.
+    """The learned optimizer RNN-MLP; its update takes the loss.
 
-    A validation loss may be given as the keyword `valid_loss`, `[]`, in any update
-    (NaN, like None, where there is none at this step). It counts as a step of its own.
+    It also takes the keyword `valid_loss`, `[]`, a validation loss, which counts as a
+    step of its own; None or NaN is none.
     """
 
     step_mult: float = 0.001
@@ -118,13 +117,14 @@ class RNNMLP:
     decays: tuple[float, ...] = (0.5, 0.9, 0.99, 0.999, 0.9999)
     """Decays of momenta and second moments."""
     output_scale: float = 1.0
-    """Factor on the network's last layer at initialization: at 1, as in the original,
-    an untrained optimizer takes random steps; at 0 none."""
+    """Factor on the network's last layer at initialization; at 0 no step is taken."""
     epsilons: Epsilons = PAPER
-    """Floors inside the features: `normalizer` and `second_moment` are used."""
+    """Floors inside the features; only `normalizer` and `second_moment` are used."""
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD; gradients are
     brought to the base model's size, as in `lopt.baselines.Adam`."""
+    execution: Execution = later(Execution())
+    """Execution of the per-parameter network; its form is always plain."""
 
     def __post_init__(self) -> None:
         checks.network(self)
@@ -136,12 +136,12 @@ class RNNMLP:
 
     @property
     def network_inputs(self) -> int:
-        """Inputs of the per-parameter network: of the element, then of the tensor."""
+        """Number of the per-parameter network's inputs: elementwise, then shared."""
         element = 3 + 4 * len(self.decays)
         return element + len(TIME_SCALES) + 3 + self.lstm_to_network
 
     def init(self, key: jax.Array) -> Theta:
-        """θ: the LSTM, its two readouts, the network, and how the channels begin.
+        """Draws the LSTM, its two readouts, the network, and the first reports.
 
         Returns:
             `{"lstm": (see `lstm.init`), "to_network", "to_tensors", "layer_i":
@@ -169,13 +169,8 @@ class RNNMLP:
             "from_tensors": _start(next(keys), self.lstm_to_lstm),
         }
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`).
-
-        `num_steps` is not used: this rule does not know the end of the run.
-        """
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer; `num_steps` is not used."""
         del num_steps
 
         def init(params: optax.Params) -> RNNMLPState:
@@ -187,12 +182,13 @@ class RNNMLP:
             params: optax.Params | None = None,
             *,
             loss: jax.typing.ArrayLike | None = None,
+            value: jax.typing.ArrayLike | None = None,
             valid_loss: jax.typing.ArrayLike | None = None,
             **extra_args: Any,
         ) -> tuple[optax.Updates, RNNMLPState]:
             del extra_args
             params = need(params, "RNNMLP")
-            loss = need_loss(loss, "RNNMLP")
+            loss = need_loss(loss, value, "RNNMLP")
             arrangement = Arrangement(updates, params, specs)
             if not arrangement.groups:
                 return updates, state._replace(step=state.step + 1)
@@ -278,7 +274,7 @@ class RNNMLP:
         stacks: tuple[list[Any], ...],
         loss: jax.typing.ArrayLike,
     ) -> tuple[jax.Array, LSTMState, LossAverages]:
-        """The LSTM's outputs `[R, H]` and memory, and averages with this loss."""
+        """Returns the LSTM's outputs `[R, H]` and memory, and averages of the loss."""
         train_loss = loss_normalizer.update(state.train_loss, loss, TRAIN_LOSS_DECAY)
         valid = loss_normalizer.mean(state.valid_loss, VALID_LOSS_DECAY)
         losses = [
@@ -300,7 +296,7 @@ class RNNMLP:
                 "train_loss_feat": losses[0],
                 "valid_loss_feat": losses[1],
             }
-            return sanitizer.finite(statistics.join(features, from_network.dtype))
+            return clipping.finite(statistics.join(features, from_network.dtype))
 
         stacks = (*stacks, arrangement.split(state.from_network))
         ranks = arrangement.each(_rank)
@@ -311,7 +307,7 @@ class RNNMLP:
     def _mover(
         self, theta: Theta, step: jax.Array, num_tensors: int
     ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        """Change `[*S]` of one tensor, and what its network reports, `[16]`."""
+        """Returns the rule: the step `[*S]` of one tensor and its report `[16]`."""
         names = [f"layer_{i}" for i in range(self.hidden_layers + 1)]
         layers = {name: theta[name] for name in names}
 
@@ -324,18 +320,20 @@ class RNNMLP:
         ) -> tuple[jax.Array, jax.Array]:
             shared = _shared_features(value, step, num_tensors, from_lstm)
             q = Quantities(grad, value, moments, step, self.epsilons)
-            out = per_parameter_mlp.apply(_given(layers, shared), ELEMENTS, q)
+            out = per_parameter_mlp.apply(
+                _given(layers, shared), ELEMENTS, q, self.execution.precision
+            )
             magnitude = jnp.exp(self.exp_mult * out[..., 1])
             change = -(self.step_mult * step_scale) * out[..., 0] * magnitude
             reports = out[..., 2:].reshape(-1, self.network_to_lstm)
-            report = sanitizer.finite(reports.mean(0).astype(from_lstm.dtype))
+            report = clipping.finite(reports.mean(0).astype(from_lstm.dtype))
             return change, report
 
         return move
 
 
 def _start(key: jax.Array, size: int) -> jax.Array:
-    """How a channel begins: variance 1/size, cut at two standard deviations."""
+    """Draws a first report: variance 1/size, cut at two standard deviations."""
     # .8796 is the standard deviation of a standard normal cut at ±2.
     std = 1.0 / (0.87962566103423978 * math.sqrt(size))
     return std * jax.random.truncated_normal(key, -2.0, 2.0, (size,))
@@ -350,11 +348,11 @@ def _with_valid_loss(state: RNNMLPState, loss: jax.typing.ArrayLike) -> RNNMLPSt
 def _clipped(
     clip: Clip, grads: list[jax.Array], scales: list[jax.Array]
 ) -> tuple[Clip, list[jax.Array]]:
-    """Gradients within ten times their usual size, and the average that says so."""
-    bound = CLIP_MULT * clip.average / (1.0 - CLIP_DECAY**clip.step)
+    """Clips gradients to ten times their usual size, and averages their size."""
+    bound = CLIP_MULT * clip.average / accumulators.total_weight(CLIP_DECAY, clip.step)
 
     def one(grad: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-        grad = sanitizer.bounded(grad / scale, bound.astype(grad.dtype))
+        grad = clipping.bounded(grad / scale, bound.astype(grad.dtype))
         return grad, jnp.mean(grad * grad).astype(bound.dtype)
 
     clipped = [tensors.over(one, *x) for x in zip(grads, scales, strict=True)]
@@ -371,10 +369,10 @@ def _rank(spec: ParamSpec) -> float:
 def _tensor_features(
     value: jax.Array, grad: jax.Array, moments: TensorState, rank: jax.Array
 ) -> dict[str, jax.Array]:
-    """What the LSTM sees of one tensor, under the names of the original, `[]` each.
+    """Returns the LSTM's features of one tensor, named as in the original, `[]` each.
 
-    There ms are momenta, rms second moments and v the parameters. Of a rank above 4,
-    the first four axes are told.
+    There ms are momenta, rms second moments and v the parameters. Only the first four
+    axes count.
     """
     magnitude = statistics.log_magnitude
     second = accumulators.present(moments.second_moment, "second moment")
@@ -398,7 +396,7 @@ def _tensor_features(
 def _shared_features(
     value: jax.Array, step: jax.Array, num_tensors: int, from_lstm: jax.Array
 ) -> jax.Array:
-    """Inputs of the network that a tensor's parameters share, `[14 + 17]`."""
+    """Returns the inputs that a tensor's parameters share, `[14 + 17]`."""
     dtype = from_lstm.dtype
     scales = jnp.asarray(TIME_SCALES, dtype) * jnp.pi
     numbers = [
@@ -411,7 +409,7 @@ def _shared_features(
 
 
 def _given(layers: per_parameter_mlp.Layers, shared: jax.Array) -> Any:
-    """The network with its shared inputs given: what they add is a bias."""
+    """Folds the shared inputs into the first layer's bias."""
     kernel = jnp.asarray(layers["layer_0"]["kernel"])
     elements = kernel.shape[0] - shared.shape[0]
     bias = layers["layer_0"]["bias"] + shared @ kernel[elements:]

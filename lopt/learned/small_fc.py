@@ -1,9 +1,8 @@
 """small_fc_lopt: a small network on Adafactor-style features, one step per parameter.
 
-Every parameter moves by `−direction·exp(magnitude·exp_mult)·step_mult·scale`, where the
-network computes direction and magnitude from the parameter's own features and `scale`
-is 1 in the standard parametrization and base-fan-in/fan-in for hidden matrices in μP.
-That one factor is all that distinguishes μLO from the optimizer it grew from.
+Every parameter moves by `−direction·exp(magnitude·exp_mult)·step_mult·scale`. The
+network computes direction and magnitude from the parameter's own features; `scale` is 1
+in the standard parametrization and base-fan-in/fan-in for hidden matrices in μP (μLO).
 
 References:
     Metz et al., Practical tradeoffs between memory, compute, and performance in learned
@@ -16,17 +15,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from lopt import checks, tensors
-from lopt.base import Specs, Theta
+from lopt.base import NumSteps, Specs, Theta, Transform
 from lopt.per_parameter import accumulators, features
 from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import Complements, TensorState
 from lopt.per_parameter.epsilons import PAPER, Epsilons
 from lopt.per_parameter.features import Counts, Quantities
-from lopt.tensors import RuleState
+from lopt.per_parameter.forms import Execution
+from lopt.tensors import FactoredAxes, RuleState
 from parametrization.rules import STANDARD, Rules
 
 
@@ -44,8 +43,7 @@ class SmallFC:
     """Scale of the learned log-magnitude of a step (λ2)."""
     output_scale: float = 1.0
     """Factor on the last layer at initialization. At 1, as in the papers, an untrained
-    optimizer takes random steps; at 0 it takes none, so no early episode diverges and
-    every window tells meta-training something. Nothing but `init` depends on it."""
+    optimizer takes random steps; at 0 it takes none, so no early episode diverges."""
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
     """Initial decays of the momenta."""
     second_moment_decay: float = 0.999
@@ -56,6 +54,11 @@ class SmallFC:
     """Floors inside the features."""
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
+    execution: Execution = later(Execution())
+    """Execution of the per-parameter network."""
+    factored_axes: FactoredAxes = later("matrix", absent="tensor")
+    """Axes of factored second moments: all fan-in by all fan-out ("matrix"), or the two
+    largest ("tensor"; see `lopt.tensors`)."""
 
     def __post_init__(self) -> None:
         checks.network(self)
@@ -70,21 +73,15 @@ class SmallFC:
         return features.SMALL_FC.names(Counts(num_decays, 1, num_decays))
 
     def init(self, key: jax.Array) -> Theta:
-        """Network weights as in haiku's truncated normal, and offsets of the decays, 0.
+        """Draws the network's weights; offsets of the decays are 0.
 
         Returns:
             `{"layer_i": {"kernel", "bias"}, "momentum_offsets": [K],
             "second_moment_offsets": [1], "factored_offsets": [K]}`.
         """
         num_decays = len(self.momentum_decays)
-        layers = per_parameter_mlp.init(
-            key,
-            len(self.feature_names),
-            self.hidden_size,
-            self.hidden_layers,
-            2,
-            self.output_scale,
-        )
+        sizes = (len(self.feature_names), self.hidden_size, self.hidden_layers, 2)
+        layers = per_parameter_mlp.init(key, *sizes, self.output_scale)
         return {
             **layers,
             "momentum_offsets": jnp.zeros(num_decays),
@@ -92,13 +89,8 @@ class SmallFC:
             "factored_offsets": jnp.zeros(num_decays),
         }
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`).
-
-        `num_steps` is not used: this rule knows the step, not the end of the run.
-        """
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer; `num_steps` is not used."""
         del num_steps
         complements = self._complements(theta)
         layers = self._layers(theta)
@@ -109,32 +101,36 @@ class SmallFC:
             state = accumulators.update(state, grad, complements, self.epsilons)
             q = Quantities(grad, param, state, step, self.epsilons)
             moved = per_parameter_mlp.displacement(
-                layers, features.SMALL_FC, q, self.exp_mult
+                layers, features.SMALL_FC, q, self.exp_mult, self.execution
             )
             return -self.step_mult * moved, state
 
         return tensors.transformation(
-            self._init_tensor, move, specs, self.rules.step_scale
+            self._init_tensor,
+            move,
+            specs,
+            self.rules.step_scale,
+            self.factored_axes,
         )
 
     def learned_decays(self, theta: Theta) -> dict[str, jax.Array]:
-        """The learned decays themselves, `[K]` each, by accumulator."""
+        """Returns the learned decays, `[K]` each, by accumulator."""
         return {
             name: 1.0 - value
             for name, value in self._complements(theta)._asdict().items()
         }
 
     def features(self, theta: Theta, state: RuleState, grads: Any, params: Any) -> Any:
-        """Inputs of the network in the next update, `[*S, F]` for each tensor.
+        """Returns the network's inputs in the next update, `[*S, F]` for each tensor.
 
-        In the order of `feature_names`; scalars are lifted to `[1, F]`. A parameter
-        stacked by `nn.scan` is beyond it.
+        They are in the order of `feature_names`; `S` is the shape in which the rule
+        sees the tensor. Parameters stacked by `nn.scan` are not supported.
         """
         complements = self._complements(theta)
 
         def one(grad: jax.Array, param: jax.Array, tensor: TensorState) -> jax.Array:
-            dtype = tensor.momentum.dtype
-            grad, param = (jnp.atleast_1d(x).astype(dtype) for x in (grad, param))
+            dtype, shape = tensor.momentum.dtype, tensor.momentum.shape[1:]
+            grad, param = (jnp.reshape(x, shape).astype(dtype) for x in (grad, param))
             tensor = accumulators.update(tensor, grad, complements, self.epsilons)
             q = Quantities(grad, param, tensor, state.step, self.epsilons)
             return features.all_features(features.SMALL_FC, q)

@@ -1,10 +1,9 @@
 """VeLO: a network for every tensor, mixed from a bank by an LSTM that sees them all.
 
-In every step the scheduling LSTM (`tensor_lstm`) gives each tensor a factor and weights
-c of a bank of B tiny networks; the network that moves the tensor's parameters
-(`scaled_mlp`) has the weights 100·mean_b(c_b·bank_b).
-
-With `rules=ADAM_LIKE` it is μVeLO.
+In every step the scheduler (`lopt.per_tensor.scheduler`) gives each tensor a factor on
+its step and weights c of a bank of B tiny networks; the network that moves the tensor
+(`scaled_mlp`) has the weights 100·mean_b(c_b·bank_b). With `rules=ADAM_LIKE` it is
+μVeLO.
 
 References:
     Metz et al., VeLO: Training versatile learned optimizers by scaling up,
@@ -14,27 +13,20 @@ References:
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import optax
 
-from configuration.fields import configuration
-from lopt import checks, tensors
-from lopt.base import Specs, Theta
+from configuration.fields import configuration, later
+from lopt import checks
+from lopt.base import NumSteps, Specs, Theta, Transform
 from lopt.per_parameter import scaled_mlp
 from lopt.per_parameter.accumulators import TensorState
 from lopt.per_parameter.epsilons import Epsilons
+from lopt.per_parameter.forms import Execution
 from lopt.per_parameter.network import Layers
 from lopt.per_parameter.scaled_mlp import VELO_EPSILONS, ScaledMLP
-from lopt.per_tensor.scheduler import (
-    ScheduledState,
-    TensorLSTM,
-    num_tensor_features,
-    tensor_features,
-)
-from lopt.tensors import Arrangement, need, need_loss
+from lopt.per_tensor.scheduler import Schedule, TensorLSTM, num_tensor_features
+from lopt.tensors import FactoredAxes
 from parametrization.rules import STANDARD, Rules
 
 MIX_MULT = 100.0
@@ -43,10 +35,7 @@ MIX_MULT = 100.0
 
 @configuration
 class VeLO:
-    """The learned optimizer VeLO; its update takes the keyword `loss`.
-
-    Published weights have the configuration `PUBLISHED`.
-    """
+    """The learned optimizer VeLO; its update takes the loss."""
 
     lstm_hidden_size: int = 128
     """Units of the scheduler."""
@@ -62,7 +51,7 @@ class VeLO:
     """Scale of the learned log-magnitude of a step."""
     param_scale_mult: bool | None = None
     """Whether steps are in units of a tensor's root mean square, as published; None:
-    yes, but not in μP, which says how large a step may be."""
+    only outside μP."""
     bugged_losses: bool = False
     """Whether the loss features are those of published VeLO (see `loss_buffer`)."""
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
@@ -76,6 +65,11 @@ class VeLO:
     rules: Rules = STANDARD
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD; gradients are
     brought to the base model's size, as in `lopt.baselines.Adam`."""
+    execution: Execution = later(Execution())
+    """Execution of the per-parameter network."""
+    factored_axes: FactoredAxes = later("matrix", absent="tensor")
+    """Axes of factored second moments: all fan-in by all fan-out ("matrix"), or the two
+    largest ("tensor"; see `lopt.tensors`)."""
 
     def __post_init__(self) -> None:
         checks.positive_integer(self, "lstm_hidden_size", "param_inits")
@@ -83,12 +77,12 @@ class VeLO:
 
     @property
     def rule(self) -> ScaledMLP:
-        """The half that moves parameters."""
+        """The rule that moves one tensor."""
         return scaled_mlp.of(self)
 
     @property
     def scheduler(self) -> TensorLSTM:
-        """The half that looks at tensors."""
+        """The network that schedules."""
         return TensorLSTM(
             self.lstm_hidden_size,
             tensor_features=num_tensor_features(len(self.momentum_decays)),
@@ -97,7 +91,7 @@ class VeLO:
         )
 
     def init(self, key: jax.Array) -> Theta:
-        """Weights of the scheduler and of the bank, networks first.
+        """Draws the weights of the scheduler and of the bank, networks first.
 
         Returns:
             `{"scheduler": (see `TensorLSTM.init`), "bank": {"layer_i": {"kernel":
@@ -110,74 +104,39 @@ class VeLO:
             "bank": jax.vmap(self.rule.init)(keys),
         }
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that θ describes (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
 
-        def init(params: optax.Params) -> ScheduledState:
-            return self.scheduler.begin(
-                theta["scheduler"], params, specs, self.rule.empty
-            )
-
-        def update(
-            updates: optax.Updates,
-            state: ScheduledState,
-            params: optax.Params | None = None,
-            *,
-            loss: jax.typing.ArrayLike | None = None,
-            **extra_args: Any,
-        ) -> tuple[optax.Updates, ScheduledState]:
-            del extra_args
-            arrangement = Arrangement(updates, need(params, "VeLO"), specs)
-            loss = need_loss(loss, "VeLO")
-            if not arrangement.groups:
-                return updates, state._replace(step=state.step + 1)
-            values = arrangement.stack(params)
-            states = arrangement.stack_states(state.tensors)
-            # The scheduler sees the accumulators as the last update left them.
-            looks = zip(values, states, strict=True)
-            rows = [tensors.over(tensor_features, *stacks) for stacks in looks]
-            dtype = state.scheduler.losses.means.dtype
-            seen = jnp.concatenate([row.astype(dtype) for row in rows])
-            schedule, scheduler = self.scheduler.apply(
-                *(theta["scheduler"], state.scheduler, loss, state.step, num_steps),
-                tensors=seen,
-            )
-            steps, new = arrangement.move(
-                self._mover(theta["bank"]),
-                state.tensors,
-                arrangement.stack(updates),
-                values,
-                arrangement.split(schedule),
-                arrangement.each(self.rules.gradient_scale),
-                arrangement.each(self.rules.step_scale),
-            )
-            return steps, ScheduledState(state.step + 1, new, scheduler)
-
-        return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
-
-    def _mover(self, bank: Layers) -> Any:
-        """The rule for one tensor, its network mixed from the bank."""
-
-        def move(
+        def rule(
+            count: jax.Array,
             state: TensorState,
             grad: jax.Array,
             param: jax.Array,
-            schedule: Any,
+            schedule: Schedule,
             gradient_scale: jax.Array,
             step_scale: jax.Array,
         ) -> tuple[jax.Array, TensorState]:
-            layers = mix(bank, schedule.controls)
+            del count
+            assert schedule.controls is not None
+            layers = mix(theta["bank"], schedule.controls)
             grad, state = self.rule.accumulate(state, grad, gradient_scale)
             step = self.rule.step(layers, grad, param, state)
             return -(schedule.step_mult * step_scale) * step, state
 
-        return move
+        return self.scheduler.transformation(
+            theta["scheduler"],
+            specs,
+            num_steps,
+            name="VeLO",
+            empty=self.rule.empty,
+            rule=rule,
+            rules=self.rules,
+            factored_axes=self.factored_axes,
+        )
 
 
 def mix(bank: Layers, controls: jax.Array) -> Layers:
-    """The network of one tensor, from the bank and its weights `[B]`."""
+    """Mixes the network of one tensor from the bank, by weights `[B]`."""
     weights = MIX_MULT / controls.shape[0] * controls
     return jax.tree.map(lambda x: jnp.tensordot(weights, x, axes=1), bank)
 

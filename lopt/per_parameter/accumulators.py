@@ -11,6 +11,7 @@ axis d0 (`row`) and over its second largest axis d1 (`column`), as Adafactor doe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,13 +32,13 @@ class TensorState(NamedTuple):
 
 
 def present(value: jax.Array | None, name: str) -> jax.Array:
-    """The accumulator, which a feature needs."""
+    """Returns an accumulator that a feature needs."""
     assert value is not None, f"a feature needs the {name}, which is not averaged"
     return value
 
 
 class Complements(NamedTuple):
-    """1 − decay of each accumulator, `[K]` each; None where there is none."""
+    """1 − decay of each accumulator, `[K]` each."""
 
     momentum: jax.Array
     second_moment: jax.Array | None = None
@@ -45,16 +46,16 @@ class Complements(NamedTuple):
 
 
 def complement(initial_decays: Sequence[float], offsets: jax.Array) -> jax.Array:
-    """1 − decay `[K]` for learned offsets `[K]`, clipped to [0, 1]."""
+    """Returns 1 − decay `[K]` for learned offsets `[K]`, clipped to [0, 1]."""
     initial = jnp.asarray([1.0 - decay for decay in initial_decays], offsets.dtype)
     return jnp.clip(initial * jnp.exp(10.0 * offsets), 0.0, 1.0)
 
 
 def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
-    """Second largest and largest axis (d1, d0), or None for rank < 2.
+    """Returns the second largest and the largest axis (d1, d0); None for rank < 2.
 
-    Ties are broken by position: of equal axes the later one counts as larger, so in
-    canonical layout a square matrix has d1 = fan-in and d0 = fan-out.
+    Of equal axes the later one counts as larger, so in canonical layout a square matrix
+    has d1 = fan-in and d0 = fan-out.
     """
     if len(shape) < 2:
         return None
@@ -63,8 +64,16 @@ def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
 
 
 def fixed(decays: Sequence[float], dtype: jnp.dtype) -> jax.Array:
-    """1 − decay `[K]` of decays that are not learned."""
+    """Returns 1 − decay `[K]` of decays that are not learned."""
     return jnp.asarray([1.0 - decay for decay in decays], dtype)
+
+
+def total_weight(decay: float, count: jax.Array) -> jax.Array:
+    """Returns 1 − decay^count, the sum of an average's weights after `count` updates.
+
+    The decay is Python's: near 1, rounding it to float32 loses the digits that count.
+    """
+    return -jnp.expm1(count * (math.log(decay) if decay else -math.inf))
 
 
 def init(
@@ -74,14 +83,14 @@ def init(
     num_second: int = 1,
     num_factored: int | None = None,
 ) -> TensorState:
-    """Empty accumulators of a tensor of shape `S`.
+    """Returns empty accumulators of a tensor of shape `S`.
 
     Args:
         shape: `S`.
-        num_decays: of the momentum.
-        dtype: of all of them.
-        num_second: of the second moment; 0 for none.
-        num_factored: of the factored moments; as many as momenta by default.
+        num_decays: number of momenta.
+        dtype: of all accumulators.
+        num_second: number of second moments.
+        num_factored: number of factored moments; as many as momenta by default.
     """
     num_factored = num_decays if num_factored is None else num_factored
     axes = factored_axes(shape)
@@ -106,7 +115,7 @@ def init(
 def update(
     state: TensorState, grad: jax.Array, complements: Complements, epsilons: Epsilons
 ) -> TensorState:
-    """Folds one gradient `[*S]` into the averages."""
+    """Averages one more gradient `[*S]`."""
     square = grad * grad
     floored = square + epsilons.gradient_square
     axes = factored_axes(grad.shape)
@@ -125,7 +134,7 @@ def update(
 def factors(
     state: TensorState, axes: tuple[int, int], epsilons: Epsilons
 ) -> tuple[jax.Array, jax.Array]:
-    """Row and column factors whose product is about 1/√(second moment).
+    """Returns row and column factors whose product is about 1/√(second moment).
 
     Returns:
         `[K, *S without d0]` and `[K, *S without d1]`.
@@ -149,9 +158,9 @@ def _average(old: jax.Array, new: jax.Array, complements: jax.Array) -> jax.Arra
 def _maybe(
     old: jax.Array | None, new: jax.Array, complements: jax.Array | None
 ) -> jax.Array | None:
-    return (
-        None if old is None or complements is None else _average(old, new, complements)
-    )
+    if old is None or complements is None:
+        return None
+    return _average(old, new, complements)
 
 
 def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:

@@ -1,25 +1,22 @@
-"""The form of a network of features for CPUs: a tensor is walked in blocks.
+"""The per-parameter network for CPUs: a tensor is walked in blocks.
 
-A block's features, hidden units and steps stay in the cache, so of all that is computed
-per parameter only the step touches memory, and no array of `[P, features]` or
-`[P, hidden]` exists. A first walk sums the squares that normalize the features, a
-second one computes them again (they are cheap) and runs the network.
+A block's features, hidden units and steps stay in the cache: only the step touches
+memory, and no array of `[P, features]` or `[P, hidden]` exists. A first walk sums the
+squares that normalize the features; a second one computes the features again (they are
+cheap) and runs the network.
 
-What XLA's CPU compiler rewards, measured with jax 0.10.2 on 2 cores (AVX2):
+The choices below were measured with jax 0.10.2 on 2 cores (AVX2):
 
 * Units stand in front, `[H, block]`, as the accumulators' decays do: nothing is
-  transposed, and a product of two matrices runs at 0.45 of the rate of a large one.
-  The same product with a batch of matrices, which `vmap` over particles makes of it,
-  is four times slower. So a `vmap` of this form becomes a loop: particles follow one
-  another, and the cores share the blocks.
+  transposed, and a product runs at 0.45 of the rate of a large one. A batch of such
+  products, as `vmap` over particles makes, is four times slower, so a `vmap` of this
+  form becomes a loop over particles.
 * Up to `UNROLLED` multiplications per parameter the network is written out with scalar
-  weights, one loop over the parameters without any hidden array: half the CPU time of
-  products of such thin matrices at 8 units, 0.6 at 16, 0.85 at 32. There 1,600
-  multiplications cost four times the compile time, 10 s more for each shape, so from
-  there on it is products.
-* Features are packed into one array, and barriers stand around it and behind the
-  network. Without them XLA copies the network into each consumer, and a fusion of many
-  inputs loses its vectorization: 20 to 40 times slower.
+  weights: half the CPU time of products at 8 units, 0.6 at 16, 0.85 at 32. At 1,600
+  multiplications this takes four times the compile time, 10 s more for each shape.
+* Features are packed into one array between barriers, and one more stands behind the
+  network. Without them XLA copies the network into each consumer and loses its
+  vectorization: 20 to 40 times slower.
 """
 
 from __future__ import annotations
@@ -27,6 +24,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +36,7 @@ from lopt.per_parameter.features import FeatureSet, Quantities
 from lopt.per_parameter.precision import Precision, rounded
 
 BLOCK = 8192
-"""Elements of a block, about."""
+"""Elements of a block, approximately."""
 
 UNROLLED = 600
 """Multiplications per parameter up to which the network is written out."""
@@ -53,9 +51,9 @@ def program(
     exp_mult: float,
     precision: Precision = "float32",
 ) -> Callable[..., jax.Array]:
-    """(layers, gradient, parameter, state, step) -> displacement `[*S]`.
+    """Builds (layers, gradient, parameter, state, step) -> displacement `[*S]`.
 
-    Of a tensor of rank ≥ 2; the layers have one or two outputs.
+    The tensor has rank ≥ 2, the layers one or two outputs.
     """
 
     @jax.custom_batching.custom_vmap
@@ -90,7 +88,7 @@ def program(
 
 
 class _Walk:
-    """One tensor, one network."""
+    """Two walks over one tensor with one network."""
 
     def __init__(
         self,
@@ -119,7 +117,7 @@ class _Walk:
         self.kernel = rounded(kernel, precision)
 
     def displacement(self, exp_mult: float) -> jax.Array:
-        """The second walk."""
+        """Runs the network: the second walk."""
         sizes = [self.kernel.shape, *[layer["kernel"].shape for layer in self.later]]
         unrolled = sum(a * b for a, b in sizes) <= UNROLLED
         network = self._unrolled if unrolled else self._products
@@ -128,7 +126,8 @@ class _Walk:
             values = rounded(jnp.concatenate(self._values(i)), self.precision)
             values = _barrier(values)
             out = _barrier(first_layer.combine(network(values, i), exp_mult))
-            start = i * self.length  # the last block is moved so that it fits
+            # JAX moves the start of the last block so that it fits.
+            start = i * self.length
             return jax.lax.dynamic_update_slice_in_dim(steps, out, start, self.axis)
 
         return jax.lax.fori_loop(0, self._number, block, jnp.zeros_like(self.q.grad))
@@ -138,14 +137,14 @@ class _Walk:
         return -(-self.shape[self.axis] // self.length)
 
     def _mean_squares(self) -> jax.Array:
-        """Of every elementwise feature, `[F]`: the first walk."""
+        """Returns mean squares of the elementwise features, `[F]`: the first walk."""
 
         def block(i: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
             values = self._values(i)
-            if self.shape[self.axis] % self.length:  # the last overlaps the one before
-                start = jnp.minimum(
-                    i * self.length, self.shape[self.axis] - self.length
-                )
+            # The last block overlaps the one before; what was summed there is masked.
+            if self.shape[self.axis] % self.length:
+                last = self.shape[self.axis] - self.length
+                start = jnp.minimum(i * self.length, last)
                 new = start + jnp.arange(self.length) >= i * self.length
                 shape = [1] * (1 + len(self.shape))
                 shape[1 + self.axis] = self.length
@@ -162,30 +161,28 @@ class _Walk:
         return jnp.concatenate([x.sum(axes) for x in sums]) / math.prod(self.shape)
 
     def _values(self, i: jax.Array | int) -> list[jax.Array]:
-        """Elementwise features of a block, `[count, *block]` each."""
+        """Returns the elementwise features of a block, `[count, *block]` each."""
         q, state = self.q, self.q.state
         assert q.axes is not None
         d1, d0 = q.axes
+
+        def cut(x: jax.Array | None, without: int | None = None) -> Any:
+            return None if x is None else self._part(x, i, 1, without)
+
+        row, column = self.factors or (None, None)
         part = Quantities(
             self._part(q.grad, i),
             self._part(q.param, i),
             TensorState(
-                self._part(state.momentum, i, 1),
-                None
-                if state.second_moment is None
-                else self._part(state.second_moment, i, 1),
-                None if state.row is None else self._part(state.row, i, 1, d0),
-                None if state.column is None else self._part(state.column, i, 1, d1),
+                cut(state.momentum),
+                cut(state.second_moment),
+                cut(state.row, d0),
+                cut(state.column, d1),
             ),
             q.step,
             q.epsilons,
             q.axes,
-            None
-            if self.factors is None
-            else (
-                self._part(self.factors[0], i, 1, d0),
-                self._part(self.factors[1], i, 1, d1),
-            ),
+            None if row is None else (cut(row, d0), cut(column, d1)),
         )
         return [feature.formula(part, feature.per) for feature, _ in self.terms]
 
@@ -196,21 +193,21 @@ class _Walk:
         lead: int = 0,
         without: int | None = None,
     ) -> jax.Array:
-        """Block `i` of `[..., *S]`, where `S` may lack an axis."""
+        """Cuts block `i` of `[..., *S]`, where `S` may lack an axis."""
         if without == self.axis:
             return x
         axis = lead + self.axis - (without is not None and without < self.axis)
         return jax.lax.dynamic_slice_in_dim(x, i * self.length, self.length, axis)
 
     def _added(self, i: jax.Array) -> list[jax.Array]:
-        """What rows, columns and bias contribute, `[H, *block]` or 1 along an axis."""
+        """Returns the block of what rows, columns and bias add to the first layer."""
         return [
             x if axis in (-1, self.axis) else self._part(x, i, 1)
             for axis, x in self.added
         ]
 
     def _products(self, values: jax.Array, i: jax.Array) -> list[jax.Array]:
-        """The network's outputs by products of matrices."""
+        """Computes the outputs by products of matrices."""
         hidden = _barrier(jnp.tensordot(self.kernel.T, values, 1))
         for x in self._added(i):
             hidden = hidden + jnp.broadcast_to(x, hidden.shape)
@@ -224,7 +221,7 @@ class _Walk:
         )
 
     def _unrolled(self, values: jax.Array, i: jax.Array) -> list[jax.Array]:
-        """The network's outputs as arithmetic of scalar weights and whole blocks."""
+        """Computes the outputs by arithmetic of scalar weights and whole blocks."""
         hidden = _combinations(self.kernel, [_row(values, k) for k in _units(values)])
         for x in self._added(i):
             hidden = [
@@ -238,7 +235,7 @@ class _Walk:
     def _written_out(
         self, layer: dict[str, jax.Array], hidden: list[jax.Array]
     ) -> list[jax.Array]:
-        """A layer on rectified units, each an array of its own."""
+        """Applies a layer to rectified units, each an array of its own."""
         totals = _combinations(layer["kernel"], [self._active(x) for x in hidden])
         return [total + layer["bias"][j] for j, total in enumerate(totals)]
 
@@ -247,10 +244,10 @@ class _Walk:
 
 
 def _blocks(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The axis that is cut, and how long a block is along it.
+    """Returns the axis that is cut, and the length of a block along it.
 
-    The longest but the last, whose elements lie together; the last where others are
-    so short that a single index of theirs is more than a block.
+    The last axis, whose elements lie together, is cut only where a single index of the
+    longest other axis is more than a block.
     """
     axis = max(range(len(shape) - 1), key=lambda a: shape[a])
     if math.prod(shape) // shape[axis] > BLOCK:
@@ -260,7 +257,7 @@ def _blocks(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _combinations(kernel: jax.Array, inputs: list[jax.Array]) -> list[jax.Array]:
-    """Sums of inputs, weighted by the columns of a kernel."""
+    """Sums inputs weighted by the columns of a kernel."""
     totals = []
     for j in range(kernel.shape[1]):
         terms = [x * _entry(kernel, k, j) for k, x in enumerate(inputs)]

@@ -1,8 +1,7 @@
-"""The floors inside a learned optimizer's features, as one value.
+"""Floors inside a learned optimizer's features.
 
-The original floors are absolute, so they say that a gradient below about 3e-3 is small.
-Gradients of a wide network in μP *are* that small (they fall as 1/width), and features
-that should not depend on the width then fade with it.
+The original floors are absolute: gradients below about 3e-3 count as small. In μP
+gradients fall as 1/width, so features that should not depend on the width fade with it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from configuration.fields import configuration
 
 @configuration
 class Epsilons:
-    """Floors that keep quotients and roots finite; part of the released optimizer."""
+    """Floors of quotients and roots; part of the released optimizer."""
 
     normalizer: float = 1e-5
     """Added to the mean square by which each feature of a tensor is normalized."""

@@ -1,16 +1,13 @@
 """Per-parameter features, declared as data: name, formula, and what a value depends on.
 
-Each parameter of a tensor is described by numbers computed from its gradient, value and
-accumulators, and by numbers that tell the time. A learned optimizer is given a
-`FeatureSet`, an ordered choice of the features declared here; the order is that of the
-rows of its first layer.
+Features are computed from gradient, parameter, accumulators and time. A learned
+optimizer has a `FeatureSet`, in the order of the rows of its first layer.
 
-`per` says what a feature differs by: from element to element, by row or by column alone
-(in a tensor of rank ≥ 2), or by step alone. From that `per_parameter_mlp` derives how
-little work the first layer needs; nothing is said twice for an optimizer.
+`per` says whether a feature differs from element to element, by row or by column alone
+(in a tensor of rank ≥ 2), or by step alone; `first_layer` saves work accordingly.
 
-Each feature is divided by its root mean square over the tensor, so the description does
-not depend on the scale of the loss or of the parametrization; features of time are not.
+Each feature, but for those of time, is divided by its root mean square over the tensor,
+so none depends on the scale of the loss or of the parametrization.
 
 References:
     Metz et al., arXiv:2203.11860, Appendix A (`SMALL_FC`); Metz et al.,
@@ -39,7 +36,7 @@ Count = Literal["one", "momentum", "second_moment", "factored", "time"]
 
 
 class Quantities:
-    """What the features of one tensor are computed from, accumulators up to date."""
+    """Inputs of the features of one tensor, accumulators up to date."""
 
     def __init__(
         self,
@@ -53,7 +50,7 @@ class Quantities:
     ) -> None:
         """Takes gradient and parameter `[*S]` and the updates done before.
 
-        A part of a tensor is given the factored axes and the factors of the whole.
+        For a part of a tensor, axes and factors are those of the whole.
         """
         self.grad = grad
         self.param = param
@@ -64,21 +61,21 @@ class Quantities:
         self._factors = factors
 
     def factors(self) -> tuple[jax.Array, jax.Array]:
-        """Row and column factors (see `accumulators.factors`), of rank ≥ 2."""
+        """Returns row and column factors (see `accumulators.factors`) at rank ≥ 2."""
         if self._factors is None:
             assert self.axes is not None, "a vector has no factors"
             self._factors = accumulators.factors(self.state, self.axes, self.epsilons)
         return self._factors
 
     def root(self) -> jax.Array:
-        """1/√second moment, `[1, *S]`."""
+        """Returns 1/√second moment, `[1, *S]`."""
         moment = accumulators.present(self.state.second_moment, "second moment")
         return jax.lax.rsqrt(moment + self.epsilons.second_moment)
 
     def precondition(self, values: jax.Array, floor: float) -> jax.Array:
-        """Values `[*S]` or `[K, *S]` over the root of the factored moments, `[K, *S]`.
+        """Divides `[*S]` or `[K, *S]` by the root of the factored moments, `[K, *S]`.
 
-        `floor` is added to the moment of a vector, whose moment is not factored.
+        `floor` is added to the moment of a vector, which is not factored.
         """
         values = values if values.ndim > self.grad.ndim else values[None]
         moment = accumulators.present(self.state.row, "factored moment")
@@ -89,7 +86,7 @@ class Quantities:
         return values * jnp.expand_dims(row, 1 + d0) * jnp.expand_dims(column, 1 + d1)
 
     def factored_moment(self, per: Per) -> jax.Array:
-        """Mean squares by row or by column `[K, ...]`; of a vector, all of them."""
+        """Returns mean squares by row or by column `[K, ...]`; all for a vector."""
         column = per == "column" and self.axes is not None
         moment = self.state.column if column else self.state.row
         return accumulators.present(moment, "factored moment")
@@ -100,34 +97,33 @@ Formula = Callable[[Quantities, Per], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """One kind of feature: as many numbers as there are decays, or one."""
+    """One kind of feature: one number, or one for each decay."""
 
     name: str
     per: Per
     formula: Formula
-    """`[count, *S]`, of a row `[count, *S without d0]`, of a step `[count]`. Features
-    of row and column with the same formula are equal where there is one axis."""
+    """Computes `[count, *S]`, by row `[count, *S without d0]`, by step `[count]`.
+    Features of row and column with the same formula are equal for vectors."""
     count: Count = "one"
 
     def names(self, counts: Counts) -> tuple[str, ...]:
-        """A name for each number."""
+        """Returns a name for each number."""
         if self.count == "one":
             return (self.name,)
-        if self.count == "time":
-            return tuple(f"{self.name}_{scale}" for scale in TIME_SCALES)
-        return tuple(f"{self.name}_{i}" for i in range(counts.of(self.count)))
+        ends = TIME_SCALES if self.count == "time" else range(counts.of(self.count))
+        return tuple(f"{self.name}_{end}" for end in ends)
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """How many decays each accumulator has."""
+    """Numbers of decays of the accumulators."""
 
     momentum: int
     second_moment: int = 0
     factored: int = 0
 
     def of(self, count: Count) -> int:
-        """Numbers of a feature that is counted so."""
+        """Returns how many numbers a feature has."""
         if count == "one":
             return 1
         return len(TIME_SCALES) if count == "time" else getattr(self, count)
@@ -152,7 +148,7 @@ def _time(q: Quantities, per: Per) -> jax.Array:
 
 
 def time_features(step: jax.Array, dtype: Any) -> jax.Array:
-    """The 11 features `tanh(step/scale − 1)` of `step`, the updates done before."""
+    """Returns `tanh(step/scale − 1)` for 11 scales; `step` updates are done before."""
     scales = jnp.asarray(TIME_SCALES, dtype)
     return jnp.tanh(step.astype(dtype) / scales - 1.0)
 
@@ -209,16 +205,16 @@ TIME = Feature("time", "step", _time, "time")
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSet:
-    """The inputs of a network, in order."""
+    """Inputs of a network, in order."""
 
     features: tuple[Feature, ...]
 
     def names(self, counts: Counts) -> tuple[str, ...]:
-        """A name for each input."""
+        """Returns a name for each input."""
         return sum((feature.names(counts) for feature in self.features), ())
 
     def rows(self, counts: Counts) -> list[tuple[Feature, slice]]:
-        """Where each feature's rows of the first layer lie."""
+        """Returns each feature with its rows of the first layer."""
         found, start = [], 0
         for feature in self.features:
             stop = start + counts.of(feature.count)
@@ -251,7 +247,7 @@ VELO = FeatureSet(
 
 
 def counts_of(state: TensorState) -> Counts:
-    """Numbers of decays that accumulators have."""
+    """Returns the numbers of decays of a tensor's accumulators."""
 
     def of(x: jax.Array | None) -> int:
         return 0 if x is None else x.shape[0]
@@ -260,7 +256,7 @@ def counts_of(state: TensorState) -> Counts:
 
 
 def broadcast_axis(q: Quantities, per: Per) -> int | None:
-    """The axis of `[F, *S]` along which a feature is constant, if there is one."""
+    """Returns the axis of `[F, *S]` along which a feature is constant, if any."""
     if q.axes is None or per not in ("row", "column"):
         return None
     d1, d0 = q.axes
@@ -268,20 +264,16 @@ def broadcast_axis(q: Quantities, per: Per) -> int | None:
 
 
 def normalizers(values: jax.Array, epsilons: Epsilons) -> jax.Array:
-    """1/root mean square `[F]` of features `[F, ...]`.
+    """Returns 1/root mean square `[F]` of features `[F, ...]`.
 
-    Where a feature does not depend on an axis, its size may be 1: every entry is
-    repeated equally often, so the mean is the same.
+    An axis on which a feature does not depend may have size 1.
     """
     mean_square = jnp.mean(values**2, axis=tuple(range(1, values.ndim)))
     return jax.lax.rsqrt(mean_square + epsilons.normalizer)
 
 
 def all_features(features: FeatureSet, q: Quantities) -> jax.Array:
-    """Every normalized feature of every element, `[*S, F]`, in order of the names.
-
-    The plain form, for inspection and tests; an optimizer never builds it.
-    """
+    """Returns every normalized feature of every element, `[*S, F]`, for inspection."""
     shape = q.grad.shape
     columns = []
     for feature in features.features:

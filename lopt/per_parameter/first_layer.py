@@ -1,14 +1,13 @@
-"""The first layer of a network of features, split by what each feature depends on.
+"""The first layer of a per-parameter network, split by what each feature depends on.
 
-The layer is linear in the features, so (exact algebra, no approximation):
+The layer is linear in the features, so, exactly:
 
-* features of time are the same for the whole tensor: they fold into the bias;
-* features of a row or of a column alone contribute `A[row] + B[column]`, computed on
-  vectors;
-* where rows and columns are one (rank < 2), equal features share a row of the kernel;
+* features of time fold into the bias;
+* features of a row or of a column contribute `A[row] + B[column]`, two vectors;
+* at rank < 2, where rows and columns are one, equal features share a row of the kernel;
 * normalization multiplies the rows of the weight matrix, not the features.
 
-What is left are the elementwise features: 16 of small_fc's 39 for rank ≥ 2.
+The elementwise features remain: 16 of small_fc's 39 for rank ≥ 2.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Layer = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Features and rows of the kernel, by the axis along which values are constant."""
+    """Features and rows of the kernel, by the axis along which they are constant."""
 
     bias: jax.Array
     """`[H]`, features of time included."""
@@ -35,7 +34,7 @@ class Split:
 
 
 def split(layer: Layer, feature_set: FeatureSet, q: Quantities) -> Split:
-    """Takes the layer apart; of features equal at this rank the rows are added."""
+    """Splits the layer; rows of features that are equal at this rank are added."""
     kernel, bias = jnp.asarray(layer["kernel"]), layer["bias"]
     found: dict[int | None, dict[features.Formula, tuple[Feature, jax.Array]]] = {}
     for per in ("element", "row", "column", "step"):
@@ -56,21 +55,21 @@ def split(layer: Layer, feature_set: FeatureSet, q: Quantities) -> Split:
 
 
 def kernel_of(terms: list[tuple[Feature, jax.Array]]) -> jax.Array:
-    """The rows of the kernel of some features, `[F, H]`."""
+    """Returns the rows of the kernel, `[F, H]`."""
     return jnp.concatenate([weights for _, weights in terms])
 
 
 def values_of(terms: list[tuple[Feature, jax.Array]], q: Quantities) -> jax.Array:
-    """Their values, `[F, ...]`."""
+    """Returns the features' values, `[F, ...]`."""
     return jnp.concatenate([feature.formula(q, feature.per) for feature, _ in terms])
 
 
 def contributions(parts: Split, q: Quantities) -> list[tuple[int, jax.Array]]:
-    """What rows and columns add to the layer, units first, and the bias with them.
+    """Returns what rows and columns add to the layer, with the bias; units first.
 
     Returns:
-        The axis of `S` that is 1, and `[H, *S]` with that axis 1, for each place. Where
-        there is no such place the bias stands alone, every axis 1 (axis −1).
+        For each place the axis of `S` that is 1, and `[H, *S]` with that axis 1.
+        Without such a place, axis −1 and the bias with every axis 1.
     """
     bias = parts.bias.reshape((-1,) + (1,) * q.grad.ndim)
     found = []
@@ -87,7 +86,7 @@ def contributions(parts: Split, q: Quantities) -> list[tuple[int, jax.Array]]:
 
 
 def combine(outputs: list[jax.Array], exp_mult: float) -> jax.Array:
-    """The displacement that a network's one or two outputs mean."""
+    """Returns the displacement from a network's one or two outputs."""
     if not exp_mult:
         return outputs[0]
     return outputs[0] * jnp.exp(exp_mult * outputs[1])

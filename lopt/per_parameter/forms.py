@@ -1,11 +1,11 @@
-"""How a network of features is computed: one algebra in three forms, chosen by a rule.
+"""Execution of the per-parameter network: one algebra, three forms, two precisions.
 
-* plain: whole arrays, `per_parameter_mlp.apply`. It runs everywhere, in every dtype and
-  rank; the other two are tested against it.
+* plain: whole arrays, `network.apply`. It runs everywhere, in every dtype and rank; the
+  other two are tested against it.
 * blocked: a tensor is walked in blocks that stay in the cache (`blocked`). For CPUs.
 * kernel: one Pallas kernel (`kernels`). For GPUs.
 
-The rule looks at the backend and at the tensor alone, at the time of tracing:
+By default a rule chooses the form from the backend and the tensor, at trace time:
 
 | backend | tensor | form |
 |---|---|---|
@@ -16,15 +16,18 @@ The rule looks at the backend and at the tensor alone, at the time of tracing:
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import math
-from collections.abc import Iterator
-from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from configuration.fields import configuration
+from lopt.base import LearnedOptimizer
+from lopt.per_parameter.precision import Precision
+
+T = TypeVar("T")
 Form = Literal["plain", "blocked", "kernel"]
 
 BLOCKED_FROM = 2**14
@@ -33,18 +36,31 @@ BLOCKED_FROM = 2**14
 KERNEL_FROM = 4096
 """Elements from which a kernel's launch costs less than it brings."""
 
-_forced: ContextVar[Form | None] = ContextVar("form", default=None)
+
+@configuration
+class Execution:
+    """Form and precision of a per-parameter network; not properties of θ.
+
+    The same weights run in all of them, so released artifacts leave them out.
+    """
+
+    form: Literal["auto", "plain", "blocked", "kernel"] = "auto"
+    """Form of all tensors that it can compute; auto follows the rule above."""
+    precision: Precision = "float32"
+    """Precision of the products (see `lopt.per_parameter.precision`)."""
 
 
-def choose(shape: tuple[int, ...], dtype: jnp.dtype) -> Form:
-    """The form in which a tensor of this shape is computed on the default backend."""
-    forced, backend, size = _forced.get(), jax.default_backend(), math.prod(shape)
+def choose(
+    shape: tuple[int, ...], dtype: jnp.dtype, wanted: Form | Literal["auto"] = "auto"
+) -> Form:
+    """Returns the form in which a tensor is computed on the default backend."""
+    backend, size = jax.default_backend(), math.prod(shape)
     if len(shape) < 2 or size == 0:
         return "plain"
-    if forced == "kernel" and len(shape) != 2:
+    if wanted == "kernel" and len(shape) != 2:
         return "plain"
-    if forced is not None:
-        return forced
+    if wanted != "auto":
+        return wanted
     if backend == "cpu" and size >= BLOCKED_FROM:
         return "blocked"
     matrix = len(shape) == 2 and dtype == jnp.float32
@@ -53,14 +69,37 @@ def choose(shape: tuple[int, ...], dtype: jnp.dtype) -> Form:
     return "plain"
 
 
-@contextlib.contextmanager
-def forced(form: Form) -> Iterator[None]:
-    """Within it a form is taken wherever it can be: for tests and measurements.
+def with_execution(optimizer: T, **changes: Any) -> T:
+    """Returns the optimizer, and all that it wraps, executed differently.
 
-    Programs that were traced before keep the form that they have.
+    Args:
+        optimizer: any; without a per-parameter network it is returned as it is.
+        changes: fields of `Execution`.
     """
-    token = _forced.set(form)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
+    if not dataclasses.is_dataclass(optimizer):
+        return optimizer
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(optimizer):
+        value = getattr(optimizer, field.name)
+        if isinstance(value, Execution):
+            found[field.name] = dataclasses.replace(value, **changes)
+        elif isinstance(value, LearnedOptimizer):
+            found[field.name] = with_execution(value, **changes)
+    return dataclasses.replace(optimizer, **found)  # pyright: ignore
+
+
+def in_precision(optimizer: T, precision: Precision) -> T:
+    """Returns the optimizer, its per-parameter networks in another precision.
+
+    Raises:
+        ValueError: if this is not float32, and neither the optimizer nor what it wraps
+            has such a network.
+    """
+    changed = with_execution(optimizer, precision=precision)
+    in_float32 = with_execution(optimizer, precision="float32")
+    if precision != "float32" and changed == in_float32:
+        raise ValueError(
+            f"{type(optimizer).__name__} has no per-parameter network: {precision} "
+            "would change nothing"
+        )
+    return changed

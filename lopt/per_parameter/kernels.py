@@ -1,19 +1,18 @@
-"""The form of a network of features for GPUs: one Pallas kernel for a matrix.
+"""The per-parameter network for GPUs: one Pallas kernel for a matrix.
 
 Features, network and step of a tile of parameters stay in registers: the kernel reads
-gradient, parameter and accumulators once and writes the step. What the whole tensor
-decides is computed before it by XLA: the accumulators, the factors of rows and columns,
-their part of the first layer, and the features' normalizers, which are folded into its
-weights. So accumulators are not updated in the kernel: the normalizers need them first.
+gradient, parameter and accumulators once and writes the step. XLA computes before it
+what depends on the whole tensor: the accumulators, the factors of rows and columns,
+their part of the first layer, and the features' normalizers, folded into its weights.
 
 It is written for Triton: sizes are powers of two (units are padded with zeros), every
 access is masked, nothing is concatenated. Hidden layers are products in full float32
-precision, or of bfloat16 on tensor cores (`feature_precision`). `vmap` over particles
-and over equal tensors becomes an axis of the grid.
+precision, or of bfloat16 on tensor cores. `vmap` over particles and over equal tensors
+becomes an axis of the grid.
 
 **It has not been run on a GPU.** The tests run it in interpret mode against the plain
-form, and lower it to Triton for CUDA, which says that Triton knows every operation, not
-that the result is right or fast there.
+form, and lower it to Triton for CUDA, which shows that Triton knows every operation,
+not that the result is right or fast there.
 
 Indices are 32-bit: decays × elements must stay below 2³¹.
 """
@@ -32,7 +31,7 @@ from jax.experimental.pallas import triton
 from lopt.per_parameter import features, first_layer
 from lopt.per_parameter.accumulators import TensorState
 from lopt.per_parameter.epsilons import Epsilons
-from lopt.per_parameter.features import Feature, FeatureSet, Quantities
+from lopt.per_parameter.features import Counts, Feature, FeatureSet, Quantities
 from lopt.per_parameter.precision import Precision, rounded
 
 TILE = 128
@@ -50,10 +49,9 @@ def program(
     precision: Precision = "float32",
     interpret: bool | None = None,
 ) -> Callable[..., jax.Array]:
-    """(layers, gradient, parameter, state, step) -> displacement `[R, C]`.
+    """Builds (layers, gradient, parameter, state, step) -> displacement `[R, C]`.
 
-    Of a matrix; the layers have one or two outputs. Interpreted where there is no GPU,
-    unless `interpret` says otherwise.
+    The layers have one or two outputs. By default it is interpreted without a GPU.
     """
     if interpret is None:
         interpret = jax.default_backend() != "gpu"
@@ -90,12 +88,13 @@ def _inputs(
     q: Quantities,
     precision: Precision,
 ) -> dict[str, Any]:
-    """What the kernel reads, flat; units padded, weights rounded."""
+    """Returns the kernel's inputs, flat; units padded, weights rounded."""
     assert q.axes is not None
     rows, columns = q.grad.shape
     size = pl.next_power_of_2(parts.bias.shape[0])
     size = max(size, SMALLEST_PRODUCT)
-    normalizers = jnp.concatenate(  # one by one: XLA then builds no array of them all
+    # One by one, so that XLA builds no array of all features.
+    normalizers = jnp.concatenate(
         [
             features.normalizers(feature.formula(q, feature.per), q.epsilons)
             for feature, _ in parts.places[None]
@@ -149,7 +148,7 @@ class _Tile(Quantities):
     """A tile, flat, with one decay of each accumulator: `[1, T]`."""
 
     def precondition(self, values: jax.Array, floor: float) -> jax.Array:
-        del floor  # that of vectors
+        del floor  # only vectors need it
         values = values if values.ndim > self.grad.ndim else values[None]
         row, column = self.factors()
         return values * row * column
@@ -165,13 +164,14 @@ def _kernel(
     refs: dict[str, Any],
     out_ref: Any,
 ) -> None:
-    """One tile of the grid."""
+    """Computes one tile of the grid."""
     place = jnp.arange(TILE, dtype=jnp.int32)
     row = pl.program_id(0) * tile[0] + place // tile[1]
     column = pl.program_id(1) * tile[1] + place % tile[1]
     inside = (row < shape[0]) & (column < shape[1])
     where = row * shape[1] + column
-    size = refs["first"].shape[0] // _num_features(terms, refs, shape)
+    counts = _counts(refs, shape)
+    size = refs["first"].shape[0] // sum(counts.of(f.count) for f in terms)
     units = jnp.arange(size, dtype=jnp.int32)
 
     def along(name: str, index: jax.Array) -> jax.Array:
@@ -200,7 +200,7 @@ def _kernel(
 
 
 def _narrowed(x: jax.Array, precision: Precision) -> jax.Array:
-    """`feature_precision.rounded` in operations that Triton knows."""
+    """Rounds as `precision.rounded`, in operations that Triton knows."""
     return x if precision == "float32" else x.astype(jnp.bfloat16).astype(x.dtype)
 
 
@@ -214,21 +214,18 @@ def _product(x: jax.Array, weights: jax.Array, precision: Precision) -> jax.Arra
     )
 
 
-def _num_features(
-    terms: list[Feature], refs: dict[str, Any], shape: tuple[int, int]
-) -> int:
-    return sum(_count(feature, refs, shape) for feature in terms)
+def _counts(refs: dict[str, Any], shape: tuple[int, int]) -> Counts:
+    """Returns the numbers of decays of the accumulators."""
 
+    def of(name: str, length: int) -> int:
+        return refs[name].shape[0] // length if name in refs else 0
 
-def _count(feature: Feature, refs: dict[str, Any], shape: tuple[int, int]) -> int:
-    """How many numbers a feature has."""
-    if feature.count == "momentum":
-        return refs["momentum"].shape[0] // (shape[0] * shape[1])
-    if feature.count == "factored":
-        return refs["row_factors"].shape[0] // shape[0]
-    if feature.count == "second_moment":
-        return refs["second_moment"].shape[0] // (shape[0] * shape[1])
-    return 1
+    elements = shape[0] * shape[1]
+    return Counts(
+        of("momentum", elements),
+        of("second_moment", elements),
+        of("row_factors", shape[0]),
+    )
 
 
 def _features(
@@ -238,12 +235,12 @@ def _features(
     shape: tuple[int, int],
     at: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
 ) -> list[jax.Array]:
-    """The elementwise features of a tile, `[T]` each, in the kernel's order.
+    """Returns the elementwise features of a tile, `[T]` each, in the kernel's order.
 
-    Formulas are given one decay after another: a register array has no three rows.
+    Formulas see one decay at a time: the size of a register array is a power of two.
     """
     row, column, where, inside = at
-    elements = shape[0] * shape[1]
+    elements, counts = shape[0] * shape[1], _counts(refs, shape)
 
     @functools.cache
     def load(name: str, i: int) -> jax.Array | None:
@@ -253,8 +250,9 @@ def _features(
             "row_factors": (shape[0], row),
             "column_factors": (shape[1], column),
         }.get(name, (elements, where))
+        # An accumulator may have fewer decays, which no formula pairs with others.
         if (i + 1) * length > refs[name].shape[0]:
-            i = 0  # of an accumulator with fewer decays, which no formula here pairs
+            i = 0
         return triton.load(refs[name].at[i * length + index], mask=inside, other=0.0)
 
     def one(i: int) -> _Tile:
@@ -275,5 +273,5 @@ def _features(
     return [
         feature.formula(one(i), feature.per)[0]
         for feature in terms
-        for i in range(_count(feature, refs, shape))
+        for i in range(counts.of(feature.count))
     ]

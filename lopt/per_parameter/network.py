@@ -1,10 +1,8 @@
 """A small network applied to every parameter of a tensor, without building its inputs.
 
-The first layer is split by what each feature depends on (`first_layer`): 16 elementwise
-features with as many rows of the kernel are left of small_fc's 39. `apply` is the plain
-form, and `displacement` what most rules make of two outputs, in the form that suits the
-machine and the tensor (`forms`). Both multiply in the precision that is asked for
-(`feature_precision`).
+The first layer is split by what each feature depends on (`first_layer`). `apply` is the
+plain form; `displacement` combines two outputs as most rules do, in the form that suits
+the machine and the tensor (`forms`).
 """
 
 from __future__ import annotations
@@ -18,12 +16,11 @@ import jax.numpy as jnp
 
 from lopt import dense
 from lopt.per_parameter import blocked, features, first_layer, forms, kernels
-from lopt.per_parameter import precision as feature_precision
 from lopt.per_parameter.accumulators import TensorState
 from lopt.per_parameter.epsilons import Epsilons
 from lopt.per_parameter.features import FeatureSet, Quantities
-from lopt.per_parameter.forms import Form
-from lopt.per_parameter.precision import Precision
+from lopt.per_parameter.forms import Execution, Form
+from lopt.per_parameter.precision import Precision, product
 
 Layers = dict[str, dict[str, jax.Array]]
 
@@ -36,7 +33,7 @@ def init(
     outputs: int,
     output_scale: float = 1.0,
 ) -> Layers:
-    """Weights: truncated normal (cut at 2σ, σ = 1/√fan-in), biases zero.
+    """Draws weights, truncated normal (cut at 2σ, σ = 1/√fan-in); biases are zero.
 
     `output_scale` multiplies the last layer's.
 
@@ -56,26 +53,30 @@ def init(
 
 
 def displacement(
-    layers: Layers, feature_set: FeatureSet, q: Quantities, exp_mult: float
+    layers: Layers,
+    feature_set: FeatureSet,
+    q: Quantities,
+    exp_mult: float,
+    execution: Execution,
 ) -> jax.Array:
-    """`direction · exp(exp_mult · magnitude)`, the first two outputs: `[*S]`.
+    """Returns `direction · exp(exp_mult · magnitude)` of the first two outputs, `[*S]`.
 
-    With `exp_mult` 0 only the direction is computed. Outputs behind these are not used.
-    Can be differentiated in every form; derivatives are those of the plain one.
+    With `exp_mult` 0 only the direction is computed. Derivatives are those of the plain
+    form in every form.
 
     Args:
         layers: as from `init`; rows of the first kernel in order of the features.
-        feature_set: what the inputs are.
-        q: what they are computed from.
+        feature_set: the network's inputs.
+        q: quantities that they are computed from.
         exp_mult: scale of the magnitude.
+        execution: form and precision.
     """
-    form = forms.choose(q.grad.shape, q.grad.dtype)
+    form = forms.choose(q.grad.shape, q.grad.dtype, execution.form)
     used = 2 if exp_mult else 1
     name = f"layer_{len(layers) - 1}"
     last = {"kernel": layers[name]["kernel"][:, :used]}
     last["bias"] = layers[name]["bias"][:used]
-    precision = feature_precision.current()
-    program = _program(form, feature_set, q.epsilons, exp_mult, precision)
+    program = _program(form, feature_set, q.epsilons, exp_mult, execution.precision)
     return program({**layers, name: last}, q.grad, q.param, q.state, q.step)
 
 
@@ -83,24 +84,20 @@ def apply(
     layers: Layers,
     feature_set: FeatureSet,
     q: Quantities,
+    precision: Precision = "float32",
 ) -> jax.Array:
-    """The network's outputs for one tensor of shape `S`, outputs last: `[*S, out]`.
+    """Returns the network's outputs for one tensor, `[*S, out]`.
 
     Args:
         layers: as from `init`; rows of the first kernel in order of the features.
-        feature_set: what the inputs are.
-        q: what they are computed from.
+        feature_set: the network's inputs.
+        q: quantities that they are computed from.
+        precision: of the products.
     """
-    return _apply(layers, feature_set, q, feature_precision.current())
-
-
-def _apply(
-    layers: Layers, feature_set: FeatureSet, q: Quantities, precision: Precision
-) -> jax.Array:
     hidden = _first_layer(layers["layer_0"], feature_set, q, precision)
     for i in range(1, len(layers)):
         layer, active = layers[f"layer_{i}"], jnp.maximum(hidden, 0.0)
-        hidden = feature_precision.product(active, layer["kernel"], precision)
+        hidden = product(active, layer["kernel"], precision)
         hidden = hidden + jnp.broadcast_to(layer["bias"], hidden.shape)
     return hidden
 
@@ -113,7 +110,7 @@ def _program(
     exp_mult: float,
     precision: Precision,
 ) -> Callable[..., jax.Array]:
-    """`displacement` of (layers, gradient, parameter, state, step) in one form."""
+    """Builds (layers, gradient, parameter, state, step) -> displacement."""
 
     def plain(
         layers: Layers,
@@ -123,7 +120,7 @@ def _program(
         step: jax.Array,
     ) -> jax.Array:
         q = Quantities(grad, param, state, step, epsilons)
-        out = _apply(layers, feature_set, q, precision)
+        out = apply(layers, feature_set, q, precision)
         return first_layer.combine(
             [out[..., i] for i in range(out.shape[-1])], exp_mult
         )
@@ -150,10 +147,11 @@ def _first_layer(
             values = jnp.expand_dims(values, axis)
         kernel = first_layer.kernel_of(terms)
         used = precision if axis is None else "float32"
-        product = _normalized_product(values, kernel, q.epsilons, used)
-        if axis is not None and bias is not None:  # added where it costs least
-            product, bias = product + jnp.broadcast_to(bias, product.shape), None
-        total = product if total is None else _sum(total, product)
+        term = _normalized_product(values, kernel, q.epsilons, used)
+        # The bias is added where it costs least.
+        if axis is not None and bias is not None:
+            term, bias = term + jnp.broadcast_to(bias, term.shape), None
+        total = term if total is None else _sum(total, term)
     assert total is not None
     return total if bias is None else total + jnp.broadcast_to(bias, total.shape)
 
@@ -168,4 +166,4 @@ def _normalized_product(
 ) -> jax.Array:
     """Normalized features `[F, *S]` times a kernel `[F, H]`: `[*S, H]`."""
     scaled = features.normalizers(values, epsilons)[:, None] * kernel
-    return feature_precision.product(jnp.moveaxis(values, 0, -1), scaled, precision)
+    return product(jnp.moveaxis(values, 0, -1), scaled, precision)

@@ -1,12 +1,9 @@
 """The per-parameter half of VeLO and Celo: a tiny network, steps in units of weights.
 
 A parameter moves by `direction·exp(magnitude·exp_mult)·step_mult·s·f`, where s is the
-root mean square of its tensor and f the scheduler's factor (`tensor_lstm`). So a step
-is a fraction of what it changes, and a tensor of zeros moves by 3·10⁻⁵ of a step at
-first. In μP s is left out: the parametrization says how large a step may be.
-
-The network has a third output, which is not used; it is kept so that released weights
-fit.
+root mean square of its tensor and f the scheduler's factor. A tensor of zeros moves by
+3·10⁻⁵ of a step at first. In μP s is left out: the parametrization sets the size of a
+step. The network has a third, unused output, so that released weights fit.
 
 References:
     Metz et al., VeLO, arXiv:2211.09760, Appendix B.
@@ -20,25 +17,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lopt import checks, sanitizer
+from lopt import checks, clipping
 from lopt.per_parameter import accumulators, features
 from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import Complements, TensorState
 from lopt.per_parameter.epsilons import PAPER, Epsilons
 from lopt.per_parameter.features import VELO, Counts, Quantities
+from lopt.per_parameter.forms import Execution
 from lopt.per_parameter.network import Layers
 from parametrization.rules import ADAM_LIKE, STANDARD
 
 VELO_EPSILONS = dataclasses.replace(PAPER, one_dimensional=1e-37)
-"""Those of the paper; the momentum of a vector is divided by the bare root."""
+"""Floors of the paper; a vector's momentum is divided by the bare root."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ScaledMLP:
-    """The rule for one tensor; a part of an optimizer, whose fields say what these are.
-
-    See `lopt.learned.velo.VeLO`.
-    """
+    """The rule for one tensor; fields are those of `lopt.learned.velo.VeLO`."""
 
     hidden_size: int
     hidden_layers: int
@@ -49,6 +44,7 @@ class ScaledMLP:
     second_moment_decay: float
     factored_decays: tuple[float, ...]
     epsilons: Epsilons
+    execution: Execution
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -57,20 +53,20 @@ class ScaledMLP:
         return VELO.names(Counts(num_decays, 1, num_decays))
 
     def init(self, key: jax.Array) -> Layers:
-        """Weights of a network with three outputs (see `per_parameter_mlp.init`)."""
+        """Draws the weights of a network with three outputs."""
         return per_parameter_mlp.init(
             key, len(self.feature_names), self.hidden_size, self.hidden_layers, 3
         )
 
     def empty(self, shape: tuple[int, ...], dtype: jnp.dtype) -> TensorState:
-        """Accumulators of a tensor of shape `S` before the first gradient."""
+        """Returns the accumulators of a tensor before the first gradient."""
         return accumulators.init(shape, len(self.momentum_decays), dtype)
 
     def accumulate(
         self, state: TensorState, grad: jax.Array, gradient_scale: jax.Array
     ) -> tuple[jax.Array, TensorState]:
-        """The gradient `[*S]` as the base model would see it, clipped; accumulators."""
-        grad = sanitizer.bounded(grad / gradient_scale, sanitizer.GRADIENT_BOUND)
+        """Returns the gradient at the base model's size, clipped, and accumulators."""
+        grad = clipping.bounded(grad / gradient_scale, clipping.GRADIENT_BOUND)
         weights = Complements(
             *(
                 accumulators.fixed(decays, grad.dtype)
@@ -86,16 +82,16 @@ class ScaledMLP:
     def quantities(
         self, grad: jax.Array, param: jax.Array, state: TensorState
     ) -> Quantities:
-        """What the features are computed from; none of them tells the time."""
+        """Returns the inputs of the features, none of which tells the time."""
         return Quantities(grad, param, state, jnp.zeros([], jnp.int32), self.epsilons)
 
     def step(
         self, layers: Layers, grad: jax.Array, param: jax.Array, state: TensorState
     ) -> jax.Array:
-        """How far a tensor `[*S]` moves against the outputs, at factor 1."""
+        """Returns the displacement of a tensor, to be subtracted, at factor 1."""
         q = self.quantities(grad, param, state)
         step = self.step_mult * per_parameter_mlp.displacement(
-            layers, features.VELO, q, self.exp_mult
+            layers, features.VELO, q, self.exp_mult, self.execution
         )
         if self.param_scale_mult:
             step = step * jnp.sqrt(jnp.mean(param * param) + 1e-9)
@@ -103,7 +99,7 @@ class ScaledMLP:
 
 
 def of(owner: Any) -> ScaledMLP:
-    """The rule that an optimizer's fields describe."""
+    """Returns the rule that an optimizer's fields describe."""
     return ScaledMLP(
         hidden_size=owner.ff_hidden_size,
         hidden_layers=owner.ff_hidden_layers,
@@ -114,6 +110,7 @@ def of(owner: Any) -> ScaledMLP:
         second_moment_decay=owner.second_moment_decay,
         factored_decays=owner.factored_decays,
         epsilons=owner.epsilons,
+        execution=owner.execution,
     )
 
 
@@ -121,7 +118,7 @@ def check_fields(owner: Any) -> None:
     """Checks the fields that an optimizer gives to its `ScaledMLP`.
 
     Raises:
-        ValueError: naming the field, its value and what would be right.
+        ValueError: naming the field, its value and the remedy.
     """
     checks.positive_integer(owner, "ff_hidden_size", "ff_hidden_layers")
     checks.positive(owner, "step_mult")

@@ -1,1 +1,1 @@
-"""Networks applied to whole tensors, and what they see of the training loss."""
+"""Networks applied to whole tensors, and their features."""

@@ -1,14 +1,12 @@
-"""How the loss develops, as nine numbers that do not depend on its scale.
+"""Nine features of the training loss's progress, independent of its scale.
 
-Ten running means of the loss with half-lives from 10 steps to the length of the run.
-Feature k says where mean k lies between its own lowest value and the next, slower mean:
-−1 at its lowest, 0 level with the slower mean, as if nothing were gained; at most 1.
+Ten running means of the loss have half-lives from 10 steps to the length of the run.
+Feature k places mean k between its own lowest value (−1) and the next, slower mean (0);
+it is at most 1. A loss is first cut to twice the largest mean, so that a spike does not
+wipe out the history; a loss that is not finite is left out.
 
 Published VeLO was trained with buffers that took every run for one of 10 steps: all ten
 half-lives are 10. `TEN_STEPS` as the length of the run gives these features.
-
-A loss is first cut to twice the largest mean, so that a spike does not wipe out the
-history; a loss that is not finite is left out.
 
 References:
     Metz et al., VeLO, arXiv:2211.09760, Appendix B; `BufferLossAccumulators` of
@@ -25,15 +23,15 @@ import jax.numpy as jnp
 MEANS = 10
 FEATURES = MEANS - 1
 TEN_STEPS = 10
-"""Length of every run, as published VeLO took it."""
+"""Length of every run in published VeLO's buffers."""
 
 _NO_MINIMUM = 999999999999.0
+# Losses until which the features are 0.
 _QUIET = 2
-"""The features are 0 until more losses than this are seen."""
 
 
 class LossBuffer(NamedTuple):
-    """What is remembered of the losses, fastest mean first."""
+    """Running means of the losses, fastest first."""
 
     means: jax.Array  # [10], not yet bias-corrected
     minima: jax.Array  # [10], the lowest corrected means so far
@@ -41,7 +39,7 @@ class LossBuffer(NamedTuple):
 
 
 def init(dtype: jnp.dtype) -> LossBuffer:
-    """A buffer that has seen no loss."""
+    """Returns a buffer that has seen no loss."""
     return LossBuffer(
         means=jnp.zeros(MEANS, dtype),
         minima=jnp.full(MEANS, _NO_MINIMUM, dtype),
@@ -52,7 +50,7 @@ def init(dtype: jnp.dtype) -> LossBuffer:
 def update(
     buffer: LossBuffer, loss: jax.typing.ArrayLike, num_steps: int | jax.Array
 ) -> LossBuffer:
-    """The buffer with one more loss `[]`; as it was, if the loss is not finite."""
+    """Adds one loss `[]`, unless it is not finite."""
     loss = jnp.asarray(loss, buffer.means.dtype)
     count = buffer.losses + 1
     weight = _complements(num_steps, 1, loss.dtype)
@@ -67,13 +65,13 @@ def update(
 
 
 def features(buffer: LossBuffer, num_steps: int | jax.Array) -> jax.Array:
-    """The nine features, in [−1, 1]."""
+    """Returns the nine features, in [−1, 1]."""
     count = jnp.maximum(buffer.losses, 1)
     means = buffer.means / _complements(num_steps, count, buffer.means.dtype)
     minima = buffer.minima[:-1]
     above = means[:-1] - minima
-    # A mean at its minimum may differ from it by rounding; where the next mean is
-    # there too, as with ten equal half-lives, the quotient would be that of roundings.
+    # At its minimum, a mean may differ from it by rounding; with ten equal half-lives
+    # so would the next mean, and the quotient would be one of roundings.
     rounding = 8.0 * jnp.finfo(means.dtype).eps * jnp.abs(minima)
     above = jnp.where(above <= rounding, jnp.zeros_like(above), above)
     span = jnp.maximum(means[1:] - minima, 1e-8)
@@ -84,10 +82,7 @@ def features(buffer: LossBuffer, num_steps: int | jax.Array) -> jax.Array:
 def _complements(
     num_steps: int | jax.Array, count: int | jax.Array, dtype: jnp.dtype
 ) -> jax.Array:
-    """1 − decay^count of each mean `[10]`; `num_steps` may be traced.
-
-    Not from the decays: near 1, they have lost the digits that count.
-    """
+    """Returns 1 − decay^count of each mean `[10]`, from half-lives to keep digits."""
     longest = jnp.log10(jnp.maximum(jnp.asarray(num_steps, dtype), 1.0))
     half_lives = 10.0 ** jnp.linspace(1.0, longest, MEANS, dtype=dtype)
     return -jnp.expm1(-jnp.asarray(count, dtype) / half_lives)

@@ -1,20 +1,19 @@
-"""How a loss compares with the losses before it, on a scale of its own.
+"""A loss in standard deviations from its running mean.
 
-Running mean and spread of the loss; the feature is the distance from the mean in
-standard deviations. A loss that is not finite is not averaged, and looks like the worst
-that the feature can say: one bad value does not deafen the rule for good.
+A loss that is not finite is not averaged; its feature is the largest possible.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from lopt.per_parameter.accumulators import total_weight
+
 LIMIT = 5.0
-"""The feature lies in [−5, 5]."""
+"""Bound of the feature, which lies in [−5, 5]."""
 
 
 class LossAverages(NamedTuple):
@@ -26,7 +25,7 @@ class LossAverages(NamedTuple):
 
 
 def init(dtype: jnp.dtype) -> LossAverages:
-    """Averages of no loss."""
+    """Returns averages of no loss."""
     return LossAverages(
         jnp.zeros([], dtype), jnp.zeros([], dtype), jnp.zeros([], jnp.int32)
     )
@@ -35,7 +34,7 @@ def init(dtype: jnp.dtype) -> LossAverages:
 def update(
     averages: LossAverages, loss: jax.typing.ArrayLike, decay: float
 ) -> LossAverages:
-    """Averages with one more loss `[]`; the same if it is not finite."""
+    """Averages one more loss `[]`, unless it is not finite."""
     loss = jnp.asarray(loss, averages.mean.dtype)
     mean = decay * averages.mean + (1.0 - decay) * loss
     spread = decay * averages.variance + (1.0 - decay) * jnp.square(mean - loss)
@@ -45,14 +44,14 @@ def update(
 
 
 def mean(averages: LossAverages, decay: float) -> jax.Array:
-    """The mean, corrected for its start at 0; 0 before the first loss."""
+    """Returns the bias-corrected mean; 0 before the first loss."""
     return averages.mean * _correction(averages, decay)
 
 
 def feature(
     averages: LossAverages, loss: jax.typing.ArrayLike, decay: float
 ) -> jax.Array:
-    """Distance of a loss `[]` from the mean in standard deviations, in [−5, 5]."""
+    """Returns the distance of a loss `[]` from the mean in standard deviations."""
     loss = jnp.asarray(loss, averages.mean.dtype)
     variance = averages.variance * _correction(averages, decay)
     distance = (loss - mean(averages, decay)) * jax.lax.rsqrt(variance + 1e-8)
@@ -61,5 +60,4 @@ def feature(
 
 def _correction(averages: LossAverages, decay: float) -> jax.Array:
     count = averages.losses.astype(averages.mean.dtype)
-    # 1 − decay^count; written so, the compiler cannot lose the floor to rounding.
-    return 1.0 / (1e-8 - jnp.expm1(count * math.log(decay)))
+    return 1.0 / (1e-8 + total_weight(decay, count))

@@ -1,7 +1,7 @@
-"""A long short-term memory over tensors: one row of the batch is one tensor.
+"""An LSTM over tensors: one row of the batch is one tensor.
 
-The gates are i, g, f, o in this order, and the forget gate has an offset of 1 outside
-of its bias: the cell of haiku, whose weights therefore load as they are.
+The cell is haiku's, whose weights load as they are: gates i, g, f, o in this order, and
+an offset of 1 on the forget gate beside its bias.
 
 References:
     Hochreiter and Schmidhuber, Neural Computation 9 (1997); Jozefowicz et al., ICML
@@ -27,7 +27,7 @@ class LSTMState(NamedTuple):
 
 
 def init(key: jax.Array, num_inputs: int, hidden_size: int) -> dict[str, jax.Array]:
-    """Gates, and the state in which every tensor begins (zero, but part of θ).
+    """Draws the gates; the first state of every tensor, part of θ, is zero.
 
     Returns:
         `{"kernel": [in + H, 4H], "bias": [4H], "hidden": [H], "cell": [H]}`.
@@ -40,7 +40,7 @@ def init(key: jax.Array, num_inputs: int, hidden_size: int) -> dict[str, jax.Arr
 
 
 def initial_state(theta: Layer, num_rows: int) -> LSTMState:
-    """The learned first state, the same for each of `num_rows` tensors."""
+    """Repeats the learned first state for each of `num_rows` tensors."""
 
     def repeat(x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(jnp.asarray(x)[None], (num_rows, x.shape[0]))
@@ -51,7 +51,7 @@ def initial_state(theta: Layer, num_rows: int) -> LSTMState:
 def apply(
     theta: Layer, inputs: jax.Array, state: LSTMState
 ) -> tuple[jax.Array, LSTMState]:
-    """One step on inputs `[R, in]`: outputs `[R, H]` and the next state."""
+    """Takes one step on inputs `[R, in]`; returns outputs `[R, H]` and next state."""
     gates = dense.apply(theta, jnp.concatenate([inputs, state.hidden], axis=-1))
     i, g, f, o = jnp.split(gates, 4, axis=-1)
     cell = jax.nn.sigmoid(f + 1.0) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)

@@ -1,7 +1,4 @@
-"""What is said about a tensor as a whole: means, spreads, magnitudes.
-
-Each is a number of one tensor `[*S]`; `tensors.over` makes it one of many.
-"""
+"""Statistics of one tensor `[*S]`."""
 
 from __future__ import annotations
 
@@ -10,21 +7,21 @@ import jax.numpy as jnp
 
 
 def variance(x: jax.Array) -> jax.Array:
-    """Mean squared distance from the mean, `[]`."""
+    """Returns the mean squared distance from the mean, `[]`."""
     return jnp.mean(jnp.square(x - jnp.mean(x)))
 
 
 def norm(x: jax.Array) -> jax.Array:
-    """Euclidean norm, `[]`."""
+    """Returns the Euclidean norm, `[]`."""
     return jnp.sqrt(jnp.sum(jnp.square(x)))
 
 
 def log_magnitude(x: jax.Array) -> jax.Array:
-    """ln(10⁻⁸ + |x|), clipped to [−5, 5]."""
+    """Returns ln(10⁻⁸ + |x|), clipped to [−5, 5]."""
     return jnp.clip(jnp.log(1e-8 + jnp.abs(x)), -5.0, 5.0)
 
 
 def join(features: dict[str, jax.Array], dtype: jnp.dtype) -> jax.Array:
-    """Features `[]` or `[k]` in the order of their names, `[F]`."""
+    """Concatenates features `[]` or `[k]` in the order of their names, `[F]`."""
     parts = [jnp.atleast_1d(features[name]) for name in sorted(features)]
     return jnp.concatenate([part.astype(dtype) for part in parts])

@@ -4,10 +4,10 @@
 its provenance. `SHA256SUMS` covers both, and the folder appears by one rename. Nothing
 is ever unpickled.
 
-There are two schemas. The first is of small_fc_lopt alone and can be read by PyLO and
-by our PyTorch adapter (`lopt.release.pylo_form`); it is written wherever it says all
-that the optimizer is. The second holds any optimizer of `lopt.release.registry`: its
-fields as `configuration.encoding` writes them, its θ under the paths of its leaves.
+There are three schemas. The first and the third are of small_fc_lopt alone and can be
+read by PyLO and by our PyTorch adapter (`lopt.release.pylo_form`). The second holds any
+other optimizer of `lopt.release.registry`: its fields as `configuration.encoding`
+writes them, its θ under the paths of its leaves.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from safetensors.numpy import save_file
 from configuration import encoding
 from configuration.files import SUMS, publish, verify_sums
 from lopt.base import Specs, Theta
-from lopt.learned.small_fc import SmallFC
+from lopt.per_parameter.forms import Execution, with_execution
 from lopt.release import pylo_form, registry, weights
 from lopt.release.registry import AnyLearned
 
-PYLO_SCHEMA, SCHEMA_VERSION = 1, 2
+PYLO_SCHEMAS = (pylo_form.TENSOR_SCHEMA, pylo_form.MATRIX_SCHEMA)
+GENERAL_SCHEMA = 2
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FILES = (WEIGHTS, CONFIG, SUMS)
@@ -72,7 +73,6 @@ class Artifact:
         """
         tensors = weights.check_theta(self.optimizer, self.theta)
         if pylo_form.can_hold(self.optimizer):
-            assert isinstance(self.optimizer, SmallFC)
             tensors = pylo_form.to_tensors(self.optimizer, self.theta)
         config = json.dumps(self._config(), indent=2, allow_nan=False)
 
@@ -114,14 +114,13 @@ class Artifact:
     def _config(self) -> dict[str, Any]:
         lopt, provenance = self.optimizer, dict(self.provenance)
         if pylo_form.can_hold(lopt):
-            assert isinstance(lopt, SmallFC)
             config = pylo_form.to_config(lopt, self.theta, self.base)
             pylo = config.pop("pylo")
             # PyLO's keys stand first, and what it is told beside them last.
             sizes = {key: config.pop(key) for key in tuple(config)[:3]}
             return {
                 **sizes,
-                "schema_version": PYLO_SCHEMA,
+                "schema_version": pylo_form.schema_version(lopt),
                 **config,
                 "provenance": provenance,
                 "pylo": pylo,
@@ -130,11 +129,12 @@ class Artifact:
             raise ValueError(
                 f"{type(lopt).__name__} is not in lopt.registry: no reader knows it"
             )
+        lopt = with_execution(lopt, **vars(Execution()))  # no property of θ
         encoded = encoding.encode(lopt, registry.KINDS)
         # What is written can be read: a field of a wrong type is found here.
         _decode_optimizer({"optimizer": encoded})
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": GENERAL_SCHEMA,
             "optimizer": encoded,
             "base": dict(self.base),
             "provenance": provenance,
@@ -142,9 +142,9 @@ class Artifact:
 
     @classmethod
     def _from_config(cls, config: dict[str, Any], path: Path) -> Artifact:
-        if config["schema_version"] == PYLO_SCHEMA:
+        if config["schema_version"] in PYLO_SCHEMAS:
             stored = config["optimizer"]
-            optimizer: AnyLearned = pylo_form.from_config(config)
+            optimizer: Any = pylo_form.from_config(config)
             theta = pylo_form.from_files(optimizer, stored, path)
             base = stored["base"]
         else:
@@ -177,10 +177,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     version = config.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool):
         raise ValueError(f"{path} has no schema_version: {version!r}")
-    if version not in (PYLO_SCHEMA, SCHEMA_VERSION):
+    known = sorted((*PYLO_SCHEMAS, GENERAL_SCHEMA))
+    if version not in known:
         raise ValueError(
-            f"{path} has schema_version {version}; this version reads {PYLO_SCHEMA} "
-            f"and {SCHEMA_VERSION}"
+            f"{path} has schema_version {version}; this version reads {known}"
         )
     return config
 

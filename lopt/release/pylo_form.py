@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,26 +32,21 @@ DECAYS = (
 )
 
 
-def can_hold(optimizer: LearnedOptimizer) -> bool:
-    """Whether the form says all that the optimizer is.
+TENSOR_SCHEMA, MATRIX_SCHEMA = 1, 3
+"""Versions of the form: the third names `factored_axes`, which readers of the first
+would ignore; in the first it is "tensor"."""
+NOT_STORED = ("output_scale", "execution")
+"""Fields of SmallFC that are left out: trained weights do not depend on them."""
 
-    It does not say `output_scale`, on which only untrained weights depend.
-    """
-    if type(optimizer) is not SmallFC:
-        return False
-    stored = SmallFC(
-        hidden_size=optimizer.hidden_size,
-        hidden_layers=optimizer.hidden_layers,
-        step_mult=optimizer.step_mult,
-        exp_mult=optimizer.exp_mult,
-        output_scale=optimizer.output_scale,
-        momentum_decays=optimizer.momentum_decays,
-        second_moment_decay=optimizer.second_moment_decay,
-        factored_decays=optimizer.factored_decays,
-        epsilons=optimizer.epsilons,
-        rules=optimizer.rules,
-    )
-    return stored == optimizer
+
+def can_hold(optimizer: LearnedOptimizer) -> TypeGuard[SmallFC]:
+    """Whether the form says all that the optimizer is; not of a subclass of SmallFC."""
+    return type(optimizer) is SmallFC
+
+
+def schema_version(lopt: SmallFC) -> int:
+    """The oldest version that says all that the optimizer is."""
+    return TENSOR_SCHEMA if lopt.factored_axes == "tensor" else MATRIX_SCHEMA
 
 
 def to_config(lopt: SmallFC, theta: Theta, base: Mapping[str, int]) -> dict[str, Any]:
@@ -62,6 +57,8 @@ def to_config(lopt: SmallFC, theta: Theta, base: Mapping[str, int]) -> dict[str,
         "adafactor_decays": list(lopt.factored_decays),
     }
     offsets = {word: [float(x) for x in theta[name]] for _, name, word in DECAYS}
+    matrix = schema_version(lopt) == MATRIX_SCHEMA
+    factored_axes = {"factored_axes": lopt.factored_axes} if matrix else {}
     return {
         "input_size": len(lopt.feature_names),
         "hidden_size": lopt.hidden_size,
@@ -78,6 +75,7 @@ def to_config(lopt: SmallFC, theta: Theta, base: Mapping[str, int]) -> dict[str,
             "time_scales": list(TIME_SCALES),
             "features": list(lopt.feature_names),
             "rules": lopt.rules.name,
+            **factored_axes,
             "base": dict(base),
         },
         "pylo": {
@@ -125,6 +123,7 @@ def from_config(config: dict[str, Any]) -> SmallFC:
             f"{sorted(floors)}"
         )
     (second_moment_decay,) = stored["rms_decays"]
+    matrix = config["schema_version"] == MATRIX_SCHEMA
     optimizer = SmallFC(
         hidden_size=stored["hidden_size"],
         hidden_layers=stored["hidden_layers"],
@@ -135,6 +134,7 @@ def from_config(config: dict[str, Any]) -> SmallFC:
         factored_decays=tuple(stored["adafactor_decays"]),
         epsilons=Epsilons(**stored["epsilons"]),
         rules=Rules[stored["rules"]],
+        factored_axes=stored["factored_axes"] if matrix else "tensor",
     )
     names = optimizer.feature_names
     if tuple(stored["features"]) != names or config["input_size"] != len(names):

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from lopt.base import LearnedOptimizer, Theta
+from lopt.base import LearnedOptimizer, Theta, first_difference
 
 Tensors = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -67,26 +67,25 @@ def check_theta(optimizer: LearnedOptimizer, theta: Theta) -> Tensors:
         ValueError: if its tree or its shapes are not those of the optimizer's own θ, or
             if it is not finite.
     """
-    wanted = expected_shapes(optimizer)
     leaves = flatten(theta)
-    shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
-    if shapes != wanted:
-        missing, unknown = (
-            sorted(wanted.keys() - shapes),
-            sorted(shapes.keys() - wanted),
-        )
-        wrong = [f"{n} {shapes[n]}, must be {wanted[n]}" for n in sorted(wanted)
-                 if n in shapes and shapes[n] != wanted[n]]  # fmt: skip
+    wanted = jax.eval_shape(optimizer.init, jax.random.key(0))
+    if differs := first_difference(_shapes(theta), _shapes(wanted)):
+        name, here, there = differs
         raise ValueError(
-            f"theta does not belong to {optimizer}: missing {missing}, unknown "
-            f"{unknown}, wrong shapes {wrong}"
+            f"theta does not belong to {optimizer}: theta{name} is {here} and must be "
+            f"{there}"
         )
     tensors = {}
-    for name in wanted:
+    for name in flatten(wanted):
         tensors[name] = np.array(leaves[name], np.float32, order="C")
         if not np.all(np.isfinite(tensors[name])):
             raise ValueError(f"theta is not finite in {name}; nothing was written")
     return tensors
+
+
+def _shapes(tree: Any) -> Any:
+    """The leaves' shapes; their dtype does not matter, since files hold float32."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.float32), tree)
 
 
 def read(path: Path) -> Tensors:

@@ -1,11 +1,11 @@
-"""What goes around an optimizer, learned or not, and is one again.
+"""Wrappers around an optimizer, learned or not, which are optimizers again.
 
-Each wrapper is a frozen dataclass whose field `inner` is the wrapped optimizer. Its θ
-is the inner one's, so a wrapped optimizer is meta-trained and evaluated as the plain
-one is. All pass further arguments of `update` on (`loss` among them).
+The field `inner` is the wrapped optimizer. θ is the inner one's, so a wrapped optimizer
+is meta-trained and evaluated like the plain one. Further arguments of `update` (`loss`
+or `value` among them) are passed on.
 
-**Order.** Wrappers nest, and the outer one meets the gradient first and the step last.
-From the outside in, the usual order is
+**Order.** The outer wrapper meets the gradient first and the step last. From the
+outside in, the usual order is
 
     AccumulatedGradients(          averages gradients and losses first
       ClippedGradients(            then clips the average
@@ -13,10 +13,10 @@ From the outside in, the usual order is
           WeightDecay(             then decays
             RoleFallback(rule)))))
 
-so that a parameter p moves to p − rate·(step + decay·p). With `WeightDecay` outside of
-`ScheduledSteps` the decay would not follow the rate; with `RoleFallback` outside of
-all, the wrappers would concern the inner rule alone. `StochasticBfloat16` and
-`Bfloat16Features` may stand anywhere: they concern what is inside of them.
+so that a parameter p moves to p − rate·(step + decay·p). With `WeightDecay` outside
+`ScheduledSteps` the decay would not follow the rate; with `RoleFallback` outermost, the
+wrappers would concern the inner rule alone. `StochasticBfloat16` and `Bfloat16Features`
+may stand anywhere.
 """
 
 from lopt.wrappers.bfloat16 import (

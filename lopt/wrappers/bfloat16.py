@@ -1,11 +1,9 @@
-"""Two ways to bfloat16: networks that multiply in it, accumulators stored in it.
+"""bfloat16 in per-parameter networks, and in stored accumulators.
 
-Networks forget what they compute, so they may round to nearest
-(`lopt.per_parameter.precision`). Accumulators may not: a running average with decay
-.999 changes by a thousandth of itself per step, and bfloat16 knows steps of a 256th, so
-rounded to nearest it stands still. Rounded up with a probability equal to the part that
-is cut off, it is right on average: the expectation of what is stored is what was
-computed.
+Networks round to nearest. Accumulators may not: a running average with decay .999
+changes by a thousandth of itself per step, bfloat16 resolves a 256th, so it would stand
+still. Rounded up with a probability equal to the part that is cut off, the stored value
+has the right expectation.
 """
 
 from __future__ import annotations
@@ -17,63 +15,27 @@ import jax.numpy as jnp
 import optax
 
 from configuration.fields import configuration
-from lopt.base import LearnedOptimizer, Specs, Theta
-from lopt.per_parameter import precision as feature_precision
+from lopt.base import LearnedOptimizer, NumSteps, Specs, Theta, Transform
+from lopt.per_parameter.forms import in_precision
+from lopt.tensors import need
 from lopt.wrappers.base import Wrapper
 
 
 @configuration
 class Bfloat16Features(Wrapper):
-    """Lets an optimizer's networks of features multiply in bfloat16.
+    """Lets an optimizer's per-parameter networks multiply in bfloat16.
 
-    Sums, accumulators, state and θ stay in float32 (see
-    `lopt.per_parameter.precision`), so weights may be trained in one precision and used
-    in the other.
+    The same as `lopt.per_parameter.forms.in_precision(inner, "bfloat16")`. Sums,
+    accumulators, state and θ stay in float32.
     """
 
     inner: LearnedOptimizer
     """The wrapped optimizer."""
 
-    def check(self, specs: Specs) -> None:
-        """Refuses an optimizer that moves none of these tensors by such a network.
-
-        Meta-training in this precision asks it. A network shows itself when it is
-        traced: what the optimizer itself had compiled before is not seen.
-        """
-
-        def update(theta: Theta, params: Any) -> Any:
-            optimizer = self.inner.as_optax(theta, specs, 1)
-            state = optimizer.init(params)
-            return optimizer.update(params, state, params, loss=jnp.float32(1.0))
-
-        theta = jax.eval_shape(self.init, jax.random.key(0))
-        shapes = jax.tree.map(
-            lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs
-        )
-        with feature_precision.requested("bfloat16") as request:
-            jax.eval_shape(update, theta, shapes)
-        if not request.met and any(x.size for x in jax.tree.leaves(shapes)):
-            raise ValueError(
-                f"{type(self.inner).__name__} moves no tensor here by a per-parameter "
-                "network: features in bfloat16 would change nothing"
-            )
-
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer (see `LearnedOptimizer.as_optax`)."""
-        inner = self.inner.as_optax(theta, specs, num_steps)
-
-        def update(
-            updates: optax.Updates,
-            state: Any,
-            params: optax.Params | None = None,
-            **extra_args: Any,
-        ) -> tuple[optax.Updates, Any]:
-            with feature_precision.requested("bfloat16"):
-                return inner.update(updates, state, params, **extra_args)
-
-        return optax.GradientTransformationExtraArgs(inner.init, update)
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer, or refuses one without such a network."""
+        inner = in_precision(self.inner, "bfloat16")
+        return inner.as_optax(theta, specs, num_steps)
 
 
 class RoundedState(NamedTuple):
@@ -88,22 +50,18 @@ class StochasticBfloat16(Wrapper):
     """Keeps an optimizer's accumulators in bfloat16, rounded stochastically.
 
     Every floating-point leaf of the state with at least one axis is stored in bfloat16
-    and handed to the wrapped optimizer in its own dtype; counters and scalars stay as
-    they are. The random bits are a function of `seed`, the number of updates and the
-    leaf's place in the state, so a run can be repeated and runs that are compared round
-    with the same bits. Values that bfloat16 holds do not move, nor do NaN and
-    infinities. `update` needs `params`, from which the dtypes are inferred.
+    and handed to the wrapped optimizer in its own dtype. The random bits are a function
+    of `seed`, the number of updates and the leaf's place in the state, so runs can be
+    repeated and compared. `update` needs `params`, from which the dtypes are inferred.
     """
 
     inner: LearnedOptimizer
     """The wrapped optimizer."""
     seed: int = 0
-    """Of the random bits."""
+    """Seed of the random bits."""
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         inner = self.inner.as_optax(theta, specs, num_steps)
 
         def init(params: optax.Params) -> RoundedState:
@@ -116,11 +74,7 @@ class StochasticBfloat16(Wrapper):
             params: optax.Params | None = None,
             **extra_args: Any,
         ) -> tuple[optax.Updates, RoundedState]:
-            if params is None:
-                raise ValueError(
-                    "StochasticBfloat16 needs params: update(grads, state, params)"
-                )
-            like = jax.eval_shape(inner.init, params)
+            like = jax.eval_shape(inner.init, need(params, "StochasticBfloat16"))
             wide = jax.tree.map(lambda x, y: x.astype(y.dtype), state.inner, like)
             steps, new = inner.update(updates, wide, params, **extra_args)
             step = state.step + 1
@@ -141,16 +95,16 @@ def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
     """Rounds to one of the two nearest bfloat16 values, without bias.
 
     Args:
-        x: floating-point array of any shape; float64 is first rounded to float32.
-        key: of 16 random bits per element.
+        x: `[*S]`; float64 is first rounded to float32.
+        key: gives 16 random bits per element.
 
     Returns:
         bfloat16 `[*S]`; NaN and infinities as they are.
     """
     x = x.astype(jnp.float32)
     noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
-    # bfloat16 is the upper half of a float32: adding noise to the lower half carries
-    # with the probability that the half stands for, and the rest is cut off.
+    # bfloat16 is the upper half of a float32. Noise added to the lower half carries
+    # with the probability that this half stands for; the rest is cut off.
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise
     upper = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
     return jnp.where(jnp.isfinite(x), upper, x).astype(jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""Wrappers of what goes in: clipped gradients, gradients of several batches."""
+"""Wrappers of the gradient: clipping, accumulation over batches."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import optax
 
 from configuration.fields import configuration
 from lopt import checks
-from lopt.base import LearnedOptimizer, Specs, Theta
-from lopt.clipping import clipping
+from lopt.base import LearnedOptimizer, NumSteps, Specs, Theta, Transform
+from lopt.clipping import clip_global_norm
 from lopt.wrappers.base import Wrapper
 
 
@@ -19,26 +19,22 @@ from lopt.wrappers.base import Wrapper
 class ClippedGradients(Wrapper):
     """Shrinks the whole gradient to a norm of at most `max_norm`.
 
-    The norm is that over all tensors, computed in float32 at least. Where it is not
-    finite (an entry is infinite or NaN, or the sum of squares overflows) there is no
-    direction to keep, and the wrapped optimizer sees a gradient of zeros: its steps
-    stay finite. Finite gradients are clipped as by `optax.clip_by_global_norm`.
+    Where the norm is not finite the wrapped optimizer sees a gradient of zeros (see
+    `lopt.clipping.clip_global_norm`).
     """
 
     inner: LearnedOptimizer
     """The wrapped optimizer."""
     max_norm: float = 1.0
-    """Largest norm of a gradient that is left as it is."""
+    """Largest norm over all tensors."""
 
     def __post_init__(self) -> None:
         checks.positive(self, "max_norm")
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         inner = self.inner.as_optax(theta, specs, num_steps)
-        return optax.chain(clipping(self.max_norm), inner)
+        return optax.chain(clip_global_norm(self.max_norm), inner)
 
 
 class AccumulationState(NamedTuple):
@@ -50,27 +46,24 @@ class AccumulationState(NamedTuple):
 
 @configuration
 class AccumulatedGradients(Wrapper):
-    """One update for the mean gradient of every `num_batches` batches.
+    """Updates once every `num_batches` batches, by their mean gradient.
 
     Between updates the steps are zero (`optax.MultiSteps`). The wrapped optimizer
-    counts its own updates: it is told that the run has `num_steps // num_batches` of
-    them, and its schedules and time features run over those. The keyword `loss`, where
-    it is given, is averaged over the same batches as the gradient; other arguments are
-    those of the last batch.
+    counts its own updates, of which a run has `num_steps // num_batches`. The loss
+    (`loss` or `value`) is averaged over the same batches as the gradient; other
+    arguments are those of the last batch.
     """
 
     inner: LearnedOptimizer
     """The wrapped optimizer."""
     num_batches: int = 2
-    """Batches for each update."""
+    """Batches per update."""
 
     def __post_init__(self) -> None:
         checks.positive_integer(self, "num_batches")
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         if isinstance(num_steps, int):
             num_updates: int | jax.Array = max(num_steps // self.num_batches, 1)
         else:
@@ -86,22 +79,26 @@ class AccumulatedGradients(Wrapper):
             state: AccumulationState,
             params: optax.Params | None = None,
             *,
-            loss: jax.Array | None = None,
+            loss: jax.typing.ArrayLike | None = None,
+            value: jax.typing.ArrayLike | None = None,
             **extra_args: Any,
         ) -> tuple[optax.Updates, AccumulationState]:
+            given = {"loss": loss, "value": value}
+            given = {name: x for name, x in given.items() if x is not None}
             mean = state.loss
-            if loss is not None:
-                done = state.steps.mini_step  # 0 at the first batch: nothing is kept
+            if given:
+                name, latest = next(iter(given.items()))
+                done = state.steps.mini_step
                 mean = jnp.where(done == 0, 0.0, mean)
-                mean = (mean + (loss - mean) / (done + 1)).astype(jnp.float32)
-                extra_args["loss"] = mean
+                mean = (mean + (latest - mean) / (done + 1)).astype(jnp.float32)
+                given[name] = mean
             fresh = state.steps.mini_step == 0
             # optax empties its sum by a factor of 0, which keeps NaN and infinity.
             kept = jax.tree.map(
                 lambda x: jnp.where(fresh, jnp.zeros_like(x), x), state.steps.acc_grads
             )
             before = state.steps._replace(acc_grads=kept)
-            result, new = steps.update(updates, before, params, **extra_args)
+            result, new = steps.update(updates, before, params, **given, **extra_args)
             moves = new.mini_step == 0
             result = jax.tree.map(
                 lambda x: jnp.where(moves, x, jnp.zeros_like(x)), result

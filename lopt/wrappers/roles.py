@@ -8,7 +8,7 @@ import jax
 import optax
 
 from configuration.fields import configuration
-from lopt.base import LearnedOptimizer, Specs, Theta
+from lopt.base import LearnedOptimizer, NumSteps, Specs, Theta, Transform
 from lopt.baselines.adam import Adam
 from lopt.baselines.links import map_with_specs
 from lopt.wrappers.base import Wrapper, check_kinds
@@ -19,25 +19,23 @@ from parametrization.axes import Kind
 class RoleFallback(Wrapper):
     """Gives tensors of some roles to another optimizer, such as AdamW.
 
-    Roles are those of the specs, not names or ranks. Each of the two sees its own
-    tensors only; the others are masked, as `optax.multi_transform` does it. θ is the
-    wrapped optimizer's: the fallback runs with the θ that its fields describe.
+    Roles are those of the specs. Each of the two sees its own tensors only, as in
+    `optax.multi_transform`. θ is the wrapped optimizer's; the fallback runs with the θ
+    that its fields describe.
     """
 
     inner: LearnedOptimizer
-    """The optimizer of all other roles."""
+    """Optimizer of all other roles."""
     fallback: LearnedOptimizer = Adam()
-    """The optimizer of the chosen roles."""
+    """Optimizer of the chosen roles."""
     kinds: tuple[Kind, ...] = ("input", "vector", "scalar")
     """The chosen roles; by default vectors, scalars and embeddings."""
 
     def __post_init__(self) -> None:
         check_kinds(self.kinds)
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
 
         def labels(params: Any) -> Any:
             return map_with_specs(

@@ -1,4 +1,4 @@
-"""Wrappers of what comes out: decoupled weight decay, a learning rate over the run."""
+"""Wrappers of the step: decoupled weight decay, a learning rate over the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import optax
 
 from configuration.fields import configuration
 from lopt import checks
-from lopt.base import LearnedOptimizer, Specs, Theta, is_masked
+from lopt.base import (
+    LearnedOptimizer,
+    NumSteps,
+    Specs,
+    Theta,
+    Transform,
+    is_masked,
+)
 from lopt.schedules import AnySchedule, learning_rate_schedule
 from lopt.tensors import need
 from lopt.wrappers.base import Wrapper, check_kinds
@@ -18,18 +25,17 @@ from parametrization.axes import Kind
 
 @configuration
 class WeightDecay(Wrapper):
-    """Decoupled weight decay: every step also takes `weight_decay`·p away.
+    """Decoupled weight decay: every step also subtracts `weight_decay`·p.
 
-    What it adds is not multiplied by anything in here: neither by the wrapped
-    optimizer's learning rate nor by μP's step scale, so its strength does not depend on
-    the width. A rate for both comes from `ScheduledSteps` around it:
+    Neither the wrapped optimizer's learning rate nor μP's step scale multiplies it, so
+    its strength does not depend on the width. With `ScheduledSteps` around it,
     p ← p − rate·(step + weight_decay·p).
     """
 
     inner: LearnedOptimizer
     """The wrapped optimizer."""
     weight_decay: float = 1e-4
-    """Share of a parameter that is taken away in each step."""
+    """Share of a parameter that is subtracted in each step."""
     kinds: tuple[Kind, ...] = ("input", "hidden", "output", "fixed")
     """Roles that decay; by default matrices, not biases, gains or scalars."""
 
@@ -37,10 +43,8 @@ class WeightDecay(Wrapper):
         checks.not_negative(self, "weight_decay")
         check_kinds(self.kinds)
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
 
         def decay(updates: optax.Updates, params: optax.Params | None) -> Any:
             params = need(params, "WeightDecay")
@@ -59,8 +63,8 @@ class WeightDecay(Wrapper):
 class ScheduledSteps(Wrapper):
     """Multiplies the steps of an optimizer by a learning rate over the run.
 
-    The wrapped optimizer does not see the factor, nor do its accumulators; of a
-    schedule-free optimizer it would spoil the averages: give that one its schedule.
+    The wrapped optimizer does not see the factor. It would spoil the averages of a
+    schedule-free optimizer: give that one its own schedule.
     """
 
     inner: LearnedOptimizer
@@ -73,10 +77,8 @@ class ScheduledSteps(Wrapper):
     def __post_init__(self) -> None:
         checks.positive(self, "learning_rate")
 
-    def as_optax(
-        self, theta: Theta, specs: Specs, num_steps: int | jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer (see `LearnedOptimizer.as_optax`)."""
+    def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
+        """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         rate = learning_rate_schedule(self.learning_rate, self.schedule, num_steps)
         inner = self.inner.as_optax(theta, specs, num_steps)
         return optax.chain(inner, optax.scale_by_schedule(rate))

@@ -1,105 +1,60 @@
-"""The interface between a meta-gradient estimator and what it perturbs."""
+"""What meta-gradient estimators share.
+
+An estimator advances particles by windows of T inner steps and averages their terms. A
+particle is what one key stands for: an antithetic pair, or a single unroll. Its members
+share variant and initialization, and begin their next episode together, in the window
+after the one in which the last ended.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import abc
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from configuration.fields import configuration
+from configuration.ranges import check_range
 from lopt.base import Theta
+from metatrain.estimators.particles import Reduce, over_particles
+from metatrain.inner_training import InnerTraining, Unrolled
+from metatrain.keys import stream
+from metatrain.truncation import EpisodeLengths
+from metatrain.unroll import Windowed
+
+Metrics = dict[str, jax.Array]
+Runs = tuple[Any, Any]
+"""A particle's variant, and its members' episodes, `[M]` in front."""
 
 
-class Episode(Protocol):
-    """State of an unroll in progress: any pytree that knows its step and length."""
+class Inputs(NamedTuple):
+    """What all particles share in a window."""
 
-    @property
-    def step(self) -> jax.Array:
-        """Steps taken, `[]` int32."""
-        ...
-
-    @property
-    def length(self) -> jax.Array:
-        """Steps of the whole episode, `[]` int32."""
-        ...
-
-
-class Problem(Protocol):
-    """What meta-training optimizes: an unroll with meta-parameters θ."""
-
-    def sample(self, key: jax.Array) -> Any:
-        """What is particular about one episode: a pytree, the same for both members."""
-        ...
-
-    def start(
-        self, theta: Theta, variant: Any, key: jax.Array, length: jax.Array
-    ) -> Any:
-        """A new `Episode` of `length` steps; independent of θ's values."""
-        ...
-
-    def unroll(
-        self,
-        theta: Theta,
-        episode: Any,
-        variant: Any,
-        dataset: Any,
-        key: jax.Array,
-        num_steps: int,
-        remat: bool = False,
-        *,
-        outer_step: int | jax.Array = 0,
-    ) -> Unrolled:
-        """Advances an episode.
-
-        Args:
-            theta: meta-parameters.
-            episode: where it stands.
-            variant: what was sampled for it.
-            dataset: data; `Windowed` where only the batches of this window are there.
-            key: of the batches.
-            num_steps: how far (`T`).
-            remat: whether a derivative computes each step anew, which saves memory.
-                Only backpropagation asks for it.
-            outer_step: `[]` int32, outer steps done before this window.
-        """
-        ...
-
-
-class Unrolled(NamedTuple):
-    """What a window of an episode came to; all that is in it is finite."""
-
-    episode: Any  # where it stands after the window
-    contributions: jax.Array  # [T]; their mean over an episode is its objective
-    losses: jax.Array  # [T] normalized losses, for the record
-    diverged: jax.Array  # [] bool
-
-
-class Windowed(NamedTuple):
-    """Data of which each pair is given only the batches of its next window."""
-
-    resident: Any  # what all pairs share
-    windows: Any  # [N] in front; without it where one pair is concerned
+    theta: Theta
+    dataset: Any
+    key: jax.Array
+    outer_step: int | jax.Array  # [] int32, outer steps done before
 
 
 class Estimate(NamedTuple):
-    """A meta-gradient and what was seen on the way."""
+    """A meta-gradient and its metrics."""
 
     grad: Theta
     loss: jax.Array  # [] mean normalized loss over all members and steps
-    metrics: dict[str, jax.Array]
-    terms: Theta | None  # [N, ...] each particle's part, grad is their mean; None
-    # where they never lie together
+    metrics: Metrics
+    terms: Theta | None  # [N, ...] terms of the particles, unless they are only summed
 
 
 class Parts(NamedTuple):
-    """What particles came to in a window; those of all devices make an estimate."""
+    """Contributions of particles to an estimate; all devices' parts make one."""
 
     terms: Theta | None  # [N, ...] each particle's term
-    total: Theta | None  # [1, ...] their sum, where terms never lie together
-    metrics: dict[str, jax.Array]  # [N]
+    total: Theta | None  # [1, ...] their sum, where terms are only summed
+    metrics: Metrics  # [N]
 
     def estimate(self) -> Estimate:
-        """The mean over all particles, in their order."""
+        """Returns the mean over all particles, in their order."""
         metrics = jax.tree.map(jnp.mean, self.metrics)
         if self.terms is not None:
             grad = jax.tree.map(lambda x: jnp.mean(x, axis=0), self.terms)
@@ -109,36 +64,66 @@ class Parts(NamedTuple):
         return Estimate(grad, metrics["meta_loss"], metrics, self.terms)
 
 
-@runtime_checkable
-class Estimator(Protocol):
+@configuration
+class Estimator(abc.ABC):
     """Estimates meta-gradients from windows of unrolls; frozen, static under `jit`."""
 
+    truncation: int = 50
+    """Inner steps T of a window; one outer step advances every particle by T."""
+    chunk: int = 4
+    """Particles of one vmapped program (all of them if there are fewer); chunks follow
+    one another, and devices share them. Fixed, so that results do not depend on the
+    devices. On CPUs 4 stay in the cache where 8 do not; one GPU may want all."""
+    lengths: EpisodeLengths = EpisodeLengths()
+    """Lengths of the episodes."""
+
     @property
-    def truncation(self) -> int:
-        """Inner steps T of a window."""
-        ...
+    @abc.abstractmethod
+    def particles(self) -> int:
+        """Number of particles N."""
 
     @property
     def num_members(self) -> int:
         """Unrolls that one estimate advances by a window each."""
-        ...
+        return self.particles
 
     @property
     def num_chunks(self) -> int:
         """Chunks of particles, which devices may share (see `metatrain.devices`)."""
-        ...
+        return self.particles // min(self.chunk, self.particles)
 
-    def init(self, problem: Problem, theta: Theta) -> Any:
-        """Particles that have not begun: a pytree with their number `[N]` in front."""
-        ...
+    @property
+    def reduction(self) -> Reduce:
+        """How terms are averaged; psum returns only their sum."""
+        return "ordered"
+
+    @abc.abstractmethod
+    def init(self, problem: InnerTraining, theta: Theta) -> Any:
+        """Returns particles without an episode: a pytree, their number `[N]` first."""
+
+    @abc.abstractmethod
+    def window(
+        self, problem: InnerTraining, inputs: Inputs, particle: Any, index: jax.Array, /
+    ) -> tuple[Any, Theta, Metrics]:
+        """Advances the particle of an index: its next state, its term, its metrics."""
+
+    def task_key(self, key: jax.Array, index: jax.Array) -> jax.Array:
+        """Returns the key of a particle's task: its episodes and batches."""
+        return particle_key(key, index)
+
+    def data_keys(self, key: jax.Array) -> jax.Array:
+        """Returns the keys `[N]` of the batches that `advance` draws with this key."""
+        indices = jnp.arange(self.particles)
+        return jax.vmap(lambda index: data_key(self.task_key(key, index)))(indices)
 
     def advance(
         self,
-        problem: Problem,
+        problem: InnerTraining,
         theta: Theta,
         state: Any,
         dataset: Any,
         key: jax.Array,
+        *,
         outer_step: int | jax.Array = 0,
         first: int | jax.Array = 0,
     ) -> tuple[Parts, Any]:
@@ -148,26 +133,105 @@ class Estimator(Protocol):
             problem: what is unrolled.
             theta: meta-parameters.
             state: the particles, their number in front.
-            dataset: passed through to the problem; of `Windowed` data, to each particle
-                its own windows.
+            dataset: data of the problem; `Windowed` data has a plan for each particle.
             key: consumed.
             outer_step: `[]` int32, outer steps done before.
-            first: `[]` int32, the place of the first of them among all.
+            first: `[]` int32, index of the first of these particles among all.
         """
-        ...
+        dataset, plans = dataset if isinstance(dataset, Windowed) else (dataset, None)
+        num = jax.tree.leaves(state)[0].shape[0]
 
-    def estimate(
-        self,
-        problem: Problem,
-        theta: Theta,
-        state: Any,
-        dataset: Any,
-        key: jax.Array,
-        outer_step: int | jax.Array = 0,
-    ) -> tuple[Estimate, Any]:
-        """Advances all particles and estimates the meta-gradient (see `advance`)."""
-        ...
+        def one(inputs: Inputs, particle: Any) -> Any:
+            particle, index, plan = particle
+            if plan is not None:
+                inputs = inputs._replace(dataset=Windowed(inputs.dataset, plan))
+            particle, term, metrics = self.window(problem, inputs, particle, index)
+            return (particle, metrics), term
 
-    def data_keys(self, key: jax.Array) -> jax.Array:
-        """The keys `[N]` of the unrolls of `estimate` with this key, by particle."""
-        ...
+        inputs = Inputs(theta, dataset, key, outer_step)
+        particles = (state, first + jnp.arange(num), plans)
+        (state, metrics), terms = over_particles(
+            one, inputs, particles, chunk=self.chunk, reduce=self.reduction
+        )
+        if self.reduction == "ordered":
+            return Parts(terms, None, metrics), state
+        return Parts(None, jax.tree.map(lambda x: x[None], terms), metrics), state
+
+    def unbegun(self, problem: InnerTraining, theta: Theta, members: int) -> Runs:
+        """Returns runs of all particles, `[N]` in front, with episodes of length 0.
+
+        The first window renews them as it renews finished ones, so initialization is
+        compiled once.
+        """
+
+        def shapes() -> Runs:
+            key = jax.random.key(0)
+            variant = problem.sample(key)
+            return variant, problem.start(theta, variant, key, jnp.int32(0))
+
+        def zeros(tree: Any, *front: int) -> Any:
+            return jax.tree.map(lambda x: jnp.zeros((*front, *x.shape), x.dtype), tree)
+
+        variant, episode = jax.eval_shape(shapes)
+        return zeros(variant, self.particles), zeros(episode, self.particles, members)
+
+    def renewed(
+        self, problem: InnerTraining, inputs: Inputs, runs: Runs, key: jax.Array
+    ) -> Runs:
+        """Begins a task's next episode if the last has ended or none ever began."""
+        episodes = runs[1]
+        key = stream(key, "episode")
+        length_key, stagger_key, start_key = jax.random.split(key, 3)
+        length = self.lengths.sample(length_key, self.truncation, inputs.outer_step)
+        shortened = self.lengths.stagger(stagger_key, length, self.truncation)
+        length = jnp.where(episodes.length[0] == 0, shortened, length)
+        variant = problem.sample(stream(key, "variant"))
+        episode = problem.start(inputs.theta, variant, start_key, length)
+        members = episodes.step.shape[0]
+        fresh = variant, jax.tree.map(lambda x: jnp.stack([x] * members), episode)
+        begins = ended(episodes)
+        return jax.tree.map(lambda new, old: jnp.where(begins, new, old), fresh, runs)
+
+
+def check_counts(estimator: Estimator, *names: str) -> None:
+    """Checks that counts are positive and that chunks divide the particles.
+
+    Args:
+        estimator: what has them.
+        names: of its fields with counts, that of the particles first.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for name in (*names, "truncation", "chunk"):
+        check_range(name, getattr(estimator, name), "[1, 1e6]")
+    num, chunk = estimator.particles, estimator.chunk
+    if num % min(chunk, num):
+        raise ValueError(f"chunk = {chunk} must divide {names[0]} = {num}")
+
+
+def ended(episodes: Any) -> jax.Array:
+    """Returns whether a particle's episode has ended or never began: `[]` bool."""
+    return episodes.step[0] >= episodes.length[0]
+
+
+def metrics_of(unrolled: Unrolled, episodes: Any, nonfinite: jax.Array) -> Metrics:
+    """Returns metrics of one particle's window; `episodes` after it, `[M]` in front."""
+    return {
+        "meta_loss": unrolled.losses.mean(),
+        "objective": unrolled.contributions.mean(),
+        "diverged": unrolled.diverged.astype(jnp.float32).mean(),
+        "finished": ended(episodes).astype(jnp.float32),
+        "episode_length": episodes.length[0].astype(jnp.float32),
+        "nonfinite": nonfinite.astype(jnp.float32),
+    }
+
+
+def particle_key(key: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns the key of one particle, or of one task."""
+    return jax.random.fold_in(key, index)
+
+
+def data_key(key: jax.Array) -> jax.Array:
+    """Returns the key of the batches, given that of a task."""
+    return stream(key, "data")

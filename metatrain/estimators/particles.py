@@ -1,9 +1,8 @@
-"""How an estimator runs its particles: in chunks of fixed size, one after the other.
+"""Particles in chunks of fixed size: a vmap in a loop.
 
-A chunk is one vmapped program, and chunks follow one another in a loop. Which kernels
-are compiled, and therefore which bits come out, depends on the size of a chunk alone:
-not on how many particles there are, nor on the devices that share the chunks (see
-`metatrain.devices`).
+The compiled kernels, and therefore the bits of the results, depend on the size of a
+chunk alone: not on the number of particles, nor on the devices that share the chunks
+(see `metatrain.devices`).
 """
 
 from __future__ import annotations
@@ -21,37 +20,30 @@ Reduce = Literal["ordered", "psum"]
 
 
 def over_particles(
-    one: Callable[[Any, Any], Any], shared: Any, particles: Any, *, chunk: int
-) -> Any:
-    """What `one(shared, particle)` returns for each particle, `[N]` in front.
-
-    Args:
-        one: works on one particle.
-        shared: a pytree that all particles see.
-        particles: a pytree with `[N]` in front.
-        chunk: particles of one vmapped program; divides N, or exceeds it.
-    """
-    of_chunk = jax.vmap(partial(one, shared))
-    return _loop(lambda _, chunk: ((), of_chunk(chunk)), (), particles, chunk)[1]
-
-
-def sum_over_particles(
     one: Callable[[Any, Any], tuple[Any, T]],
     shared: Any,
     particles: Any,
     *,
     chunk: int,
+    reduce: Reduce = "ordered",
 ) -> tuple[Any, T]:
-    """Like `over_particles`, where `one` returns what is kept and what is summed.
+    """Maps `one(shared, particle)` over particles.
 
-    The terms of no more than one chunk exist at a time. In float32 an element of the
-    sum differs from that in another order by at most N · 2⁻²³ times the sum of the
-    terms' magnitudes.
+    Args:
+        one: works on one particle; returns what is kept, and a term.
+        shared: a pytree that all particles see.
+        particles: a pytree with `[N]` in front.
+        chunk: particles of one vmapped program; divides N, or exceeds it.
+        reduce: psum sums the terms, of which only one chunk exists at a time. In
+            float32 an element of the sum differs from that in another order by at most
+            N · 2⁻²³ times the sum of the terms' magnitudes.
 
     Returns:
-        What is kept, `[N]` in front; and the sum.
+        What is kept, `[N]` in front; and the terms, `[N]` in front, or their sum.
     """
     of_chunk = jax.vmap(partial(one, shared))
+    if reduce == "ordered":
+        return _loop(lambda _, chunk: ((), of_chunk(chunk)), (), particles, chunk)[1]
 
     def body(total: T, chunk: Any) -> tuple[T, Any]:
         kept, terms = of_chunk(chunk)
@@ -67,12 +59,11 @@ def sum_over_particles(
 def _loop(
     body: Callable[[T, Any], tuple[T, Any]], total: T, particles: Any, chunk: int
 ) -> tuple[T, Any]:
-    """Like `lax.scan` over chunks, but its body is the same for any number of them.
+    """Scans over chunks with a body that compiles alike for any number of them.
 
-    XLA dissolves a loop of one round into the program around it, and a slice that is
-    the whole array into its user; then arithmetic is fused, and so rounded, in another
-    way. So the number of rounds is hidden from the compiler, and barriers keep the body
-    apart from the slices.
+    XLA inlines a loop of one round, and a slice that is the whole array; then
+    arithmetic is fused, and so rounded, in another way. So the number of rounds is
+    hidden from the compiler, and barriers separate the body from the slices.
     """
     num = jax.tree.leaves(particles)[0].shape[0]
     size = min(chunk, num)

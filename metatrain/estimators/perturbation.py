@@ -1,17 +1,10 @@
-"""How far each part of θ is perturbed, and in which directions.
-
-Noise is standard normal, multiplied by σ and by a factor for each leaf of θ. The
-directions of several pairs may be made orthogonal: then each of them alone is still
-exactly normal, so every estimator stays as unbiased as it was, but none repeats what
-another has seen (Choromanski et al., arXiv:1804.02395).
-"""
+"""Factors of σ by part of θ."""
 
 from __future__ import annotations
 
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lopt.base import Theta
@@ -20,7 +13,7 @@ Factors = tuple[tuple[str, float], ...]
 
 
 def check_factors(factors: Factors, sigma: float) -> None:
-    """Refuses factors that make no sense, whatever θ is.
+    """Checks the numbers alone, whatever θ is.
 
     Raises:
         ValueError: naming the path and its factor.
@@ -34,12 +27,12 @@ def check_factors(factors: Factors, sigma: float) -> None:
 
 
 def leaf_factors(theta: Theta, factors: Factors) -> list[float]:
-    """The factor of every leaf of θ; of several paths that lead to it, the last counts.
+    """Returns the factor of every leaf of θ; the last path that leads to it counts.
 
     Args:
         theta: arrays, or their shapes.
         factors: paths with their factors; a path ends at a leaf or above it, and its
-            names are parted by dots or slashes.
+            names are separated by dots or slashes.
 
     Raises:
         ValueError: if nothing lies under a path.
@@ -62,28 +55,6 @@ def leaf_factors(theta: Theta, factors: Factors) -> list[float]:
 
 
 def raveled_factors(theta: Theta, factors: Factors) -> np.ndarray:
-    """The factor of every meta-parameter, in the order of the raveled θ: `[D]`."""
+    """Returns the factor of every entry of the raveled θ: `[D]`."""
     sizes = [leaf.size for leaf in jax.tree.leaves(theta)]
     return np.repeat(leaf_factors(theta, factors), sizes)
-
-
-def orthogonal_normal(
-    key: jax.Array, num: int, index: jax.Array, like: jax.Array
-) -> jax.Array:
-    """One of `num` standard normal vectors `[D]` that are orthogonal to each other.
-
-    The directions are those of a QR decomposition, uniform on the sphere once its
-    signs are made unique; lengths are drawn apart, those of normal vectors.
-
-    Args:
-        key: the same for all of them.
-        num: at most D.
-        index: `[]`, which one.
-        like: a vector of the same shape and dtype.
-    """
-    direction_key, length_key = jax.random.split(key)
-    shape = (like.size, num)
-    q, r = jnp.linalg.qr(jax.random.normal(direction_key, shape, like.dtype))
-    direction = q[:, index] * jnp.sign(r[index, index])
-    length_key = jax.random.fold_in(length_key, index)
-    return direction * jnp.linalg.norm(jax.random.normal(length_key, like.shape))

@@ -1,8 +1,8 @@
-"""What tasks share whose functions are somebody else's.
+"""Base of the tasks whose functions come from outside of this package.
 
-Of such a task nothing is known but what its functions return. So what they return is
-checked where it is made (`checked_loss`), it has no layers to look into, and the
-parametrization of its forward pass is whatever its author wrote.
+Nothing is known of such a task but what its functions return. So that is checked when
+the task is made (`checked_loss`), no layers are recorded, and the parametrization of
+the forward pass is its author's.
 """
 
 from __future__ import annotations
@@ -10,43 +10,39 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 
 from parametrization.rules import STANDARD, Rules
-from tasks.base import Batch, Dataset, Params, Task, sample
-from tasks.synthetic.base import initial_loss
-
-Loss = tuple[jax.Array, dict[str, jax.Array]]
+from tasks.base import BaseTask, Batch, Dataset, Loss, Params, initial_loss, sample
 
 
 class EveryBatch(NamedTuple):
-    """Several batches as one, whose loss is the mean of theirs: see `Task.whole`."""
+    """Several batches as one, with the mean of their losses (see `Task.whole`)."""
 
     batches: Batch  # [n] in front of every array
 
 
-class OpaqueTask(abc.ABC):
-    """What such tasks share; subclasses are final frozen dataclasses, and a `Task`."""
+class OpaqueTask(BaseTask):
+    """A task of unknown functions; subclasses are final frozen dataclasses."""
 
     name: str
-    """What messages call it."""
+    """Name in messages."""
     chance: float | None
-    """The loss that knows nothing, where it was given."""
-    width: int | None
-    """Width, where it is known (see `Task.width`)."""
+    """Loss at chance, if it was given."""
 
     @abc.abstractmethod
     def loss_of_batch(self, params: Params, key: jax.Array, batch: Batch) -> Loss:
-        """The checked loss of a single batch."""
+        """Returns the checked loss of a single batch."""
 
     def check(self) -> None:
-        """Traces everything once, so that what is wrong is said at the beginning.
+        """Traces every function once, so that errors are reported at construction.
 
         Raises:
-            ValueError: if the given loss at chance is no unit, or the loss no number.
+            ValueError: if the given loss at chance is not positive, a parameter is not
+                floating-point, or the loss is not one number.
         """
         if self.chance is not None and not 0.0 < self.chance < math.inf:
             raise ValueError(
@@ -54,11 +50,10 @@ class OpaqueTask(abc.ABC):
             )
 
         def compute(dataset: Dataset, key: jax.Array) -> Any:
-            return task.loss(task.init(key), key, sample(task, dataset, key))
+            return self.loss(self.init(key), key, sample(self, dataset, key))
 
-        task = cast(Task, self)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        params = jax.eval_shape(task.init, key)
+        params = jax.eval_shape(self.init, key)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             if leaf.size == 0 or not jnp.issubdtype(leaf.dtype, jnp.floating):
                 raise ValueError(
@@ -66,21 +61,21 @@ class OpaqueTask(abc.ABC):
                     f"{self.name} is {leaf.dtype}{list(leaf.shape)}; it must hold one "
                     "or more real floating-point numbers"
                 )
-        jax.eval_shape(compute, task.load_data(), key)
+        jax.eval_shape(compute, self.load_data(), key)
 
     @property
     def loss_at_chance(self) -> float:
-        """What was given, or the loss at initialization averaged over 64 keys.
+        """The given value, or the loss at initialization averaged over 64 keys.
 
         Raises:
             ValueError: if that average is not positive, or not finite.
         """
         if self.chance is not None:
             return self.chance
-        return checked_chance(self.name, initial_loss(cast(Task, self)))
+        return checked_chance(self.name, initial_loss(self))
 
     def loss(self, params: Params, key: jax.Array, batch: Batch) -> Loss:
-        """The loss `[]` and auxiliary scalars, of one batch or of `EveryBatch`."""
+        """Returns the loss `[]` and auxiliary scalars, also of `EveryBatch`."""
         if not isinstance(batch, EveryBatch):
             return self.loss_of_batch(params, key, batch)
         num = jax.tree.leaves(batch)[0].shape[0]
@@ -91,25 +86,11 @@ class OpaqueTask(abc.ABC):
         )
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), losses)
 
-    @property
-    def depth(self) -> int | None:
-        """None: none is known (see `Task.depth`)."""
-        return None
-
-    def at_width(self, width: int) -> Self:
-        """Raises ValueError: there is no width."""
-        raise ValueError(f"{self.name} has no width to set to {width}")
-
-    def at_depth(self, depth: int) -> Self:
-        """Raises ValueError: there is no depth."""
-        raise ValueError(f"{self.name} has no depth to set to {depth}")
-
     def with_rules(self, rules: Rules) -> Self:
-        """The task itself in the standard parametrization.
+        """Returns the task itself in the standard parametrization.
 
         Raises:
-            ValueError: for another one, which would have to change a forward pass that
-                is not ours.
+            ValueError: for another one, which would have to change the forward pass.
         """
         if rules is STANDARD:
             return self
@@ -118,16 +99,9 @@ class OpaqueTask(abc.ABC):
             "set from outside; rules = STANDARD leaves it as it is"
         )
 
-    def activations(
-        self, params: Params, key: jax.Array, batch: Batch
-    ) -> dict[str, jax.Array]:
-        """Nothing: no layer is known."""
-        del params, key, batch
-        return {}
-
 
 def checked_chance(name: str, chance: float) -> float:
-    """A mean loss at initialization, if it can be the unit of a loss."""
+    """Returns a mean loss at initialization if it can serve as the unit of a loss."""
     if 0.0 < chance < math.inf:
         return chance
     raise ValueError(
@@ -137,15 +111,15 @@ def checked_chance(name: str, chance: float) -> float:
 
 
 def checked_loss(name: str, loss: Any, aux: Any) -> Loss:
-    """What a foreign loss returned, as ours: float32 or wider, auxiliaries averaged.
+    """Returns a loss in float32 or wider, and the means of its auxiliary values.
 
     Args:
-        name: of the task.
+        name: name of the task.
         loss: must be one number `[]`.
-        aux: a mapping of arrays; of each the mean is kept.
+        aux: must be a mapping of arrays.
 
     Raises:
-        ValueError: if it is not so.
+        ValueError: if either is not.
     """
     try:
         value = jnp.asarray(loss)
@@ -168,11 +142,11 @@ def checked_loss(name: str, loss: Any, aux: Any) -> Loss:
 
 
 def never_constant(params: Params, key: jax.Array) -> Params:
-    """The same parameters, none of whose matrices the compiler knows to be constant.
+    """Returns the same parameters, with matrices the compiler cannot see as constant.
 
     jaxlib 0.10.2 for CPUs computes products with a matrix of equal constants wrongly
-    (128 rows and more, 32 columns and more; `optimization_barrier` does not help). That
-    is what the loss of a zero readout is, in one program with its initialization.
+    (128 rows and more, 32 columns and more; `optimization_barrier` does not help). The
+    loss of a zero readout is such a product, in one program with its initialization.
     """
     word = jax.random.key_data(key).ravel()[-1]
 

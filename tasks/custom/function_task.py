@@ -25,10 +25,10 @@
 It is a task like any other. To meta-train on it:
 
     from lopt import SmallFC
-    from metatrain import EvolutionStrategy, MetaTraining, OuterOptimizer
+    from metatrain import PES, MetaTraining, OuterOptimizer
 
     lopt = SmallFC(step_mult=0.01)
-    es = EvolutionStrategy(num_pairs=4, truncation=20)
+    es = PES(num_pairs=4, truncation=20)
     training = MetaTraining.on(task, lopt, es, OuterOptimizer(), num_steps=3)
     state, data = training.init(), task.load_data()
     for _ in range(training.num_steps):
@@ -54,11 +54,10 @@ import jax
 from configuration.fields import configuration
 from parametrization.rules import Rules
 from parametrization.spec import Named, ParamSpec, infer_specs, param_specs, unbox
-from tasks.base import Batch, Dataset, Draws, Params, Split
-from tasks.custom.base import EveryBatch, Loss, OpaqueTask, checked_loss, never_constant
+from tasks.base import Batch, Dataset, Draws, Loss, Params, Split, batch_keys
+from tasks.custom.base import EveryBatch, OpaqueTask, checked_loss, never_constant
 from tasks.data.arrays import HeldSplits, hold
 from tasks.models.base import check_positive
-from tasks.synthetic.base import batch_keys
 
 NUM_WHOLE = 16
 """Batches that stand for the whole of a split of data that are made without end."""
@@ -81,7 +80,7 @@ class FunctionTask(OpaqueTask):
     `key -> batch` that makes data without end; or None: batches are `()`."""
     batch_size: int = 128
     """Examples per batch, drawn with replacement; a function decides for itself."""
-    width: int | None = None
+    width: int | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     """Handed to `init_fn`; None if the task has no width to grow. For μP, annotate each
     parameter with its axes, as `initializer("width -> outputs")(key, shape)` does, and
     let the loss multiply the readout's product by base width over width."""

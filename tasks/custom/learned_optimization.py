@@ -1,22 +1,22 @@
-"""Tasks of google/learned_optimization, made ours.
+"""Tasks of google/learned_optimization, adapted to `Task`.
 
-`adapt` takes a `Task` or a `TaskFamily` of that library, or anything with their methods
-(`tasks/custom/foreign.py`). Nothing of it is imported, so it need not be installed.
-What differs between the two is settled here.
+`adapt` takes a `Task` or a `TaskFamily` of that library, or anything with their
+methods. Nothing of it is imported, so it need not be installed. The two interfaces
+differ as follows.
 
-* **Data.** Theirs are four iterators. A number of batches of each is taken once, when
-  the task is adapted, and a batch is one of those (`tasks/data/stored.py`). No seed can
-  be given to an iterator, and some are shared between tasks: two adaptations see
-  different batches, one sees the same ones for as long as it lives.
-* **Loss.** Theirs has four methods; the richest counts, as it does there. Keys are
-  handed over as that library knows them, two words of a `PRNGKey`.
-* **Model state.** Ours has none beside the parameters. State that cannot reach the loss
-  or its gradient (running averages of batch normalization, which there is always in
-  training mode) is left out, since that changes nothing. A task whose loss may depend
-  on its state is refused: frozen, it would be another task.
-* **Normalizer.** Theirs maps a loss into a range for meta-training. It is *not*
-  applied: ours divides by the loss at chance and counts everything above 1.5 of that,
-  and NaN, as 1.5, which is what most of theirs do. A loss below zero counts as zero.
+* **Data.** The library has four iterators. A number of batches of each is stored once,
+  when the task is adapted, and a batch is one of those (`tasks/data/stored.py`).
+  Iterators take no seed, and some are shared between tasks: two adaptations see
+  different batches, one adaptation always sees the same.
+* **Loss.** The library has four methods. The richest counts, as it does there. Keys are
+  passed as that library knows them, two words of a `PRNGKey`.
+* **Model state.** `Task` has no state beside the parameters. State that cannot reach
+  the loss or its gradient (running averages of batch normalization, which always runs
+  in training mode) is left out, which changes nothing. A task whose loss may depend on
+  its state is refused: frozen, it would be another task.
+* **Normalizer.** The library maps losses into a range for meta-training. That is *not*
+  applied: here a loss is divided by the loss at chance and clipped at 1.5, as is NaN,
+  which most of the library's normalizers do. A loss below zero counts as zero.
 * **Families.** A family samples a configuration and makes a task of it. An adapted
   family is the task of one configuration, that of its seed; with `sample_config`,
   `init_with` and `loss_with` every episode can have its own. `eval_task_fn` (which
@@ -36,11 +36,18 @@ import jax.numpy as jnp
 
 from parametrization.axes import Kind
 from parametrization.spec import infer_specs
-from tasks.base import Batch, Dataset, Draws, Params, Split
-from tasks.custom import foreign
+from tasks.base import (
+    Batch,
+    Dataset,
+    Draws,
+    Loss,
+    Params,
+    Split,
+    check_seed,
+    initial_loss,
+)
 from tasks.custom.base import (
     EveryBatch,
-    Loss,
     OpaqueTask,
     checked_chance,
     checked_loss,
@@ -49,45 +56,42 @@ from tasks.custom.base import (
 from tasks.custom.dependence import may_depend
 from tasks.data.arrays import Splits
 from tasks.data.stored import store
-from tasks.synthetic.base import check_seed, initial_loss
+
+_LOSSES = ("loss_with_state_and_aux", "loss_and_aux", "loss_with_state", "loss")
+"""Losses of a `Task` there; its base class makes the missing ones from the poorer."""
 
 
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class AdaptedTask(OpaqueTask):
-    """A task, or a family at one configuration, as `adapt` makes it.
+    """A task, or a family at one configuration, made by `adapt`.
 
     Compared by identity: the same object compiles once; another adaptation of the same
-    original compiles again. What is compiled keeps the task and its batches in memory.
+    original compiles again. Compiled programs keep the task and its batches in memory.
     """
 
     original: Any
-    """The task or the family that was adapted."""
+    """The adapted task or family."""
     name: str
-    """What messages call it."""
+    """Name in messages."""
     data: Splits | None = dataclasses.field(repr=False)
-    """The batches that were taken; None if it has no data."""
+    """Stored batches; None if there is no data."""
     config: Any = dataclasses.field(repr=False)
-    """The configuration of a family; None of a single task."""
+    """Configuration of a family; None for a single task."""
     state: Any = dataclasses.field(repr=False)
     """Shapes of the model state that is left out; None if there is none."""
     parameter_specs: Any = dataclasses.field(repr=False)
     """A tree of `ParamSpec`."""
     chance: float | None = None
-    """The loss at chance, where it was given."""
+    """Loss at chance, if it was given."""
 
     @property
     def is_family(self) -> bool:
-        """Whether there is anything to sample for `init_with` and `loss_with`."""
-        return foreign.is_family(self.original)
-
-    @property
-    def width(self) -> int | None:
-        """None: none is known (see `Task.width`)."""
-        return None
+        """Whether there are configurations to sample."""
+        return _is_family(self.original)
 
     def sample_config(self, key: jax.Array) -> Any:
-        """A configuration of the family: a tree of arrays; None of a single task.
+        """Draws a configuration: a tree of arrays; None for a single task.
 
         Args:
             key: consumed; may be traced.
@@ -98,10 +102,10 @@ class AdaptedTask(OpaqueTask):
         return jax.tree.map(jnp.asarray, sampled)
 
     def init_with(self, config: Any, key: jax.Array) -> Params:
-        """Initial parameters of the task of a configuration.
+        """Returns initial parameters in a configuration.
 
         Args:
-            config: what `sample_config` returned; may be traced.
+            config: result of `sample_config`; may be traced.
             key: consumed.
         """
         return self._at(config).init(key)
@@ -109,21 +113,18 @@ class AdaptedTask(OpaqueTask):
     def loss_with(
         self, config: Any, params: Params, key: jax.Array, batch: Batch
     ) -> Loss:
-        """The loss `[]` and auxiliary scalars of a batch in a configuration.
+        """Returns the loss `[]` and auxiliary scalars in a configuration.
 
         Args:
             config: that of the episode; may be traced.
-            params: parameters; `init_with` made the first ones of this configuration.
+            params: parameters that began with `init_with` of the same configuration.
             key: consumed.
             batch: one batch, or `EveryBatch`.
         """
         return self._at(config).loss(params, key, batch)
 
     def loss_at_chance_over_configs(self) -> float:
-        """Mean loss at initialization over 64 keys, each of a new configuration.
-
-        The unit for episodes that vary; `loss_at_chance` is that of one configuration.
-        """
+        """Returns the mean loss at initialization over 64 sampled configurations."""
         if not self.is_family:
             return self.loss_at_chance
         varied: Any = _Varied(self)
@@ -133,42 +134,43 @@ class AdaptedTask(OpaqueTask):
         return dataclasses.replace(self, config=config)
 
     def init(self, key: jax.Array) -> Params:
-        """Initial parameters (see `Task.init`)."""
-        task = foreign.task_of(self.original, self.config)
-        return never_constant(foreign.start(task, key, self.name)[0], key)
+        """Returns initial parameters."""
+        task = _task_of(self.original, self.config)
+        return never_constant(_start(task, key, self.name)[0], key)
 
     def specs(self) -> Any:
-        """Specs of the parameters (see `Task.specs`)."""
+        """Returns the specs of the parameters."""
         return self.parameter_specs
 
     def load_data(self) -> Dataset:
-        """The batches that were taken; `()` if there is no data."""
+        """Returns the stored batches; `()` if there is no data."""
         return () if self.data is None else self.data
 
     def draw(self, dataset: Dataset, key: jax.Array, split: Split, num: int) -> Draws:
-        """Which of the stored batches, `[num]` int32."""
+        """Draws indices of stored batches, `[num]` int32."""
         if self.data is None:
             return jnp.zeros([num], jnp.int32)
         return dataset.draw(key, split, num, 1)[:, 0]
 
     def batch(self, dataset: Dataset, draw: Draws, split: Split) -> Batch:
-        """One of the stored batches; `()` if there is no data."""
+        """Returns one of the stored batches; `()` if there is no data."""
         return () if self.data is None else dataset.batch(draw, split)
 
     def whole(self, dataset: Dataset, split: Split) -> Batch:
-        """All stored batches of a split, of whose losses the mean is taken."""
+        """Returns all stored batches of a split, for the mean of their losses."""
         return () if self.data is None else EveryBatch(dataset.split(split))
 
     def loss_of_batch(self, params: Params, key: jax.Array, batch: Batch) -> Loss:
-        """The original's loss (see `Task.loss`)."""
-        task = foreign.task_of(self.original, self.config)
-        loss = foreign.loss_without_state(task, params, self.state, key, batch)
+        """Returns the original's loss, with zeros in place of a model state."""
+        task = _task_of(self.original, self.config)
+        state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.state)
+        loss = _loss_of(task, params, state, jax.random.key_data(key), batch)
         return checked_loss(self.name, *loss)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Varied:
-    """Enough of a task to average over configurations: they lie with the parameters."""
+    """Enough of a task for `initial_loss`, with configurations among the parameters."""
 
     task: AdaptedTask
 
@@ -201,18 +203,18 @@ def adapt(
     name: str | None = None,
     loss_at_chance: float | None = None,
 ) -> AdaptedTask:
-    """Makes a task or a family of google/learned_optimization ours.
+    """Adapts a task or a family of google/learned_optimization.
 
     Args:
         original: anything with the methods of its `Task` (`init` or `init_with_state`,
             one of the four losses, `datasets`) or `TaskFamily` (`sample`, `task_fn`,
             `datasets`).
-        num_batches: batches taken of the training data; training never sees others.
-        num_held_out: batches taken of each other split.
-        seed: of the configuration, of a family.
-        kinds: roles of parameters by path (see `infer_specs`); what is not named counts
-            as fixed (matrices) or a vector.
-        name: what messages call it; the original's own name if None.
+        num_batches: number of training batches stored; training sees no others.
+        num_held_out: number of batches stored of each other split.
+        seed: seed of a family's configuration.
+        kinds: roles of parameters by path (see `infer_specs`); others count as fixed
+            (matrices) or as a vector.
+        name: name in messages; the original's own if None.
         loss_at_chance: the unit of the normalized loss; if None, the loss at
             initialization averaged over 64 keys.
 
@@ -221,8 +223,8 @@ def adapt(
             batches change, if the loss is not one number, or if it may depend on a
             model state.
     """
-    name = foreign.name_of(original) if name is None else name
-    foreign.check_methods(original, name)
+    name = _name_of(original) if name is None else name
+    _check_methods(original, name)
     check_seed(seed)
     for field, value in (("num_batches", num_batches), ("num_held_out", num_held_out)):
         if not isinstance(value, int) or value < 1:
@@ -234,11 +236,11 @@ def adapt(
         raise ValueError(f"{name}: {error}") from None
     key = jax.random.key(seed)
     config = None
-    if foreign.is_family(original):
+    if _is_family(original):
         with jax.ensure_compile_time_eval():  # concrete wherever it is made
             config = jax.jit(lambda key: original.sample(key))(jax.random.key_data(key))
     params, state = jax.eval_shape(
-        lambda key: foreign.start(foreign.task_of(original, config), key, name), key
+        lambda key: _start(_task_of(original, config), key, name), key
     )
     specs = infer_specs(params, params, kinds)
     task = AdaptedTask(
@@ -253,7 +255,7 @@ def _check_state(task: AdaptedTask, params: Params) -> None:
     """Raises ValueError unless the model state can be left out."""
     if not jax.tree.leaves(task.state):
         return
-    original = foreign.task_of(task.original, task.config)
+    original = _task_of(task.original, task.config)
 
     def compute(state: Any, params: Params, data: Dataset, key: jax.Array) -> Any:
         batch = task.batch(data, jnp.zeros([], jnp.int32), "train")
@@ -261,7 +263,7 @@ def _check_state(task: AdaptedTask, params: Params) -> None:
         # The gradient too: a backward pass of its own may use what the loss does not,
         # and lies open only where it is differentiated.
         return jax.value_and_grad(
-            lambda p: foreign.loss_in_state(original, p, state, raw, batch),
+            lambda p: _loss_of(original, p, state, raw, batch),
             has_aux=True,
         )(params)
 
@@ -271,3 +273,77 @@ def _check_state(task: AdaptedTask, params: Params) -> None:
             "ours has no state beside its parameters: only state that cannot reach the "
             "loss, such as running averages in training mode, can be left out"
         )
+
+
+def _name_of(original: Any) -> str:
+    name = getattr(original, "name", None)
+    return name if isinstance(name, str) and name else type(original).__name__
+
+
+def _has(original: Any, *methods: str) -> bool:
+    return all(callable(getattr(original, method, None)) for method in methods)
+
+
+def _is_family(original: Any) -> bool:
+    return _has(original, "sample", "task_fn")
+
+
+def _check_methods(original: Any, name: str) -> None:
+    """Raises ValueError if it is neither a task nor a family of tasks."""
+    if isinstance(original, type):
+        raise ValueError(f"{original.__name__} is a class: adapt an object of it")
+    starts = _has(original, "init") or _has(original, "init_with_state")
+    losses = any(_has(original, method) for method in _LOSSES)
+    if not (_is_family(original) or (starts and losses)):
+        raise ValueError(
+            f"{name} is neither a task (init or init_with_state, and one of "
+            f"{', '.join(_LOSSES)}) nor a family of tasks (sample and task_fn)"
+        )
+
+
+def _task_of(original: Any, config: Any) -> Any:
+    """Returns the task itself, or a family's task of a configuration."""
+    return original.task_fn(config) if _is_family(original) else original
+
+
+def _start(task: Any, key: jax.Array, name: str) -> tuple[Params, Any]:
+    """Returns initial parameters and model state, None if there is none."""
+    raw = jax.random.key_data(key)
+    try:
+        if _has(task, "init_with_state"):
+            return task.init_with_state(raw)
+        return task.init(raw), None
+    except StopIteration:
+        # Some look at a batch of their own for its shape, whenever they are traced.
+        raise ValueError(
+            f"{name} takes a batch from its datasets to initialize, and they have "
+            "ended: give iterators that go on"
+        ) from None
+
+
+def _loss_of(
+    task: Any, params: Params, state: Any, raw: jax.Array, batch: Batch
+) -> tuple[Any, Any]:
+    """Returns loss and auxiliary values by the richest of a task's methods.
+
+    Args:
+        task: task of that library.
+        params: parameters.
+        state: model state, or None.
+        raw: two words of a `PRNGKey`.
+        batch: one batch.
+    """
+    if _has(task, "loss_with_state_and_aux"):
+        try:
+            loss, _, aux = task.loss_with_state_and_aux(params, state, raw, batch)
+            return loss, aux
+        except ValueError:
+            # With a state, the library's base class does not fall back to the poorer
+            # method, so a task that defines that alone has no auxiliary values.
+            if state is None or not _has(task, "loss_with_state"):
+                raise
+    if state is None and _has(task, "loss_and_aux"):
+        return task.loss_and_aux(params, raw, batch)
+    if _has(task, "loss_with_state"):
+        return task.loss_with_state(params, state, raw, batch)[0], {}
+    return task.loss(params, raw, batch), {}

@@ -15,9 +15,10 @@ import numpy as np
 from tasks.base import Split
 from tasks.data.arrays import draw_rows, on_device, places_in_window, select
 from tasks.data.augmentation import AugmentationDraws
+from tasks.source import Source
 
 
-class Images(abc.ABC):
+class Images(Source):
     """A source of labelled images: a frozen dataclass that describes them."""
 
     image_shape: tuple[int, int, int]

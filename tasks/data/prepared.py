@@ -110,6 +110,24 @@ def open_dataset(name: str) -> Prepared:
     )
 
 
+def missing(name: str) -> str | None:
+    """Returns, in one line, why a dataset cannot be opened; None if it can."""
+    try:
+        open_dataset(name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def fingerprint(name: str) -> str:
+    """Returns what tells apart two prepared datasets of one name.
+
+    Raises:
+        ValueError: as `open_dataset`.
+    """
+    return repr(sorted(open_dataset(name).fingerprint.items()))
+
+
 def read(prepared: Prepared, split: str) -> Iterator[dict[str, Any]]:
     """Yields the rows of a split in the order of the disk, images as encoded bytes.
 

@@ -52,6 +52,15 @@ class Resized(Images):
         """Number of labels."""
         return self.data.num_classes
 
+    @property
+    def label(self) -> str:
+        """Name of the data."""
+        return self.data.label
+
+    def fingerprint(self) -> str | None:
+        """Returns the fingerprint of the data."""
+        return self.data.fingerprint()
+
     def load(self) -> ImageDataset:
         """Returns the dataset as device arrays (see `Images.load`)."""
         return _load(self)

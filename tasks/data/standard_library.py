@@ -58,6 +58,10 @@ class StandardLibrary(TokenizedText):
     tokenizer: Tokenizer = Bytes()
     """Tokenizer of the text; it learns from train alone."""
 
+    def num_bytes(self) -> int | None:
+        """Returns the bytes of the tokens; None if a tokenizer must learn first."""
+        return super().num_bytes() if isinstance(self.tokenizer, Bytes) else None
+
     def read_tokens(self) -> dict[str, np.ndarray]:
         """Reads the tokens of each split (see `TokenizedText.read_tokens`)."""
         tokenizer, texts = self.tokenizer, read_splits()

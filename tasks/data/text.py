@@ -16,12 +16,13 @@ import numpy as np
 
 from tasks.base import SPLITS, Split
 from tasks.data.arrays import Splits, draw_rows, on_device, places_in_window
+from tasks.source import Source
 
 TextDataset = Splits
 """Four disjoint splits, each one array of tokens `[n]` (see `token_dtype`)."""
 
 
-class Text(abc.ABC):
+class Text(Source):
     """A source of tokenized text: a frozen dataclass that describes it."""
 
     vocab_size: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -64,6 +65,25 @@ class TFDSImages(Images):
     def num_classes(self) -> int:
         """Number of labels, from the same source as `image_shape`."""
         return _declared(self.name)[1]
+
+    @property
+    def label(self) -> str:
+        """Name of the dataset."""
+        return f"{self.name}, grey" if self.grey else self.name
+
+    def missing(self) -> str | None:
+        """Returns why the dataset is not on this machine; None if it is."""
+        return prepared.missing(self.name)
+
+    def fingerprint(self) -> str:
+        """Returns what the prepared dataset declares."""
+        return prepared.fingerprint(self.name)
+
+    def num_bytes(self) -> int:
+        """Returns the bytes of images and labels, as declared."""
+        dataset = prepared.open_dataset(self.name)
+        rows = sum(dataset.splits[s] for s in {"train", dataset.held_out or "train"})
+        return rows * (math.prod(self.image_shape) + 4)
 
     def load(self) -> ImageDataset:
         """Returns the dataset as device arrays (see `Images.load`)."""

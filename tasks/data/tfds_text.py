@@ -72,6 +72,22 @@ class TFDSText(TokenizedText):
         """Returns the folder of prepared datasets."""
         return prepared.data_dir()
 
+    @property
+    def label(self) -> str:
+        """Name of the dataset."""
+        return self.name
+
+    def missing(self) -> str | None:
+        """Returns why the dataset is not on this machine; None if it is."""
+        return prepared.missing(self.name)
+
+    def fingerprint(self) -> str:
+        """Returns what the prepared dataset declares."""
+        return prepared.fingerprint(self.name)
+
+    def num_bytes(self) -> None:
+        """Returns None: the number of tokens shows when the text is cut."""
+
     def read_tokens(self) -> dict[str, np.ndarray]:
         """Reads the tokens of each split (see `TokenizedText.read_tokens`)."""
         dataset = prepared.open_dataset(self.name)

@@ -21,10 +21,9 @@ import optax
 from flax import traverse_util
 
 from configuration.fields import configuration
-from tasks.base import Dataset, Params, Task, sample
+from tasks.base import Dataset, Params, Task, check_seed, sample
 from tasks.data.cache import Arrays, cached
 from tasks.models.base import check_positive
-from tasks.synthetic.base import check_seed
 
 _RECIPE = 1
 """To be raised when the same description is to give other parameters."""

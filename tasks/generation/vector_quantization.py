@@ -19,18 +19,16 @@ import jax.numpy as jnp
 
 from configuration.fields import configuration
 from tasks.autoencoding import Pictures, load_pictures
-from tasks.base import Params, Split
+from tasks.base import Loss, Params, Split, shaped
 from tasks.data import images
 from tasks.data.images import Images
 from tasks.data.shapes import Shapes
-from tasks.image_rows import ImageRows
-from tasks.modelled import ModelTask
-from tasks.models.base import check_positive
+from tasks.image_rows import ImageTask
 from tasks.models.vq_autoencoder import VQAutoEncoder, perplexity
 
 
 class Reconstructions(NamedTuple):
-    """A batch: what the encoder sees, and what the decoder should add to the best."""
+    """A batch."""
 
     inputs: jax.Array  # [B, height, width, channels] normalized
     targets: jax.Array  # the same, less the best constant image
@@ -38,8 +36,8 @@ class Reconstructions(NamedTuple):
 
 @final
 @configuration
-class VectorQuantization(ImageRows, ModelTask):
-    """Stage A: squared error per pixel, and what keeps latents and entries together."""
+class VectorQuantization(ImageTask):
+    """Stage A: squared error per pixel, plus distances of latents from entries."""
 
     model: VQAutoEncoder = VQAutoEncoder()
     """The model that is trained."""
@@ -51,11 +49,9 @@ class VectorQuantization(ImageRows, ModelTask):
     """Weight of the distance between latents and entries in the latents' loss."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "batch_size")
         if not 0.0 < self.commitment <= 100.0:
             raise ValueError(f"commitment = {self.commitment} must lie in (0, 100]")
-        if not self.data.on_disk:  # else when the specs are first asked for
-            self.check_roles()
+        super().__post_init__()
 
     @property
     def loss_at_chance(self) -> float:
@@ -63,44 +59,38 @@ class VectorQuantization(ImageRows, ModelTask):
         return load_pictures(self.data, "mse")[1]
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input of the model (see `ModelTask.input_shape`)."""
-        return self.data.image_shape
-
-    @property
     def num_outputs(self) -> int:
         """Channels of an image."""
         return self.data.image_shape[-1]
 
     def inputs(self, batch: Reconstructions) -> jax.Array:
-        """What the model is given of a batch (see `ModelTask.inputs`)."""
+        """Returns normalized images `[B, height, width, channels]`."""
         return batch.inputs
 
     def load_data(self) -> Pictures:
-        """The images and their best constant (read once per process)."""
+        """Returns the images and their best constant (read once per process)."""
         return load_pictures(self.data, "mse")[0]
 
-    def batch(
-        self, dataset: Pictures, draw: images.ImageDraws, split: Split
-    ) -> Reconstructions:
-        """The images of some rows and their targets."""
-        return self._reconstructions(dataset, draw.at, split)
+    @property
+    def unit(self) -> str:
+        """Unit of the loss."""
+        return "squared deviations"
 
-    def _reconstructions(
+    def batch_shapes(self) -> Reconstructions:
+        """Returns the shapes of a training batch (see `Task.batch_shapes`)."""
+        pixels = shaped(self.batch_size, *self.input_shape)
+        return Reconstructions(pixels, pixels)
+
+    def examples(
         self, dataset: Pictures, rows: jax.Array | slice, split: Split
     ) -> Reconstructions:
+        """Returns the images of some rows and their targets."""
         inputs = images.gather(dataset.images, rows, split).images
         best = dataset.best.reshape(1, *inputs.shape[1:])
         return Reconstructions(inputs, inputs - jnp.broadcast_to(best, inputs.shape))
 
-    def whole(self, dataset: Pictures, split: Split) -> Reconstructions:
-        """All images of a split."""
-        return self._reconstructions(dataset, slice(None), split)
-
-    def loss(
-        self, params: Params, key: jax.Array, batch: Reconstructions
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The sum of the three means `[]`; its parts, and how many entries are used."""
+    def loss(self, params: Params, key: jax.Array, batch: Reconstructions) -> Loss:
+        """Returns the sum of the three means `[]`, its parts, and the perplexity."""
         del key
         made = self.model.apply(params, batch.inputs, self.num_outputs)
         error = jnp.mean((made.outputs - batch.targets) ** 2)
@@ -115,11 +105,11 @@ class VectorQuantization(ImageRows, ModelTask):
         return error + moves_entries + self.commitment * moves_latents, parts
 
     def encode(self, params: Params, pixels: jax.Array) -> jax.Array:
-        """Latents of normalized images, before quantization (see `VQAutoEncoder`)."""
+        """Returns latents of normalized images, before quantization."""
         return self.model.encode(params, pixels)
 
     def decode(self, params: Params, dataset: Pictures, latents: jax.Array) -> Any:
-        """Raw pixels `[B, height, width, channels]` in 0 … 255 of latents."""
+        """Returns raw pixels `[B, height, width, channels]` in 0 … 255."""
         outputs = self.model.decode(params, latents, self.num_outputs)
         best = dataset.best.reshape(1, *outputs.shape[1:])
         normal = outputs + jnp.broadcast_to(best, outputs.shape)

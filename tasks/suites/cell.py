@@ -13,8 +13,7 @@ from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
 from configuration.fields import OPEN, configuration
-from tasks.base import check_task
-from tasks.families import AnyTask
+from tasks.base import BaseTask, check_task
 
 Axis = Literal[
     "trained",
@@ -40,7 +39,7 @@ class Cell:
     resolution of the data, the data, the family (the model and what it is trained to
     do; data, batch and horizon stay). "trained" is that cell itself, "held_out" one
     that differs in several things, or that stands in a suite without a trained one."""
-    task: Annotated[AnyTask, OPEN]
+    task: Annotated[BaseTask, OPEN]
     """The task, in μP; baselines may run it in the standard parametrization."""
     num_steps: int
     """Inner steps (`H`)."""

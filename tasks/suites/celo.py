@@ -17,11 +17,11 @@ another; and the standard parametrization of a baseline is this project's.
 from __future__ import annotations
 
 from tasks.autoencoding import Autoencoding
+from tasks.base import BaseTask
 from tasks.classification import ImageClassification
 from tasks.data.tfds_images import TFDSImages
 from tasks.data.tfds_text import TFDSText
 from tasks.data.tokenizers import BytePairs
-from tasks.families import AnyTask
 from tasks.language_modelling import LanguageModelling
 from tasks.models.autoencoder import AutoEncoder
 from tasks.models.base import Model
@@ -94,7 +94,7 @@ def _autoencoder(data: TFDSImages, batch_size: int) -> Autoencoding:
     return Autoencoding(model, data, batch_size=batch_size)
 
 
-def _mlps() -> dict[str, tuple[AnyTask, str]]:
+def _mlps() -> dict[str, tuple[BaseTask, str]]:
     deep = (128, 128, 128)
     return {
         "ImageMLP_FashionMnist_Relu128x128": (
@@ -112,7 +112,7 @@ def _mlps() -> dict[str, tuple[AnyTask, str]]:
     }
 
 
-def _convolutions() -> dict[str, tuple[AnyTask, str]]:
+def _convolutions() -> dict[str, tuple[BaseTask, str]]:
     return {
         "Conv_Cifar10_32x64x64": (_images(ConvNet()), ""),
         "Conv_Cifar10_32x64x64_batchnorm": (
@@ -129,7 +129,7 @@ def _convolutions() -> dict[str, tuple[AnyTask, str]]:
     }
 
 
-def _text_and_others() -> dict[str, tuple[AnyTask, str]]:
+def _text_and_others() -> dict[str, tuple[BaseTask, str]]:
     dropout = f"{_DECODER}; no dropout, theirs drops out a tenth"
     return {
         "TransformerLM_LM1B_MultiRuntime_0": (_decoder(20, 4, 1, 4, 8), dropout),

@@ -38,11 +38,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from tasks.base import BaseTask
 from tasks.classification import ImageClassification
 from tasks.data.tfds_images import TFDSImages
 from tasks.data.tfds_text import TFDSText
 from tasks.data.tokenizers import BytePairs
-from tasks.families import AnyTask
 from tasks.language_modelling import LanguageModelling
 from tasks.models.mlp import MLP
 from tasks.models.transformer import Transformer
@@ -99,7 +99,7 @@ def language_model(width: int, depth: int = 3) -> LanguageModelling:
     return LanguageModelling(model, LM1B, length=64, batch_size=128)
 
 
-_LADDERS: dict[str, tuple[Callable[[int], AnyTask], tuple[int, ...]]] = {
+_LADDERS: dict[str, tuple[Callable[[int], BaseTask], tuple[int, ...]]] = {
     "IN32 MLP": (partial(mlp, IN32), MLP_WIDTHS),
     "CIFAR-10 MLP": (partial(mlp, CIFAR), MLP_WIDTHS),
     "IN64 MLP": (partial(mlp, IN64), MLP_WIDTHS[:-1]),
@@ -123,7 +123,7 @@ def _paper() -> tuple[Cell, ...]:
         for ladder, (make, widths) in _LADDERS.items()
         for width in widths
     ]
-    deep: dict[str, AnyTask] = {
+    deep: dict[str, BaseTask] = {
         "IN32 MLP": mlp(IN32, LONG_WIDTH, DEEP, 128),
         "ViT": vit(LONG_WIDTH, DEEP, 128),
         "LM1B": language_model(LONG_WIDTH, DEEP),

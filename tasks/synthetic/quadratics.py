@@ -1,8 +1,4 @@
-"""Quadratics, with and without noise: losses about which everything is known.
-
-What an optimizer does here can be compared with a closed form. `Landscape` says what
-they have in common.
-"""
+"""Quadratics, with and without noise, on which optimizers have closed forms."""
 
 from __future__ import annotations
 
@@ -14,30 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from configuration.fields import configuration
-from tasks.base import Params, Split
+from tasks.base import Loss, Params, Split, batch_keys, check_seed
 from tasks.models.base import check_positive
-from tasks.synthetic.base import (
-    Landscape,
-    batch_keys,
-    check_seed,
-    random_rotation,
-    rotated_back,
-)
+from tasks.synthetic.base import Landscape, random_rotation, rotated_back
 
 Spectrum = Literal["flat", "linear", "log_uniform", "power"]
 GradientCovariance = Literal["hessian", "squared_hessian"]
 
 
 class Bowl(NamedTuple):
-    """A quadratic form about a centre, which single examples may miss."""
+    """A quadratic form around a centre, from which single examples may be offset."""
 
     eigenvalues: jax.Array  # [D] descending, the largest 1
     rotation: jax.Array | None  # [D, D] eigenvectors as columns; None: the axes
     centre: jax.Array  # [D]
-    offsets: jax.Array  # [B, D] of the examples' centres, along the eigenvectors
+    offsets: jax.Array  # [B, D] of the examples, along the eigenvectors
 
     def height(self, x: jax.Array) -> jax.Array:
-        """½ Σ λᵢ (yᵢ − offset)², the mean over examples `[]` at a position `[D]`."""
+        """Returns ½ Σ λᵢ (yᵢ − offset)² at a position `[D]`, averaged over examples."""
         y = rotated_back(self.rotation, x - self.centre)
         squares = (jnp.broadcast_to(y, self.offsets.shape) - self.offsets) ** 2
         return 0.5 * jnp.sum(self.eigenvalues * jnp.mean(squares, axis=0))
@@ -47,13 +37,11 @@ class _BowlTask(Landscape):
     """A landscape whose dataset and batches are bowls."""
 
     def optimum(self, dataset: Bowl) -> Params:
-        """The centre, which is the mean of the centres of examples."""
+        """Returns the centre, which is the mean of the centres of examples."""
         return {"x": dataset.centre}
 
-    def loss(
-        self, params: Params, key: jax.Array, batch: Bowl
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The mean height `[]` of the batch's examples at the position."""
+    def loss(self, params: Params, key: jax.Array, batch: Bowl) -> Loss:
+        """Returns the mean height `[]` of the batch's examples at the position."""
         del key
         return batch.height(params["x"]), {}
 
@@ -61,7 +49,7 @@ class _BowlTask(Landscape):
 @final
 @configuration
 class Quadratic(_BowlTask):
-    """½ (x − c)ᵀ H (x − c) with a chosen spectrum; no batch is random."""
+    """½ (x − c)ᵀ H (x − c) with a chosen spectrum, without noise."""
 
     dimension: int = 32
     """Number of coordinates (`D`)."""
@@ -73,7 +61,7 @@ class Quadratic(_BowlTask):
     rotated: bool = False
     """Whether the eigenvectors are a random rotation of the axes."""
     seed: int = 0
-    """Of the rotation, and of the centre c, which is drawn from N(0, 1)."""
+    """Seed of the rotation and of the centre c, which is drawn from N(0, 1)."""
 
     def __post_init__(self) -> None:
         check_positive(self, "dimension")
@@ -82,7 +70,7 @@ class Quadratic(_BowlTask):
         check_seed(self.seed)
 
     def eigenvalues(self) -> np.ndarray:
-        """Eigenvalues of H, float64 `[D]`, descending from 1."""
+        """Returns the eigenvalues of H, float64 `[D]`, descending from 1."""
         rank = np.arange(1.0, self.dimension + 1.0)
         along = (rank - 1.0) / max(self.dimension - 1, 1)  # 0 … 1
         lowest = 1.0 / self.condition
@@ -98,7 +86,7 @@ class Quadratic(_BowlTask):
                 return lowest ** (np.log(rank) / (math.log(self.dimension) or 1.0))
 
     def load_data(self) -> Bowl:
-        """Spectrum, rotation and centre."""
+        """Returns spectrum, rotation and centre."""
         rng = np.random.RandomState(self.seed)
         centre = rng.normal(size=self.dimension)
         rotation = random_rotation(rng, self.dimension) if self.rotated else None
@@ -113,7 +101,7 @@ class Quadratic(_BowlTask):
 @final
 @configuration
 class NoisyQuadratic(_BowlTask):
-    """The noisy quadratic model: every example has a centre of its own.
+    """Noisy quadratic model, in which every example has its own centre.
 
     Schaul et al., arXiv:1206.1106; Wu et al., arXiv:1803.02021; Zhang et al.,
     arXiv:1907.04164. The gradient of an example is H (x − c) plus noise whose
@@ -122,12 +110,12 @@ class NoisyQuadratic(_BowlTask):
     """
 
     quadratic: Quadratic = Quadratic()
-    """The landscape of the mean."""
+    """Mean landscape."""
     noise: float = 0.1
-    """Deviation of the gradient of one example along an eigenvector of eigenvalue 1."""
+    """Standard deviation of one example's gradient where the eigenvalue is 1."""
     gradient_covariance: GradientCovariance = "hessian"
-    """hessian: noise² H, as of a well specified model at its optimum; squared_hessian:
-    noise² H², that of centres which are spread evenly."""
+    """hessian: noise² H, as for a well-specified model at its optimum; squared_hessian:
+    noise² H², as for centres with a spread of `noise` in every direction."""
     batch_size: int = 1
     """Examples per batch (`B`)."""
 
@@ -143,37 +131,35 @@ class NoisyQuadratic(_BowlTask):
 
     @property
     def lowest_loss(self) -> float:
-        """½ tr(H Σ), with Σ the covariance of the centres."""
+        """Expected loss at the optimum: ½ tr(H Σ), with Σ the covariance of centres."""
         eigenvalues = self.quadratic.eigenvalues()
         return 0.5 * float(eigenvalues @ self.deviations() ** 2)
 
     def deviations(self) -> np.ndarray:
-        """Deviation of an example's centre along each eigenvector, float64 `[D]`."""
+        """Returns the deviation of centres along each eigenvector, float64 `[D]`."""
         eigenvalues = self.quadratic.eigenvalues()
         # Covariance of the gradients: H Σ H.
         power = -0.5 if self.gradient_covariance == "hessian" else 0.0
         return self.noise * eigenvalues**power
 
     def load_data(self) -> Bowl:
-        """The landscape; its two centres stand one deviation on either side."""
+        """Returns the landscape with two centres, one deviation to either side.
+
+        Their mean loss is the expected loss (see `Landscape.whole`).
+        """
         deviations = jnp.asarray(self.deviations(), jnp.float32)
         return self.quadratic.load_data()._replace(
             offsets=jnp.stack([deviations, -deviations])
         )
 
     def draw(self, dataset: Bowl, key: jax.Array, split: Split, num: int) -> jax.Array:
-        """Keys of `num` batches `[num]`."""
+        """Draws the keys of `num` batches `[num]`."""
         del dataset
         return batch_keys(key, split, num)
 
     def batch(self, dataset: Bowl, draw: jax.Array, split: Split) -> Bowl:
-        """The landscape with the centres of `B` examples."""
+        """Returns the landscape with the centres of `B` examples."""
         del split
         shape = (self.batch_size, self.dimension)
         deviations = jnp.broadcast_to(dataset.offsets[0], shape)
         return dataset._replace(offsets=deviations * jax.random.normal(draw, shape))
-
-    def whole(self, dataset: Bowl, split: Split) -> Bowl:
-        """The two centres of the dataset, whose mean loss is the expected loss."""
-        del split
-        return dataset

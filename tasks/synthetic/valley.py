@@ -1,4 +1,4 @@
-"""A curved valley, along which progress is slow for who follows the gradient."""
+"""A curved valley, along whose floor gradient descent is slow."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from configuration.fields import configuration
-from tasks.base import Params
+from tasks.base import Loss, Params, check_seed
 from tasks.models.base import check_positive
 from tasks.synthetic.base import (
     Landscape,
-    check_seed,
     random_rotation,
     rotated,
     rotated_back,
@@ -22,16 +21,16 @@ from tasks.synthetic.base import (
 
 
 class Frame(NamedTuple):
-    """How a valley lies in space."""
+    """Position of a valley in space."""
 
-    rotation: jax.Array | None  # [D, D] its own axes as columns; None: the axes
-    scale: jax.Array  # [] float32, units of x in a unit of its own
+    rotation: jax.Array | None  # [D, D] its axes as columns; None: the identity
+    scale: jax.Array  # [] float32, size of one of its units in x
 
 
 @final
 @configuration
 class Valley(Landscape):
-    """A curved valley: Rosenbrock's function in many dimensions.
+    """Rosenbrock's function in many dimensions.
 
     The sum of `curvature · (z_b − z_a²)² + (1 − z_a)²` over pairs (a, b) of
     coordinates; the lowest point is z = (1, …, 1), and x = scale · R z. Rosenbrock,
@@ -43,15 +42,15 @@ class Valley(Landscape):
     dimension: int = 16
     """Number of coordinates (`D`), even unless chained."""
     curvature: float = 100.0
-    """How much steeper the walls are than the floor."""
+    """Steepness of the walls relative to the floor."""
     chained: bool = True
     """Whether the pairs are (1, 2), (2, 3), (3, 4), … or (1, 2), (3, 4), …"""
     rotated: bool = False
-    """Whether R is a random rotation, or the identity."""
+    """Whether R is a random rotation instead of the identity."""
     scale: float = 1.0
-    """Size of the valley; runs start at N(0, 1) in x whatever it is."""
+    """Size of the valley; runs start at N(0, 1) in x regardless."""
     seed: int = 0
-    """Of the rotation."""
+    """Seed of the rotation."""
 
     def __post_init__(self) -> None:
         check_positive(self, "dimension")
@@ -66,20 +65,18 @@ class Valley(Landscape):
         check_seed(self.seed)
 
     def load_data(self) -> Frame:
-        """Rotation and scale."""
+        """Returns rotation and scale."""
         rng = np.random.RandomState(self.seed)
         rotation = random_rotation(rng, self.dimension) if self.rotated else None
         return Frame(rotation, jnp.float32(self.scale))
 
     def optimum(self, dataset: Frame) -> Params:
-        """z = (1, …, 1)."""
+        """Returns x at z = (1, …, 1)."""
         z = jnp.ones(self.dimension)
         return {"x": dataset.scale * rotated(dataset.rotation, z)}
 
-    def loss(
-        self, params: Params, key: jax.Array, batch: Frame
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The height `[]` at the position."""
+    def loss(self, params: Params, key: jax.Array, batch: Frame) -> Loss:
+        """Returns the height `[]` at the position."""
         del key
         z = rotated_back(batch.rotation, params["x"] / batch.scale)
         step = 1 if self.chained else 2

@@ -74,7 +74,7 @@ GIVEN = {
         QUICKSTART.build().groups[0].problem,
     )
 }
-"""Those that cannot be made without arguments."""
+"""Examples of configurations that need arguments."""
 
 VALUES = (
     *("x", "a\nb", b"x", None, True, -1, 0, 1, 10**30),
@@ -84,7 +84,7 @@ VALUES = (
 
 
 def configurations():
-    """Every class that `configuration` made, by its name."""
+    """Finds every class that `configuration` made, by name."""
     found = {}
     for package in PACKAGES:
         path = importlib.import_module(package).__path__
@@ -121,7 +121,7 @@ def test_a_wrong_value_is_fit_or_is_named(name):
 
 
 def fits(value, hint):
-    """Whether a plain annotation allows the value; others are taken to do so."""
+    """Returns whether a plain annotation allows the value; others always do."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(fits(value, inner) for inner in typing.get_args(hint))
     if hint is float:

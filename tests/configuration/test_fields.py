@@ -1,4 +1,4 @@
-"""What a configuration refuses, and in which words."""
+"""Values that a configuration refuses, and its messages."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_what_fits_is_kept_as_it_is(field, value):
     ],
 )
 def test_numbers_become_the_field_s_own(field, value, kept):
-    """Else two configurations could be equal and yet be written down differently."""
+    """Otherwise equal configurations could be encoded differently."""
     found = getattr(Everything(**{field: value}), field)
     assert repr(found) == repr(kept)
 

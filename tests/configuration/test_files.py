@@ -1,4 +1,4 @@
-"""Folders that appear as a whole, whoever else writes there."""
+"""Folders appear as a whole, even with concurrent writers."""
 
 import os
 
@@ -13,7 +13,7 @@ def writes(text):
 
 
 def test_of_two_writers_one_wins_and_the_other_is_told(tmp_path):
-    """The second begins and ends while the first is still writing."""
+    """A second writer begins and ends while the first is writing."""
     folder = tmp_path / "artifact"
 
     def slow(temporary):

@@ -1,4 +1,4 @@
-"""Tasks whose runs are known in closed form, and rows without any run."""
+"""Tasks with runs in closed form, and rows without runs."""
 
 import dataclasses
 import math
@@ -10,10 +10,11 @@ import pytest
 
 from evaluation.results import EvalRow
 from parametrization import Axes, ParamSpec
+from tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Quadratic:
+class Quadratic(Task):
     """½·mean(x²) from x = 1: gradient descent with rate `4` on 4 elements ends it."""
 
     @property
@@ -44,7 +45,7 @@ class Quadratic:
 
 @dataclasses.dataclass(frozen=True)
 class Echo(Quadratic):
-    """The loss is the batch, whatever the parameters do: positive, below the cap."""
+    """The loss is the batch, independent of the parameters: positive, below the cap."""
 
     def loss(self, params, key, batch):
         return jnp.abs(jnp.sin(batch)) + 0.0 * jnp.sum(params["x"]), {}

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from evaluation import cost as module
-from evaluation.cost import cost, dataset_bytes, flop_per_step, param_shapes, roles
+from evaluation.cost import cost, flop_per_step, param_shapes, roles
 from tasks import (
     MLP,
     Digits,
@@ -18,7 +18,6 @@ from tasks import (
     TFDSImages,
     TFDSText,
     Transformer,
-    description,
 )
 from tasks.suites import mulo
 
@@ -58,7 +57,7 @@ def test_flop_of_an_mlp_are_those_of_its_products_and_little_more(wide):
     assert wide.flop_source == "XLA"
     assert products < wide.flop_per_step < 1.1 * products
     loss = jax.value_and_grad(lambda p, k, b: WIDE.loss(p, k, b)[0])
-    arguments = (param_shapes(WIDE), module._key(), description.batch_shapes(WIDE))
+    arguments = (param_shapes(WIDE), module._key(), WIDE.batch_shapes())
     traced = jax.jit(loss).trace(*arguments).jaxpr.jaxpr
     assert module._matrix_flop(traced) == products
 
@@ -82,7 +81,7 @@ def test_scanned_blocks_count_as_often_as_they_run():
     arguments = (
         param_shapes(scanned),
         module._key(),
-        description.batch_shapes(scanned),
+        scanned.batch_shapes(),
     )
     traced = jax.jit(loss).trace(*arguments).jaxpr.jaxpr
     # The tables are looked up: no product leads back to them.
@@ -122,16 +121,16 @@ def test_the_largest_tasks_are_described_without_being_made(monkeypatch):
 def test_what_is_known_of_data(data_dir):
     data_dir("mnist")
     mnist = ImageClassification(MLP(), TFDSImages("mnist"))
-    assert dataset_bytes(mnist) == 70_000 * (28 * 28 + 4)
+    assert mnist.dataset_bytes() == 70_000 * (28 * 28 + 4)
     small = ImageClassification(MLP(), TFDSImages("mnist", size=8))
-    assert dataset_bytes(small) == 70_000 * (64 + 4)
+    assert small.dataset_bytes() == 70_000 * (64 + 4)
     text = LanguageModelling(Recurrent(), StandardLibrary(), length=4)
-    assert dataset_bytes(text) == sum(x.nbytes for x in text.load_data())
+    assert text.dataset_bytes() == sum(x.nbytes for x in text.load_data())
     teacher = RandomTeacher(teacher=MLP((5,)), num_inputs=3, num_targets=2)
-    assert dataset_bytes(teacher) == 4 * (3 * 5 + 5 + 5 * 2 + 2 + 2 * 2)
-    assert dataset_bytes(ImageClassification(MLP(), TFDSImages("absent"))) is None
-    assert dataset_bytes(Quadratic(dimension=8)) == 4 * 3 * 8
-    assert dataset_bytes(ImageClassification(MLP(), Digits())) == 122_204
+    assert teacher.dataset_bytes() == 4 * (3 * 5 + 5 + 5 * 2 + 2 + 2 * 2)
+    assert ImageClassification(MLP(), TFDSImages("absent")).dataset_bytes() is None
+    assert Quadratic(dimension=8).dataset_bytes() == 4 * 3 * 8
+    assert ImageClassification(MLP(), Digits()).dataset_bytes() == 122_204
 
 
 def test_roles_are_those_of_the_table():

@@ -1,4 +1,4 @@
-"""Runs: what they compute, what they share, and what becomes of divergence."""
+"""Evaluation runs: figures, pairing by seed, divergence."""
 
 import functools
 import math

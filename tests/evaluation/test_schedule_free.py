@@ -15,7 +15,7 @@ NUM_STEPS = 6
 
 
 def reference():
-    """½·x² from 1: losses at y before each update and at the average x after it."""
+    """Losses of ½·x² from 1, at y before each update and at the average x after it."""
     y = z = x = 1.0
     v, training, held_out = 0.0, [], []
     for t in range(1, NUM_STEPS + 1):

@@ -1,4 +1,4 @@
-"""A suite: who runs where, with which learning rate, in which parametrization."""
+"""Suites: optimizers of each cell, their learning rates and parametrizations."""
 
 import dataclasses
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,22 +20,23 @@ from experiments import (
     learning_rate_transfer,
     train,
 )
-from experiments.command_line import BAD_INPUT, InputError
-from experiments.optimizers import OPTIMIZERS, take_optimizer
+from experiments.command_line import BAD_INPUT, InputError, take_option
 from experiments.presets import configs
 from experiments.presets.estimators import ESTIMATORS, take_estimator
+from experiments.presets.optimizers import OPTIMIZERS, take_optimizer
 from experiments.presets.serialization import decode, differences, encode, identity
 from experiments.run import run_directory
 from lopt.learned.celo2 import Celo2
 from lopt.release import registry
 from lopt.wrappers.base import Wrapper
 from metatrain.estimators.backpropagation import Backpropagation
+from metatrain.estimators.pes import PES
 from parametrization import ADAM_LIKE, STANDARD
-from tasks.families import FAMILIES
+from tasks.registry import FAMILIES
 
 
 def parse(*arguments):
-    return command_line.choose_preset(configs.PRESETS, "train", arguments)
+    return command_line.choose_preset(configs.presets(), "train", arguments)
 
 
 def test_fields_are_overridden_by_dotted_names():
@@ -50,8 +52,11 @@ def test_fields_are_overridden_by_dotted_names():
 @pytest.mark.parametrize(
     ("arguments", "needles"),
     [
-        (["--estimator.sigmaa", "1"], ["--estimator.sigmaa", "--estimator.sigma "]),
-        (["--num-step", "3"], ["--num-step", "--num-steps"]),
+        (
+            ["--estimator.sigmaa", "1"],
+            ["--estimator.sigmaa", "meant '--estimator.sigma'"],
+        ),
+        (["--num-step", "3"], ["--num-step", "meant '--num-steps'"]),
         (["--estimator.sigma", "abc"], ["--estimator.sigma", "'abc'", "FLOAT"]),
         (["--num-steps", "1.5"], ["--num-steps", "'1.5'", "INT"]),
         (["--num-steps", "0"], ["num_steps = 0", "must lie in [1, 10⁸)"]),
@@ -63,7 +68,9 @@ def test_fields_are_overridden_by_dotted_names():
         ),
         (["--lopt.rules", "FOO"], ["--lopt.rules", "'FOO'", "ADAM_LIKE"]),
         (["--estimator.lengths.minimum", "900"], ["lengths.maximum = ", "900"]),
-        (["--num-steps"], ["--num-steps"]),
+        (["--num-steps"], ["--num-steps needs INT"]),
+        (["--run.hosts", "two"], ["--run.hosts 'two' must be one of one, auto"]),
+        (["extra"], ["unknown field or value: extra; --help"]),
         (["--estimator.sigma", "1e300"], ["sigma = 1e+300", "must lie in"]),
         (["--objective.cap", "inf"], ["cap = inf", "must lie in"]),
         (["--validation.num-steps", "0"], ["validation: num_steps = 0"]),
@@ -79,9 +86,29 @@ def test_bad_values_name_the_field_the_value_and_what_is_right(arguments, needle
         assert needle in message, message
 
 
+def test_a_field_of_a_group_is_suggested_in_its_group():
+    with pytest.raises(InputError, match=r"meant '--task\.groups\.0\.weight'"):
+        parse("velo_like", "--task.groups.0.weigh", "1")
+
+
+def test_an_option_is_taken_out_of_a_command_line():
+    words = ["a", "--x_y", "1", "--x-y.z", "2", "--x-y=-3", "b"]
+    assert take_option(words, "--x-y") == ("-3", ["a", "--x-y.z", "2", "b"])
+    assert take_option(words, "--z") == (None, words)
+    for missing in (["--z"], ["--z", "--x"]):
+        with pytest.raises(InputError, match="--z needs a value"):
+            take_option(missing, "--z")
+
+
+def test_the_commands_are_the_modules_that_can_be_run():
+    folder = Path(command_line.__file__).parent
+    found = [p.stem for p in folder.glob("*.py") if "__main__" in p.read_text()]
+    assert tuple(sorted(found)) == command_line.COMMANDS
+
+
 def parse_with_optimizer(*arguments):
     lopt, rest = take_optimizer(arguments)
-    presets = configs.with_optimizer(configs.PRESETS, lopt)
+    presets = configs.with_optimizer(configs.presets(), lopt)
     return command_line.choose_preset(presets, "train", rest)[1]
 
 
@@ -149,7 +176,7 @@ def test_equal_configurations_are_one_run():
 
 def parse_with_estimator(*arguments):
     name, rest = take_estimator(arguments)
-    presets = configs.with_estimator(configs.PRESETS, name)
+    presets = configs.with_estimator(configs.presets(), name)
     return command_line.choose_preset(presets, "train", rest)[1]
 
 
@@ -172,10 +199,8 @@ def test_a_named_estimator_takes_the_place_of_the_presets_own_and_its_sizes():
     es = parse_with_estimator(
         "quickstart", "--estimator=pes", *given, *factors
     ).estimator
-    assert (es.pairs_per_task, es.refresh, es.credit) == (4, 3, "accumulated")
+    assert isinstance(es, PES) and (es.pairs_per_task, es.refresh) == (4, 3)
     assert es.sigma_factors == (("layer_0", 2.0), ("layer_1/bias", 0.5))
-    refresh = ("--estimator.refresh", "episode")
-    assert parse("quickstart", *refresh)[1].estimator.refresh == "episode"
 
 
 @pytest.mark.parametrize(
@@ -201,14 +226,10 @@ def test_a_wrong_estimator_is_named(arguments, needle):
 
 
 @pytest.mark.parametrize(
-    ("credit", "refresh", "today"),
-    [
-        ("accumulated", 1, "accumulated"),
-        ("fresh", 1, "window"),
-        ("episode", "episode", "accumulated"),
-    ],
+    ("credit", "name"),
+    [("accumulated", "pes"), ("fresh", "truncated_es"), ("episode", "noise_reuse_es")],
 )
-def test_runs_of_the_time_of_one_estimator_go_on(tmp_path, credit, refresh, today):
+def test_runs_of_the_time_of_one_estimator_go_on(tmp_path, credit, name):
     stored = encode(configs.QUICKSTART)
     names = ("num_pairs", "truncation", "sigma", "chunk", "lengths")
     old = {name: stored["estimator"][name] for name in names} | {"credit": credit}
@@ -216,8 +237,7 @@ def test_runs_of_the_time_of_one_estimator_go_on(tmp_path, credit, refresh, toda
     old["lengths"] = {name: old["lengths"][name] for name in lengths}
     (tmp_path / "config.json").write_text(json.dumps(stored | {"estimator": old}))
     again = decode(configs.TrainConfig, run_directory.read_config(tmp_path)).estimator
-    own = configs.QUICKSTART.estimator
-    assert again == dataclasses.replace(own, refresh=refresh, credit=today)
+    assert again == ESTIMATORS[name](configs.QUICKSTART.estimator)
 
 
 def test_an_unknown_preset_lists_the_known_ones():
@@ -313,10 +333,13 @@ def test_configurations_survive_json():
     [
         (lambda c: c.update(extra=1), "config.extra is not a field"),
         (lambda c: c.pop("seed"), "config.seed is missing"),
-        (lambda c: c.update(seed="0"), "config.seed = '0' must be of type int"),
-        (lambda c: c.update(seed=True), "config.seed = True must be of type int"),
+        (lambda c: c.update(seed="0"), "config.seed = '0' must be a whole number"),
+        (lambda c: c.update(seed=True), "config.seed = True must be a whole number"),
         (lambda c: c["lopt"].update(rules="X"), "config.lopt.rules = 'X'"),
-        (lambda c: c["task"].update(model=3), "config.task.model must be an object"),
+        (
+            lambda c: c["task"].update(model=3),
+            "config.task.model = 3 must be of type Model",
+        ),
     ],
 )
 def test_a_stored_configuration_is_read_strictly(edit, message):

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from experiments import command_line, train
 from experiments.command_line import BAD_INPUT, InputError
-from experiments.optimizers import OPTIMIZERS
 from experiments.presets import configs
-from experiments.presets.configs import PRESETS, TrainConfig
+from experiments.presets.configs import TrainConfig, presets
+from experiments.presets.optimizers import OPTIMIZERS
 from experiments.presets.serialization import decode, encode, flatten
-from experiments.train import _first_state
+from experiments.run.training_state import check_size, first_state
 
 SOME = ("quickstart", "quadratic", "transformer", "resnet", "mulo_s", "tfds_vae")
-STORED = {name: encode(PRESETS[name][1]()) for name in SOME}
+STORED = {name: encode(presets()[name][1]()) for name in SOME}
 
 
 def accept(make):
@@ -64,7 +64,7 @@ def commands(draw):
 
 
 def parse(words):
-    return command_line.choose_preset(PRESETS, "train", words)[1]
+    return command_line.choose_preset(presets(), "train", words)[1]
 
 
 @settings(max_examples=15)
@@ -144,7 +144,7 @@ ODD = {
 
 def fields_of_all():
     """Each field of each component once: its place in a stored configuration."""
-    made = [make() for _, make in PRESETS.values()]
+    made = [make() for _, make in presets().values()]
     made += [
         dataclasses.replace(configs.QUICKSTART, lopt=named.make())
         for named in OPTIMIZERS.values()
@@ -176,8 +176,8 @@ def test_odd_values_of_every_field_of_every_component():
             if config is None:
                 continue
             try:
-                template = jax.eval_shape(lambda c=config: _first_state(c.build()))
-                train._check_size(template)
+                template = jax.eval_shape(lambda c=config: first_state(c.build()))
+                check_size(template)
             except InputError:
                 pass
     assert cases > 1000

@@ -14,6 +14,7 @@ import pytest
 from experiments import hosts
 from experiments.command_line import INTERRUPTED, InputError
 from experiments.run import processes
+from experiments.run.interruption import Interruption
 from experiments.run.processes import PEER_LOST, Meeting, take_meeting
 from experiments.run.run_directory import METRICS, RunDirectory, read_rows
 
@@ -56,8 +57,6 @@ def test_a_wrong_meeting_is_refused(words, message):
 def test_a_process_alone_does_everything_itself(tmp_path):
     assert not processes.several() and processes.is_first()
     assert processes.on_first(lambda: 3) == 3
-    assert processes.stops_after(1, True) and not processes.stops_after(1, False)
-    assert signal.SIGTERM in processes.own_signals()
     with processes.run_directory(tmp_path / "run") as directory:
         assert type(directory) is RunDirectory
     with pytest.raises(InputError, match="mine"):
@@ -76,12 +75,21 @@ def test_a_cpu_is_as_many_devices_as_cores_and_chunks_allow(
     assert processes.cpu_devices(64) == processes.MOST_CPU_DEVICES
 
 
-def test_an_onlooker_touches_nothing(tmp_path):
-    with processes.Onlooker(tmp_path / "run") as directory:
-        directory.claim({"seed": 1})
-        directory.append(METRICS, [{"step": 1}])
-        directory.truncate_after(0)
+def test_a_process_that_is_not_the_first_has_no_run_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "on_first", lambda work: None)
+    with processes.run_directory(tmp_path / "run") as directory:
+        assert directory is None
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_process_alone_after_the_step(number):
+    before = signal.getsignal(number)
+    with Interruption() as interruption:
+        assert not interruption.after(1)
+        os.kill(os.getpid(), number)
+        assert interruption.after(2)
+    assert signal.getsignal(number) is before
 
 
 # Started instead of training: it does what it is told to as process 0 and as process 1.

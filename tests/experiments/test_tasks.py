@@ -9,8 +9,8 @@ from experiments.command_line import BAD_INPUT, InputError
 from experiments.presets import inventory
 from tasks import MLP, ImageClassification, Quadratic, TFDSImages
 from tasks.distributions import NamedDistribution
-from tasks.families import FAMILIES, NAMED
 from tasks.groups import Group, TaskDistribution
+from tasks.registry import FAMILIES, NAMED
 from tasks.suites import SUITES, Cell, Suite
 from tasks.variation import Variation
 
@@ -29,7 +29,7 @@ def small(monkeypatch):
     group = Group("bowls", Quadratic(), 0.25, Variation(loss_scale=(0.5, 2.0)))
     mixture = TaskDistribution((group,))
     named = NamedDistribution("a mixture", lambda: mixture)
-    monkeypatch.setattr(tasks, "DISTRIBUTIONS", {"mixture": named})
+    monkeypatch.setattr(inventory, "DISTRIBUTIONS", {"mixture": named})
     monkeypatch.setenv(command_line.DATA_DIR, "/nowhere")
 
 

@@ -19,10 +19,11 @@ from experiments.command_line import InputError
 from experiments.presets import configs
 from experiments.presets.serialization import encode
 from experiments.run.run_directory import METRICS, VALIDATION, RunDirectory, read_rows
-from experiments.train import load_trained, train
+from experiments.run.training_state import load_trained
+from experiments.train import train
 from lopt.learned.small_fc import SmallFC
 from lopt.release.artifact import Artifact
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from tasks.classification import ImageClassification
@@ -31,9 +32,7 @@ from tasks.models.mlp import MLP
 TINY = configs.TrainConfig(
     task=ImageClassification(MLP(widths=(4,), base_width=4), batch_size=8),
     lopt=SmallFC(hidden_size=3, step_mult=0.01),
-    estimator=EvolutionStrategy(
-        num_pairs=2, chunk=1, truncation=4, lengths=EpisodeLengths(4, 12)
-    ),
+    estimator=PES(num_pairs=2, chunk=1, truncation=4, lengths=EpisodeLengths(4, 12)),
     outer=OuterOptimizer(warmup_steps=2),
     num_steps=10,
     validation=configs.Validation(every=3, num_steps=5, num_seeds=2),
@@ -254,8 +253,14 @@ SMALL = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.optimized),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signalled_process_goes_on_bit_for_bit(tmp_path, number):
     def command(name):
         directory = ["--run.directory", str(tmp_path / name)]

@@ -11,9 +11,9 @@ import numpy as np
 
 from experiments.presets import configs
 from experiments.run.run_directory import METRICS, VALIDATION
-from experiments.train import load_trained
+from experiments.run.training_state import load_trained
 from lopt.learned.learnable import LearnableSGDM
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.outer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from tasks.synthetic.quadratics import Quadratic
@@ -21,7 +21,7 @@ from tasks.synthetic.quadratics import Quadratic
 TINY = configs.TrainConfig(
     task=Quadratic(dimension=2, condition=10.0),
     lopt=LearnableSGDM(initial_learning_rate=0.1),
-    estimator=EvolutionStrategy(
+    estimator=PES(
         num_pairs=2, chunk=1, truncation=2, sigma=0.1, lengths=EpisodeLengths(2, 6)
     ),
     outer=OuterOptimizer(learning_rate=0.1, warmup_steps=2),

@@ -30,7 +30,7 @@ import numpy as np
 from lopt.baselines import Adam
 from lopt.learned.small_fc import SmallFC
 from metatrain import devices
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining, ProblemGroup
@@ -80,9 +80,7 @@ def compilations():
 
 def build(case, mesh):
     pairs, lopt, num, chunk, _ = CASES[case]
-    es = EvolutionStrategy(
-        num_pairs=num, chunk=chunk, truncation=4, lengths=EpisodeLengths(4, 12)
-    )
+    es = PES(num_pairs=num, chunk=chunk, truncation=4, lengths=EpisodeLengths(4, 12))
     if case == "summed" and mesh is not None:
         es = dataclasses.replace(es, reduce="psum")
     groups = tuple(
@@ -148,7 +146,6 @@ def first_gradient(case, mesh):
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_disable_most_optimizations", sys.argv[2] == "quick")
     case, sizes = sys.argv[2], [int(size) for size in sys.argv[3:]]
     work = first_gradient if case == "summed" else run
     rows = {}

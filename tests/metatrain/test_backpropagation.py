@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from lopt.learned.learnable import LearnableAdam, LearnableSGD
 from lopt.learned.small_fc import SmallFC
 from metatrain.estimators.backpropagation import Backpropagation
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining
@@ -33,6 +33,7 @@ from tests.metatrain.toy import (
     advance,
     begin,
     episode_gradient,
+    estimated,
     window_keys,
     windows_of,
 )
@@ -44,14 +45,6 @@ SMALL = InnerTraining(
     SmallFC(hidden_size=3, step_mult=0.1, rules=ADAM_LIKE),
     Objective(cap=1e6),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def backpropagation(**fields):
@@ -83,7 +76,7 @@ def window_gradients():
     for _ in range(WINDOWS):
 
         def loss(theta, state=state):
-            unrolled = PLAIN.unroll(theta, state, (), None, None, WINDOW)
+            unrolled = PLAIN.unroll(theta, state, (), None, None, num_steps=WINDOW)
             return unrolled.losses.mean(), unrolled.episode
 
         gradient, state = jax.grad(loss, has_aux=True)(THETA)
@@ -114,7 +107,7 @@ def test_it_equals_finite_differences_in_float64(lopt):
         theta = in_float64(lopt.init(jax.random.key(0)))
         dataset = in_float64(SMALL.task.load_data())
         state = in_float64(es.init(problem, theta))
-        step = jax.jit(lambda t, s, k: es.estimate(problem, t, s, dataset, k))
+        step = jax.jit(lambda t, s, k: estimated(es, problem, t, s, dataset, k))
         flat, unravel = ravel_pytree(theta)
         for window in range(2):
             key = jax.random.key(window)
@@ -138,24 +131,22 @@ def test_it_equals_finite_differences_in_float64(lopt):
 @pytest.fixture(scope="module")
 def remat():
     """A window's gradient and bytes of its program, without and with `remat`."""
-    jax.config.update("jax_disable_most_optimizations", False)
     problem = dataclasses.replace(SMALL, task=Quadratic(dimension=256))
     theta, dataset = SMALL.lopt.init(jax.random.key(0)), problem.task.load_data()
     lengths = EpisodeLengths(64, 64)
     found = {}
     for wanted in (False, True):
         es = backpropagation(truncation=64, lengths=lengths, remat=wanted)
-        step = functools.partial(es.estimate, problem)
+        step = functools.partial(estimated, es, problem)
         arguments = (theta, es.init(problem, theta), dataset, jax.random.key(1))
         program = jax.jit(step).lower(*arguments).compile()
         estimate, _ = program(*arguments)
         used = program.memory_analysis().temp_size_in_bytes
         found[wanted] = ravel_pytree(estimate.grad)[0], used
-    jax.config.update("jax_disable_most_optimizations", True)
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 def test_rematerialization_changes_rounding_and_memory_alone(remat):
     (plain, much), (again, little) = remat[False], remat[True]
     scale = float(jnp.abs(plain).max())
@@ -168,9 +159,7 @@ def test_rematerialization_changes_rounding_and_memory_alone(remat):
 def test_episodes_are_those_of_evolution_strategies():
     lengths = EpisodeLengths(WINDOW, LENGTH)
     own = backpropagation(lengths=lengths)
-    es = EvolutionStrategy(
-        num_pairs=2, chunk=2, truncation=WINDOW, lengths=lengths, sigma=1e-18
-    )
+    es = PES(num_pairs=2, chunk=2, truncation=WINDOW, lengths=lengths, sigma=1e-18)
     states = [begin(own, NOISY), begin(es, NOISY)]
     ends = set()
     for key in window_keys(seed=4, windows=5):

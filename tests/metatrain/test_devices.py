@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 
 from lopt.baselines import Adam
 from metatrain import devices
-from metatrain.estimators.es import EvolutionStrategy
-from metatrain.estimators.particles import over_particles, sum_over_particles
+from metatrain.estimators.particles import over_particles
+from metatrain.estimators.pes import PES
 from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining, ProblemGroup
@@ -75,14 +75,14 @@ def test_more_devices_give_the_bits_of_one(num):
     check_same(run("1", "quick", 0)["0"], run(str(num), "quick", num)[str(num)], num)
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("case", ["network", "streamed", "groups"])
 def test_what_is_learned_on_two_devices_has_the_bits_of_one(case):
     runs = run("2", case, 0, 2)
     check_same(runs["0"], runs["2"], 2)
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 def test_two_processes_give_the_bits_of_one():
     from experiments.hosts import free_port
 
@@ -118,7 +118,7 @@ def mesh_of(num):
 @pytest.mark.parametrize(("num_chunks", "num"), [(4, 3), (1, 2), (6, 4)])
 def test_chunks_that_do_not_fit_the_devices_are_refused(num_chunks, num):
     with pytest.raises(ValueError) as error:
-        devices.check_shares(num_chunks, mesh_of(num))
+        devices.check_shares(num_chunks, num)
     message = str(error.value)
     chunks = "1 chunk" if num_chunks == 1 else f"{num_chunks} chunks"
     assert f"{chunks} of particles cannot be shared by {num} devices" in message
@@ -132,17 +132,17 @@ def test_chunks_that_do_not_fit_the_devices_are_refused(num_chunks, num):
 )
 def test_the_largest_number_of_devices_that_can_share(num_chunks, most, largest):
     assert devices.largest_share(num_chunks, most) == largest
-    devices.check_shares(num_chunks, mesh_of(largest))
+    devices.check_shares(num_chunks, largest)
 
 
 def test_they_are_refused_before_anything_is_computed():
     task, lopt = Quadratic(2), Adam(0.1)
     groups = (ProblemGroup("task", InnerTraining(task, lopt, Objective())),)
-    es = EvolutionStrategy(num_pairs=4, chunk=2)
+    es = PES(num_pairs=4, chunk=2)
     with pytest.raises(ValueError, match="2 chunks of particles cannot be shared by 3"):
         MetaTraining(groups, lopt, es, OuterOptimizer(), 5, mesh=mesh_of(3))
     with pytest.raises(ValueError, match="reduce = 'sum' must be one of ordered, psum"):
-        EvolutionStrategy(reduce="sum")
+        PES(reduce="sum")
 
 
 def test_a_mesh_has_what_the_backend_has():
@@ -177,9 +177,9 @@ def test_particles_run_in_chunks_each_once_and_in_place(chunk):
     )
     want = np.asarray(x) * np.asarray(shared) + np.arange(6)[:, None]
     np.testing.assert_array_equal(kept["own"], want)
-    again, total = jax.jit(lambda s, p: sum_over_particles(work, s, p, chunk=chunk))(
-        shared, particles
-    )
+    again, total = jax.jit(
+        lambda s, p: over_particles(work, s, p, chunk=chunk, reduce="psum")
+    )(shared, particles)
     np.testing.assert_array_equal(again["own"], kept["own"])
     exact = np.sum(np.asarray(terms, np.float64), axis=0)
     bound = 6 * 2.0**-23 * np.abs(terms).sum(axis=0)

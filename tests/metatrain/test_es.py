@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metatrain.estimators.base import Windowed
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.controls import Controls
+from metatrain.estimators.noise_reuse_es import NoiseReuseES
 from metatrain.estimators.perturbation import raveled_factors
+from metatrain.estimators.pes import PES
+from metatrain.estimators.truncated_es import TruncatedES
 from metatrain.keys import stream
 from metatrain.truncation import EpisodeLengths
+from metatrain.unroll import Windowed
 from tests.metatrain.toy import (
     DECAY,
     EPISODE,
@@ -35,34 +38,27 @@ from tests.metatrain.toy import (
 )
 
 FAMILY = {
-    "pes": {},
-    "gpes_2": {"refresh": 2},
-    "noise_reuse": {"refresh": "episode"},
-    "truncated": {"credit": "window"},
+    "pes": (PES, {}),
+    "gpes_2": (PES, {"refresh": 2}),
+    "noise_reuse": (NoiseReuseES, {}),
+    "truncated": (TruncatedES, {}),
 }
 
 
 MANY = 16384
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def strategy(**fields):
+def strategy(kind=PES, **fields):
     defaults = dict(num_pairs=3, truncation=WINDOW, sigma=0.1, lengths=EPISODE)
-    es = EvolutionStrategy(**(defaults | fields | {"chunk": 1}))
+    es = kind(**(defaults | fields | {"chunk": 1}))
     return dataclasses.replace(es, chunk=fields.get("chunk", es.num_pairs))
 
 
 @functools.cache
 def terms_of(name):
     """Terms [W, N, 2] of one of the family, with many pairs."""
-    return windows_of(strategy(num_pairs=MANY, **FAMILY[name]))["a"]
+    kind, fields = FAMILY[name]
+    return windows_of(strategy(kind, num_pairs=MANY, **fields))["a"]
 
 
 @pytest.mark.parametrize("name", ["pes", "gpes_2", "noise_reuse"])
@@ -72,7 +68,7 @@ def test_credit_of_all_noises_is_unbiased(name):
 
 
 def test_full_es_is_unbiased():
-    es = EvolutionStrategy.full_es(LENGTH, num_pairs=MANY, chunk=MANY, sigma=0.1)
+    es = NoiseReuseES.full(LENGTH, num_pairs=MANY, chunk=MANY, sigma=0.1)
     terms = windows_of(es, windows=1)["a"]
     away = deviation(terms, episode_gradient()["a"])
     assert np.all(away < 4.0), away
@@ -114,18 +110,16 @@ def test_variance_falls_as_noises_are_kept_longer_as_theory_says():
         assert gap > 4 * np.hypot(error[more], error[more + 1]), (measured, error)
 
 
+# As users run them: with fusions, which could round in other ways.
+@pytest.mark.optimized
 def test_with_one_window_an_episode_the_whole_family_is_full_es_bit_for_bit():
-    # As they are compiled for use: with fusions, which could round in other ways.
-    jax.config.update("jax_disable_most_optimizations", False)
     shared = dict(num_pairs=4, chunk=4, sigma=0.1)
     windows = shared | dict(truncation=LENGTH, lengths=EPISODE)
-    es = EvolutionStrategy
-    full = windows_of(es.full_es(LENGTH, **shared), windows=3)["a"]
+    full = windows_of(NoiseReuseES.full(LENGTH, **shared), windows=3)["a"]
     assert np.all(full != 0)
-    for made in (es.pes(**windows), es.truncated_es(**windows)):
+    for made in (PES(**windows), TruncatedES(**windows)):
         np.testing.assert_array_equal(windows_of(made, windows=3)["a"], full)
-    assert es.noise_reuse_es(**windows) == es.full_es(LENGTH, **shared)
-    jax.config.update("jax_disable_most_optimizations", True)
+    assert NoiseReuseES(**windows) == NoiseReuseES.full(LENGTH, **shared)
 
 
 def noise_of(es, key, pair):
@@ -133,11 +127,13 @@ def noise_of(es, key, pair):
     return es.sigma * np.asarray(drawn)
 
 
-@pytest.mark.parametrize("refresh", [1, 3, "episode"])
+@pytest.mark.parametrize("refresh", [1, 3, None])
 def test_the_last_window_is_credited_with_the_whole_episode_and_a_reset_forgets_it(
     refresh,
 ):
-    es, toy = strategy(refresh=refresh), PLAIN
+    """With a noise for every so many windows, or one for the episode."""
+    es = strategy(refresh=refresh) if refresh else strategy(NoiseReuseES)
+    toy = PLAIN
     state = begin(es, toy)
     noises = []
     for window in range(WINDOWS + 1):
@@ -147,7 +143,7 @@ def test_the_last_window_is_credited_with_the_whole_episode_and_a_reset_forgets_
         begins = window in (0, WINDOWS)
         if begins:  # after the episode's last window both members begin anew, at x = 0
             before, noises = np.zeros_like(before), []
-        if begins or (refresh != "episode" and window % refresh == 0):
+        if begins or (refresh and window % refresh == 0):
             noises.append(np.stack([noise_of(es, key, i) for i in range(3)]))
         ends = [
             member_losses(before[:, i], sign * noises[-1])
@@ -232,7 +228,7 @@ def test_pairs_of_a_task_share_beginnings_lengths_and_batches():
             if begun.step[pair, 0] < begun.length[pair, 0]:
                 episode = jax.tree.map(lambda x, i=pair: x[i, 0], begun)
                 own = shared.data_keys(key)[pair]
-                again = NOISY.unroll(THETA, episode, (), None, own, WINDOW)
+                again = NOISY.unroll(THETA, episode, (), None, own, num_steps=WINDOW)
                 np.testing.assert_allclose(again.episode.x, ends.x[pair, 0], rtol=1e-6)
     assert differ
 
@@ -240,7 +236,8 @@ def test_pairs_of_a_task_share_beginnings_lengths_and_batches():
 def test_pairs_that_share_batches_and_members_that_do_not_are_unbiased():
     spread = {}
     for common in (True, False):
-        es = strategy(num_pairs=MANY, pairs_per_task=4, common_random_numbers=common)
+        controls = Controls(common_random_numbers=common)
+        es = strategy(num_pairs=MANY, pairs_per_task=4, controls=controls)
         terms = windows_of(es, NOISY)["a"]
         away = deviation(terms, episode_gradient()["a"], together=4)
         assert np.all(away < 4.0), (common, away)
@@ -249,13 +246,15 @@ def test_pairs_that_share_batches_and_members_that_do_not_are_unbiased():
     assert spread[False] > 3 * spread[True], spread
     with pytest.raises(ValueError, match="common_random_numbers = False: streamed"):
         es.data_keys(jax.random.key(0))
+    state, streamed = begin(es, NOISY), Windowed(None, jnp.zeros(MANY))
     with pytest.raises(ValueError, match="common_random_numbers = False: streamed"):
-        es.estimate(NOISY, THETA, None, Windowed(None, None), jax.random.key(0))
+        es.advance(NOISY, THETA, state, streamed, jax.random.key(0))
 
 
 @pytest.mark.slow
 def test_orthogonal_noises_are_orthogonal_normal_and_unbiased():
-    es = strategy(num_pairs=MANY, pairs_per_task=2, orthogonal=True)
+    controls = Controls(orthogonal=True)
+    es = strategy(num_pairs=MANY, pairs_per_task=2, controls=controls)
     _, state = advance(es, PLAIN, begin(es, PLAIN), jax.random.key(0))
     noise = np.asarray(state.credit, np.float64).reshape(-1, 2, 2) / es.sigma
     products = np.abs((noise[:, 0] * noise[:, 1]).sum(-1))
@@ -277,9 +276,9 @@ def test_orthogonal_noises_are_orthogonal_normal_and_unbiased():
 # What a pair's difference of losses is made of.
 
 
-def one_window(**fields):
+def one_window(**controls):
     """Differences of losses [8] and terms [8, 2] of a first window."""
-    es = strategy(num_pairs=8, **fields)
+    es = strategy(num_pairs=8, controls=Controls(**controls))
     estimate, state = advance(es, PLAIN, begin(es, PLAIN), jax.random.key(1))
     credit = np.asarray(state.credit, np.float64)
     terms = np.asarray(estimate.terms["a"], np.float64)
@@ -354,15 +353,13 @@ def test_parts_with_factors_of_their_own_are_unbiased():
 
 def test_factors_find_their_parts_by_path_and_the_last_counts():
     theta = {"b": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "bb": jnp.ones(1)}
-    from_paths = EvolutionStrategy(
-        sigma_factors=(("b", 2.0), ("b/kernel", 3.0), ("bb", 5.0))
-    )
-    dotted = EvolutionStrategy(sigma_factors=(("b.kernel", 3.0), ("b", 2.0)))
+    from_paths = PES(sigma_factors=(("b", 2.0), ("b/kernel", 3.0), ("bb", 5.0)))
+    dotted = PES(sigma_factors=(("b.kernel", 3.0), ("b", 2.0)))
     factors = raveled_factors(theta, from_paths.sigma_factors)
     np.testing.assert_array_equal(factors, [2.0] * 3 + [3.0] * 6 + [5.0])
     factors = raveled_factors(theta, dotted.sigma_factors)
     np.testing.assert_array_equal(factors, [2.0] * 9 + [1.0])
-    unknown = EvolutionStrategy(sigma_factors=(("b/scale", 3.0),))
+    unknown = PES(sigma_factors=(("b/scale", 3.0),))
     with pytest.raises(ValueError, match="nothing at 'b/scale'; it has b/bias, b/kern"):
         unknown.init(Toy(), theta)
 
@@ -376,23 +373,13 @@ def test_factors_find_their_parts_by_path_and_the_last_counts():
         ({"sigma": float("nan")}, "sigma = nan"),
         ({"num_pairs": 8, "chunk": 3}, "chunk = 3 must divide num_pairs = 8"),
         ({"refresh": 0}, "refresh = 0 must be a positive"),
-        (
-            {"refresh": "window"},
-            "refresh = 'window' must be .* or 'episode'",
-        ),
-        ({"credit": "fresh"}, "credit = 'fresh' must be one of accumulated, window"),
+        ({"refresh": "window"}, "refresh = 'window' must be a whole number"),
         ({"pairs_per_task": 2}, "pairs_per_task = 2 must divide num_pairs = 3"),
         ({"pairs_per_task": 0}, "pairs_per_task = 0"),
         ({"sigma_factors": (("a", -1.0),)}, "sigma_factors: -1.0 of 'a'"),
         (
             {"sigma_factors": (("a", float("nan")),)},
             r"sigma_factors\[0\]\[1\] = nan",
-        ),
-        ({"sign_difference": 0.0}, "sign_difference = 0.0"),
-        ({"clip_difference": float("inf")}, "clip_difference = inf"),
-        (
-            {"clip_difference": 1.0, "sign_difference": 1.0},
-            "clip_difference = 1.0 has no effect on signs",
         ),
     ],
 )
@@ -401,7 +388,24 @@ def test_bad_fields_are_named(fields, message):
         strategy(**fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sign_difference": 0.0}, "controls.sign_difference = 0.0"),
+        ({"clip_difference": float("inf")}, "controls.clip_difference = inf"),
+        (
+            {"clip_difference": 1.0, "sign_difference": 1.0},
+            "controls.clip_difference = 1.0 has no effect on signs",
+        ),
+    ],
+)
+def test_bad_controls_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Controls(**fields)
+
+
 def test_more_orthogonal_noises_than_dimensions_are_refused():
-    es = strategy(num_pairs=3, pairs_per_task=3, orthogonal=True)
+    controls = Controls(orthogonal=True)
+    es = strategy(num_pairs=3, pairs_per_task=3, controls=controls)
     with pytest.raises(ValueError, match="pairs_per_task = 3 orthogonal noises need"):
         es.init(Toy(), THETA)

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.optimizers import OPTIMIZERS
+from experiments.presets.optimizers import OPTIMIZERS
 from lopt.learned.velo import VeLO
 from lopt.wrappers import ScheduledSteps
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
@@ -27,14 +27,6 @@ LEARNED_DECAYS = {
     "learnable_adam": {"b1", "b2"},
 }
 LEARNED_DECAYS["nominal"] = LEARNED_DECAYS["small_fc"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs once: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def made(name):
@@ -60,9 +52,7 @@ SOON = ("rnn_mlp", "learnable_adam")
 )
 def test_an_outer_step_moves_theta_and_reports_learned_decays(name):
     lopt = ScheduledSteps(made("small_fc")) if name == "wrapped" else made(name)
-    es = EvolutionStrategy(
-        num_pairs=2, chunk=2, truncation=4, lengths=EpisodeLengths(8, 8)
-    )
+    es = PES(num_pairs=2, chunk=2, truncation=4, lengths=EpisodeLengths(8, 8))
     training = MetaTraining.on(TASK, lopt, es, OuterOptimizer(warmup_steps=0), 2)
     first = training.init()
     before = jax.device_get(first.theta)

@@ -10,7 +10,7 @@ import pytest
 from lopt.baselines import SGD, Adam, Muon, ScheduleFreeAdamW
 from lopt.learned.learnable import LearnableSGD
 from lopt.learned.small_fc import SmallFC
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.expert import LARGEST_RATIO, Expert, compare
 from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
@@ -21,6 +21,7 @@ from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification
 from tasks.models.mlp import MLP
 from tasks.synthetic.quadratics import Quadratic
+from tests.metatrain.toy import estimated
 
 TASK = Quadratic(dimension=3)
 KEY = jax.random.key(0)
@@ -28,14 +29,6 @@ RATE, EXPERT_RATE, STEPS = 0.05, 0.4, 6
 LOPT = LearnableSGD(initial_learning_rate=RATE)
 compared = jax.jit(compare)
 RAMP = dict(full_until=100, over_at=300)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +50,7 @@ def runner(problem, dataset, num_steps=STEPS):
             variant,
             dataset,
             jax.random.key(2),
-            num_steps,
+            num_steps=num_steps,
             outer_step=outer_step,
         )
 
@@ -135,17 +128,15 @@ def test_an_expert_that_does_the_same_charges_nothing(data):
 
 
 def test_where_both_members_follow_the_expert_imitation_alone_speaks(data):
-    es = EvolutionStrategy(
-        num_pairs=3, chunk=3, truncation=3, lengths=EpisodeLengths(6, 6)
-    )
+    es = PES(num_pairs=3, chunk=3, truncation=3, lengths=EpisodeLengths(6, 6))
     expert = Expert(SGD(EXPERT_RATE), **RAMP)
     training = MetaTraining.on(
         TASK, LOPT, es, OuterOptimizer(), num_steps=5, expert=expert
     )
     problem, theta = training.groups[0].problem, LOPT.init(KEY)
     estimate, state = jax.jit(
-        lambda step: es.estimate(
-            problem, theta, es.init(problem, theta), data, KEY, outer_step=step
+        lambda step: estimated(
+            es, problem, theta, es.init(problem, theta), data, KEY, outer_step=step
         )
     )(jnp.int32(0))
     # θ is the logarithm of the rate, so imitation is .3 · (ln(expert's rate) − θ); the
@@ -223,11 +214,9 @@ def test_bad_fields_are_named(fields, message):
         Expert(**fields)
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("expert", [Adam(1e-2, weight_decay=0.1), Muon(0.02)])
 def test_a_network_follows_its_expert_and_forgets_it(expert):
-    # Bits are worth something only as they are in real runs.
-    jax.config.update("jax_disable_most_optimizations", False)
     task = ImageClassification(MLP(widths=(8, 8), base_width=8), batch_size=16)
     lopt = SmallFC(hidden_size=3, step_mult=0.01, rules=ADAM_LIKE)
     data = task.load_data()

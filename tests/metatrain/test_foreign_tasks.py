@@ -8,7 +8,7 @@ import pytest
 from evaluation.run import evaluate
 from lopt.baselines import SGD, Adam
 from lopt.learned.small_fc import SmallFC
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining
@@ -20,20 +20,10 @@ from tests.tasks.custom.foreign import Averaging, Classifier, Returning, Scales
 KEY = jax.random.key(1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_three_outer_steps_on_an_adapted_task():
     task = adapt(Averaging(), num_batches=5, num_held_out=2, loss_at_chance=np.log(3.0))
     lopt = SmallFC(hidden_size=3, step_mult=0.01)
-    es = EvolutionStrategy(
-        num_pairs=2, chunk=2, truncation=4, lengths=EpisodeLengths(8, 8)
-    )
+    es = PES(num_pairs=2, chunk=2, truncation=4, lengths=EpisodeLengths(8, 8))
     training = MetaTraining.on(task, lopt, es, OuterOptimizer(), num_steps=3)
     state, losses = training.init(), []
     before = jax.device_get(state.theta)
@@ -67,7 +57,7 @@ def test_a_loss_that_is_nan_counts_as_the_cap():
     theta = adam.init(KEY)
     variant = problem.sample(KEY)
     episode = problem.start(theta, variant, KEY, jnp.int32(4))
-    unrolled = problem.unroll(theta, episode, variant, (), KEY, 4)
+    unrolled = problem.unroll(theta, episode, variant, (), KEY, num_steps=4)
     losses, diverged = unrolled.losses, unrolled.diverged
     np.testing.assert_array_equal(losses, np.full(4, 1.25, np.float32))
     assert bool(diverged)
@@ -85,7 +75,9 @@ def test_every_pair_trains_on_a_configuration_of_its_own():
         want = family.init_with(variant.config, KEY)
         np.testing.assert_array_equal(episode.params["x"], want["x"])
         theta = SGD(1e-3).init(KEY)
-        losses = problem.unroll(theta, episode, variant, (), KEY, 1).losses
+        unrolled = problem.unroll(theta, episode, variant, (), KEY, num_steps=1)
         loss, _ = family.loss_with(variant.config, want, KEY, ())
         unit = family.loss_at_chance_over_configs()
-        assert float(losses[0]) == pytest.approx(min(float(loss) / unit, 1.5), rel=1e-5)
+        assert float(unrolled.losses[0]) == pytest.approx(
+            min(float(loss) / unit, 1.5), rel=1e-5
+        )

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from lopt.learned.small_fc import SmallFC
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining, ProblemGroup
@@ -23,11 +23,12 @@ from tasks.groups import Group, TaskDistribution, over_widths
 from tasks.models.mlp import MLP
 from tasks.regression import RandomTeacher
 from tasks.variation import UNVARYING, Variation
+from tests.metatrain.toy import estimated
 
 TASK = ImageClassification(MLP(widths=(4,), base_width=4), batch_size=8)
 TEACHER = RandomTeacher(MLP((3,), base_width=3), teacher=MLP((4,)), batch_size=8)
 LOPT = SmallFC(hidden_size=3, step_mult=0.01, rules=ADAM_LIKE)
-ES = EvolutionStrategy(
+ES = PES(
     num_pairs=3, chunk=3, truncation=4, lengths=EpisodeLengths(4, 8, staggered=False)
 )
 VARIED = Variation(
@@ -37,14 +38,6 @@ VARIED = Variation(
     label_noise=(0.0, 0.3),
     batch_share=0.25,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def problem(task, variation=UNVARYING):
@@ -90,8 +83,8 @@ def test_the_gradient_is_the_mean_by_weight_and_so_are_the_metrics(mixed, datase
     state = mixed.init()
     estimates = [
         jax.jit(
-            lambda theta, pairs, data, key, group=group: ES.estimate(
-                group.problem, theta, pairs, data, key
+            lambda theta, pairs, data, key, group=group: estimated(
+                ES, group.problem, theta, pairs, data, key
             )[0]
         )(state.theta, state.estimator_states[i], datasets[i], mixed.group_key(i, 0))
         for i, group in enumerate(mixed.groups)
@@ -220,7 +213,7 @@ def test_a_random_width_is_a_group_for_each():
             lambda: training(*(ProblemGroup("a", problem(TASK)),) * 2),
             "names .* must differ",
         ),
-        (lambda: training(ProblemGroup("a", None, -1.0)), "weight = -1.0 of 'a'"),
+        (lambda: training(ProblemGroup("a", None, -1.0)), "weight of 'a' = -1.0"),
         (
             lambda: training(ProblemGroup("a", None)).step(None, {-1: ()}),
             r"groups \[-1\]: must be a mapping from all of the places \[0\]",

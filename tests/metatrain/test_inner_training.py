@@ -11,25 +11,19 @@ import numpy as np
 import pytest
 
 from lopt.learned.learnable import LearnableSGD
-from metatrain.estimators.base import Unrolled
-from metatrain.estimators.es import EvolutionStrategy
-from metatrain.inner_training import InnerTraining
+from metatrain.estimators.pes import PES
+from metatrain.estimators.truncated_es import TruncatedES
+from metatrain.inner import Precisions
+from metatrain.inner_training import InnerTraining, Unrolled
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from tasks.synthetic.quadratics import Quadratic
+from tests.metatrain.toy import estimated
 
 TASK, LOPT = Quadratic(dimension=2, condition=3.0), LearnableSGD()
 LENGTH, WINDOW, KEY = 12, 3, jax.random.key(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize(
@@ -38,18 +32,18 @@ def quick_to_compile():
         ({"lopt": LearnableSGD}, "lopt = <class .* must be of type LearnedOptimizer"),
         ({"tasks": Quadratic}, "task = <class .* is a class: it must be an instance"),
         ({"tasks": 5}, "task = 5 is no task: it has no init, specs"),
-        ({"estimator": EvolutionStrategy}, "estimator = .* must be of type Estimator"),
+        ({"estimator": PES}, "estimator = .* must be of type Estimator"),
         ({"outer": 3}, "outer = 3 must be of type OuterOptimizer"),
         ({"num_steps": 2.0}, "num_steps = 2.0 must be a whole number"),
         (
-            {"feature_precision": "bfloat16"},
-            "feature_precision = 'bfloat16': LearnableSGD moves no tensor here by a per"
-            "-parameter network: .* leave it at float32",
+            {"precision": Precisions(features="bfloat16")},
+            "feature_precision = 'bfloat16': LearnableSGD has no per-parameter network"
+            ": .* leave it at float32",
         ),
     ],
 )
 def test_what_is_not_what_it_should_be_is_named(change, message):
-    given = dict(tasks=TASK, lopt=LOPT, estimator=EvolutionStrategy())
+    given = dict(tasks=TASK, lopt=LOPT, estimator=PES())
     with pytest.raises(ValueError, match=message):
         MetaTraining.on(**given | dict(outer=OuterOptimizer(), num_steps=2) | change)
 
@@ -69,7 +63,9 @@ def test_an_episode_in_windows_has_the_figure_of_all_its_losses(objective, figur
     variant = problem.sample(key)
     episode = problem.start(theta, variant, key, jnp.int32(LENGTH))
     advance = jax.jit(
-        lambda episode, k: problem.unroll(theta, episode, variant, data, k, WINDOW)
+        lambda episode, k: problem.unroll(
+            theta, episode, variant, data, k, num_steps=WINDOW
+        )
     )
     contributions, losses = [], []
     for window in range(LENGTH // WINDOW):
@@ -102,9 +98,7 @@ class Toy:
     def start(self, theta, variant, key, length):
         return Drift(jnp.float32(0.0), jnp.int32(0), jnp.asarray(length, jnp.int32))
 
-    def unroll(
-        self, theta, episode, variant, dataset, key, num_steps, *, outer_step=0, **_
-    ):
+    def unroll(self, theta, episode, variant, dataset, key, *, num_steps, **_):
         def body(state, _):
             x = 0.9 * state.x + jnp.array([0.5, -0.3]) @ theta["a"]
             return state._replace(x=x, step=state.step + 1), x**2
@@ -123,28 +117,27 @@ def test_pes_is_unbiased_for_what_only_the_end_of_an_episode_decides(figure):
 
     def loss(theta):
         start = toy.start(theta, (), None, LENGTH)
-        return toy.unroll(theta, start, (), None, None, LENGTH).contributions.mean()
+        return toy.unroll(
+            theta, start, (), None, None, num_steps=LENGTH
+        ).contributions.mean()
 
     truth, distances = np.asarray(jax.grad(loss)(theta)["a"]), {}
-    for credit in ("accumulated", "window"):
-        es = EvolutionStrategy(
+    for kind in (PES, TruncatedES):
+        es = kind(
             num_pairs=4096,
             chunk=4096,
             truncation=WINDOW,
             sigma=0.1,
-            credit=credit,
             lengths=EpisodeLengths(LENGTH, LENGTH, staggered=False),
         )
-        step, total = (
-            jax.jit(lambda s, k, es=es: es.estimate(toy, theta, s, None, k)),
-            0,
-        )
+        step = jax.jit(lambda s, k, es=es: estimated(es, toy, theta, s, None, k))
+        total = 0
         state = es.init(toy, theta)
         for window in range(LENGTH // WINDOW):
             estimate, state = step(state, jax.random.fold_in(KEY, window))
             total = total + np.asarray(estimate.terms["a"], np.float64)
         terms = total / (LENGTH // WINDOW)
         error = terms.std(axis=0, ddof=1) / np.sqrt(len(terms))
-        distances[credit] = np.abs(terms.mean(axis=0) - truth) / error
-    assert (distances["accumulated"] < 4.0).all(), distances
-    assert (distances["window"] > 4.0).all(), distances  # truncated ES, the control
+        distances[kind] = np.abs(terms.mean(axis=0) - truth) / error
+    assert (distances[PES] < 4.0).all(), distances
+    assert (distances[TruncatedES] > 4.0).all(), distances  # the control

@@ -12,14 +12,6 @@ from metatrain.objective import Objective
 CAP = 1.5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_losses_are_divided_by_chance_and_capped():
     losses = jnp.array([0.0, 1.0, 2.0, 2.9, 3.1, 1e30, jnp.inf, jnp.nan, -jnp.inf])
     normalized = Objective(cap=1.5).normalize(losses, 2.0)

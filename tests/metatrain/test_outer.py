@@ -13,9 +13,9 @@ import pytest
 
 from lopt.baselines import Adam
 from lopt.learned.small_fc import SmallFC
-from metatrain.estimators.base import Unrolled
-from metatrain.estimators.es import EvolutionStrategy
-from metatrain.inner_training import InnerTraining
+from metatrain.estimators.pes import PES
+from metatrain.inner import Precisions
+from metatrain.inner_training import InnerTraining, Unrolled
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining, ProblemGroup
 from metatrain.outer_optimizer import OuterOptimizer
@@ -23,10 +23,11 @@ from metatrain.truncation import EpisodeLengths
 from parametrization.rules import ADAM_LIKE
 from tasks.classification import ImageClassification
 from tasks.models.mlp import MLP
+from tests.metatrain.toy import estimated
 
 TASK = ImageClassification(MLP(widths=(4,), base_width=4), batch_size=8)
 LOPT = SmallFC(hidden_size=3, step_mult=0.01, rules=ADAM_LIKE)
-ES = EvolutionStrategy(
+ES = PES(
     num_pairs=3, chunk=3, truncation=4, lengths=EpisodeLengths(8, 16, staggered=False)
 )
 PROBLEM = InnerTraining(TASK, LOPT, Objective())
@@ -65,7 +66,7 @@ def dataset():
 def estimate(dataset):
     """One compiled window of the estimator, shared by the tests."""
     return jax.jit(
-        lambda theta, state, key: ES.estimate(PROBLEM, theta, state, dataset, key)
+        lambda theta, state, key: estimated(ES, PROBLEM, theta, state, dataset, key)
     )
 
 
@@ -121,7 +122,7 @@ def test_members_share_initialization_and_batches(dataset, estimate):
     quiet = dataclasses.replace(ES, sigma=1e-18)
     key = jax.random.key(2)
     _, pairs = jax.jit(
-        lambda theta, state, key: quiet.estimate(PROBLEM, theta, state, dataset, key)
+        lambda theta, state, key: estimated(quiet, PROBLEM, theta, state, dataset, key)
     )(theta, state.estimator_states[0], key)
     params = pairs.episodes.params["hidden_0"]["kernel"]
     np.testing.assert_array_equal(params[:, 0], params[:, 1])
@@ -205,7 +206,7 @@ class Broken:
     def start(self, theta, variant, key, length):
         return Episode(jnp.int32(0), jnp.asarray(length, jnp.int32))
 
-    def unroll(self, theta, episode, variant, dataset, key, num_steps, *, outer_step=0):
+    def unroll(self, theta, episode, variant, dataset, key, *, num_steps, **_):
         losses = jnp.full(num_steps, 1e37) * theta["learning_rate"]
         episode = episode._replace(step=episode.step + num_steps)
         return Unrolled(episode, losses, losses, jnp.array(True))
@@ -232,7 +233,7 @@ def test_held_out_objective_uses_other_batches(dataset):
         variant = chosen.sample(jax.random.key(0))
         episode = chosen.start(theta, variant, jax.random.key(1), 8)
         losses[name] = chosen.unroll(
-            theta, episode, variant, dataset, jax.random.key(2), 3
+            theta, episode, variant, dataset, jax.random.key(2), num_steps=3
         ).losses
     # Before the first update every loss is at chance; after it none need be.
     assert float(losses["train"][0]) == pytest.approx(1.0, abs=1e-6)
@@ -255,7 +256,7 @@ def test_bad_fields_are_named(fields, message):
 
 
 def test_only_the_model_computes_in_bfloat16(dataset):
-    low = dataclasses.replace(PROBLEM, precision="bfloat16")
+    low = dataclasses.replace(PROBLEM, precision=Precisions("bfloat16"))
     theta, products = LOPT.init(jax.random.key(0)), {}
     for problem in (PROBLEM, low):
         variant = problem.sample(jax.random.key(0))
@@ -263,7 +264,7 @@ def test_only_the_model_computes_in_bfloat16(dataset):
 
         def window(episode, problem=problem, variant=variant):
             return problem.unroll(
-                theta, episode, variant, dataset, jax.random.key(2), 2
+                theta, episode, variant, dataset, jax.random.key(2), num_steps=2
             )
 
         kept = jax.eval_shape(window, episode).episode
@@ -271,15 +272,15 @@ def test_only_the_model_computes_in_bfloat16(dataset):
             jnp.result_type, episode
         )
         text = str(jax.make_jaxpr(window)(episode))
-        products[problem.precision] = {
+        products[problem.precision.model] = {
             line.split(":")[1].split("[")[0]
             for line in text.splitlines()
             if "dot_general" in line
         }
     assert products["float32"] == {"f32"}
     assert products["bfloat16"] == {"f32", "bf16"}
-    with pytest.raises(ValueError, match="precision = 'float16'"):
-        dataclasses.replace(PROBLEM, precision="float16")
+    with pytest.raises(ValueError, match="model = 'float16' must be"):
+        Precisions("float16")
 
 
 @pytest.mark.slow
@@ -289,16 +290,16 @@ def test_features_in_bfloat16_change_the_meta_gradient_a_little(
     theta, pairs = begun
     key, low = (
         jax.random.key(3),
-        dataclasses.replace(PROBLEM, feature_precision="bfloat16"),
+        dataclasses.replace(PROBLEM, precision=Precisions(features="bfloat16")),
     )
     want, _ = estimate(theta, pairs, key)
     got, after = jax.jit(
-        lambda theta, state, key: ES.estimate(low, theta, state, dataset, key)
+        lambda theta, state, key: estimated(ES, low, theta, state, dataset, key)
     )(theta, pairs, key)
     like = jax.tree.map(lambda x: x.dtype, (theta, pairs))
     assert jax.tree.map(lambda x: x.dtype, (got.grad, after)) == like
     norm = optax.tree.norm(want.grad)
     change = optax.tree.norm(jax.tree.map(jnp.subtract, got.grad, want.grad))
     assert 0 < float(change) < 0.02 * float(norm)
-    with pytest.raises(ValueError, match="feature_precision = 'float16' must be"):
-        dataclasses.replace(PROBLEM, feature_precision="float16")
+    with pytest.raises(ValueError, match="features = 'float16' must be"):
+        Precisions(features="float16")

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from metatrain.estimators.base import Unrolled
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.frozen import keep_frozen
+from metatrain.inner_training import Unrolled
 from metatrain.outer import MetaTraining, ProblemGroup, signal_to_noise
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
@@ -149,7 +149,7 @@ class Slope:
     def start(self, theta, variant, key, length):
         return Episode(jnp.int32(0), jnp.asarray(length, jnp.int32))
 
-    def unroll(self, theta, episode, variant, dataset, key, num_steps, **extra):
+    def unroll(self, theta, episode, variant, dataset, key, *, num_steps, **_):
         steps = episode.step + jnp.arange(num_steps)
         losses = jnp.full(num_steps, self.slope) * theta["x"].sum()
         losses = jnp.where(steps == self.spoiled_at, jnp.inf, losses)
@@ -168,7 +168,7 @@ class Point:
         return {"momentum": theta["y"] / 4.0, "average": theta["x"][0]}
 
 
-ES = EvolutionStrategy(
+ES = PES(
     num_pairs=2, chunk=2, truncation=1, lengths=EpisodeLengths(4, 4, staggered=False)
 )
 

@@ -10,22 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metatrain.estimators.base import Unrolled
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.noise_reuse_es import NoiseReuseES
+from metatrain.estimators.pes import PES
+from metatrain.inner_training import Unrolled
 from metatrain.resume_buffer import ResumeBuffer
 from metatrain.truncation import EpisodeLengths
+from tests.metatrain.toy import estimated
 
 WINDOW, PAIRS = 4, 2
 observe = jax.jit(ResumeBuffer.observe, static_argnums=0)
 renewed = jax.jit(ResumeBuffer.renewed, static_argnums=0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Run(NamedTuple):
@@ -173,9 +167,7 @@ class Cliff:
         begun = jax.random.uniform(key)
         return Ticking(begun, jnp.int32(0), jnp.asarray(length, jnp.int32))
 
-    def unroll(
-        self, theta, episode, variant, dataset, key, num_steps, *, outer_step=0, **_
-    ):
+    def unroll(self, theta, episode, variant, dataset, key, *, num_steps, **_):
         at = episode.step + jnp.arange(num_steps)
         losses = theta["a"][0] + 0.05 * jnp.abs(at - 8.0)
         episode = episode._replace(step=episode.step + num_steps)
@@ -186,7 +178,7 @@ def walk(es, windows):
     theta = {"a": jnp.array([0.5])}
     problem = Cliff()
     state = es.init(problem, theta)
-    step = jax.jit(lambda s, k: es.estimate(problem, theta, s, None, k))
+    step = jax.jit(lambda s, k: estimated(es, problem, theta, s, None, k))
     rows = []
     for window in range(windows):
         estimate, state = step(state, jax.random.fold_in(jax.random.key(2), window))
@@ -195,14 +187,19 @@ def walk(es, windows):
 
 
 @pytest.mark.parametrize(
-    "refresh", [1, "episode", pytest.param(2, marks=pytest.mark.slow)]
+    ("kind", "fields"),
+    [
+        (PES, {}),
+        (NoiseReuseES, {}),
+        pytest.param(PES, {"refresh": 2}, marks=pytest.mark.slow),
+    ],
 )
-def test_pairs_begin_again_at_the_cliff_and_are_credited_from_there(refresh):
-    es = EvolutionStrategy(
+def test_pairs_begin_again_at_the_cliff_and_are_credited_from_there(kind, fields):
+    es = kind(
+        **fields,
         num_pairs=PAIRS,
         chunk=PAIRS,
         truncation=WINDOW,
-        refresh=refresh,
         lengths=EpisodeLengths(16, 16, staggered=False),
         resume=ResumeBuffer(slots=1, fresh=0.0, latest=100),
     )
@@ -229,7 +226,7 @@ def test_pairs_begin_again_at_the_cliff_and_are_credited_from_there(refresh):
 
 
 def test_without_slots_there_is_nothing_of_a_buffer_in_the_state():
-    es = EvolutionStrategy(num_pairs=PAIRS, chunk=PAIRS, truncation=WINDOW)
+    es = PES(num_pairs=PAIRS, chunk=PAIRS, truncation=WINDOW)
     theta = {"a": jnp.array([0.5])}
     assert es.init(Cliff(), theta).watch is None
     kept = dataclasses.replace(es, resume=ResumeBuffer(slots=3)).init(Cliff(), theta)
@@ -238,7 +235,7 @@ def test_without_slots_there_is_nothing_of_a_buffer_in_the_state():
 
 def test_pairs_that_share_a_task_cannot_have_buffers():
     with pytest.raises(ValueError, match=r"pairs_per_task = 2 .* resume.slots = 1"):
-        EvolutionStrategy(pairs_per_task=2, resume=ResumeBuffer(slots=1))
+        PES(pairs_per_task=2, resume=ResumeBuffer(slots=1))
 
 
 @pytest.mark.parametrize(

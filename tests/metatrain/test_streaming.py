@@ -11,7 +11,7 @@ import pytest
 from evaluation import run
 from lopt.baselines import Adam
 from lopt.learned.small_fc import SmallFC
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.inner_training import InnerTraining
 from metatrain.objective import Objective
 from metatrain.outer import MetaTraining, ProblemGroup
@@ -48,17 +48,7 @@ TEXT = LanguageModelling(Recurrent(width=4, base_width=4), Letters(), 6, 4)
 CODES = Autoencoding(AutoEncoder(width=4, base_width=4), batch_size=8)
 TASKS = {"images": IMAGES, "text": TEXT, "codes": CODES}
 LOPT = SmallFC(hidden_size=3, step_mult=0.01, rules=ADAM_LIKE)
-ES = EvolutionStrategy(
-    num_pairs=4, chunk=2, truncation=5, lengths=EpisodeLengths(5, 10)
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+ES = PES(num_pairs=4, chunk=2, truncation=5, lengths=EpisodeLengths(5, 10))
 
 
 def leaves_equal(left, right):
@@ -79,10 +69,10 @@ def test_batches_of_a_window_are_those_of_the_device(name):
         for step in range(4):
             pick = lambda tree, t=step: jax.tree.map(lambda x: x[t], tree)  # noqa: E731
             want = task.batch(data, pick(plan.draws), "train")
-            got = task.batch(streamed, pick(mine.plan.draws), "train")
+            got = task.batch(streamed, pick(mine.draws), "train")
             assert leaves_equal(got, want)
             assert jax.random.key_data(plan.loss_keys[step]).tolist() == (
-                jax.random.key_data(mine.plan.loss_keys[step]).tolist()
+                jax.random.key_data(mine.loss_keys[step]).tolist()
             )
     rows = [x.size for x in jax.tree.leaves(task.resident(host.whole))]
     assert sum(rows) < sum(x.size for x in jax.tree.leaves(host.whole))

@@ -16,14 +16,6 @@ SMALLEST_P = 1e-3
 """A correct sampler fails with this probability; the keys are fixed."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def sampled(lengths, window, outer_step):
     keys = jax.random.split(jax.random.key(0), 8000)

@@ -1,4 +1,4 @@
-"""A `Problem` whose meta-gradient is known in closed form.
+"""A problem whose meta-gradient is known in closed form.
 
 It is a linear state x ← a·x + w·θ with losses x², so an episode's loss is quadratic in
 θ and independent noise per window leaves its gradient unchanged: what an unbiased
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metatrain.estimators.base import Unrolled
+from metatrain.inner_training import Unrolled
 from metatrain.truncation import EpisodeLengths
 
 DECAY, WINDOW, WINDOWS = 0.5, 3, 4
@@ -56,9 +56,9 @@ class Toy:
         variant,
         dataset,
         key,
+        *,
         num_steps,
         remat=False,
-        *,
         outer_step=0,
     ):
         push = WEIGHTS @ theta["a"] + (theta["c"].sum() if "c" in theta else 0.0)
@@ -84,7 +84,9 @@ def episode_gradient(theta=THETA):
 
     def loss(theta):
         state = PLAIN.start(theta, (), None, 0)
-        return PLAIN.unroll(theta, state, (), None, None, LENGTH).losses.mean()
+        return PLAIN.unroll(
+            theta, state, (), None, None, num_steps=LENGTH
+        ).losses.mean()
 
     return jax.grad(loss)(theta)
 
@@ -110,9 +112,15 @@ def begin(estimator, problem, theta=THETA):
     return estimator.init(problem, theta)
 
 
+def estimated(estimator, problem, theta, state, dataset, key, **options):
+    """The meta-gradient of one window of all particles, and the particles after it."""
+    parts, state = estimator.advance(problem, theta, state, dataset, key, **options)
+    return parts.estimate(), state
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def advance(estimator, problem, state, key, theta=THETA):
-    return estimator.estimate(problem, theta, state, None, key)
+    return estimated(estimator, problem, theta, state, None, key)
 
 
 def window_keys(seed, windows=WINDOWS):

@@ -127,6 +127,7 @@ def test_initializers_draw_with_the_table_s_deviation():
         assert zeros.shape == shape and not zeros.any()
 
 
+@pytest.mark.optimized
 def test_a_zero_readout_is_not_a_constant_to_the_compiler():
     # jaxlib 0.10.2 computes the mean of (a product with a constant matrix) wrongly on
     # CPUs; what it returns depends on what lies in memory. So the zeros must still be

@@ -18,8 +18,8 @@ from lopt.baselines import scale_by_specs
 from lopt.per_parameter.epsilons import WIDTH_SAFE
 from parametrization import ADAM_LIKE, COMPLETEP, SGD_LIKE, STANDARD
 from tasks.base import sample
-from tasks.families import FAMILIES
 from tasks.models.blocks import BlockModel
+from tasks.registry import FAMILIES
 
 FLAT = 0.15
 STEEP = 0.4

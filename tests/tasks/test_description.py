@@ -62,10 +62,10 @@ TEACHER = RandomTeacher(MLP((4,)), teacher=MLP((4,)), num_inputs=5, num_targets=
     ],
 )
 def test_names_and_units(task, family, unit, data, resolution):
-    assert d.family(task) == family
-    assert d.unit(task) == unit
-    assert d.data(task) == data
-    assert d.resolution(task) == resolution
+    assert task.family == family
+    assert task.unit == unit
+    assert task.data_name == data
+    assert task.resolution == resolution
     assert d.undescribed(task) is None and d.missing_data(task) is None
 
 
@@ -89,7 +89,7 @@ def test_the_shapes_of_a_batch_are_those_of_a_real_one(task):
     else:
         dataset = task.load_data()
     real = jax.eval_shape(lambda key: sample(task, dataset, key), jax.random.key(0))
-    shapes = d.batch_shapes(task)
+    shapes = task.batch_shapes()
     assert jax.tree.structure(shapes) == jax.tree.structure(real)
     for found, wanted in zip(
         jax.tree.leaves(shapes), jax.tree.leaves(real), strict=True
@@ -106,17 +106,17 @@ def test_data_that_is_not_there_is_named(monkeypatch):
     # The shapes of text are known all the same: the tokenizer says them.
     assert "/nowhere" in d.undescribed(images)
     assert d.undescribed(text) is None
-    assert d.batch_shapes(text).inputs.shape == (32, 4)
+    assert text.batch_shapes().inputs.shape == (32, 4)
     with pytest.raises(ValueError, match="/nowhere"):
         d.fingerprint(images)
 
 
 def test_names_of_prepared_data():
     grey = TFDSImages("cifar10", size=8, grey=True)
-    assert d.data(ImageClassification(MLP(), grey)) == "cifar10, grey"
+    assert ImageClassification(MLP(), grey).data_name == "cifar10, grey"
     text = LanguageModelling(Recurrent(), TFDSText("lm1b", BytePairs(300)), length=4)
-    assert d.data(text) == "lm1b"
-    assert d.resolution(text) == "4 of 300 tokens"
+    assert text.data_name == "lm1b"
+    assert text.resolution == "4 of 300 tokens"
 
 
 def test_contents_of_one_name_are_told_apart(data_dir):

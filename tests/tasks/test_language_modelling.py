@@ -225,7 +225,7 @@ def test_activations_are_those_of_the_model(data):
 @pytest.mark.parametrize("name", ["length", "batch_size", "evaluation_windows"])
 def test_sizes_below_one_are_refused(name):
     for value in (0, -3):
-        with pytest.raises(ValueError, match=f"{name} = {value} must be positive"):
+        with pytest.raises(ValueError, match=f"{name} = {value} must be a positive"):
             dataclasses.replace(TASK, **{name: value})
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tasks.base import sample
 from tasks.description import missing_data
-from tasks.families import NAMED
+from tasks.registry import NAMED
 
 KEY = jax.random.key(3)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lopt.baselines import SGD
-from metatrain.inner import inner_step, start
+from metatrain.inner import InnerLoop, inner_step, start
 from tasks import variation
 from tasks.base import sample
 from tasks.classification import ImageClassification
@@ -24,14 +24,6 @@ from tasks.variation import UNVARIED, UNVARYING, Variant, Variation
 KEY = jax.random.key(3)
 TASK = ImageClassification(MLP((6, 5), base_width=4, layer_norm=True), batch_size=8)
 LEVELS = ("task", "tensor", "parameter")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs a few times: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +99,9 @@ def test_a_step_of_sgd_goes_s_squared_times_as_far(data, batch):
     varied = Variation("task", factors=(3.0, 3.0)).sample(TASK, KEY)
     steps = {}
     for name, variant in (("plain", UNVARIED), ("varied", varied)):
-        state = start(TASK, SGD(rate), theta, KEY, 5, variant)
-        optimizer = SGD(rate).as_optax(theta, TASK.specs(), 5)
-        after, *_ = inner_step(TASK, optimizer, state, batch, KEY, variant)
+        loop = InnerLoop(TASK, SGD(rate), variant)
+        state = start(loop, theta, KEY, 5)
+        after, *_ = inner_step(loop, loop.optimizer(theta, 5), state, batch, KEY)
         scale = 3.0 if name == "varied" else 1.0
         steps[name] = jax.tree.map(
             lambda new, old, s=scale: s * (new - old), after.params, state.params
@@ -126,11 +118,12 @@ def test_the_loss_scale_reaches_the_optimizer_and_not_the_record(batch):
             seen.update(grads=grads, loss=loss)
             return jax.tree.map(jnp.zeros_like, grads), state
 
-    state = start(TASK, SGD(), SGD().init(KEY), KEY, 5)
-    _, plain, _ = inner_step(TASK, Spy(), state, batch, KEY)
+    loop = InnerLoop(TASK, SGD())
+    state = start(loop, SGD().init(KEY), KEY, 5)
+    _, plain, _ = inner_step(loop, Spy(), state, batch, KEY)
     first = dict(seen)
-    scaled = Variant(loss_scale=jnp.float32(8.0))
-    _, recorded, _ = inner_step(TASK, Spy(), state, batch, KEY, scaled)
+    scaled = dataclasses.replace(loop, variant=Variant(loss_scale=jnp.float32(8.0)))
+    _, recorded, _ = inner_step(scaled, Spy(), state, batch, KEY)
     assert float(recorded) == float(plain)
     assert float(seen["loss"]) == 8.0 * float(plain)
     for got, want in zip(

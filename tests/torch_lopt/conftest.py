@@ -56,7 +56,7 @@ def config_of(rule):
         "input_size": rule.input_size,
         "hidden_size": rule.hidden_size,
         "hidden_layers": rule.hidden_layers - 1,
-        "schema_version": 1,
+        "schema_version": 3,
         "optimizer": {
             "class": "SmallFC",
             **fields,

@@ -33,6 +33,24 @@ def test_a_folder_reads_back(write_folder, random_weights):
     assert all(torch.equal(artifact.weights[name], want[name]) for name in want)
 
 
+@pytest.mark.parametrize("factored_axes", ["tensor", "matrix"])
+def test_the_third_schema_says_what_is_factored(write_folder, factored_axes):
+    rule = SmallFC(factored_axes=factored_axes)
+    assert load_artifact(write_folder(rule)).rule == rule
+
+
+def test_in_the_first_schema_tensors_are_factored(golden, write_folder):
+    assert load_artifact(golden("artifact_schema_1")).rule.factored_axes == "tensor"
+
+    def first(config):
+        config["schema_version"] = 1
+        del config["optimizer"]["factored_axes"]
+
+    assert load_artifact(write_folder(edit=first)).rule == SmallFC(
+        factored_axes="tensor"
+    )
+
+
 def refusal(folder):
     with pytest.raises(ValueError) as info:
         LearnedOptimizer.from_pretrained([torch.nn.Parameter(torch.ones(2))], folder)
@@ -102,7 +120,8 @@ def put(*path, value):
 
 
 EDITS = {
-    "newer": (put("schema_version", value=2), "schema_version 2 is newer"),
+    "general": (put("schema_version", value=2), "schema_version 2 is not one of"),
+    "newer": (put("schema_version", value=4), "schema_version 4 is not one of"),
     "older": (put("schema_version", value=0), "schema_version"),
     "no version": (put("schema_version", value=...), "schema_version"),
     "text version": (put("schema_version", value="1"), "schema_version"),
@@ -119,6 +138,8 @@ EDITS = {
     "two rms": (put("optimizer", "rms_decays", value=[0.9, 0.99]), "rms"),
     "bool": (put("optimizer", "step_mult", value=True), "step_mult"),
     "huge": (put("optimizer", "step_mult", value=10**400), "too large"),
+    "axes": (put("optimizer", "factored_axes", value="rows"), "factored_axes"),
+    "no axes": (put("optimizer", "factored_axes", value=...), "factored_axes"),
     "rules": (put("optimizer", "rules", value="SGD_LIKE"), "SGD_LIKE"),
     "hidden": (put("optimizer", "hidden_size", value=0), "hidden_size"),
     "layers": (put("hidden_layers", value=2), "hidden_layers"),

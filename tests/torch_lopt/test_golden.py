@@ -92,6 +92,7 @@ def test_pylo_trajectory(trajectory, write_folder, method, decay, dtype):
             layouts=layouts,
             lr=arguments["lr"],
             weight_decay=arguments["weight_decay"],
+            decay="pylo",
         )
 
     error = largest_error(arrays, dtype, make)

@@ -1,6 +1,7 @@
 """The manners of torch.optim: groups, closures, checkpoints, dtypes, refusals."""
 
 import copy
+import dataclasses
 import io
 
 import pytest
@@ -193,9 +194,87 @@ def test_groups_have_their_own_rate_and_decay(build):
     step = end() - start
     torch.testing.assert_close(end(lr=0.5), start + 0.5 * step)
     assert torch.equal(end(lr=0.0, weight_decay=0.3), start)
-    # Decoupled, after the step, on the new parameter, and times the learning rate.
-    want = (start + 0.5 * step) * (1 - 0.5 * 0.3)
+    # Decoupled: a share of the parameter before the step, times the learning rate.
+    want = start + 0.5 * (step - 0.3 * start)
     torch.testing.assert_close(end(lr=0.5, weight_decay=0.3), want)
+
+
+def test_decay_spares_vectors_unless_their_group_says_otherwise(build):
+    """Shares taken away from a matrix and from a vector."""
+
+    def shares(groups=lambda matrix, vector: [matrix, vector], **options):
+        starts = (torch.randn(3, 4), torch.randn(5))
+        ends = []
+        for weight_decay in (0.3, 0.0):
+            params = [nn.Parameter(start.clone()) for start in starts]
+            for param in params:
+                param.grad = torch.ones_like(param)
+            given = groups(*params)
+            for group in given:
+                if isinstance(group, dict) and "weight_decay" in group:
+                    group["weight_decay"] = weight_decay
+            build(given, lr=0.5, weight_decay=weight_decay, **options).step()
+            ends.append([param.detach() for param in params])
+        decayed, plain = ends
+        return [
+            ((p - d) / start).mean().item()
+            for d, p, start in zip(decayed, plain, starts, strict=True)
+        ]
+
+    def own(matrix, vector):
+        return [{"params": [matrix]}, {"params": [vector], "weight_decay": None}]
+
+    def flagged(matrix, vector):
+        return [{"params": [matrix, vector], "decay_vectors": True}]
+
+    near = lambda values: pytest.approx(values, abs=1e-5)  # noqa: E731
+    assert shares() == near([0.15, 0.0])
+    assert shares(own) == near([0.15, 0.15])
+    assert shares(flagged) == near([0.15, 0.15])
+    matrix, vector = shares(decay="pylo")
+    assert abs(matrix) > 0.1 and abs(vector) > 0.1
+
+
+@pytest.mark.parametrize("decay", ["decoupled", "pylo"])
+def test_decay_and_the_step_scale_of_mup(random_weights, decay):
+    """The step scale multiplies the step, and the decay only in PyLO's form."""
+    rule = dataclasses.replace(RULE, rules="ADAM_LIKE")
+    weights = random_weights(rule)
+    start = torch.randn(8, 8, dtype=torch.float64)
+
+    def end(weight_decay, base):
+        param = nn.Parameter(start.clone())
+        param.grad = torch.ones_like(param)
+        opt = LearnedOptimizer(
+            [("p", param)],
+            *(rule, weights),
+            base={"p": base},
+            lr=0.5,
+            weight_decay=weight_decay,
+            decay=decay,
+        )
+        opt.step()
+        return param.detach()
+
+    step = (end(0.0, (8, 8)) - start) / 4
+    torch.testing.assert_close(end(0.0, (2, 2)), start + step)
+    want = {
+        "decoupled": start + step - 0.5 * 0.3 * start,
+        "pylo": (start + step) * (1 - 0.5 / 4 * 0.3),
+    }[decay]
+    torch.testing.assert_close(end(0.3, (2, 2)), want)
+
+
+def test_a_checkpoint_from_before_decay_spared_vectors_is_read(build):
+    model = network()
+    opt = build(model, weight_decay=0.1)
+    train(model, opt, 1)
+    saved = opt.state_dict()
+    for group in saved["param_groups"]:
+        del group["decay_vectors"]
+    opt.load_state_dict(saved)
+    train(model, opt, 1, first=1)
+    assert opt.param_groups[0]["decay_vectors"] is False
 
 
 def test_named_groups_and_a_group_added_later(build):
@@ -220,6 +299,11 @@ def test_a_scheduler_drives_the_rate(build):
     before = values(model)
     train(model, opt, 1, first=1)
     assert not any(moved(before, values(model)))
+
+
+def test_an_unknown_form_of_decay_is_refused(build):
+    with pytest.raises(ValueError, match=r"decay must be one of .* is 'adamw'"):
+        build([nn.Parameter(torch.ones(2))], decay="adamw")
 
 
 @pytest.mark.parametrize(

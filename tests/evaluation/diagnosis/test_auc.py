@@ -1,4 +1,4 @@
-"""AUC and DeLong against pairs counted one by one, bootstraps and permutations."""
+"""AUC and DeLong's variance against counted pairs, bootstraps and permutations."""
 
 import math
 import warnings
@@ -15,7 +15,7 @@ Z = 1.959963984540054
 
 
 def cases(n, seed=0, ties=False, m=3):
-    """Labels of which a third is true, and scores `[m, n]` that know them in part."""
+    """Labels, a third of them true, and informative scores `[m, n]`."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 3 == 0
     common = rng.normal(size=n)

@@ -1,4 +1,4 @@
-"""The clustered bootstrap: what is drawn together, and how wide that makes it."""
+"""The clustered bootstrap: rows drawn together, and widths of intervals."""
 
 import math
 import warnings

@@ -1,4 +1,4 @@
-"""A study of readers and a model: what enters its tables, and the command."""
+"""A study of readers and a model: its figures, tables and command."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ N, VIEWS, NUM = 90, 3, 200
 
 @pytest.fixture(scope="module")
 def study():
-    """Patients in order, their images not; a model that sees what there is."""
+    """Patients in order with shuffled images, and an informed model."""
     rng = np.random.default_rng(0)
     grade = rng.permutation(np.repeat(np.arange(4), [36, 27, 18, 9]))
     looks = grade / 3 + 0.4 * rng.normal(size=N)

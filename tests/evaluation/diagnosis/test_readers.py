@@ -1,4 +1,4 @@
-"""Simulated readers: their closed forms, and that the panel is like the study's."""
+"""Simulated readers against closed forms, and the panel against the study."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Tables, figures and the report: complete, honest, self-contained."""
+"""Tables, figures and the report are complete and self-contained."""
 
 import math
 import re

@@ -126,7 +126,7 @@ def test_the_bootstrap_draws_cells_and_not_seeds():
 
 @pytest.fixture
 def rows(make_row):
-    """Three cells, two seeds: as fast as Adam, faster than 4 H, diverged."""
+    """Three cells with two seeds: as fast as Adam, faster than 4 H, diverged."""
     adam = tuple(falling(4 * H).tolist())
     learners = {"a": adam[:H], "b": (0.0,) * H, "c": adam[:H]}
     found = []

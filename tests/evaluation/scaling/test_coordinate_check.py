@@ -1,4 +1,4 @@
-"""The check itself, on networks whose changes are known in closed form."""
+"""Coordinate checks of networks with changes in closed form."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ BATCH = jnp.asarray([1.0, -2.0, 0.5])
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """`size**power · w · x`: gradient descent moves it by a known multiple of x."""
+    """Network `size**power · w · x`; gradient descent moves it by a multiple of x."""
 
     size: int
     power: float = 0.0

@@ -1,4 +1,4 @@
-"""Inputs of a learned optimizer and learning rates, against widths."""
+"""Feature checks and learning-rate transfer across widths."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def checks(task, batch):
 
 
 def slopes(check, statistic, feature):
-    """Of the hidden matrix and the input matrix, whose gradients fall as 1/width."""
+    """Slopes of the input and the hidden matrix, whose gradients fall as 1/width."""
     rows = [check.tensors.index(f"hidden_{i}/kernel") for i in (0, 1)]
     return check.slopes(statistic)[rows, check.features.index(feature)]
 

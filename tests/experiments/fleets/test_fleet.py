@@ -77,9 +77,9 @@ for name in ("lopt", "tasks", "tasks.data"):
     sys.modules[name] = module = types.ModuleType(name)
     module.__path__ = [{str(ROOT)!r} + "/" + name.replace(".", "/")]
 import os, pathlib, threading
-from experiments.fleet_worker import Children, work
-from experiments.job_file import Job
-from experiments.job_folder import JobFolder
+from experiments.fleets.fleet_worker import Children, work
+from experiments.fleets.job_file import Job
+from experiments.fleets.job_folder import JobFolder
 """
 WORKERS = """
 def start(name, code):
@@ -256,7 +256,7 @@ def test_the_pool_goes_on_when_a_worker_is_killed(tmp_path, monkeypatch, capsys)
     """The first worker dies with a job in its hands; the exit code tells the rest."""
     seen, once = tmp_path / "seen", tmp_path / "once"
     script = f"""{LIGHT}
-from experiments.job_file import read_jobs
+from experiments.fleets.job_file import read_jobs
 def command(job):
     if not os.path.exists({str(once)!r}):
         open({str(once)!r}, "w")

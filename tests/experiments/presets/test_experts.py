@@ -8,7 +8,7 @@ import json
 import pytest
 
 from experiments.command_line import InputError, choose_preset
-from experiments.presets.configs import PRESETS, QUICKSTART, TrainConfig
+from experiments.presets.configs import QUICKSTART, TrainConfig, presets
 from experiments.presets.experts import EXPERTS, take_expert, with_expert
 from experiments.presets.serialization import decode, encode
 from lopt.baselines import SGD, Muon
@@ -18,9 +18,9 @@ from metatrain.expert import Expert
 def test_a_named_expert_accompanies_half_of_a_preset_and_its_fields_can_be_changed():
     expert, rest = take_expert(["quickstart", "--expert", "sgdm", "--seed", "1"])
     assert expert == EXPERTS["sgdm"] and rest == ["quickstart", "--seed", "1"]
-    presets = with_expert(PRESETS, expert)
+    changed = with_expert(presets(), expert)
     name, config = choose_preset(
-        presets,
+        changed,
         "program",
         [*rest, "--expert.blend", "0.5", "--expert.optimizer.momentum", "0.8"],
     )

@@ -17,7 +17,7 @@ from experiments.run import dry_run
 from lopt.learned.learnable import LearnableAdam, LearnableSGD
 from lopt.learned.small_fc import SmallFC
 from metatrain.estimators.backpropagation import Backpropagation
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.truncation import EpisodeLengths
 from parametrization import ADAM_LIKE
 from tasks.classification import ImageClassification
@@ -26,9 +26,7 @@ from tasks.groups import Group, TaskDistribution
 from tasks.models.mlp import MLP
 from tasks.synthetic.quadratics import Quadratic
 
-ESTIMATOR = EvolutionStrategy(
-    num_pairs=3, chunk=3, truncation=5, lengths=EpisodeLengths(5, 10)
-)
+ESTIMATOR = PES(num_pairs=3, chunk=3, truncation=5, lengths=EpisodeLengths(5, 10))
 WIDE = ImageClassification(
     MLP(widths=(64, 64), base_width=16, rules=ADAM_LIKE), batch_size=32
 )
@@ -170,7 +168,7 @@ def test_the_command_writes_nothing_and_compiles_no_outer_step(
 
 def test_missing_data_is_an_error_of_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("METATRAIN_DATA_DIR", str(tmp_path))
-    config = configs.PRESETS["tfds_resnet"][1]()
+    config = configs.presets()["tfds_resnet"][1]()
     with pytest.raises(InputError) as error:
         dry_run.report(config, "tfds_resnet")
     assert "task: " in str(error.value) and "\n" not in str(error.value)

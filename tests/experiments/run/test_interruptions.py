@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 from configuration import files as integrity
@@ -19,7 +18,8 @@ from experiments import train as training_command
 from experiments.command_line import BAD_INPUT, INTERRUPTED, InputError
 from experiments.run import run_directory
 from experiments.run.run_directory import METRICS, TIMING, VALIDATION, RunDirectory
-from experiments.train import load_trained, train
+from experiments.run.training_state import load_trained
+from experiments.train import train
 from lopt.release.artifact import Artifact
 from metatrain import checkpoint, streaming
 from metatrain.checkpoint import Checkpoints
@@ -32,14 +32,6 @@ KEPT = (".lock", ".saved")
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Compiles less well, and faster."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +239,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capfd):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from experiments.run_directory import RunDirectory
+from experiments.run.run_directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)

@@ -15,7 +15,7 @@ import pytest
 from experiments import command_line
 from experiments import train as training_command
 from experiments.command_line import BAD_INPUT, InputError
-from experiments.presets.configs import PRESETS, TrainConfig
+from experiments.presets.configs import TrainConfig, presets
 from experiments.presets.serialization import decode, encode, identity
 from experiments.run.run_directory import (
     METRICS,
@@ -24,18 +24,11 @@ from experiments.run.run_directory import (
     read_rows,
     write_parent,
 )
-from experiments.train import load_trained, train
+from experiments.run.training_state import load_trained
+from experiments.train import train
 from lopt.release.artifact import Artifact
 from metatrain.checkpoint import Checkpoints
 from tests.experiments.tiny_run import options, same_run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Compiles less well, and faster."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -226,12 +219,12 @@ def test_names_and_locks_that_are_no_text_are_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     "names",
-    [["quickstart", "mulo_s"], pytest.param([*PRESETS], marks=pytest.mark.slow)],
+    [["quickstart", "mulo_s"], pytest.param([*presets()], marks=pytest.mark.slow)],
     ids=["some", "all"],
 )
 def test_a_preset_is_the_same_after_storing_and_reading(names):
     for name in names:
-        config = PRESETS[name][1]()
+        config = presets()[name][1]()
         stored = json.loads(json.dumps(encode(config), allow_nan=False))
         again = decode(TrainConfig, stored)
         assert again == config and hash(again) == hash(config), name

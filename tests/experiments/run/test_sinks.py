@@ -16,12 +16,14 @@ import pytest
 
 from experiments.command_line import InputError
 from experiments.presets import configs
+from experiments.presets.serialization import encode
 from experiments.run import sinks
 from experiments.run.run_directory import METRICS, VALIDATION, read_rows
 from experiments.run.sinks import Sinks, TensorBoard, open_sinks
-from experiments.train import load_trained, train
+from experiments.run.training_state import load_trained
+from experiments.train import train
 from lopt.learned.learnable import LearnableSGD
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.outer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from tasks.synthetic.quadratics import Quadratic
@@ -29,9 +31,7 @@ from tasks.synthetic.quadratics import Quadratic
 TINY = configs.TrainConfig(
     task=Quadratic(dimension=4),
     lopt=LearnableSGD(),
-    estimator=EvolutionStrategy(
-        num_pairs=2, chunk=2, truncation=2, lengths=EpisodeLengths(2, 4)
-    ),
+    estimator=PES(num_pairs=2, chunk=2, truncation=2, lengths=EpisodeLengths(2, 4)),
     outer=OuterOptimizer(warmup_steps=2),
     num_steps=8,
     validation=configs.Validation(every=4, num_steps=2, num_seeds=1),
@@ -121,14 +121,18 @@ def test_what_is_no_finite_number_is_left_out(tmp_path):
     assert shown(tmp_path) == {(7, "x/a"): [1.5], (7, "x/e"): [1.0]}
 
 
-def test_a_run_from_before_there_were_all_fields_is_read(plain, tmp_path):
+def test_fields_added_later_are_stored_only_if_they_say_something_new(plain, tmp_path):
+    """A run is the same whether they are written out, as once, or left out."""
     shutil.copytree(plain, tmp_path / "run")
     path = tmp_path / "run/config.json"
     stored = json.loads(path.read_text())
-    del stored["run"]["tensorboard"], stored["run"]["wandb"]
-    del stored["feature_precision"]  # the checkpoints still know their run
+    assert not {"tensorboard", "wandb"} & stored["run"].keys()
+    assert "feature_precision" not in stored
+    stored["run"] |= {"tensorboard": False, "wandb": None}
+    stored |= {"feature_precision": "float32"}
     path.write_text(json.dumps(stored))
     assert load_trained(tmp_path / "run")[0] == config(plain)
+    train(config(tmp_path / "run"), "tiny")
 
 
 class Failing:
@@ -212,10 +216,10 @@ def wandb(monkeypatch):
 
 def test_a_resumed_run_is_one_run_at_wandb_without_double_steps(wandb, tmp_path):
     asked = config(tmp_path, wandb="project")
-    with open_sinks(asked, tmp_path, 0) as opened:
+    with open_sinks(asked.run, encode(asked), tmp_path, 0) as opened:
         opened.write([{"step": s, "loss": float(s)} for s in (1, 2, 3)])
         opened.write([{"step": 3, "loss": 0.5}], "validation/")
-    with open_sinks(asked, tmp_path, 2) as opened:
+    with open_sinks(asked.run, encode(asked), tmp_path, 2) as opened:
         opened.write([{"step": s, "loss": float(s)} for s in (3, 4)])
     (rows,) = wandb.servers.values()
     assert [step for step, _ in rows] == [1, 2, 3, 3, 4]
@@ -240,7 +244,7 @@ def test_a_missing_package_is_one_line_with_the_command(
 ):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError) as error:
-        open_sinks(config(tmp_path, **fields), tmp_path, 0)
+        open_sinks(config(tmp_path, **fields).run, {}, tmp_path, 0)
     assert pip in str(error.value) and "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 

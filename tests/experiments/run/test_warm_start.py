@@ -12,14 +12,16 @@ import pytest
 
 from experiments.command_line import ComputationError, InputError
 from experiments.presets import configs
+from experiments.presets.serialization import encode
 from experiments.run.release import make_artifact
 from experiments.run.run_directory import METRICS, PARENT, TIMING, VALIDATION, read_rows
+from experiments.run.training_state import load_trained
 from experiments.run.warm_start import begin_with
-from experiments.train import load_trained, train
+from experiments.train import train
 from lopt.learned.celo import Celo
 from lopt.learned.small_fc import SmallFC
 from lopt.release.artifact import Artifact
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
 from tasks.classification import ImageClassification
@@ -29,9 +31,7 @@ LOPT = SmallFC(hidden_size=3, step_mult=0.01)
 TINY = configs.TrainConfig(
     task=ImageClassification(MLP(widths=(4,), base_width=4), batch_size=8),
     lopt=LOPT,
-    estimator=EvolutionStrategy(
-        num_pairs=1, chunk=1, truncation=2, lengths=EpisodeLengths(4, 4)
-    ),
+    estimator=PES(num_pairs=1, chunk=1, truncation=2, lengths=EpisodeLengths(4, 4)),
     outer=OuterOptimizer(warmup_steps=0, frozen=("layer_1",), averaging=0.0),
     num_steps=3,
     validation=configs.Validation(every=10, num_steps=2, num_seeds=1),
@@ -92,10 +92,10 @@ def test_a_run_begins_with_an_artifact_freezes_a_part_and_names_its_parent(
 
 def load_trained_without_best(path, config):
     """The newest state of a run, validated or not."""
-    from experiments.train import _first_state
+    from experiments.run.training_state import first_state
     from metatrain.checkpoint import Checkpoints
 
-    template = jax.eval_shape(lambda: _first_state(config.build()))
+    template = jax.eval_shape(lambda: first_state(config.build()))
     restored = Checkpoints(path / "checkpoints").restore(template)
     return config, restored.state
 
@@ -162,7 +162,7 @@ def test_theta_can_be_chosen_on_a_suite(tmp_path):
     assert len(cells) > 1
     assert row["held_out_loss"] == pytest.approx(np.mean([row[c] for c in cells]))
     trained, state = load_trained(path)
-    assert make_artifact(trained, state).provenance["best_step"] == 1
+    assert make_artifact(trained, encode(trained), state).provenance["best_step"] == 1
     unknown = dataclasses.replace(validation, suite="quickstrat")
     with pytest.raises(InputError, match=r"quickstrat.*quickstart"):
         train(of(tmp_path / "other", validation=unknown), "tiny")

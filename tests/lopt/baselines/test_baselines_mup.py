@@ -15,7 +15,7 @@ from evaluation.scaling.coordinate_check import coordinate_check
 from lopt import Adafactor, Adam, Lion, Muon, Prodigy, ScheduleFreeAdamW
 from parametrization import ADAM_LIKE, STANDARD, Axes, ParamSpec
 from tasks.base import sample
-from tasks.families import FAMILIES
+from tasks.registry import FAMILIES
 
 FLAT = 0.15
 STEEP = 0.4

@@ -60,7 +60,9 @@ def test_what_the_folder_does_not_say_is_an_argument(meta_mlp):
     )
     assert artifact.optimizer == SmallFC(hidden_size=32)
     assert not np.any(artifact.theta["momentum_offsets"])
-    with pytest.raises(ValueError, match=r"momentum_offsets \(1,\), must be \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"offsets.* is float32\[1\] and must be float32\[3\]"
+    ):
         pylo.load_meta_mlp(meta_mlp, offsets=pylo.Offsets(momentum=(0.1,)))
     with pytest.raises(ValueError, match=r"factored\[2\] = nan must be a number"):
         pylo.Offsets(factored=(0.1, 0.1, np.nan))

@@ -112,6 +112,24 @@ def test_the_first_step_has_the_scheduler_s_length(small, step):
     np.testing.assert_allclose(longer["a"], 2 * steps["a"], rtol=1e-5)
 
 
+def test_thirty_steps_in_float32_are_adam_s_in_float64(small):
+    """Displacements from zero, where 1 − β₂ᵗ from a rounded β₂ would show."""
+    theta, zero, _ = jax.tree.map(np.zeros_like, small)
+    grads = [np.random.default_rng(i).normal(size=4) for i in range(30)]
+    rule = SMALL.as_optax(theta, SPECS, 30)
+    update = jax.jit(rule.update, compiler_options=trajectories.FAST_COMPILATION)
+    state, moved, want, m, v = rule.init(zero), 0.0, 0.0, 0.0, 0.0
+    for t, g in enumerate(grads, start=1):
+        given = {**zero, "b": np.float32(g)}
+        steps, state = update(given, state, zero, loss=np.float32(1.0))
+        moved = moved + np.float64(steps["b"])
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        root = np.sqrt(v / (1 - 0.999**t) + 1e-10) + 1e-8
+        want = want - 0.1 * 0.1 * m / (1 - 0.9**t) / root
+    assert np.abs(want).max() > 0.05
+    np.testing.assert_allclose(moved, want, rtol=0, atol=1e-6 * np.abs(want).max())
+
+
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_one_bad_gradient_leaves_all_tensors_finite(small, step, bad):
     theta, params, grads = small

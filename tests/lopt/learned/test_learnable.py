@@ -115,6 +115,34 @@ def test_float64_in_closed_form(inputs):
         np.testing.assert_allclose(momentum[leaf], want, rtol=0, atol=1e-12)
 
 
+def test_float32_keeps_the_digits_of_long_decays(inputs):
+    """1 − β₂ᵗ is 10⁻⁵ and more: in float32, 1 − 0.99999ᵗ would be off by 10⁻³."""
+    lopt = LearnableAdam(0.01, 0.99, 0.99999, 1e-8)
+    theta = lopt.init(jax.random.key(0))
+    zero = jax.tree.map(np.zeros_like, inputs[0])
+    got, _ = path(ours(lopt), (zero, inputs[1]), theta)
+    numbers = {k: np.exp(np.float64(x)) for k, x in theta.items()}
+    decays = (1 - numbers[f"log_{name}_complement"] for name in ("b1", "b2"))
+    exact = (numbers["log_learning_rate"], *decays, numbers["log_eps"])
+    for leaf in SPECS:
+        want = np.stack(list(adam_in_float64(0.0, inputs[1][leaf], *exact)))
+        np.testing.assert_allclose(got[leaf], want, rtol=0, atol=2e-6 * want.max())
+
+
+def test_derivatives_are_finite_where_nothing_is_averaged(inputs):
+    lopt = LearnableAdam(0.01, 0.0, 0.0)
+
+    def last(theta):
+        rule, (params, grads) = ours(lopt)(theta), inputs
+        state = rule.init(params)
+        for i in range(2):
+            step, state = rule.update({n: g[i] for n, g in grads.items()}, state)
+        return sum(jnp.sum(x) for x in jax.tree.leaves(step))
+
+    derivatives = jax.jit(jax.grad(last))(lopt.init(jax.random.key(0)))
+    assert all(np.isfinite(x) for x in derivatives.values())
+
+
 def test_a_decay_stays_a_decay_wherever_theta_goes():
     got = decay(jnp.log(jnp.float32([0.1, 1.0, 5.0])))
     np.testing.assert_allclose(got, [0.9, 0.0, 0.0], atol=1e-7)

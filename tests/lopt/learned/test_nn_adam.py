@@ -7,11 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configuration import encoding
 from lopt.learned.nn_adam import HYPERPARAMETERS, NNAdam, hyperparameters
+from lopt.release import registry
 from parametrization import ADAM_LIKE, SGD_LIKE, Axes, ParamSpec
 from tests.lopt import trajectories
 from tests.lopt.trajectories import LEAVES, Trajectory, assert_close
 
+# Of ln(rate)/10, ln(1 − β)/10 and ln(ε)/10, as the original clips them.
+BOUNDS = (
+    (0.1 * np.log(1e-8), 0.1 * np.log(1e3)),
+    (-1.0, 0.0),
+    (-1.0, 0.0),
+    (0.1 * np.log(1e-11), 0.1 * np.log(1e4)),
+)
 THEIR_NAMES = ("lr", "beta1", "beta2", "epsilon")
 
 
@@ -146,6 +155,46 @@ def inputs():
     return draw, jax.tree.map(lambda x: 0.5 * x + 1, draw)
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.2, 1.0])
+def test_hyperparameters_are_pulled_back_to_theta_s(initial, strength):
+    """Six steps in NumPy, where the LSTM has a bias alone: it says what it says."""
+    rng = np.random.default_rng(0)
+    lopt = dataclasses.replace(SMALL, output_scale=0.1, decay_strength=strength)
+    said = np.array([-1.0, 0.5, 8.0, 2.0])  # the third runs into its bound
+    with jax.enable_x64(True):
+        theta = jax.tree.map(np.float64, initial)
+        theta["controls"] = {"kernel": np.zeros((16, 4)), "bias": said}
+        rule = lopt.as_optax(theta, SPECS, 10)
+        params, grads = (
+            {n: rng.normal(size=s.shape) for n, s in SPECS.items()} for _ in "12"
+        )
+        update, state = quick(rule.update), rule.init(params)
+        m = v = 0.0
+        start = h = np.array([theta["hyperparameters"][n] for n in HYPERPARAMETERS])
+        for _ in range(6):
+            steps, state = update(grads, state, params)
+            rate, c1, c2, eps = np.exp(10 * h)
+            m = (1 - c1) * m + c1 * grads["a"]
+            v = (1 - c2) * v + c2 * grads["a"] ** 2
+            want = -rate * (1 + eps) * m / (eps + np.sqrt(v + 1e-10))
+            np.testing.assert_allclose(steps["a"], want, rtol=1e-12)
+            h = h + 0.1 * said
+            h = h - strength * (h - start)
+            h = np.clip(h, *np.array(BOUNDS).T)
+            learned = np.asarray(state.hyperparameters)
+            np.testing.assert_allclose(learned, np.stack([h, h]), rtol=1e-12)
+    assert (h == start).all() == (strength == 1)
+
+
+def test_artifacts_from_before_pull_nothing_back():
+    stored = encoding.encode(NNAdam(), registry.KINDS)
+    assert "decay_strength" not in stored
+    assert encoding.decode_kind(stored, "it", registry.KINDS) == NNAdam()
+    pulled = NNAdam(decay_strength=0.5)
+    stored = encoding.encode(pulled, registry.KINDS)
+    assert encoding.decode_kind(stored, "it", registry.KINDS) == pulled
+
+
 def test_the_first_step_is_adam_s_without_bias_correction(inputs, first_step):
     grads, params = inputs
     got, _ = first_step[0](grads, params)
@@ -183,6 +232,7 @@ def test_a_gradient_that_is_not_finite_spoils_its_own_tensor_only(inputs, first_
         ({"initial_b1": 1.0}, "initial_b1 = 1.0 must lie in"),
         ({"initial_learning_rate": 0.0}, "initial_learning_rate = 0.0 must lie in"),
         ({"output_scale": float("nan")}, "output_scale = nan"),
+        ({"decay_strength": 1.5}, "decay_strength = 1.5 must lie in"),
         ({"rules": SGD_LIKE}, "rules = Rules.SGD_LIKE must be"),
     ],
 )

@@ -16,6 +16,7 @@ from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter.accumulators import TensorState, factored_axes
 from lopt.per_parameter.epsilons import PAPER
 from lopt.per_parameter.features import Quantities
+from lopt.per_parameter.forms import Execution
 from parametrization import Axes, ParamSpec
 from tests.lopt.conftest import FAST_COMPILATION, heteroscedastic
 
@@ -71,10 +72,9 @@ def displacement(form, layers, q, exp_mult=0.1):
     @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
     def compute(layers, grad, param, state, step):
         q = Quantities(grad, param, state, step, PAPER)
-        with forms.forced(form):
-            return per_parameter_mlp.displacement(
-                layers, features.SMALL_FC, q, exp_mult
-            )
+        return per_parameter_mlp.displacement(
+            layers, features.SMALL_FC, q, exp_mult, Execution(form)
+        )
 
     return np.asarray(compute(layers, q.grad, q.param, q.state, q.step))
 
@@ -117,7 +117,7 @@ def steps(form, optimizer, theta, params, grads, specs, stacked=2):
     """Parameters after two updates in a scan, of particles with a θ each."""
 
     def one(theta, params, grads):
-        rule = optimizer.as_optax(theta, specs, 10)
+        rule = forms.with_execution(optimizer, form=form).as_optax(theta, specs, 10)
 
         def body(carry, grad):
             params, state = carry
@@ -131,9 +131,8 @@ def steps(form, optimizer, theta, params, grads, specs, stacked=2):
     program = one
     for _ in range(stacked):
         program = jax.vmap(program)
-    with forms.forced(form):
-        compiled = jax.jit(program, compiler_options=FAST_COMPILATION)
-        return jax.tree.map(np.asarray, compiled(theta, params, grads))
+    compiled = jax.jit(program, compiler_options=FAST_COMPILATION)
+    return jax.tree.map(np.asarray, compiled(theta, params, grads))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -172,10 +171,9 @@ def test_derivatives_are_those_of_the_plain_form():
 
         def loss(form, layers, grad):
             moved = Quantities(grad, q.param, q.state, q.step, PAPER)
-            with forms.forced(form):
-                out = per_parameter_mlp.displacement(
-                    layers, features.SMALL_FC, moved, 0.1
-                )
+            out = per_parameter_mlp.displacement(
+                layers, features.SMALL_FC, moved, 0.1, Execution(form)
+            )
             return jnp.sum(out**2)
 
         compiled = jax.jit(
@@ -237,9 +235,10 @@ def test_the_rule_on_a_cpu():
     assert forms.choose((127, 128), f32) == "plain"
     assert forms.choose((100_000,), f32) == "plain"
     assert forms.choose((0, 4096), f32) == "plain"
-    with forms.forced("plain"):
-        assert forms.choose((3072, 128), f32) == "plain"
-    assert forms.choose((3072, 128), f32) == "blocked"
+    assert forms.choose((3072, 128), f32, "plain") == "plain"
+    assert forms.choose((37, 11), f32, "kernel") == "kernel"
+    assert forms.choose((3, 2, 10, 6), f32, "kernel") == "plain"
+    assert forms.choose((100_000,), f32, "blocked") == "plain"
 
 
 def test_the_rule_on_a_gpu(monkeypatch):

@@ -15,14 +15,31 @@ import numpy as np
 import optax
 import pytest
 
-from lopt import RNNMLP, Celo, Celo2, MLPLOpt, NNAdam, SmallFC, VeLO
-from lopt.per_parameter import features, first_layer, forms, kernels
+from lopt import (
+    ELO,
+    RNNMLP,
+    Artifact,
+    Celo,
+    Celo2,
+    MLPLOpt,
+    NNAdam,
+    Nominal,
+    SmallFC,
+    VeLO,
+)
+from lopt.per_parameter import features, first_layer, kernels
 from lopt.per_parameter import network as per_parameter_mlp
 from lopt.per_parameter import precision as feature_precision
 from lopt.per_parameter.accumulators import TensorState
 from lopt.per_parameter.epsilons import PAPER
 from lopt.per_parameter.features import Quantities
-from lopt.wrappers import Bfloat16Features, RoleFallback
+from lopt.per_parameter.forms import Execution, in_precision, with_execution
+from lopt.wrappers import (
+    Bfloat16Features,
+    ClippedGradients,
+    RoleFallback,
+    WeightDecay,
+)
 from parametrization import Axes, ParamSpec
 from tests.lopt.conftest import FAST_COMPILATION
 
@@ -44,10 +61,9 @@ def displacement(form, precision, layers, q):
     @functools.partial(jax.jit, compiler_options=ROUNDS)
     def compute(layers, grad, param, state, step):
         q = Quantities(grad, param, state, step, PAPER)
-        with forms.forced(form), feature_precision.requested(precision):
-            return per_parameter_mlp.displacement(
-                layers, features.SMALL_FC, q, EXP_MULT
-            )
+        return per_parameter_mlp.displacement(
+            layers, features.SMALL_FC, q, EXP_MULT, Execution(form, precision)
+        )
 
     return np.asarray(compute(layers, q.grad, q.param, q.state, q.step), np.float64)
 
@@ -147,8 +163,10 @@ def test_derivatives_are_those_of_the_plain_form_in_the_same_precision(form):
 
     def loss(form, precision, layers, grad):
         moved = Quantities(grad, q.param, q.state, q.step, PAPER)
-        with forms.forced(form), feature_precision.requested(precision):
-            out = per_parameter_mlp.displacement(layers, features.SMALL_FC, moved, 0.1)
+        execution = Execution(form, precision)
+        out = per_parameter_mlp.displacement(
+            layers, features.SMALL_FC, moved, 0.1, execution
+        )
         return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape)))
 
     derivative = jax.jit(
@@ -202,7 +220,8 @@ def test_steps_of_every_network_of_features_change_a_little(name):
         return rule.update(grads, state, params, loss=jnp.float32(1.0))
 
     exact, state = update(optimizer, theta, params, grads)
-    steps, low_state = update(Bfloat16Features(optimizer), theta, params, grads)
+    low = in_precision(optimizer, "bfloat16")
+    steps, low_state = update(low, theta, params, grads)
     assert jax.tree.structure(state) == jax.tree.structure(low_state)
     dtypes = {str(x.dtype) for x in jax.tree.leaves((steps, low_state))}
     assert dtypes == {"float32", "int32"}
@@ -217,55 +236,75 @@ def test_steps_of_every_network_of_features_change_a_little(name):
 
 
 def test_what_would_change_nothing_is_refused():
-    message = "NNAdam moves no tensor here by a per-parameter network"
-    with pytest.raises(ValueError, match=message):
-        Bfloat16Features(NNAdam()).check(SPECS)
-    Bfloat16Features(SmallFC()).check(SPECS)
-    # A network moves the matrix, where there is one.
-    mixed = Bfloat16Features(RoleFallback(SmallFC()))
-    mixed.check(SPECS)
-    with pytest.raises(ValueError, match="RoleFallback moves no tensor here"):
-        mixed.check({"b": SPECS["b"]})
+    message = "^NNAdam has no per-parameter network: bfloat16 would change nothing$"
+    for refused in (
+        lambda: in_precision(NNAdam(), "bfloat16"),
+        lambda: Bfloat16Features(NNAdam()).as_optax({}, SPECS, 10),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+    with pytest.raises(ValueError, match="RoleFallback has no per-parameter network"):
+        in_precision(RoleFallback(NNAdam()), "bfloat16")
+    assert in_precision(NNAdam(), "float32") == NNAdam()
 
 
-def test_a_request_ends_with_its_context():
-    assert feature_precision.current() == "float32"
-    with feature_precision.requested("bfloat16") as request:
-        assert not request.met
-        with feature_precision.requested("float32") as inner:
-            assert feature_precision.current() == "float32"
-        assert inner.met and request.met  # what is within counts
-    with feature_precision.requested("bfloat16") as request:
-        assert feature_precision.current() == "bfloat16" and request.met
-    assert feature_precision.current() == "float32"
+@pytest.mark.parametrize("rule", [*LEARNED.values(), ELO()], ids=lambda x: str(x)[:9])
+def test_every_network_is_found_inside_of_wrappers(rule):
+    low = dataclasses.replace(rule, execution=Execution(precision="bfloat16"))
+    for wrap in (
+        lambda x: x,
+        WeightDecay,
+        lambda x: RoleFallback(ClippedGradients(x)),
+        lambda x: RoleFallback(NNAdam(), fallback=x),
+        Nominal,
+    ):
+        assert in_precision(wrap(rule), "bfloat16") == wrap(low) != wrap(rule)
+        assert in_precision(wrap(low), "float32") == wrap(rule)
+    plain = dataclasses.replace(rule, execution=Execution("plain"))
+    both = dataclasses.replace(rule, execution=Execution("plain", "bfloat16"))
+    assert in_precision(plain, "bfloat16") == both
 
 
-def test_programs_that_were_traced_elsewhere_are_not_taken():
-    """An optimizer may jit its own update, and be used with the wrapper and without."""
+def test_programs_of_both_precisions_stand_beside_each_other():
+    """An optimizer may jit its own update, and be used in both precisions in turn."""
     rng = np.random.default_rng(0)
     params, grads = (
         {n: np.float32(rng.normal(size=s)) for n, s in SHAPES.items()} for _ in "12"
     )
-    rule = SmallFC(hidden_size=4)
-    inner = rule.as_optax(rule.init(jax.random.key(0)), SPECS, 10)
-    update = jax.jit(inner.update, compiler_options=FAST_COMPILATION)
-    state = inner.init(params)
 
-    @dataclasses.dataclass(frozen=True)
     class Compiled(SmallFC):
         def as_optax(self, theta, specs, num_steps):
-            return optax.GradientTransformationExtraArgs(inner.init, update)
+            rule = super().as_optax(theta, specs, num_steps)
+            update = jax.jit(rule.update, compiler_options=FAST_COMPILATION)
+            return optax.GradientTransformationExtraArgs(rule.init, update)
 
-    low = Bfloat16Features(Compiled()).as_optax({}, SPECS, 10)
+    rule = Compiled(hidden_size=4)
+    theta = rule.init(jax.random.key(0))
+    exact, low = (
+        x.as_optax(theta, SPECS, 10) for x in (rule, in_precision(rule, "bfloat16"))
+    )
+    state = exact.init(params)
     for precision in (None, "highest"):
         with jax.default_matmul_precision(precision):
-            first = update(grads, state, params)[0]["w"]
-            rounded = low.update(grads, state, params)[0]["w"]
-            again = update(grads, state, params)[0]["w"]
-            once_more = low.update(grads, state, params)[0]["w"]
+            first, rounded, again, once_more = (
+                x.update(grads, state, params)[0]["w"] for x in (exact, low) * 2
+            )
         np.testing.assert_array_equal(first, again)
         np.testing.assert_array_equal(rounded, once_more)
         assert (first != rounded).all()
+
+
+def test_released_artifacts_do_not_say_how_they_are_executed(tmp_path):
+    execution = Execution("plain", "bfloat16")
+    for rule in (SmallFC(hidden_size=4), WeightDecay(LEARNED["mlp_lopt"])):
+        theta = rule.init(jax.random.key(0))
+        changed = with_execution(rule, **vars(execution))
+        assert changed != rule
+        for name, optimizer in (("rule", rule), ("changed", changed)):
+            Artifact(optimizer, theta).save(tmp_path / name, replace=True)
+            assert Artifact.load(tmp_path / name).optimizer == rule
+        texts = {p.read_text() for p in tmp_path.glob("*/config.json")}
+        assert len(texts) == 1 and "execution" not in texts.pop()
 
 
 def test_numbers_beyond_float32_stay_finite_in_float64():
@@ -274,13 +313,3 @@ def test_numbers_beyond_float32_stay_finite_in_float64():
         found = np.asarray(feature_precision.rounded(x, "bfloat16"))
     np.testing.assert_allclose(found, [1e300, 1.0, -1e-300], rtol=2.0**-8)
     assert found[1] == 1.0
-
-
-def test_wrappers_in_each_other_and_trees_without_an_element():
-    for wrapped in (
-        Bfloat16Features(Bfloat16Features(SmallFC())),
-        Bfloat16Features(RoleFallback(Bfloat16Features(SmallFC()))),
-    ):
-        wrapped.check(SPECS)
-    empty = ParamSpec(Axes.parse("vocab -> width"), (0, 3), (0, 3))
-    Bfloat16Features(SmallFC()).check({"empty": empty})

@@ -1,5 +1,6 @@
 """The released folder: what it holds, and that damage is refused by both libraries."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 import configuration.files
 import lopt.release.artifact
-from lopt import WIDTH_SAFE, Artifact, SmallFC
-from parametrization import ADAM_LIKE
+from lopt import PAPER, WIDTH_SAFE, Artifact, SmallFC
+from lopt.release import pylo_form
+from parametrization import ADAM_LIKE, STANDARD
 
 FILES = {"config.json", "model.safetensors", "SHA256SUMS"}
 RULE = SmallFC(
@@ -122,6 +124,7 @@ def test_the_configuration_says_all_that_the_optimizer_is(artifact, saved):
     described = config["optimizer"]
     assert described["features"] == list(RULE.feature_names)
     assert described["rules"] == "ADAM_LIKE"
+    assert (config["schema_version"], described["factored_axes"]) == (3, "matrix")
     assert described["base"] == {"width": 32, "depth": 2}
     assert described["epsilons"]["normalizer"] == WIDTH_SAFE.normalizer
     words = {"momentum": "momentum", "second_moment": "rms", "factored": "adafactor"}
@@ -134,6 +137,31 @@ def test_the_configuration_says_all_that_the_optimizer_is(artifact, saved):
     pylo = config["pylo"]
     assert (pylo["step_mult"], pylo["exp_mult"], pylo["lr"]) == (0.03, 0.002, 1.0)
     assert pylo["exact"] is False and "floors" in pylo["reason"]
+
+
+CHANGED = {
+    "hidden_size": 5,
+    "hidden_layers": 1,
+    "step_mult": 0.07,
+    "exp_mult": 0.009,
+    "momentum_decays": (0.7, 0.97),
+    "second_moment_decay": 0.97,
+    "factored_decays": (0.6, 0.96),
+    "epsilons": PAPER,
+    "rules": STANDARD,
+    "factored_axes": "tensor",
+}
+
+
+def test_every_field_of_small_fc_is_stored_or_known_not_to_be(random_theta, tmp_path):
+    """A field that is added must be thought of here and in `pylo_form`."""
+    fields = {field.name for field in dataclasses.fields(SmallFC)}
+    assert fields == CHANGED.keys() | set(pylo_form.NOT_STORED)
+    for name, value in CHANGED.items():
+        changed = dataclasses.replace(RULE, **{name: value})
+        assert getattr(RULE, name) != value and pylo_form.can_hold(changed)
+        Artifact(changed, random_theta(changed)).save(tmp_path / name)
+        assert Artifact.load(tmp_path / name).optimizer == changed
 
 
 def test_tensors_are_those_of_pylo(golden, random_theta, tmp_path):
@@ -276,7 +304,10 @@ def test_wrong_tensors_are_refused_though_their_sums_fit(folder, refusal, case):
 
 
 CONFIGS = {
-    "newer schema": lambda c: c.update(schema_version=2),
+    "newer schema": lambda c: c.update(schema_version=4),
+    "general schema": lambda c: c.update(schema_version=2),
+    "no axes": lambda c: c["optimizer"].pop("factored_axes"),
+    "other axes": lambda c: c["optimizer"].update(factored_axes="rows"),
     "older schema": lambda c: c.update(schema_version=0),
     "no schema": lambda c: c.pop("schema_version"),
     "no optimizer": lambda c: c.pop("optimizer"),

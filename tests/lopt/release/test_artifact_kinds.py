@@ -141,6 +141,7 @@ def test_an_artifact_of_the_first_schema_reads_and_writes_as_ever(golden, tmp_pa
         factored_decays=(0.8, 0.95),
         epsilons=WIDTH_SAFE,
         rules=ADAM_LIKE,
+        factored_axes="tensor",
     )
     assert artifact.base == {"width": 32, "depth": 2}
     assert artifact.theta["layer_0"]["kernel"].shape == (31, 3)
@@ -170,7 +171,7 @@ CONFIGS = {
     ),
     "wrong type": (
         lambda c: c["optimizer"]["others"][0].update(units=2.5),
-        "optimizer.others.units = 2.5 must be of type int",
+        "optimizer.others[0].units = 2.5 must be a whole number",
     ),
     "its own check": (
         lambda c: c["optimizer"]["others"][1].update(units=-1),
@@ -178,12 +179,14 @@ CONFIGS = {
     ),
     "no learned optimizer": (
         lambda c: c["optimizer"].update(inner=c["optimizer"]["epsilons"]),
-        "optimizer.inner.kind = 'Epsilons' must be LearnedOptimizer",
+        "optimizer.inner = Epsilons(normalizer=1e-05, second_moment=1e-06, "
+        "row_col=1e-09, factored=1e-09... must be of type LearnedOptimizer",
     ),
     "base": (lambda c: c.update(base=[1]), "base = [1] must be an object"),
     "no provenance": (lambda c: c.pop("provenance"), "provenance"),
     "not json": (lambda c: c["base"].update(width=float("inf")), "Infinity"),
-    "newer": (lambda c: c.update(schema_version=3), "schema_version 3"),
+    "newer": (lambda c: c.update(schema_version=4), "schema_version 4"),
+    "third schema": (lambda c: c.update(schema_version=3), "'class'"),
     "other schema": (lambda c: c.update(schema_version=1), "'class'"),
 }
 
@@ -201,7 +204,7 @@ def test_a_configuration_not_understood_is_refused(saved, case):
 
 def test_an_optimizer_in_place_of_floors_is_refused(saved):
     edit(saved, lambda c: c["optimizer"].update(epsilons={"kind": "Toy"} | TOY))
-    with pytest.raises(ValueError, match=r"epsilons\.kind = 'Toy' must be Epsilons"):
+    with pytest.raises(ValueError, match=r"epsilons = Toy.* must be of type Epsilons"):
         Artifact.load(saved)
 
 
@@ -234,8 +237,8 @@ def test_what_does_not_fit_is_not_written(tmp_path):
     toy, folder = Toy(), tmp_path / "artifact"
     for theta, message in (
         (random(Toy(5)), "does not belong"),
-        (random(toy) | {"net": {}}, "missing"),
-        (random(toy) | {"more": jnp.zeros(1)}, r"unknown \['more'\]"),
+        (random(toy) | {"net": {}}, r"theta\['net'\]\['bank'\] is absent"),
+        (random(toy) | {"more": jnp.zeros(1)}, r"theta\['more'\] .* must be absent"),
         (random(toy) | {"log_rate": jnp.float32(jnp.inf)}, "not finite in log_rate"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -252,6 +255,6 @@ def test_pytorch_refuses_what_it_cannot_run(saved, tmp_path):
 
     folder = shutil.copytree(saved, tmp_path / "copy")
     params = [("p", torch.nn.Parameter(torch.ones(2)))]
-    with pytest.raises(ValueError, match="schema_version 2 is newer") as info:
+    with pytest.raises(ValueError, match="schema_version 2 is not one of") as info:
         TorchOptimizer.from_pretrained(params, folder, base=None)
     assert str(folder) in str(info.value)

@@ -21,14 +21,6 @@ RAW = jax.random.PRNGKey(5)
 BATCHES = {"num_batches": 6, "num_held_out": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs once: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def few(original, **kwargs):
     return adapt(original, **{**BATCHES, **kwargs})
 
@@ -294,14 +286,13 @@ class Constant(Base):
         return jnp.mean(jnp.mean(data @ params["w"], axis=1) ** 2)
 
 
+@pytest.mark.optimized
 def test_a_constant_matrix_is_none_to_the_compiler():
     # jaxlib 0.10.2 for CPUs multiplies with one wrongly; see never_constant.
     x = np.random.default_rng(0).normal(size=(128, 32)).astype(np.float32)
     task = adapt(Constant(x), num_batches=1, num_held_out=1)
-    jax.config.update("jax_disable_most_optimizations", False)
     loss = jax.jit(lambda key, x: task.loss(task.init(key), key, x)[0])(KEY, x)
     params = jax.device_get(jax.jit(task.init)(KEY))
-    jax.config.update("jax_disable_most_optimizations", True)
     expected = np.mean(x.astype(np.float64).sum(axis=1) ** 2)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     assert params["w"].tobytes() == np.ones((32, 32), np.float32).tobytes()

@@ -28,14 +28,6 @@ DATA = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Every program here runs once: compiling it is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def init(key):
     return {"w": jax.random.normal(key, (2, 5)), "b": jnp.zeros(5)}
 

@@ -22,7 +22,7 @@ from learned_optimization.tasks.fixed import image_mlp, resnet
 from learned_optimization.tasks.parametric import image_mlp as parametric_mlp
 
 from lopt.learned.small_fc import SmallFC
-from metatrain.estimators.es import EvolutionStrategy
+from metatrain.estimators.pes import PES
 from metatrain.outer import MetaTraining
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
@@ -179,9 +179,7 @@ def test_delayed_gradients_need_their_state_and_are_refused():
 def test_meta_training_on_one_of_their_tasks():
     task = adapt(TASKS["mlp"](), num_batches=8, num_held_out=2)
     lopt = SmallFC(hidden_size=3, step_mult=0.01)
-    es = EvolutionStrategy(
-        num_pairs=2, chunk=2, truncation=4, lengths=EpisodeLengths(8, 8)
-    )
+    es = PES(num_pairs=2, chunk=2, truncation=4, lengths=EpisodeLengths(8, 8))
     training = MetaTraining.on(task, lopt, es, OuterOptimizer(), num_steps=3)
     state = training.init()
     for _ in range(3):

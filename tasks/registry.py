@@ -1,7 +1,9 @@
-"""One small task of every family, as plain values: what checks and benchmarks walk.
+"""Registry of tasks, models and sources of data, and of the named families.
 
-A name here is a handle for a command line, not a registry: a family is a dataclass, and
-any width, depth, resolution or data is a matter of its fields.
+Run directories, artifacts and command lines know the classes of `KINDS` by their names,
+and the families of `NAMED`. To add a task of this package, add its class to `TASKS`,
+and one small task to `FAMILIES` to name it on command lines. Code outside of the
+package calls `register` before it calls a command.
 """
 
 from __future__ import annotations
@@ -9,19 +11,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from configuration import encoding
 from tasks.autoencoding import Autoencoding
+from tasks.base import BaseTask, Task
 from tasks.classification import ImageClassification
+from tasks.data.embedded import Digits
+from tasks.data.resized import Resized
 from tasks.data.shapes import Shapes
 from tasks.data.signals import Signals
 from tasks.data.speckle import Speckle
 from tasks.data.standard_library import StandardLibrary
 from tasks.data.tfds_images import TFDSImages
 from tasks.data.tfds_text import TFDSText
+from tasks.data.tokenizers import BytePairs, Bytes
 from tasks.diagnosis import GradedDiagnosis
 from tasks.generation.latent_diffusion import LatentDiffusion
 from tasks.generation.pretraining import Pretraining
 from tasks.generation.prior import SemanticPrior
 from tasks.generation.vector_quantization import VectorQuantization
+from tasks.groups import TaskDistribution
 from tasks.language_modelling import LanguageModelling
 from tasks.models.autoencoder import VAE, AutoEncoder
 from tasks.models.base import Model
@@ -38,20 +46,19 @@ from tasks.regression import RandomTeacher
 from tasks.synthetic.quadratics import NoisyQuadratic, Quadratic
 from tasks.synthetic.valley import Valley
 
-AnyTask = (
-    ImageClassification
-    | LanguageModelling
-    | Autoencoding
-    | RandomTeacher
-    | Quadratic
-    | NoisyQuadratic
-    | Valley
-    | GradedDiagnosis
-    | VectorQuantization
-    | LatentDiffusion
-    | SemanticPrior
+TASKS: tuple[type, ...] = (
+    *(ImageClassification, LanguageModelling, Autoencoding, RandomTeacher),
+    *(Quadratic, NoisyQuadratic, Valley, GradedDiagnosis),
+    *(VectorQuantization, LatentDiffusion, SemanticPrior, TaskDistribution),
 )
-"""Every task of this package."""
+MODELS: tuple[type, ...] = (
+    *(MLP, ConvNet, ResNet, ViT, Transformer, Recurrent, AutoEncoder, VAE),
+    *(VQAutoEncoder, LatentDenoiser, CodePrior),
+)
+SOURCES: tuple[type, ...] = (
+    *(Digits, Signals, TFDSImages, StandardLibrary, TFDSText, Bytes, BytePairs),
+    *(Speckle, Resized, Shapes),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Family:
 
     description: str
     """One line for a list."""
-    task: Callable[[], AnyTask]
+    task: Callable[[], BaseTask]
     """Makes the task."""
     residual: bool = False
     """Whether it has residual branches, so that its depth can grow in CompleteP."""
@@ -221,5 +228,46 @@ PREPARED: dict[str, Family] = {
 }
 """The same on data that must first be prepared on this machine."""
 
+KINDS: dict[str, type] = encoding.kinds_of(*TASKS, *MODELS, *SOURCES)
+"""Classes by the `kind` in a stored configuration; changed by `register` alone."""
+
 NAMED: dict[str, Family] = FAMILIES | PREPARED
-"""Every name of a family that a command line knows."""
+"""Families by their names on command lines; changed by `register` alone."""
+
+
+def register(*classes: type, **families: Family) -> None:
+    """Adds classes that configurations can hold, and families that have a name.
+
+    Args:
+        *classes: frozen dataclasses: tasks that derive from `BaseTask`, models from
+            `Model`, sources of data from `Source`.
+        **families: by their names on command lines.
+
+    Raises:
+        ValueError: if a name is taken, or a class is no dataclass.
+    """
+    for kind in classes:
+        if not dataclasses.is_dataclass(kind):
+            raise ValueError(f"{kind.__name__} must be a dataclass to be registered")
+    kinds = {kind.__name__: kind for kind in classes}
+    for name in [*(kinds.keys() & KINDS.keys()), *(families.keys() & NAMED.keys())]:
+        raise ValueError(f"{name!r} is registered already: choose another name")
+    KINDS.update(kinds)
+    NAMED.update(families)
+
+
+def unregister(*names: str) -> None:
+    """Removes classes and families by their names."""
+    for name in names:
+        KINDS.pop(name, None)
+        NAMED.pop(name, None)
+
+
+def check_registered(task: Task) -> None:
+    """Raises ValueError if a stored configuration could not name the task's class."""
+    kind = type(task)
+    if KINDS.get(kind.__name__) is not kind:
+        raise ValueError(
+            f"task = {task!r} is of a class that configurations do not know; "
+            f"tasks.registry.register({kind.__name__}) adds it"
+        )

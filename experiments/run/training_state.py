@@ -1,0 +1,128 @@
+"""The complete state of a training run: at its start, and from a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.command_line import InputError, reported
+from experiments.presets.configs import TrainConfig
+from experiments.presets.serialization import decode, encode, identity
+from experiments.run import processes
+from experiments.run.run_directory import CHECKPOINTS, RunDirectory, read_config
+from lopt.base import Theta
+from metatrain import devices
+from metatrain.checkpoint import Checkpoints, Restored
+from metatrain.outer import MetaTraining, OuterState
+
+
+class Best(NamedTuple):
+    """The θ with the smallest validation loss so far."""
+
+    theta: Theta
+    loss: jax.Array  # [] normalized; infinite before any validation
+    step: jax.Array  # [] int32
+
+
+class TrainingState(NamedTuple):
+    """The contents of a checkpoint."""
+
+    outer: OuterState
+    best: Best
+
+
+def first_state(training: MetaTraining, theta: Theta | None = None) -> TrainingState:
+    """Returns the state before the first outer step.
+
+    Args:
+        training: the meta-training.
+        theta: initial θ; drawn by the optimizer's `init` if None.
+    """
+    outer = training.init(theta)
+    begun = jax.tree.map(jnp.copy, devices.local(outer.theta))
+    return TrainingState(outer, Best(begun, jnp.float32(jnp.inf), jnp.int32(0)))
+
+
+def resume(
+    config: TrainConfig,
+    training: MetaTraining,
+    checkpoints: Checkpoints,
+    directory: RunDirectory | None,
+) -> TrainingState | None:
+    """Returns the state of the newest checkpoint, or None if there is none.
+
+    The first process reads it and drops what was recorded after it; the others receive
+    the same state.
+
+    Raises:
+        InputError: if the state cannot fit into memory, no checkpoint is whole, or the
+            records do not reach it.
+    """
+    template = jax.eval_shape(lambda: first_state(training))
+    check_size(template)
+
+    def read() -> TrainingState | None:
+        assert directory is not None
+        with reported():
+            checkpoints.recover()
+            restored = checkpoints.restore(template)
+        step = restored.step if restored else 0
+        _warn(restored)
+        directory.truncate_after(step, _validated(config, step))
+        return restored.state if restored else None
+
+    state = processes.on_first(read)
+    if processes.several():
+        if not processes.from_first(state is not None):
+            return None
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+        state = devices.broadcast(state or zeros)
+    if state is None:
+        return None
+    return TrainingState(training.place(state.outer), state.best)
+
+
+def load_trained(path: Path) -> tuple[TrainConfig, TrainingState]:
+    """Reads a run directory's configuration and newest checkpoint.
+
+    Raises:
+        InputError: if it is no run directory, is damaged, or has no validated θ yet.
+    """
+    stored = read_config(path)
+    with reported():
+        config = decode(TrainConfig, stored, str(path / "config.json"))
+        checkpoints = Checkpoints(path / CHECKPOINTS, run=identity(encode(config)))
+        template = jax.eval_shape(lambda: first_state(config.build()))
+        restored = checkpoints.restore(template)
+    if restored is None or not np.isfinite(float(restored.state.best.loss)):
+        raise InputError(f"{path} has no validated θ yet: train it further first")
+    _warn(restored)
+    return config, restored.state
+
+
+def _warn(restored: Restored | None) -> None:
+    for warning in restored.warnings if restored else []:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _validated(config: TrainConfig, step: int) -> list[int]:
+    """Returns the steps up to this one after which the run has validated."""
+    every, last = config.validation.every, config.num_steps
+    return [*range(every, step + 1, every), *([last] if step >= last else [])]
+
+
+def check_size(template: TrainingState) -> None:
+    """Refuses a state larger than the memory, before anything is compiled."""
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(template))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory * jax.process_count():
+        raise InputError(
+            f"the state of this run has {size:.1e} bytes, this machine {memory:.1e}: "
+            "make the task, the optimizer or the number of particles smaller"
+        )

@@ -1,0 +1,52 @@
+"""What tables, caches and cost estimates ask of a source of data."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import jax
+
+
+class Source(abc.ABC):
+    """A description of data: a frozen dataclass that loads it.
+
+    The defaults are those of data that is made, or that every installation has.
+    """
+
+    @abc.abstractmethod
+    def load(self) -> Any:
+        """Returns the dataset: a pytree of device arrays, all four splits inside."""
+
+    @property
+    def label(self) -> str:
+        """Name in tables."""
+        return type(self).__name__
+
+    def missing(self) -> str | None:
+        """Returns, in one line, why the data is not on this machine; None if it is.
+
+        Shards are not opened: whether they are whole shows when the data is loaded.
+        """
+        return None
+
+    def fingerprint(self) -> str | None:
+        """Returns what tells two contents of one name apart; None if there is one.
+
+        Raises:
+            ValueError: if the data is not on this machine.
+        """
+        return None
+
+    def num_bytes(self) -> int | None:
+        """Returns the bytes of the dataset; None if only reading it would tell.
+
+        Raises:
+            ValueError: if the data is not on this machine.
+        """
+        return tree_bytes(self.load())
+
+
+def tree_bytes(tree: Any) -> int:
+    """Returns the bytes of all arrays, or shapes of arrays, of a tree."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
