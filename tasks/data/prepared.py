@@ -24,19 +24,6 @@ from tasks.data.declared import (
     read_declaration,
 )
 
-__all__ = [
-    "VARIABLE",
-    "MissingError",
-    "Prepared",
-    "check_name",
-    "damaged_row",
-    "data_dir",
-    "fingerprint",
-    "missing",
-    "open_dataset",
-    "read",
-]
-
 VARIABLE = "METATRAIN_DATA_DIR"
 _NAME = re.compile(
     r"(?P<dataset>[a-z]\w*)(/(?P<config>[\w+.-]*\w[\w+.-]*))?"

@@ -81,9 +81,8 @@ class TFDSImages(Images):
 
     def num_bytes(self) -> int:
         """Returns the bytes of images and labels, as declared."""
-        splits = prepared.open_dataset(self.name).splits
-        test = next((s for s in ("test", "validation") if s in splits), "train")
-        rows = sum(splits[split] for split in {"train", test})
+        dataset = prepared.open_dataset(self.name)
+        rows = sum(dataset.splits[s] for s in {"train", dataset.held_out or "train"})
         return rows * (math.prod(self.image_shape) + 4)
 
     def load(self) -> ImageDataset:
