@@ -92,7 +92,8 @@ def field_types(cls: type) -> dict[str, Any]:
     for base in cls.__mro__:
         try:
             hints = typing.get_type_hints(base, include_extras=True)
-        except NameError:  # a class inside a function: its bases may resolve
+        except NameError:
+            # A class inside a function may not resolve where its bases do.
             continue
         fields = dataclasses.fields(typing.cast(Any, cls))
         return {
@@ -119,8 +120,9 @@ def checked(name: str, value: Any, hint: Any, read: Read | None = None) -> Any:
     hint, _ = unmarked(hint)
     if read is not None:
         value = read(name, value, hint)
+    # Name the first entry of a tuple that does not fit.
     items = _items(hint, value)
-    if items is not None:  # name the first entry that does not fit
+    if items is not None:
         for i, (item, inner) in enumerate(zip(value, items, strict=True)):
             checked(f"{name}[{i}]", item, inner, read)
     if hint is int and type(value) is int:
@@ -168,7 +170,7 @@ def _fit(name: str, value: Any, hint: Any, read: Read | None) -> Any:
         return _number(value, hint, nan=NAN in marks)
     items = _items(hint, value)
     if items is not None:
-        # Quickly where all are floats: a curve has thousands of entries.
+        # Shortcut for curves, which have thousands of entries.
         floats = {unmarked(inner)[0] for inner in set(items)} == {float}
         if floats and all(type(x) is float and not math.isnan(x) for x in value):
             return value
@@ -224,7 +226,8 @@ def _is_of(value: Any, hint: Any, *, strict: bool) -> bool:
     if not isinstance(kind, type):
         return not strict
     if getattr(kind, "_is_protocol", False):
-        if isinstance(value, type):  # a class has all methods of its instances
+        # A class has all methods of its instances.
+        if isinstance(value, type):
             return False
         if not getattr(kind, "_is_runtime_protocol", False):
             return not strict

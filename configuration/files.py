@@ -145,7 +145,8 @@ def discard(path: Path) -> None:
         return
     if not HIDDEN.fullmatch(path.name):
         aside = tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
-        os.rename(path, aside)  # an empty folder gives way
+        # A rename replaces an empty folder.
+        os.rename(path, aside)
         path = Path(aside)
     shutil.rmtree(path, ignore_errors=True)
 
@@ -185,7 +186,8 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError:
-        if not path.is_dir():  # some file systems cannot sync folders
+        # Some file systems cannot sync folders.
+        if not path.is_dir():
             raise
     finally:
         os.close(handle)

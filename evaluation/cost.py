@@ -158,7 +158,8 @@ def flop_per_step(task: Task) -> tuple[float, str]:
 
 def flop_per_update(task: Task, lopt: LearnedOptimizer) -> tuple[float, str]:
     """Counts the FLOP of an update of all parameters; names the source."""
-    lopt = with_execution(lopt, form="plain")  # the other forms contain loops
+    # The other forms contain loops.
+    lopt = with_execution(lopt, form="plain")
     specs, params = task.specs(), param_shapes(task)
 
     def update(theta: Any, state: Any, params: Any, loss: jax.Array) -> Any:

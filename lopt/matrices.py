@@ -1,8 +1,8 @@
-"""Every matrix-like parameter as a stack of matrices from inputs to outputs.
+"""Matrix-like parameters as stacks of matrices from inputs to outputs.
 
-What a rule for matrices (Newton–Schulz, CELO2) needs is the matrix that acts: an
-attention kernel `width -> heads head_dim` is one from `width` to all heads, though its
-array has three axes. The positions of a convolution are as many matrices.
+Rules for matrices (Newton–Schulz, CELO2) see an attention kernel `width -> heads
+head_dim` as one matrix from `width` to all heads, and each position of a convolution as
+a matrix of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def is_matrix(spec: ParamSpec) -> bool:
 
 
 def matrix_spec(spec: ParamSpec) -> ParamSpec:
-    """The spec of the same parameter as `[stacked... positions..., in, out]`."""
+    """Returns the spec of the parameter as `[stacked..., positions..., in, out]`."""
     axes = spec.axes
     positions = min(num_positions(axes), max(len(axes.fan_in) - 1, 0))
     lead = len(axes.stacked) + positions
@@ -55,11 +55,11 @@ def matrix_spec(spec: ParamSpec) -> ParamSpec:
 def on_matrices(
     transformation: optax.GradientTransformationExtraArgs, specs: Specs
 ) -> optax.GradientTransformationExtraArgs:
-    """A transformation of matrices, for parameters of the shapes that they have.
+    """Applies a transformation of matrices to parameters of any shape.
 
     Args:
-        transformation: what is given, and returns, arrays of `matrix_spec`'s shapes.
-        specs: of all parameters; what is masked is left as it is.
+        transformation: of arrays of `matrix_spec`'s shapes.
+        specs: specs of all parameters; masked ones are left alone.
     """
 
     def reshaped(tree: Any, to: Any) -> Any:

@@ -68,13 +68,13 @@ class _Exponents:
     """One column of the table; 0 unless stated."""
 
     forward: int = 0
-    """Of the width ratio in the output multiplier, and of d beyond 1/√d (halved)."""
+    """Exponent of n_in in the output multiplier, and of √d beyond 1/√d."""
     residual: int = 0
-    """Of m in the residual branch."""
+    """Exponent of m in the residual branch."""
     steps: dict[Kind, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    """Of (n_in, n_out) in the step, by kind."""
+    """Exponents of (n_in, n_out) in the step, by kind."""
     block_step: int = 0
-    """Of m in the step of every parameter inside a residual block."""
+    """Exponent of m in the step of every parameter inside a residual block."""
     sgd_like: bool = False
     """Whether steps are proportional to the gradient rather than Θ(1)."""
 

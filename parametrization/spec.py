@@ -1,9 +1,8 @@
 """Static descriptions of parameters: axes, shape and base shape.
 
 A tree of `ParamSpec` lies beside the parameters, never inside an optimizer's state. A
-spec is deliberately not a pytree node: JAX sees a leaf, so
-`jax.tree.map(f, params, specs)` works, and a missing or extra parameter fails by
-structure.
+spec is deliberately a leaf, not a pytree node: `jax.tree.map(f, params, specs)` works,
+and a missing or extra parameter fails by structure.
 
 A linen module annotates each parameter with `named(initializer, "in -> out")`;
 `param_specs` reads the annotations of a model and of its base model by two
@@ -67,11 +66,10 @@ class ParamSpec:
     @property
     def fan_in(self) -> int:
         """Number of terms that each output sums over."""
-        start = len(self.axes.stacked)
-        return math.prod(
-            1 if name in LOOKUP_NAMES else self.shape[start + i]
-            for i, name in enumerate(self.axes.fan_in)
+        sizes = zip(
+            self.axes.fan_in, self.shape[len(self.axes.stacked) :], strict=False
         )
+        return math.prod(size for name, size in sizes if name not in LOOKUP_NAMES)
 
     @property
     def fan_out(self) -> int:
@@ -138,15 +136,12 @@ class Named(meta.AxisMetadata[Any]):
 def named(
     initializer: Initializer, axes: str, depth_mult: float = 1.0
 ) -> Callable[..., Named]:
-    """Annotates a parameter where it is created.
+    """Returns an initializer for `flax.linen.Module.param` that makes a `Named` box.
 
     Args:
         initializer: called as `initializer(key, shape, dtype)`.
         axes: names such as `"width -> heads head_dim"` (see `Axes.parse`).
         depth_mult: see `ParamSpec`.
-
-    Returns:
-        An initializer for `flax.linen.Module.param` that returns a `Named` box.
     """
     parsed = Axes.parse(axes)
 
@@ -234,10 +229,9 @@ def infer_specs(
 ) -> Any:
     """Guesses specs of plain parameters from two trees of arrays or shapes.
 
-    The last axis is taken as fan-out and those before it as fan-in; an axis whose size
-    differs from the base is scaling. **Limits**: at the base width nothing differs, so
-    kinds must be given in `kinds`. A fan-out of several axes, as of attention heads,
-    cannot be expressed: annotate such a model with `named`.
+    The last axis is taken as fan-out and those before it as fan-in; axes whose sizes
+    differ from the base are scaling. **Limits**: at the base width nothing differs, so
+    `kinds` are needed. A fan-out of several axes cannot be expressed: use `named`.
 
     Args:
         params: tree of anything with a `.shape`.
@@ -245,8 +239,8 @@ def infer_specs(
         kinds: maps a parameter's path (`jax.tree_util.keystr(path)`) to its kind.
 
     Raises:
-        ValueError: if structures or ranks differ, `kinds` names an unknown parameter,
-            or a kind does not fit a parameter's rank.
+        ValueError: if structures or ranks differ, or `kinds` names an unknown
+            parameter or does not fit its rank.
     """
     if jax.tree.structure(params) != jax.tree.structure(base_params):
         raise ValueError("params and base_params differ in structure")

@@ -1,22 +1,20 @@
-"""Autoencoding: a model reproduces its input; the labels are not looked at.
+"""Autoencoding: a model reproduces its input; labels are ignored.
 
 The network sees the normalized image, and its outputs are added to the best constant
 image: the constant per pixel with the smallest loss on the training split. So a model
-whose readout is zero starts at the loss at chance, as a classifier does. (Without it,
-the mean image alone is worth half of the loss on the digits, and every run would begin
-above the cap of the normalized loss.)
+with a zero readout starts at the loss at chance, as a classifier does. (Otherwise every
+run on the digits would begin above the cap of the normalized loss.)
 
-Every loss is a mean over images *and pixels*, so that it does not depend on the
-resolution. A `VAE` adds the KL divergence of its posterior, divided by the number of
-pixels too: its loss is the negative ELBO in nats per pixel; times the number of pixels
-it is in nats per image. What `reconstruction` says:
+Every loss is a mean over images *and pixels*, so it does not depend on the resolution.
+A `VAE` adds the KL divergence of its posterior, also divided by the number of pixels:
+its loss is the negative ELBO in nats per pixel. The values of `reconstruction`:
 
 * "mse": squared error of the normalized image, in units of a channel's variance over
   the training split. For a `VAE` it is the negative log-likelihood of a Gaussian of
   variance ½, without the constant ½ ln π.
 * "bernoulli": cross-entropy in nats of logits. Targets are raw pixels mapped to [0, 1]
-  by the smallest and the largest training pixel (one beyond them counts as the nearer
-  end); a grey pixel is a probability.
+  by the smallest and the largest training pixel and clipped; a grey pixel is a
+  probability.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ _ROWS_AT_ONCE = 4096
 
 
 class Pictures(NamedTuple):
-    """Labelled images, and what of the training split the targets need."""
+    """Images, and statistics of the training split that the targets need."""
 
     images: images.ImageDataset
     low: jax.Array  # [] float32, the smallest raw pixel
@@ -52,7 +50,7 @@ class Pictures(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """A batch: what the network sees, and what it should make."""
+    """A batch."""
 
     inputs: jax.Array  # [B, height, width, channels] normalized
     targets: jax.Array  # [B, pixels] normalized, or in [0, 1]
@@ -75,11 +73,10 @@ class Autoencoding(ImageTask):
 
     @property
     def loss_at_chance(self) -> float:
-        """The loss on the training split of the best constant image.
+        """Loss of the best constant image on the training split.
 
-        It is that of outputs which are 0 everywhere, and since the divergence of a
-        fresh `VAE` is 0 whatever the key, it is the negative ELBO at the start too. The
-        data is read at the first use, once per process.
+        A new `VAE` starts there too, as its divergence is 0. The data is read at the
+        first use, once per process.
         """
         return load_pictures(self.data, self.reconstruction)[1]
 
@@ -109,7 +106,7 @@ class Autoencoding(ImageTask):
         return Pairs(inputs, jnp.clip(targets, 0.0, 1.0), dataset.best)
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Unit of the loss.
 
         A squared error is in squared deviations of a channel. A `VAE` adds a divergence
@@ -148,10 +145,10 @@ def reconstruction_loss(
     """Returns the mean over images and pixels `[]`.
 
     Args:
-        kind: which loss.
+        kind: mse or bernoulli.
         outputs: `[B, pixels]` relative to the best constant.
-        targets: `[B, pixels]`, of "bernoulli" probabilities in [0, 1].
-        best: `[pixels]`, of "bernoulli" logits.
+        targets: `[B, pixels]`; probabilities in [0, 1] for "bernoulli".
+        best: `[pixels]`; logits for "bernoulli".
     """
     guess = outputs + jnp.broadcast_to(best, outputs.shape)
     if kind == "mse":
@@ -163,7 +160,7 @@ def reconstruction_loss(
 @functools.cache
 def load_pictures(data: images.Images, kind: Reconstruction) -> tuple[Pictures, float]:
     """Returns the dataset of the task, and its loss at chance."""
-    # Concrete even where a caller is being traced, for the result is kept.
+    # Concrete even where a caller is being traced, as the result is kept.
     with jax.ensure_compile_time_eval():
         dataset = data.load()
         pixels = np.asarray(dataset.train.images)
@@ -177,8 +174,8 @@ def load_pictures(data: images.Images, kind: Reconstruction) -> tuple[Pictures, 
             best, loss = (mean - shift) / scale, variance / scale**2
         else:
             on = (mean - low) / (high - low)
-            # Half a pixel on and half a pixel off are added: a pixel that is always off
-            # has finite log-odds.
+            # Half a pixel on and half a pixel off are added, so that a pixel that is
+            # always off has finite log-odds.
             smooth = (len(pixels) * on + 0.5) / (len(pixels) + 1.0)
             best = np.log(smooth) - np.log1p(-smooth)
             loss = np.logaddexp(0.0, best) - on * best

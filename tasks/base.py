@@ -1,4 +1,4 @@
-"""The interface of a task: what an inner loop optimizes.
+"""The interface of a task, which an inner loop optimizes.
 
 A task is a frozen, hashable description, static under `jit`. Its dataset is a pytree of
 device arrays that is passed as an argument, and a batch is a function of a key. Drawing
@@ -39,6 +39,9 @@ class Task(Protocol):
     Members with a body have that default in classes that derive from `BaseTask`: a task
     without a model, in which nothing scales. In shapes, `B` is the batch size.
     """
+
+    unit: str = "nats"
+    """Unit of the loss."""
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> Params:
@@ -110,11 +113,6 @@ class Task(Protocol):
     def family(self) -> str:
         """Class of the model, or of the task if it has none."""
         return type(self).__name__
-
-    @property
-    def unit(self) -> str:
-        """Unit of the loss."""
-        return "nats"
 
     @property
     def source(self) -> Source | None:

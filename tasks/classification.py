@@ -14,8 +14,7 @@ from tasks.data import images
 from tasks.data.augmentation import Augmentation
 from tasks.data.embedded import Digits
 from tasks.data.images import ImageDataset, ImageDraws, ImageSplit
-from tasks.data.label_noise import corrupt
-from tasks.image_rows import ImageTask
+from tasks.image_rows import LabelledImageTask
 from tasks.models.base import Model
 from tasks.models.mlp import MLP
 
@@ -24,7 +23,7 @@ _AUGMENTATION = 1
 
 
 @configuration
-class ImageClassification(ImageTask):
+class ImageClassification(LabelledImageTask):
     """Mean softmax cross-entropy of a model over batches of labelled images."""
 
     model: Model = MLP()
@@ -45,10 +44,6 @@ class ImageClassification(ImageTask):
     def num_outputs(self) -> int:
         """Number of classes (`C`)."""
         return self.data.num_classes
-
-    def inputs(self, batch: Batch) -> jax.Array:
-        """Returns normalized images `[B, height, width, channels]`."""
-        return batch.images
 
     def load_data(self) -> ImageDataset:
         """Returns the images."""
@@ -85,13 +80,6 @@ class ImageClassification(ImageTask):
         return ImageSplit(
             shaped(size, *self.input_shape), shaped(size, dtype=jnp.int32)
         )
-
-    def relabel(
-        self, batch: Batch, draw: ImageDraws, share: jax.Array, seed: jax.Array
-    ) -> Batch:
-        """Replaces a share of the labels by other classes (see `Labelled.relabel`)."""
-        labels = corrupt(batch.labels, draw.rows, self.data.num_classes, share, seed)
-        return batch._replace(labels=labels)
 
     def loss(self, params: Params, key: jax.Array, batch: Batch) -> Loss:
         """Returns the mean cross-entropy `[]` in nats, and the accuracy."""

@@ -1,14 +1,14 @@
-"""Graded diagnosis: classification whose classes have an order.
+"""Graded diagnosis: classification with ordered classes.
 
 K grades make K − 1 dichotomies, "is the grade above k?", and the network has one logit
 for each: independent cumulative links on shared features, as in Niu et al., Ordinal
 Regression with Multiple Output CNN (CVPR 2016), after Frank and Hall, A Simple Approach
-to Ordinal Classification (ECML 2001). A dichotomy may so use features of its own; what
-one score with ordered thresholds (CORAL, arXiv:1901.07884) guarantees, that "above 2"
-is never likelier than "above 1", is made good afterwards by a running minimum.
+to Ordinal Classification (ECML 2001). So a dichotomy may use features of its own. That
+"above 2" is never likelier than "above 1", which one score with ordered thresholds
+guarantees (CORAL, arXiv:1901.07884), is ensured afterwards by a running minimum.
 
-The outputs of the network are added to the log-odds of the dichotomies in the training
-split, the best constant. So a model whose readout is zero starts at the loss at chance.
+Outputs are added to the log-odds of the dichotomies in the training split, the best
+constant. So a model with a zero readout starts at the loss at chance.
 """
 
 from __future__ import annotations
@@ -22,33 +22,32 @@ import numpy as np
 import optax
 
 from configuration.fields import configuration
-from tasks.base import Batch, Loss, Params, Split, shaped
+from tasks.base import Loss, Params, Split, shaped
 from tasks.data import images
-from tasks.data.label_noise import corrupt
 from tasks.data.speckle import Speckle
-from tasks.image_rows import ImageTask
+from tasks.image_rows import LabelledImageTask
 from tasks.models.base import Model
 from tasks.models.convolutional import ConvNet
 
 
 class Graded(NamedTuple):
-    """Graded images, and what of the training split the model starts from."""
+    """Graded images, and the best constant of the training split."""
 
     images: images.ImageDataset
     prior: jax.Array  # [K - 1] float32, log-odds of each dichotomy
 
 
 class GradedBatch(NamedTuple):
-    """A batch; the prior is there once an image, so that a batch can be cut."""
+    """A batch; the prior is repeated for each image, so that a batch can be cut."""
 
     images: jax.Array  # [B, height, width, channels] normalized
     labels: jax.Array  # [B] int32, the grade
-    prior: jax.Array  # [B, K - 1] the log-odds to which outputs are added
+    prior: jax.Array  # [B, K - 1] log-odds to which outputs are added
 
 
 @final
 @configuration
-class GradedDiagnosis(ImageTask):
+class GradedDiagnosis(LabelledImageTask):
     """Mean binary cross-entropy over images and dichotomies of the grade."""
 
     model: Model = ConvNet(width=16, base_width=16, strides=(2, 2, 1))
@@ -58,11 +57,13 @@ class GradedDiagnosis(ImageTask):
     batch_size: int = 64
     """Images per batch, drawn with replacement."""
 
+    unit = "nats per dichotomy"
+
     @property
     def loss_at_chance(self) -> float:
         """Loss of the best constant on the training split, in nats per dichotomy.
 
-        It is the mean entropy of the dichotomies. The data is read at the first use,
+        This is the mean entropy of the dichotomies. The data is read at the first use,
         once per process.
         """
         return _load(self.data)[1]
@@ -72,18 +73,9 @@ class GradedDiagnosis(ImageTask):
         """Number of dichotomies, one fewer than grades."""
         return self.data.num_classes - 1
 
-    def inputs(self, batch: Batch) -> jax.Array:
-        """Returns normalized images `[B, height, width, channels]`."""
-        return batch.images
-
     def load_data(self) -> Graded:
         """Returns the images and their prior (read once per process)."""
         return _load(self.data)[0]
-
-    @property
-    def unit(self) -> str:
-        """Unit of the loss."""
-        return "nats per dichotomy"
 
     def batch_shapes(self) -> GradedBatch:
         """Returns the shapes of a training batch (see `Task.batch_shapes`)."""
@@ -101,18 +93,6 @@ class GradedDiagnosis(ImageTask):
         pixels, labels = images.gather(dataset.images, rows, split)
         shape = (len(labels), self.num_outputs)
         return GradedBatch(pixels, labels, jnp.broadcast_to(dataset.prior, shape))
-
-    def relabel(
-        self,
-        batch: GradedBatch,
-        draw: images.ImageDraws,
-        share: jax.Array,
-        seed: jax.Array,
-    ) -> GradedBatch:
-        """Replaces a share of the grades by others (see `Labelled.relabel`)."""
-        grades = self.data.num_classes
-        labels = corrupt(batch.labels, draw.rows, grades, share, seed)
-        return batch._replace(labels=labels)
 
     def logits(self, params: Params, batch: GradedBatch) -> jax.Array:
         """Returns the log-odds of each dichotomy `[B, K - 1]`, as they are trained."""
@@ -162,7 +142,7 @@ def grade(logits: jax.Array) -> jax.Array:
 @functools.cache
 def _load(data: images.Images) -> tuple[Graded, float]:
     """Returns the dataset of the task, and its loss at chance."""
-    # Concrete even where a caller is being traced, for the result is kept.
+    # Concrete even where a caller is being traced, as the result is kept.
     with jax.ensure_compile_time_eval():
         dataset = data.load()
         labels = np.asarray(dataset.train.labels)

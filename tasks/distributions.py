@@ -1,9 +1,8 @@
-"""Named task distributions: what a meta-training run samples, as plain values.
+"""Named task distributions, as plain values.
 
-Those of the papers come in their own sizes, on the papers' data, and under names that
-end in `_digits`, `_mnist`, `_cifar` or `_text` as the same shapes on data that a
-machine without ImageNet has. Smaller batches go with smaller data; nothing else differs
-but the base width of `_text`.
+Distributions of papers are on the papers' data; names that end in `_digits`, `_mnist`,
+`_cifar` or `_text` have the same shapes on smaller data, with smaller batches. Nothing
+else differs but the base width of `_text`.
 """
 
 from __future__ import annotations
@@ -28,32 +27,28 @@ from tasks.registry import FAMILIES
 from tasks.variation import UNVARYING, Level, Variation
 
 MULO_WIDTHS = (128, 512, 1024)
-"""Widths of μLO_M; μLO_S has the first alone (arXiv:2406.00153, Section 5)."""
+"""Widths of μLO_M; μLO_S has only the first (arXiv:2406.00153, Section 5)."""
 FACTORS: dict[Level, tuple[float, float]] = {
     "task": (1e-3, 1e3),
     "tensor": (1e-2, 1e2),
     "parameter": (1e-1, 1e1),
 }
-"""VeLO's ranges of reparametrization (arXiv:2211.09760), wide where it is shared."""
+"""VeLO's ranges of reparametrization (arXiv:2211.09760)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NamedDistribution:
-    """A distribution with a name, made when it is asked for."""
+    """A named distribution, made when it is asked for."""
 
     description: str
     """One line for a list."""
     make: Callable[[], TaskDistribution]
-    """Makes it; no data is read."""
+    """Makes it without reading data."""
 
 
 def reparametrized(level: Level) -> Variation:
-    """VeLO's reparametrization of one level."""
+    """Returns VeLO's reparametrization of one level."""
     return Variation(reparametrization=level, factors=FACTORS[level])
-
-
-def _mulo(widths: tuple[int, ...], task: ModelTask) -> TaskDistribution:
-    return TaskDistribution(over_widths(task, widths))
 
 
 def _mulo_mlp(data: Images, batch_size: int) -> ImageClassification:
@@ -120,12 +115,12 @@ _VELO_LIKE: tuple[tuple[str, float, Level], ...] = (
     ("teacher", 1.0, "parameter"),
     ("noisy_quadratic", 0.5, "none"),
 )
-"""Family, weight, and level of reparametrization: VeLO draws none, task, tensor and
-parameter as 2 : 2 : 2 : 1; here the level belongs to the family."""
+"""Family, weight, and level of reparametrization. VeLO draws none, task, tensor and
+parameter as 2 : 2 : 2 : 1; here each family has one level."""
 
 
 def _velo_like() -> TaskDistribution:
-    """One group for each family; everything that can vary in it does."""
+    """Returns one group for each family, in which everything varies that can."""
     return TaskDistribution(
         tuple(
             Group(name, _sized(FAMILIES[name].task()), weight, _augmented(name, level))
@@ -136,7 +131,7 @@ def _velo_like() -> TaskDistribution:
 
 
 def _sized(task: BaseTask) -> BaseTask:
-    """Batches of a size to train with; those of `FAMILIES` are made for checks."""
+    """Returns the task with batches to train on; `FAMILIES` has those for checks."""
     if isinstance(task, LanguageModelling):
         return dataclasses.replace(task, length=32, batch_size=16)
     if isinstance(task, ModelTask):
@@ -159,7 +154,9 @@ DISTRIBUTIONS: dict[str, NamedDistribution] = {
         f"mulo_{size}{data}": NamedDistribution(
             f"μLO_{size.upper()}: {about}; "
             f"width{'s' if len(widths) > 1 else ''} {', '.join(map(str, widths))}",
-            lambda widths=widths, make=make: _mulo(widths, make()),
+            lambda widths=widths, make=make: TaskDistribution(
+                over_widths(make(), widths)
+            ),
         )
         for data, (about, make) in _MULO_DATA.items()
         for size, widths in (("s", MULO_WIDTHS[:1]), ("m", MULO_WIDTHS))
@@ -195,4 +192,4 @@ DISTRIBUTIONS: dict[str, NamedDistribution] = {
         _velo_like,
     ),
 }
-"""Every name that a command line knows."""
+"""Distributions by their names on command lines."""

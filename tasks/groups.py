@@ -1,13 +1,8 @@
-"""What a meta-training run samples: groups of tasks, and what varies inside a group.
+"""Groups of tasks, from which meta-training samples.
 
-Tasks of different shapes cannot share a program, so they are *groups*: each is one task
-of static shape with a weight. What can be traced varies inside a group, anew for each
-episode, at no further compilation (`tasks.variation`). A random width is therefore a
-group for each width.
-
-With `each_step="all"` every outer step runs all groups and averages their
-meta-gradients by weight. With "one" it runs one group, drawn with probability in
-proportion to its weight: the same mean, a fraction of the time per step, more noise.
+Tasks of different shapes cannot share a program, so each is a *group*: one task of
+static shape with a weight. Traced numbers vary inside a group, anew for each episode,
+at no further compilation (`tasks.variation`). A random width is a group for each width.
 """
 
 from __future__ import annotations
@@ -28,13 +23,13 @@ class Group:
     """Tasks of one static shape."""
 
     name: str
-    """Names its metrics."""
+    """Name in metrics."""
     task: Annotated[BaseTask, OPEN]
     """The task, before anything varies."""
     weight: float = 1.0
-    """Of its meta-gradient in the mean, or of the group when one is drawn."""
+    """Weight of its meta-gradient, or of the group when one is drawn."""
     variation: Variation = Variation()
-    """What differs between two of its episodes."""
+    """Differences between two of its episodes."""
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
@@ -52,7 +47,8 @@ class TaskDistribution:
     groups: tuple[Group, ...]
     """At least one; names are unique."""
     each_step: EachStep = "all"
-    """Groups of an outer step: all, or one drawn by weight."""
+    """Groups of an outer step. all: their meta-gradients are averaged by weight; one: a
+    group is drawn by weight, with the same mean, more noise, and less time per step."""
 
     def __post_init__(self) -> None:
         names = [group.name for group in self.groups]
@@ -64,14 +60,14 @@ class TaskDistribution:
 
     @classmethod
     def single(cls, task: Task, variation: Variation = UNVARYING) -> Self:
-        """One group, of a task of any kind."""
+        """Returns a distribution of one group, of any task."""
         return cls((Group("task", task, variation=variation),))  # pyright: ignore
 
 
 def over_widths(
     task: ModelTask, widths: Sequence[int], variation: Variation = UNVARYING
 ) -> tuple[Group, ...]:
-    """A group for each width of a task, all with the same weight."""
+    """Returns a group for each width of a task, all with the same weight."""
     return tuple(
         Group(f"width_{width}", task.at_width(width), variation=variation)  # pyright: ignore
         for width in widths

@@ -15,6 +15,7 @@ import jax
 from tasks.base import Batch, Split, repeat_rows
 from tasks.data import images
 from tasks.data.images import ImageDataset, ImageDraws, ImageSplit
+from tasks.data.label_noise import corrupt
 from tasks.modelled import ModelTask
 from tasks.models.base import check_positive
 
@@ -68,6 +69,21 @@ class ImageTask(ModelTask):
     def with_rows(self, resident: Any, rows: ImageSplit) -> Any:
         """Returns a dataset of fetched images (see `Streamable.with_rows`)."""
         return _with_images(resident, _images(resident)._replace(train=rows))
+
+
+class LabelledImageTask(ImageTask):
+    """An image task whose batches have `images` and the class of each as `labels`."""
+
+    def inputs(self, batch: Batch) -> jax.Array:
+        """Returns normalized images `[B, height, width, channels]`."""
+        return batch.images
+
+    def relabel(
+        self, batch: Batch, draw: ImageDraws, share: jax.Array, seed: jax.Array
+    ) -> Batch:
+        """Replaces a share of the labels by other classes (see `Labelled.relabel`)."""
+        labels = corrupt(batch.labels, draw.rows, self.data.num_classes, share, seed)
+        return batch._replace(labels=labels)
 
 
 def _images(dataset: Any) -> ImageDataset:

@@ -34,6 +34,8 @@ class LanguageModelling(ModelTask):
     evaluation_windows: int = 256
     """Most windows of a split in a final evaluation."""
 
+    unit = "nats per token"
+
     def __post_init__(self) -> None:
         check_positive(self, "length", "batch_size", "evaluation_windows")
         if self.model.input_dtype != jnp.int32:
@@ -57,11 +59,6 @@ class LanguageModelling(ModelTask):
     def num_outputs(self) -> int:
         """Size of the vocabulary (`V`)."""
         return self.data.vocab_size
-
-    @property
-    def unit(self) -> str:
-        """Unit of the loss."""
-        return "nats per token"
 
     @property
     def resolution(self) -> str:

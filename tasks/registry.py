@@ -195,6 +195,7 @@ FAMILIES: dict[str, Family] = {
         residual=True,
     ),
 }
+"""One small task of every family: for checks, benchmarks and command lines."""
 
 PREPARED: dict[str, Family] = {
     "tfds_images": Family(
@@ -226,7 +227,7 @@ PREPARED: dict[str, Family] = {
         ),
     ),
 }
-"""The same on data that must first be prepared on this machine."""
+"""Families on data that must first be prepared on a machine."""
 
 KINDS: dict[str, type] = encoding.kinds_of(*TASKS, *MODELS, *SOURCES)
 """Classes by the `kind` in a stored configuration; changed by `register` alone."""

@@ -68,6 +68,8 @@ class RandomTeacher(ModelTask):
     seed: int = 0
     """Seed of the teacher."""
 
+    unit = "squared deviations"
+
     def __post_init__(self) -> None:
         check_positive(self, "num_inputs", "num_targets", "batch_size")
         if not 0.0 <= self.noise <= 1e6:
@@ -94,11 +96,6 @@ class RandomTeacher(ModelTask):
     def num_outputs(self) -> int:
         """Numbers in a target."""
         return self.num_targets
-
-    @property
-    def unit(self) -> str:
-        """Unit of the loss."""
-        return "squared deviations"
 
     @property
     def data_name(self) -> str:

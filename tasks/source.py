@@ -1,4 +1,4 @@
-"""What tables, caches and cost estimates ask of a source of data."""
+"""Base class of sources of data, for tables, caches and cost estimates."""
 
 from __future__ import annotations
 

@@ -1,26 +1,25 @@
-"""What differs from one run of a task to the next, without compiling anything anew.
+"""Variation between the runs of a task, at no further compilation.
 
-A `Variation` says what may differ and how far; a `Variant` is one draw of it, a few
-traced numbers that stay as they are for a whole run. In meta-training each antithetic
-pair draws a variant when its episode begins, and both of its members train on it.
+A `Variation` says what differs and how far; a `Variant` is one draw of it, a few traced
+numbers that are constant during a run. In meta-training each antithetic pair draws a
+variant when its episode begins, and both members train on it.
 
-* **Reparametrization**: the network computes with s·w in place of w, and starts at
-  w₀/s, so it starts as the same function. Gradients become s times, the step that is
-  needed 1/s times what they were. One factor s for the whole task, for each tensor, or
-  for each parameter (VeLO, arXiv:2211.09760; Celo, arXiv:2501.12670, takes one for the
-  task from [1e-3, 1e3]).
-* **Loss scale**: the loss that is differentiated, and that an optimizer is shown, is
-  multiplied. What is recorded and counts as meta-loss is not: in units of the loss at
-  chance it is the same.
-* **Initialization scale**: the matrices of the start are multiplied. Vectors and
-  scalars are not: gains of norms must stay at 1, and biases are 0.
-* **Label noise**: a share of the labels is wrong, the same examples' in every epoch.
-* **Batch subsampling**: a batch consists of its first rows only, repeated. The share is
-  a power of ½, so every row counts as often as the others and the mean over the batch
-  *is* the mean over the smaller batch; no loss has to know of it.
+* **Reparametrization**: the network computes with s·w in place of w and starts at w₀/s,
+  so it starts as the same function. Gradients are multiplied by s, and the step that is
+  needed by 1/s. There is one factor s for the whole task, for each tensor, or for each
+  parameter (VeLO, arXiv:2211.09760; Celo, arXiv:2501.12670, draws one for the task from
+  [1e-3, 1e3]).
+* **Loss scale**: multiplies the loss that is differentiated and that an optimizer sees,
+  not the loss that is recorded and counts as meta-loss.
+* **Initialization scale**: multiplies the initial matrices. Vectors and scalars are not
+  scaled: gains of norms must stay at 1, and biases are 0.
+* **Label noise**: a share of the labels is wrong, for the same examples in every epoch.
+* **Batch subsampling**: a batch repeats its first rows. The share is a power of ½, so
+  every row counts equally and the mean over the batch *is* the mean over the smaller
+  batch, whatever the loss.
 
-Ranges are log-uniform but that of label noise, which is uniform. What does not vary is
-not in the program.
+Ranges are log-uniform, except for label noise, which is uniform. What does not vary is
+not part of the program.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _NOISELESS: Range = (0.0, 0.0)
 
 
 class Variant(NamedTuple):
-    """One draw of a variation; None where nothing varies. Constant during a run."""
+    """One draw of a variation; None where nothing varies."""
 
     factors: Any | None = None  # tree of the parameters: [], or of their shapes
     loss_scale: jax.Array | None = None  # []
@@ -51,20 +50,19 @@ class Variant(NamedTuple):
     label_noise: jax.Array | None = None  # [], the share of wrong labels
     label_seed: jax.Array | None = None  # [] uint32
     rows: jax.Array | None = None  # [] int32, different rows of a batch
-    config: Any | None = None  # what a parametric task itself draws
+    config: Any | None = None  # numbers of a parametric task
 
 
 UNVARIED = Variant()
-"""The task as it is."""
+"""The unchanged task."""
 
 
 def _span(bounds: Range) -> str:
-    """A range for people."""
     return f"{bounds[0]:g}…{bounds[1]:g}"
 
 
 def _log_uniform(key: jax.Array, bounds: Range) -> jax.Array | None:
-    """A number `[]`, or None if it can only be 1."""
+    """Returns a number `[]`, or None if it can only be 1."""
     if bounds == _UNSCALED:
         return None
     low, high = map(math.log, bounds)
@@ -81,21 +79,21 @@ def _check_range(name: str, bounds: Range, least: float, most: float) -> None:
 
 @configuration
 class Variation:
-    """What may differ between two runs of a task; by default nothing."""
+    """Differences between two runs of a task; none by default."""
 
     reparametrization: Level = "none"
-    """Whether s·w stands for w, with one s for the task, tensor or parameter."""
+    """Whether s·w replaces w, with one s for the task, tensor or parameter."""
     factors: Range = (1e-2, 1e2)
-    """Of s, log-uniform."""
+    """Range of s, log-uniform."""
     loss_scale: Range = _UNSCALED
-    """Factor on the loss that is differentiated, log-uniform."""
+    """Range of the factor on the differentiated loss, log-uniform."""
     init_scale: Range = _UNSCALED
-    """Factor on the matrices at the start, log-uniform."""
+    """Range of the factor on initial matrices, log-uniform."""
     label_noise: Range = _NOISELESS
-    """Share of wrong labels, uniform; 0.1 means one in ten."""
+    """Range of the share of wrong labels, uniform; 0.1 means one in ten."""
     batch_share: float = 1.0
-    """The least share of a batch's rows that are different: a power of ½. Powers from 1
-    down to it are equally likely."""
+    """Smallest share of different rows in a batch, a power of ½. Powers from 1 down to
+    it are equally likely."""
 
     def __post_init__(self) -> None:
         for name in ("factors", "loss_scale", "init_scale"):
@@ -112,7 +110,7 @@ class Variation:
 
     @property
     def summary(self) -> str:
-        """What varies, in a line for a list."""
+        """One line for a list."""
         plain = Variation(factors=self.factors)
         parts = [
             f"{field.name} {value if isinstance(value, str | float) else _span(value)}"
@@ -124,7 +122,7 @@ class Variation:
         return ", ".join(parts) or "nothing varies"
 
     def check(self, task: Task) -> None:
-        """Raises ValueError if the task has nothing that could vary in this way."""
+        """Raises ValueError if the task cannot vary in this way."""
         kind = type(task).__name__
         if self.label_noise != _NOISELESS and not isinstance(task, Labelled):
             raise ValueError(
@@ -144,25 +142,26 @@ class Variation:
             )
 
     def sample(self, task: Task, key: jax.Array) -> Variant:
-        """One draw; the key is consumed."""
+        """Draws a variant; the key is consumed."""
         config = None
         if isinstance(task, Parametric):
             config = task.sample_config(jax.random.fold_in(key, 0))
         if not self.active:
             return Variant(config=config)
         keys = jax.random.split(jax.random.fold_in(key, 1), 6)
-        noisy = self.label_noise != _NOISELESS
-        low, high = self.label_noise
-        return Variant(
+        variant = Variant(
             factors=self._factors(task, keys[0]),
             loss_scale=_log_uniform(keys[1], self.loss_scale),
             init_scale=_log_uniform(keys[2], self.init_scale),
-            label_noise=low + (high - low) * jax.random.uniform(keys[3])
-            if noisy
-            else None,
-            label_seed=jax.random.bits(keys[4]) if noisy else None,
             rows=self._rows(task, keys[5]),
             config=config,
+        )
+        if self.label_noise == _NOISELESS:
+            return variant
+        low, high = self.label_noise
+        return variant._replace(
+            label_noise=low + (high - low) * jax.random.uniform(keys[3]),
+            label_seed=jax.random.bits(keys[4]),
         )
 
     def _factors(self, task: Task, key: jax.Array) -> Any | None:
@@ -198,11 +197,11 @@ class Variation:
 
 
 UNVARYING = Variation()
-"""Every run is the task as it is."""
+"""Every run is the unchanged task."""
 
 
 def init(task: Task, variant: Variant, key: jax.Array) -> Params:
-    """Initial parameters of one run; as `task.init` where nothing varies."""
+    """Returns initial parameters of one run."""
     if variant.config is not None:
         assert isinstance(task, Parametric)
         params = task.init_with(variant.config, key)
@@ -212,9 +211,9 @@ def init(task: Task, variant: Variant, key: jax.Array) -> Params:
         scale = variant.init_scale
 
         def scaled(x: jax.Array, spec: Any) -> jax.Array:
-            return (
-                x if spec.kind in ("vector", "scalar") else (scale * x).astype(x.dtype)
-            )
+            if spec.kind in ("vector", "scalar"):
+                return x
+            return (scale * x).astype(x.dtype)
 
         params = jax.tree.map(scaled, params, task.specs())
     if variant.factors is not None:
@@ -227,7 +226,7 @@ def init(task: Task, variant: Variant, key: jax.Array) -> Params:
 def loss(
     task: Task, variant: Variant, params: Params, key: jax.Array, batch: Batch
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss `[]` of reparametrized parameters, without the loss scale."""
+    """Returns the loss `[]` of reparametrized parameters, without the loss scale."""
     if variant.factors is not None:
         params = jax.tree.map(
             lambda w, s: (s * w).astype(w.dtype), params, variant.factors
@@ -239,7 +238,7 @@ def loss(
 
 
 def thin(task: Task, variant: Variant, draws: Draws) -> Draws:
-    """Draws of training batches, repeating the first rows of each where so varied."""
+    """Returns draws of training batches, with repeated rows if they vary."""
     if variant.rows is None:
         return draws
     assert isinstance(task, RowBatches)
@@ -247,7 +246,7 @@ def thin(task: Task, variant: Variant, draws: Draws) -> Draws:
 
 
 def relabel(task: Task, variant: Variant, batch: Batch, draw: Draws) -> Batch:
-    """A training batch, some of its labels wrong where so varied."""
+    """Returns a training batch, with wrong labels if they vary."""
     if variant.label_noise is None or variant.label_seed is None:
         return batch
     assert isinstance(task, Labelled)

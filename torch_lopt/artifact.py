@@ -1,8 +1,8 @@
 """Reads and verifies an artifact folder.
 
-It holds `config.json`, `model.safetensors` and `SHA256SUMS`. Everything is checked
-before anything is used, and every refusal is a `ValueError` of one line that names the
-file. Nothing is ever unpickled.
+It holds `config.json`, `model.safetensors` and `SHA256SUMS`. All contents are checked
+first; every error is a `ValueError` of one line that names the file. Nothing is
+unpickled.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ def _read(path: Path) -> bytes:
 
 
 def _verified_files(folder: Path) -> dict[str, bytes]:
-    """Contents of the two files, as `SHA256SUMS` vouches for them."""
+    """Returns the contents of both files, which match `SHA256SUMS`."""
     try:
         lines = _read(folder / SUMS).decode().splitlines()
     except UnicodeDecodeError:
@@ -128,7 +128,7 @@ def _rule_from(config: Any) -> SmallFC:
 def _check_consistent(
     config: Mapping[str, Any], block: Mapping[str, Any], rule: SmallFC
 ) -> None:
-    """The same facts stand twice in the file: they must agree."""
+    """Checks the entries that the file holds twice."""
     if block["features"] != list(rule.feature_names):
         raise ValueError("the features are not those of this version, in its order")
     outer = {

@@ -1,9 +1,9 @@
-"""How a PyTorch tensor is laid out, and what that means for the update.
+"""Layouts of PyTorch tensors: the order of their axes, factored axes and μP roles.
 
-*Canonical* order puts stacked and spatial axes first, then fan-in, then fan-out. The
-rule looks at a tensor in canonical order, whatever the order in memory, so it treats a
-`Linear` weight (out, in) as JAX treats its transpose. Two decisions depend on it: which
-two axes the second moment is factored over, and the tensor's role under μP.
+*Canonical* order is stacked and spatial axes, fan-in, fan-out. The rule sees a tensor
+in canonical order, whatever its order in memory, so a `Linear` weight (out, in) is
+treated as its transpose in JAX. The order determines which two axes the second moment
+is factored over, and the tensor's role under μP.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ _BY_MODULE: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
 
 
 def layouts_of_module(model: nn.Module) -> dict[str, str]:
-    """Layout of every parameter `weight` whose module type tells it."""
+    """Returns the layout of every `weight` that its module's type determines."""
     layouts: dict[str, str] = {}
     for prefix, module in model.named_modules():
         for types, layout in _BY_MODULE:
@@ -37,7 +37,7 @@ def layouts_of_module(model: nn.Module) -> dict[str, str]:
 
 
 def canonical_order(name: str, shape: Shape, layout: LayoutLike | None) -> Shape:
-    """The permutation of a tensor's axes that makes it canonical.
+    """Returns the permutation of a tensor's axes that makes it canonical.
 
     Args:
         name: of the parameter, for messages.
@@ -47,7 +47,7 @@ def canonical_order(name: str, shape: Shape, layout: LayoutLike | None) -> Shape
             None to decide by rank: 2 is linear, 3 to 5 is conv.
 
     Returns:
-        For each canonical axis, the axis of the parameter that it is.
+        The axis of the parameter for each canonical axis.
     """
     rank = len(shape)
     if layout is None:
@@ -79,7 +79,7 @@ def canonical_order(name: str, shape: Shape, layout: LayoutLike | None) -> Shape
 
 
 def factored_axes(shape: Shape) -> tuple[int, int]:
-    """Second largest and largest axis (d1, d0) of a canonical shape of rank >= 2.
+    """Returns the second largest and largest axis (d1, d0), for rank >= 2.
 
     The sort is stable: of two equal axes the later one counts as larger.
     """
@@ -90,7 +90,7 @@ def factored_axes(shape: Shape) -> tuple[int, int]:
 def mup_scales(
     kind: str, fan_in_ratio: float, fan_out_ratio: float, readout: str
 ) -> float:
-    """Factor on a tensor's step under μP for Adam-like rules.
+    """Returns the factor on a tensor's step under μP for Adam-like rules.
 
     Args:
         kind: `"hidden"`, `"output"`, or another role, whose factor is 1.
@@ -111,7 +111,7 @@ def mup_scales(
 def step_scale(
     name: str, shape: Shape, base: Sequence[int], order: Shape, readout: str
 ) -> float:
-    """Reads a tensor's role off the axes that differ from the base, and scales it."""
+    """Returns the μP factor; the axes that differ from the base determine the role."""
     if len(base) != len(shape) or min(base, default=1) < 1:
         raise ValueError(
             f"parameter {name} of shape {shape} has base shape {tuple(base)}: ranks "
@@ -127,7 +127,7 @@ def step_scale(
 
 @dataclasses.dataclass(frozen=True)
 class TensorLayout:
-    """One parameter as the update sees it: a view `[B, M, N]` in the order of memory.
+    """View `[B, M, N]` of one parameter, in the order of memory.
 
     M and N are the two factored axes, whichever comes first in the parameter; B holds
     the others. Tensors of rank below 2 are `[1, 1, N]`.
@@ -158,7 +158,7 @@ class TensorLayout:
         return cls((*others, *sorted((d0, d1))), -1 if d0 > d1 else -2, step_scale)
 
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor as `[B, M, N]`; a copy only where memory does not allow a view."""
+        """Returns the tensor as `[B, M, N]`, a copy where memory allows no view."""
         permuted = tensor.permute(self.order)
         if self.largest is None:
             return permuted.reshape(1, 1, -1)
@@ -184,7 +184,7 @@ def tiles(shape: torch.Size, size: int) -> Iterator[Tile]:
 
 
 def cut(tensor: torch.Tensor, tile: Tile) -> torch.Tensor:
-    """A tile of `[..., B, M, N]`; an axis of size 1 is broadcast, so it is kept."""
+    """Returns a tile of `[..., B, M, N]`; axes of size 1 are kept for broadcasting."""
     index = [
         slice(None) if size == 1 else part
         for size, part in zip(tensor.shape[-3:], tile, strict=True)
@@ -195,7 +195,7 @@ def cut(tensor: torch.Tensor, tile: Tile) -> torch.Tensor:
 def base_shapes(
     base: nn.Module | Mapping[str, Sequence[int]] | None,
 ) -> dict[str, Shape] | None:
-    """Name to shape of the base model, from a module or from a mapping."""
+    """Returns name to shape of the base model, from a module or a mapping."""
     if isinstance(base, nn.Module):
         named = base.named_parameters(remove_duplicate=False)
         return {name: tuple(p.shape) for name, p in named}

@@ -1,7 +1,7 @@
 """`LearnedOptimizer`: a meta-trained update rule behind the `torch.optim` interface.
 
-Bookkeeping only: parameter groups, lazy state, checkpoints. The mathematics of one
-tensor is in `small_fc`, what a tensor's axes mean in `layout`.
+This module keeps parameter groups, lazy state and checkpoints. `small_fc` holds the
+mathematics of one tensor, `layout` the meaning of its axes.
 """
 
 import enum
@@ -63,7 +63,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         decay: str = "decoupled",
     ) -> None:
-        """Builds the optimizer; `from_pretrained` is the usual door.
+        """Builds the optimizer; usually called by `from_pretrained`.
 
         Args:
             params: a module, `model.named_parameters()`, tensors, or groups of them.
@@ -131,7 +131,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             params: a module (its module types then tell the layouts) or
                 `model.named_parameters()`.
             folder: with `config.json`, `model.safetensors`, `SHA256SUMS`.
-            base: see `__init__`, as for the others.
+            base: see `__init__`, also for the arguments below.
             layouts: name to layout.
             readout: `"multiplier"` or `"step"`.
             lr: multiplies the learned step.
@@ -230,7 +230,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         group: Mapping[str, Any],
         biases: dict[tuple[int, int], torch.Tensor],
     ) -> None:
-        """One update of one parameter; `biases` is shared by the tensors of a step."""
+        """Updates one parameter; the tensors of a step share `biases`."""
         assert param.grad is not None
         layout = self._tensor_layouts[param]
         dtype = _compute_dtype(param)
@@ -310,7 +310,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies carry: the base class alone would drop the rule."""
+        """Returns the state for copies; that of the base class lacks the rule."""
         own = {name: vars(self)[name] for name in _OWN}
         return super().__getstate__() | own | {"_networks": {}}
 
@@ -326,7 +326,7 @@ def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _names(group: Mapping[str, Any]) -> Sequence[str]:
-    """Names of a group's parameters, or stand-ins for messages."""
+    """Returns the names of a group's parameters, or numbers if it has none."""
     count = len(group["params"])
     return group.get("param_names") or [f"number {i}" for i in range(count)]
 

@@ -2,8 +2,8 @@
 
 small_fc keeps, for every tensor, momenta (`Km` decays), a second moment (one decay) and
 Adafactor's factored second moments (`Kf` decays). From them it forms for every element
-a vector of features, each divided by its RMS over the tensor, adds features of the
-time, and lets a small network with ReLUs name a direction d and a magnitude a. The step
+a vector of features, each divided by its RMS over the tensor, and adds features of the
+time. A small network with ReLUs maps them to a direction d and a magnitude a; the step
 is `step_mult * d * exp(exp_mult * a)`.
 
 References:
@@ -61,7 +61,7 @@ def effective_decays(
 
 @dataclasses.dataclass(frozen=True)
 class SmallFC:
-    """Everything about the rule but the weights of its network.
+    """Hyperparameters of the rule; the weights of its network are apart.
 
     Attributes:
         hidden_size: units of every hidden layer.
@@ -153,7 +153,7 @@ class SmallFC:
 
     @property
     def groups(self) -> dict[str, slice]:
-        """Where each group of features lies among the inputs of the network."""
+        """Slices of the groups of features among the inputs of the network."""
         m, r, f = (
             len(self.momentum_decays),
             len(self.rms_decays),

@@ -1,7 +1,7 @@
-"""The mathematics of small_fc for one tensor: accumulators, features, network, step.
+"""The small_fc rule for one tensor: accumulators, features, network, step.
 
-A literal evaluation would form 39 features for every element. This one is the same
-function, computed with less:
+A literal evaluation would form 39 features for every element. This one computes the
+same function with less:
 
 1. The time features are one vector for all elements: with their weights, a bias.
 2. The row and column features depend on one of the two factored axes only: their part
@@ -50,7 +50,7 @@ class Network(NamedTuple):
 def split_network(
     rule: SmallFC, weights: Mapping[str, Tensor], factored: bool
 ) -> Network:
-    """Arranges the weights for tensors of rank >= 2 (factored) or below."""
+    """Splits the weights for tensors of rank >= 2 (factored) or below."""
     first = weights["network.input.weight"]
     part = {group: first[:, place] for group, place in rule.groups.items()}
     common = first[:, : rule.groups["factored_gradient"].stop]
@@ -72,7 +72,7 @@ def split_network(
 
 
 def time_bias(network: Network, rule: SmallFC, step: int) -> Tensor:
-    """Bias of the first layer `[H]` with the time features of this step in it.
+    """Returns the first layer's bias `[H]` with the time features of this step in it.
 
     Args:
         network: the weights.
@@ -84,7 +84,7 @@ def time_bias(network: Network, rule: SmallFC, step: int) -> Tensor:
 
 
 def init_state(view: Tensor, rule: SmallFC, largest: int | None) -> dict[str, Any]:
-    """Zero accumulators for a tensor seen as `[B, M, N]`, in the dtype of the view.
+    """Returns zero accumulators for a view `[B, M, N]`, in its dtype.
 
     `momentum` `[Km, B, M, N]`, `second_moment` `[1, B, M, N]`, and either `diagonal`
     `[Kf, 1, 1, N]` or `row` and `column`, with size 1 along the axis averaged over.
@@ -120,7 +120,7 @@ def update_(
     decay_first: bool,
     tile_size: int,
 ) -> None:
-    """One update of one tensor, in place on the parameter and its accumulators.
+    """Updates one tensor and its accumulators in place.
 
     Args:
         param: `[B, M, N]`.
@@ -167,7 +167,7 @@ def update_(
 def update_factored_(
     state: Mapping[str, Any], gradient: Tensor, rule: SmallFC, largest: int | None
 ) -> None:
-    """Moves the factored (or diagonal) second moments towards g²."""
+    """Averages g² into the factored (or diagonal) second moments."""
     square = gradient.square().add_(rule.epsilons.gradient_square)
     if largest is None:
         targets = {"diagonal": square}
@@ -184,7 +184,7 @@ def update_factored_(
 def update_moments_(
     state: Mapping[str, Any], gradient: Tensor, rule: SmallFC, tile: Tile
 ) -> None:
-    """Moves momenta and second moment of one tile towards g and g²."""
+    """Averages g and g² of one tile into momenta and second moment."""
     g = cut(gradient, tile)
     for moment, beta in zip(state["momentum"], rule.momentum_betas, strict=True):
         cut(moment, tile).lerp_(g, 1.0 - beta)
@@ -193,7 +193,7 @@ def update_moments_(
 
 
 class Factors(NamedTuple):
-    """What the factored gradient is multiplied by: `row * column`, both broadcast."""
+    """Factors of the factored gradient, `row * column`, both broadcast."""
 
     row: Tensor
     column: Tensor
@@ -202,7 +202,7 @@ class Factors(NamedTuple):
 def preconditioner(
     state: Mapping[str, Any], eps: Epsilons, largest: int | None
 ) -> Factors | None:
-    """Adafactor's factors `[K, B, M, 1]` and `[K, B, 1, N]`, None if not factored."""
+    """Returns Adafactor's factors `[K, B, M, 1]` and `[K, B, 1, N]`, or None."""
     if largest is None:
         return None
     row = state["row"]
@@ -221,7 +221,7 @@ def fill_features(
     eps: Epsilons,
     tile: Tile,
 ) -> Tensor:
-    """The elementwise features of one tile, `[F, n]`, not normalized."""
+    """Returns the elementwise features of one tile, `[F, n]`, not normalized."""
     p, g = cut(param, tile), cut(gradient, tile)
     m, v = cut(state["momentum"], tile), cut(state["second_moment"], tile)
     k = len(m)
@@ -255,7 +255,7 @@ class VectorTerm(NamedTuple):
 def vector_terms(
     state: Mapping[str, Any], network: Network, eps: Epsilons
 ) -> list[VectorTerm]:
-    """Row and column features with weights that hold their normalization."""
+    """Returns row and column features with weights that include their normalization."""
     if "row" not in state:
         return []
     terms = []
@@ -279,7 +279,7 @@ def first_layer(
     bias: Tensor,
     tile: Tile,
 ) -> Tensor:
-    """The first hidden layer of one tile, `[H, n]`."""
+    """Returns the first hidden layer of one tile, `[H, n]`."""
     if not vectors:
         return torch.addmm(bias[:, None], weights, features).relu_()
     parts = [cut(v.features, tile) for v in vectors]
@@ -292,7 +292,7 @@ def first_layer(
 
 
 def rest_of_network(network: Network, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Direction and magnitude, each `[n]`, from the first hidden layer `[H, n]`."""
+    """Returns direction and magnitude `[n]` from the first hidden layer `[H, n]`."""
     *inner, (weights, bias) = network.rest
     for w, b in inner:
         hidden = torch.addmm(b, w, hidden).relu_()

@@ -100,8 +100,7 @@ class AUCs:
         if method not in get_args(Method):
             raise ValueError(f"method = {method!r} must be one of {get_args(Method)}")
         weights = self._weights(which)
-        value = float(weights @ self.values)
-        error = math.sqrt(max(float(weights @ self.covariance @ weights), 0.0))
+        value, error = self._combined(weights)
         if not 0.0 < value < 1.0:
             return Estimate(value, math.nan, math.nan, math.nan)
         half = float(ndtri(0.5 + level / 2)) * error
@@ -115,11 +114,9 @@ class AUCs:
     def compare(self, a: Which, b: Which, level: float = 0.95) -> Comparison:
         """Runs DeLong's paired test of `a` minus `b`."""
         weights = self._weights(a) - self._weights(b)
-        difference = float(weights @ self.values)
-        error = math.sqrt(max(float(weights @ self.covariance @ weights), 0.0))
         # What is left between scorers that agree is rounding, not evidence.
         difference, error = (
-            0.0 if abs(x) < _ROUNDING else x for x in (difference, error)
+            0.0 if abs(x) < _ROUNDING else x for x in self._combined(weights)
         )
         half = float(ndtri(0.5 + level / 2)) * error
         if error > 0.0:
@@ -130,12 +127,18 @@ class AUCs:
             difference, error, difference - half, difference + half, p_value
         )
 
+    def _combined(self, weights: np.ndarray) -> tuple[float, float]:
+        """A weighted sum of AUCs and its standard error."""
+        variance = float(weights @ self.covariance @ weights)
+        return float(weights @ self.values), math.sqrt(max(variance, 0.0))
+
     def _weights(self, which: Which) -> np.ndarray:
         if isinstance(which, int):
             return np.eye(len(self.values))[which]
         weights = np.asarray(which, np.float64)
-        one = abs(weights.sum() - 1.0) <= 1e-9  # not so of NaN
-        if weights.shape != self.values.shape or not one:
+        # False for NaN, too.
+        sums_to_one = abs(weights.sum() - 1.0) <= 1e-9
+        if weights.shape != self.values.shape or not sums_to_one:
             raise ValueError(
                 f"weights {which} must be {len(self.values)} numbers with sum 1"
             )

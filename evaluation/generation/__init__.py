@@ -1,1 +1,1 @@
-"""Training of text-to-image stages and pictures drawn from them."""
+"""Text-to-image stages trained by any optimizer, and pictures drawn from them."""

@@ -1,4 +1,4 @@
-"""Figure of generated pictures."""
+"""Sheets of generated pictures beside originals."""
 
 from __future__ import annotations
 

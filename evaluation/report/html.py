@@ -15,7 +15,6 @@ from configuration.files import write_text
 from evaluation.plan import CellTuning, Skipped
 from evaluation.report import plots, tables
 from evaluation.report.aggregate import aggregate_lines
-from evaluation.report.overview import overview, wants_overview
 from evaluation.report.summary import headline, scaling_lines
 from evaluation.results import EvalRow
 
@@ -138,9 +137,9 @@ def _summary_section(
         items = _list(f"{cell}: {reason}" for cell, reason in skipped)
         parts.append(f'<div class="warning"><b>Skipped cells.</b>{items}</div>')
     parts += [_tag("p", line) for line in aggregate_lines(rows, skipped)]
-    if wants_overview(rows):
+    if tables.wants_overview(rows):
         notes = tables.overview_notes(rows)
-        parts += ["<h2>Overview</h2>", tables.html_table(*overview(rows))]
+        parts += ["<h2>Overview</h2>", tables.html_table(*tables.overview(rows))]
         parts.append(_figure("overview", plots.plot_overview(rows), notes))
     parts += ["<h2>Summary</h2>", tables.html_summary(rows)]
     parts += [_tag("p", text, "note") for text in (tables.legend(rows), _CAP_NOTE)]

@@ -1,5 +1,5 @@
-"""Learned optimizers of other libraries, read and written in their own files.
+"""Readers and writers of other libraries' learned optimizers, a module per format.
 
-A module per format. Each reads a file into arrays by their names, checks them, and
-renames them by a table (`tables`); the result is an `Artifact` like any other.
+Each reads a file into named arrays, checks them and renames them by a table (`tables`)
+into an `Artifact`.
 """

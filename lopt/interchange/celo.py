@@ -1,4 +1,4 @@
-"""θ of amoudgl/celo: `theta.state`, flax's msgpack form of arrays.
+"""θ of amoudgl/celo: the file `theta.state` in flax's msgpack form.
 
 References:
     Moudgil et al., Celo, arXiv:2501.12670, and Celo2, arXiv:2602.19142; amoudgl/celo at
@@ -22,15 +22,7 @@ from lopt.release.weights import Shapes, Tensors
 
 
 def load(path: str | Path, **fields: Any) -> Artifact:
-    """An optimizer from `theta.state`.
-
-    Args:
-        path: the file.
-        fields: of our optimizer, beside the sizes that the file tells.
-
-    Raises:
-        ValueError: in one line, naming the file and what is wrong.
-    """
+    """Reads an optimizer from `theta.state` (see `theta_files.load`)."""
     return theta_files.load(path, "celo", FORMATS, fields)
 
 
@@ -68,10 +60,10 @@ def _celo_table(optimizer: Celo) -> Table:
 
 
 def _celo_unused(optimizer: Celo) -> Shapes:
-    """With one network there is nothing to mix: its weight is always 1."""
+    # The mixing weight of a single network is always 1.
     size = optimizer.lstm_hidden_size
     return {
-        **tables.unused_layer(optimizer.scheduler.num_inputs, size),
+        **tables.unused_layer(optimizer),
         "rnn_params/rnn_to_controls/w": (size, 1),
         "rnn_params/rnn_to_controls/b": (1,),
     }
@@ -87,19 +79,15 @@ def _celo_adam_table(optimizer: CeloAdam) -> Table:
     return tables.scheduler(bank=False)
 
 
-def _celo_adam_unused(optimizer: CeloAdam) -> Shapes:
-    inputs = optimizer.scheduler.num_inputs
-    return tables.unused_layer(inputs, optimizer.lstm_hidden_size)
-
-
-_MARK = "rnn_params/rnn_to_controls/b"  # of Celo; CELO2 and Celo-Adam lack it
+_MARK = "rnn_params/rnn_to_controls/b"
+"""A tensor of Celo that CELO2 and Celo-Adam lack."""
 
 FORMATS: tuple[Format, ...] = (
     Format("Celo", _MARK, Celo, _celo, _celo_table, _celo_unused),
     Format(
         *("Celo-Adam", "rnn_params/step_size/b", CeloAdam),
-        *(_celo_adam, _celo_adam_table, _celo_adam_unused),
+        *(_celo_adam, _celo_adam_table, tables.unused_layer),
     ),
     Format("Celo2", "ff_mod_stack/~/b0", Celo2, _celo2, _celo2_table),
 )
-"""The classes that can be read."""
+"""Readable classes."""

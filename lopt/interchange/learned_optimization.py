@@ -1,8 +1,8 @@
 """θ of google/learned_optimization: checkpoints and files of `save_state`.
 
-A checkpoint `params_N` holds θ under `params`; a checkpoint `checkpoint_N` holds it in
-the state of the outer optimizer; `save_state` writes θ itself. Scales of the step stand
-in no file, so they are arguments.
+A checkpoint `params_N` holds θ under `params`, `checkpoint_N` in the state of the outer
+optimizer; `save_state` writes θ itself. No file holds scales of the step: they are
+arguments.
 
 References:
     google/learned_optimization at 32186aa: `checkpoints.py`, `outer_train.py`, and the
@@ -11,9 +11,9 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lopt.interchange import tables, theta_files
 from lopt.interchange.tables import Table
@@ -25,21 +25,11 @@ from lopt.learned.rnn_mlp import RNNMLP
 from lopt.learned.small_fc import SmallFC
 from lopt.learned.velo import VeLO
 from lopt.release.artifact import Artifact
-from lopt.release.weights import Shapes, Tensors
-
-T = TypeVar("T")
+from lopt.release.weights import Tensors
 
 
 def load(path: str | Path, **fields: Any) -> Artifact:
-    """An optimizer from a checkpoint or a file of `save_state`.
-
-    Args:
-        path: the file.
-        fields: of our optimizer, beside the sizes that the file tells.
-
-    Raises:
-        ValueError: in one line, naming the file and what is wrong.
-    """
+    """Reads a checkpoint or a file of `save_state` (see `theta_files.load`)."""
     return theta_files.load(path, "learned_optimization", FORMATS, fields)
 
 
@@ -74,12 +64,12 @@ def _mlp_lopt_table(optimizer: MLPLOpt) -> Table:
     return tables.linear_layers("", "mlp/~/linear", optimizer.hidden_layers + 1)
 
 
-def _learnable(kind: Callable[..., T]) -> Callable[[Tensors, Mapping[str, Any]], T]:
-    return lambda tensors, fields: kind(**fields)
-
-
-def _scalars(**names: str) -> Callable[[Any], Table]:
-    return lambda optimizer: {ours: tables.same(name) for ours, name in names.items()}
+def _learnable(mark: str, kind: type[Any], **names: str) -> Format:
+    """Returns the format of a class whose θ is a scalar for each of `names`."""
+    table = {ours: tables.same(theirs) for ours, theirs in names.items()}
+    return Format(
+        kind.__name__, mark, kind, lambda _, fields: kind(**fields), lambda _: table
+    )
 
 
 def _nn_adam(tensors: Tensors, fields: Mapping[str, Any]) -> NNAdam:
@@ -144,38 +134,28 @@ def _velo_table(optimizer: VeLO) -> Table:
     return {**tables.scheduler(bank=True), **bank}
 
 
-def _velo_unused(optimizer: VeLO) -> Shapes:
-    inputs = optimizer.scheduler.num_inputs
-    return tables.unused_layer(inputs, optimizer.lstm_hidden_size)
-
-
-_SGD = _scalars(log_learning_rate="log_lr")
-_SGDM = _scalars(
-    log_learning_rate="log_lr", log_momentum_complement="one_minus_momentum"
-)
-_ADAM = _scalars(
-    log_learning_rate="log_lr",
-    log_b1_complement="one_minus_beta1",
-    log_b2_complement="one_minus_beta2",
-    log_eps="log_epsilon",
-)
-
 FORMATS: tuple[Format, ...] = (
     Format("AdafacMLPLOpt", "nn/~/w0", SmallFC, _small_fc, _small_fc_table),
     Format("MLPLOpt", "mlp/~/linear_0/w", MLPLOpt, _mlp_lopt, _mlp_lopt_table),
     Format("NNAdam", "per_layer_lr", NNAdam, _nn_adam, _nn_adam_table),
-    Format("HyperV2", "ff_mod_stack/~/w0__0", VeLO, _velo, _velo_table, _velo_unused),
-    Format("RNNMLPLOpt", f"{_MLP}_0/w", RNNMLP, _rnn_mlp, _rnn_mlp_table),
     Format(
-        "LearnableAdam", "log_epsilon", LearnableAdam, _learnable(LearnableAdam), _ADAM
+        "HyperV2", "ff_mod_stack/~/w0__0", VeLO, _velo, _velo_table, tables.unused_layer
     ),
-    Format(
-        "LearnableSGDM",
+    Format("RNNMLPLOpt", f"{_MLP}_0/w", RNNMLP, _rnn_mlp, _rnn_mlp_table),
+    _learnable(
+        "log_epsilon",
+        LearnableAdam,
+        log_learning_rate="log_lr",
+        log_b1_complement="one_minus_beta1",
+        log_b2_complement="one_minus_beta2",
+        log_eps="log_epsilon",
+    ),
+    _learnable(
         "one_minus_momentum",
         LearnableSGDM,
-        _learnable(LearnableSGDM),
-        _SGDM,
+        log_learning_rate="log_lr",
+        log_momentum_complement="one_minus_momentum",
     ),
-    Format("LearnableSGD", "log_lr", LearnableSGD, _learnable(LearnableSGD), _SGD),
+    _learnable("log_lr", LearnableSGD, log_learning_rate="log_lr"),
 )
-"""The classes that can be read."""
+"""Readable classes; a format is found by its mark, so the order matters."""

@@ -1,8 +1,6 @@
-"""Trees of arrays in the msgpack form of flax, without running anything in them.
+"""Nested dicts of arrays in flax's msgpack form, which holds data and no code.
 
-msgpack holds data only; flax adds arrays to it. What is read is a nested dict of arrays
-and nothing else: any other value is refused by its name. Dicts may be those of tuples
-or records, whose keys flax writes as text.
+Dicts may stand for tuples or records, whose keys flax writes as text.
 """
 
 from __future__ import annotations
@@ -19,15 +17,16 @@ from lopt.release.weights import Tensors
 
 _NOT_UNDERSTOOD = (
     *(ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError),
-    *(RecursionError, SyntaxError),  # numpy parses names of dtypes
+    # SyntaxError: numpy parses names of dtypes.
+    *(RecursionError, SyntaxError),
 )
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
-    """The nested dict that a file holds, unchecked.
+    """Reads the nested dict of a file, unchecked.
 
     Raises:
-        ValueError: in one line, if it cannot be read as that.
+        ValueError: in one line, if the file holds none.
     """
     path = Path(path)
     try:
@@ -43,10 +42,10 @@ def read_tree(path: str | Path) -> dict[str, Any]:
 
 
 def arrays(tree: Any, where: object) -> Tensors:
-    """The arrays of a tree by their paths, as float32.
+    """Returns the arrays of a tree by their paths, as float32.
 
     Raises:
-        ValueError: naming the value that is no array of finite floats.
+        ValueError: naming a value that is no array of finite floats.
     """
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where} holds no dict of arrays, but {type(tree).__name__}")

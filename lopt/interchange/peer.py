@@ -1,16 +1,15 @@
 """Our learned optimizers behind the interface of google/learned_optimization.
 
-There a `LearnedOptimizer` has `init(key)` and `opt_fn(theta)`, which gives an
-`Optimizer`; that one owns the parameters and the model's state, and its `update`
-returns the next state rather than a difference. Nothing of that library is imported:
-whatever calls the methods by their names may use this.
+There a `LearnedOptimizer` has `init(key)` and `opt_fn(theta)`, which returns an
+`Optimizer`: it owns the parameters and the model's state, and its `update` returns the
+next state. The library itself is not imported.
 
-    from lopt.peer import PeerLearnedOptimizer
+    from lopt.interchange.peer import PeerLearnedOptimizer
 
     step = VectorizedLOptTruncatedStep(family, PeerLearnedOptimizer(SmallFC()), ...)
 
-Parameters there have no roles, so each counts as being at its base shape unless `specs`
-says otherwise: μP is then the standard parametrization.
+Parameters there have no roles: each is taken to be at its base shape, where μP is the
+standard parametrization, unless `specs` says otherwise.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from parametrization.spec import infer_specs
 
 
 class PeerState(NamedTuple):
-    """What an optimizer there carries from step to step."""
+    """State of a `PeerOptimizer`."""
 
     params: Any
-    state: Any  # of the model; None if it has none
+    state: Any  # state of the model, or None
     rule: Any  # state of the optax transformation
     num_steps: jax.Array  # [] int32, of the whole run
     iteration: jax.Array  # [] int32, updates done
@@ -39,24 +38,24 @@ class PeerState(NamedTuple):
 
 
 def at_base(params: Any) -> Specs:
-    """Specs of parameters of which only the shapes are known."""
+    """Returns specs of parameters at their base shapes."""
     return infer_specs(params, params)
 
 
 @dataclasses.dataclass(frozen=True)
 class PeerLearnedOptimizer:
-    """A learned optimizer with the methods of theirs; hashable, as theirs must be."""
+    """A learned optimizer with that library's methods; hashable."""
 
     optimizer: LearnedOptimizer
-    """Ours."""
+    """The wrapped optimizer."""
     num_steps: int | None = None
-    """Length of a run where `init` is not told it."""
+    """Default length of a run."""
     specs: Callable[[Any], Specs] = at_base
-    """Specs of parameters, from their tree of shapes."""
+    """Makes specs of parameters from their tree of shapes."""
 
     @property
     def name(self) -> str:
-        """The class, and the fields that are not at their defaults."""
+        """The class's name and the fields that differ from their defaults."""
         kind = type(self.optimizer)
         words = [kind.__name__]
         if dataclasses.is_dataclass(kind):
@@ -67,28 +66,27 @@ class PeerLearnedOptimizer:
         return "_".join(words).replace(" ", "")
 
     def init(self, key: jax.Array) -> Theta:
-        """Initial θ, from a key of either kind."""
+        """Returns the initial θ, from a typed or a raw key."""
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jax.random.wrap_key_data(key)
         return self.optimizer.init(key)
 
     def opt_fn(self, theta: Theta, is_training: bool = False) -> PeerOptimizer:
-        """The optimizer that θ describes; in training and later it is the same."""
+        """Returns the optimizer that θ describes, in training or not."""
         del is_training
         return PeerOptimizer(self, theta)
 
 
 class PeerOptimizer:
-    """An optimizer with the methods of theirs."""
+    """An optimizer with that library's methods; θ may be traced."""
 
     def __init__(self, parent: PeerLearnedOptimizer, theta: Theta) -> None:
-        """Keeps θ, which may be traced."""
         self.parent = parent
         self.theta = theta
 
     @property
     def name(self) -> str:
-        """The learned optimizer's name."""
+        """Name of the learned optimizer."""
         return self.parent.name
 
     def init(
@@ -99,17 +97,17 @@ class PeerOptimizer:
         key: jax.Array | None = None,
         **kwargs: Any,
     ) -> PeerState:
-        """State at the first step.
+        """Returns the initial state.
 
         Args:
             params: parameters.
-            model_state: kept beside them.
+            model_state: state of the model.
             num_steps: `[]` length of the run; may be traced.
             key: not used.
             kwargs: not used.
 
         Raises:
-            ValueError: if nothing says how long the run is.
+            ValueError: if the length of the run is not given.
         """
         del key, kwargs
         if num_steps is None:
@@ -135,17 +133,17 @@ class PeerOptimizer:
         key: jax.Array | None = None,
         **kwargs: Any,
     ) -> PeerState:
-        """State after a step.
+        """Returns the state after a step.
 
         Args:
-            opt_state: before the step.
+            opt_state: state before the step.
             grad: gradient at its parameters.
-            loss: `[]` there; some rules need it.
-            model_state: after the step.
-            is_valid: `[]` whether the loss is one on validation data. Then there is no
-                step: the rule is told the loss with the next one, as `valid_loss`.
+            loss: `[]` loss at its parameters; some rules need it.
+            model_state: state of the model after the step.
+            is_valid: `[]` whether the loss is on validation data. If so, there is no
+                step; the next one passes the loss to the rule as `valid_loss`.
             key: not used.
-            kwargs: handed to the rule.
+            kwargs: passed to the rule.
         """
         del key
 
@@ -174,19 +172,19 @@ class PeerOptimizer:
         return jax.lax.cond(is_valid, remember, step)
 
     def get_params(self, state: PeerState) -> Any:
-        """The parameters."""
+        """Returns the parameters."""
         return state.params
 
     def get_state(self, state: PeerState) -> Any:
-        """The model's state."""
+        """Returns the model's state."""
         return state.state
 
     def get_params_state(self, state: PeerState) -> tuple[Any, Any]:
-        """Both."""
+        """Returns both."""
         return state.params, state.state
 
     def set_params(self, state: PeerState, params: Any) -> PeerState:
-        """The same state around other parameters."""
+        """Replaces the parameters."""
         return state._replace(params=params)
 
     def _rule(

@@ -1,9 +1,8 @@
 """Folders of PyLO and the Hugging Face hub: config.json and model.safetensors.
 
-A folder holds one network and its sizes. What else an optimizer is (decays and their
-learned offsets, scales of the step) PyLO takes as arguments of a constructor, so it is
-an argument here too, with PyLO's defaults. Only safetensors are read: the `.pt` files
-of some checkpoints are pickles.
+A folder holds one network and its sizes. PyLO takes decays, their learned offsets and
+scales of the step as arguments of a constructor; they are arguments here too, with
+PyLO's defaults. The `.pt` files of some checkpoints are pickles and are not read.
 
 References:
     Janson et al., PyLO, arXiv:2506.10315; Belilovsky-Lab/pylo at d05c6c1.
@@ -19,10 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
-from safetensors.numpy import save_file
 
 from configuration.fields import configuration
-from configuration.files import publish
 from lopt.interchange import tables
 from lopt.interchange.tables import Source, Table
 from lopt.learned.celo2 import Celo2
@@ -30,22 +27,20 @@ from lopt.learned.elo import ELO
 from lopt.learned.small_fc import SmallFC
 from lopt.learned.velo import VeLO
 from lopt.release import pylo_form, weights
-from lopt.release.artifact import Artifact
+from lopt.release.artifact import CONFIG, WEIGHTS, Artifact, write_folder
 from lopt.release.weights import Tensors
 from parametrization.rules import ADAM_LIKE, Rules
 
 T = TypeVar("T")
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _META_MLP = {"hidden_layers": int, "hidden_size": int, "input_size": int}
 
 
 @configuration
 class Offsets:
-    """Learned offsets of the decays of a MetaMLP; the defaults are those of PyLO.
+    """Learned offsets of the decays of a MetaMLP.
 
-    They belong to the checkpoint btherien/mulo. Another checkpoint has its own; those
-    of one without learned decays are zero.
+    The defaults, PyLO's, belong to the checkpoint btherien/mulo; others have their own.
     """
 
     momentum: tuple[float, ...] = (0.15216392, 0.14245212, 0.06812963)
@@ -63,7 +58,7 @@ class Offsets:
 
 
 NO_OFFSETS = Offsets((0.0,) * 3, (0.0,), (0.0,) * 3)
-"""Decays at their initial values."""
+"""Offsets of a checkpoint without learned decays."""
 
 
 def load_meta_mlp(
@@ -74,17 +69,17 @@ def load_meta_mlp(
     exp_mult: float = 0.001,
     rules: Rules = ADAM_LIKE,
 ) -> Artifact:
-    """small_fc_lopt or μLO from the folder of a `MetaMLP`.
+    """Reads small_fc_lopt or μLO from the folder of a `MetaMLP`.
 
     Args:
         folder: with config.json and model.safetensors.
         offsets: of the decays; by default those of PyLO's constructor.
         step_mult: scale of the step, 0.01 in PyLO.
         exp_mult: scale of the log-magnitude.
-        rules: ADAM_LIKE for what PyLO calls MuLO, STANDARD for its AdafacLO.
+        rules: ADAM_LIKE for PyLO's MuLO, STANDARD for its AdafacLO.
 
     Raises:
-        ValueError: naming the file, and what is missing, unknown or wrong in it.
+        ValueError: naming the file and the entry that is missing, unknown or wrong.
     """
     folder = Path(folder)
     config = read_config(folder, _META_MLP)
@@ -112,14 +107,9 @@ def load_meta_mlp(
 
 
 def load_elo(folder: str | Path, **fields: Any) -> Artifact:
-    """ELO from the folder of a `MetaMLP`; no decay of it is learned.
+    """Reads ELO, which learns no decays, from the folder of a `MetaMLP`.
 
-    Args:
-        folder: with config.json and model.safetensors.
-        fields: of our `ELO`, beside the sizes.
-
-    Raises:
-        ValueError: naming the file, and what is missing, unknown or wrong in it.
+    `fields` are those of our `ELO` other than the sizes; raises as `load_meta_mlp`.
     """
     network = load_meta_mlp(folder, offsets=NO_OFFSETS)
     rule = network.optimizer
@@ -131,16 +121,11 @@ def load_elo(folder: str | Path, **fields: Any) -> Artifact:
 
 
 def load_celo2(folder: str | Path, **fields: Any) -> Artifact:
-    """CELO2 or ELO-CELO2 from the folder of a `CELO2MLP`.
+    """Reads CELO2 or ELO-CELO2 from the folder of a `CELO2MLP`.
 
-    Args:
-        folder: with config.json and model.safetensors.
-        fields: of our `Celo2`, over PyLO's defaults of CELO2: Adam with its bias
-            corrected, at the rate of the matrices. `lopt.learned.elo.ELO_CELO2` holds
-            those that are recommended for the weights of ELO-CELO2.
-
-    Raises:
-        ValueError: naming the file, and what is missing, unknown or wrong in it.
+    `fields` are those of our `Celo2` other than the sizes, by default PyLO's: Adam with
+    its bias corrected, at the rate of the matrices. `lopt.learned.elo.ELO_CELO2` holds
+    those recommended for the weights of ELO-CELO2. Raises as `load_meta_mlp`.
     """
     folder = Path(folder)
     config = read_config(folder, _CELO2_MLP)
@@ -157,7 +142,7 @@ def load_celo2(folder: str | Path, **fields: Any) -> Artifact:
 def check_config(
     config: Mapping[str, Any], wanted: Mapping[str, Any], path: Path
 ) -> None:
-    """Raises ValueError if a config.json says something else than a rule has."""
+    """Raises ValueError if a config.json contradicts the rule."""
     for key, value in wanted.items():
         if config[key] != value:
             raise ValueError(
@@ -166,7 +151,7 @@ def check_config(
 
 
 def configured(kind: Callable[..., T], fields: Mapping[str, Any], folder: Path) -> T:
-    """An optimizer with these fields; its refusal names the folder's config.json."""
+    """Returns an optimizer with these fields; errors name the folder's config.json."""
     try:
         return kind(**fields)
     except (ValueError, TypeError) as error:
@@ -174,9 +159,7 @@ def configured(kind: Callable[..., T], fields: Mapping[str, Any], folder: Path) 
 
 
 def load(folder: str | Path, **fields: Any) -> Artifact:
-    """An optimizer from a folder of whatever class its config.json tells.
-
-    A `MetaMLP` is taken as μLO; `load_elo` takes it as ELO.
+    """Reads an optimizer of the class that config.json shows; a `MetaMLP` as μLO.
 
     Raises:
         ValueError: as the loaders of the classes, or if the class is none of them.
@@ -193,19 +176,19 @@ def load(folder: str | Path, **fields: Any) -> Artifact:
 
 
 def save(artifact: Artifact, folder: str | Path, *, replace: bool = False) -> None:
-    """Writes the folder of the class that PyLO has for an optimizer.
+    """Writes the folder of PyLO's class for an optimizer.
 
-    The folder of a SmallFC is that of `Artifact.save`, which PyLO reads as it is: its
-    config.json says, under `pylo`, what to pass to the constructor.
+    The folder of a SmallFC is that of `Artifact.save`: PyLO reads it, and the block
+    `pylo` of its config.json holds the arguments for the constructor.
 
     Args:
-        artifact: what to write.
-        folder: must not exist, unless it is to be replaced.
-        replace: whether an older folder gives way.
+        artifact: the optimizer and its θ.
+        folder: must not exist, unless `replace`.
+        replace: whether an existing folder is replaced.
 
     Raises:
         ValueError: if PyLO has no class for the optimizer, or θ does not fit it.
-        FileExistsError: if the folder exists and is not to be replaced.
+        FileExistsError: if the folder exists and `replace` is False.
     """
     optimizer = artifact.optimizer
     if isinstance(optimizer, SmallFC):
@@ -228,14 +211,8 @@ def save(artifact: Artifact, folder: str | Path, *, replace: bool = False) -> No
 def write(
     folder: Path, tensors: Tensors, config: Mapping[str, Any], replace: bool
 ) -> None:
-    """Writes a folder in PyLO's form, which appears at once."""
-    text = json.dumps(config, indent=2, sort_keys=True)
-
-    def fill(temporary: Path) -> None:
-        save_file(tensors, temporary / WEIGHTS)
-        (temporary / CONFIG).write_text(text)
-
-    publish(folder, fill, replace=replace)
+    """Writes a folder in PyLO's form, atomically."""
+    write_folder(folder, tensors, json.dumps(config, indent=2, sort_keys=True), replace)
 
 
 _CELO2_MLP = {
@@ -268,7 +245,7 @@ def _celo2_config(optimizer: Celo2) -> dict[str, Any]:
 
 
 def _celo2_table(optimizer: Celo2) -> Table:
-    """Names of a `CELO2MLP`; its matrices are `[in, out]`, as ours."""
+    """Returns the names of a `CELO2MLP`; its matrices are `[in, out]`, as ours."""
     rows = tables.velo_rows(len(optimizer.momentum_decays))
     table = {
         "layer_0/kernel": Source(tuple(f"w0.{i}" for i in range(len(rows))), rows),
@@ -280,20 +257,13 @@ def _celo2_table(optimizer: Celo2) -> Table:
 
 
 def read_config(folder: Path, keys: Mapping[str, type]) -> dict[str, Any]:
-    """A folder's config.json, in which these keys must be; PyLO ignores others too.
+    """Reads a folder's config.json; like PyLO, ignores all but these keys.
 
     Raises:
         ValueError: naming the file and the key that is missing or of a wrong type.
     """
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no JSON object")
+    config = weights.read_json(path)
     for key, kind in keys.items():
         if key not in config:
             raise ValueError(f"{path}: {key} is missing")
@@ -305,5 +275,5 @@ def read_config(folder: Path, keys: Mapping[str, type]) -> dict[str, Any]:
 
 
 def source(folder: Path, kind: str) -> dict[str, Any]:
-    """Provenance of what was read from a folder."""
+    """Returns the provenance of an imported folder."""
     return {"imported": {"format": "PyLO", "class": kind, "from": folder.name}}

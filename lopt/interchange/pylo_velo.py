@@ -1,7 +1,7 @@
-"""VeLO of PyLO: two folders, one of the bank of networks and one of the scheduler.
+"""VeLO of PyLO: a folder for the bank of networks and one for the scheduler.
 
-PyLO keeps beside the bank the network that was mixed last, and in the scheduler a layer
-whose output is not used; both must be there, and nothing is made of them.
+PyLO also stores the network that was mixed last and a layer of the scheduler whose
+output is not used; both must be present and are ignored.
 """
 
 from __future__ import annotations
@@ -12,47 +12,33 @@ from pathlib import Path
 from typing import Any
 
 from lopt.interchange import tables
-from lopt.interchange.pylo import (
-    CONFIG,
-    WEIGHTS,
-    check_config,
-    configured,
-    read_config,
-    source,
-    write,
-)
+from lopt.interchange.pylo import check_config, configured, read_config, source, write
 from lopt.interchange.tables import Source, Table, layer, same
 from lopt.learned.velo import VeLO
 from lopt.release import weights
-from lopt.release.artifact import Artifact
+from lopt.release.artifact import CONFIG, WEIGHTS, Artifact
 from lopt.release.weights import Shapes, Tensors
 
 _OUTPUTS = 3
-_MLP = {
-    "hidden_layers": int,
-    "hidden_size": int,
-    "input_size": int,
-    "output_size": int,
-    "param_inits": int,
-}
-_RNN = {
-    "input_size": int,
-    "lstm_hidden_size": int,
+_MLP: dict[str, type] = dict.fromkeys(
+    ("hidden_layers", "hidden_size", "input_size", "output_size", "param_inits"), int
+)
+_RNN: dict[str, type] = {
+    **dict.fromkeys(("input_size", "lstm_hidden_size", "param_inits"), int),
     "mix_layers": bool,
-    "param_inits": int,
 }
 
 
 def load(mlp: str | Path, rnn: str | Path, **fields: Any) -> Artifact:
-    """VeLO from the folders of a `VeLOMLP` and of a `VeLORNN`.
+    """Reads VeLO from the folders of a `VeLOMLP` and of a `VeLORNN`.
 
     Args:
         mlp: folder of the bank, as Pauljanson002/VeLO_MLP.
         rnn: folder of the scheduler, as Pauljanson002/VeLO_RNN.
-        fields: of our `VeLO`, beside the sizes.
+        fields: fields of our `VeLO` other than the sizes.
 
     Raises:
-        ValueError: naming the file, and what is missing, unknown or wrong in it.
+        ValueError: naming the file and the entry that is missing, unknown or wrong.
     """
     mlp, rnn = Path(mlp), Path(rnn)
     bank, scheduler = read_config(mlp, _MLP), read_config(rnn, _RNN)
@@ -80,11 +66,11 @@ def load(mlp: str | Path, rnn: str | Path, **fields: Any) -> Artifact:
 def save(
     artifact: Artifact, mlp: str | Path, rnn: str | Path, *, replace: bool = False
 ) -> None:
-    """Writes both folders; what nothing reads is zero.
+    """Writes both folders; ignored tensors are zero.
 
     Raises:
         ValueError: if the optimizer is no VeLO, or θ does not fit it.
-        FileExistsError: if a folder exists and is not to be replaced.
+        FileExistsError: if a folder exists and `replace` is False.
     """
     if Path(mlp).absolute() == Path(rnn).absolute():
         raise ValueError(f"{mlp} cannot be both folders: bank and scheduler need two")
@@ -125,7 +111,7 @@ def _rnn_config(optimizer: VeLO) -> dict[str, Any]:
 
 
 def _layer_names(optimizer: VeLO) -> list[tuple[str, str]]:
-    """Kernel and bias of each layer of the network that was mixed last."""
+    """Returns kernel and bias of each layer of the network that was mixed last."""
     hidden = range(optimizer.ff_hidden_layers - 1)
     middle = [(f"hidden_weights.{i}", f"hidden_bias.{i}") for i in hidden]
     ends = [("input_weights", "input_bias"), ("output_weights", "output_bias")]
@@ -133,7 +119,7 @@ def _layer_names(optimizer: VeLO) -> list[tuple[str, str]]:
 
 
 def _stored(name: str) -> str:
-    """The name of the same part of the bank."""
+    """Returns the name of the same part of the bank."""
     stem, dot, number = name.partition(".")
     return f"{stem}_{dot}{number}"
 

@@ -1,8 +1,8 @@
-"""Names of the same numbers in two libraries, as data.
+"""Tables of the names that tensors of θ have in other libraries.
 
-A table says for every leaf of our θ which tensors of the foreign file it is made of.
-The shapes that those must have follow from the shapes of our θ, so a file is checked
-before anything is taken from it, and one table serves both directions.
+A table lists for every leaf of our θ the foreign tensors that it is made of. Their
+shapes follow from those of our θ, so a file is checked before it is read, and one table
+serves both directions.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,19 +22,19 @@ from lopt.release.weights import Shapes, Tensors
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The foreign tensors that one leaf of θ is made of."""
+    """Foreign tensors that one leaf of θ is made of."""
 
     names: tuple[str, ...]
-    """One tensor, or several that follow each other along the axis of inputs."""
+    """One tensor, or several that are concatenated along the axis of inputs."""
     rows: tuple[int, ...] = ()
-    """Inputs of each, where there are several."""
+    """Inputs of each tensor, if there are several."""
     transposed: bool = False
-    """Whether matrices are `[out, in]` there."""
+    """Whether foreign matrices are `[out, in]`."""
     leading_one: bool = False
-    """Whether they have one more axis there, in front and of size 1."""
+    """Whether foreign tensors have an additional first axis of size 1."""
 
     def shapes(self, ours: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Shapes of the foreign tensors of a leaf with our shape."""
+        """Returns the shapes of the foreign tensors of a leaf of our shape."""
         shapes = [ours]
         if self.rows:
             if sum(self.rows) != ours[-2]:
@@ -44,7 +45,7 @@ class Source:
         return [(1, *s) if self.leading_one else s for s in shapes]
 
     def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Our leaf."""
+        """Returns our leaf from the foreign tensors."""
         if self.leading_one:
             parts = [part[0] for part in parts]
         if self.transposed:
@@ -52,7 +53,7 @@ class Source:
         return np.concatenate(parts, axis=-2) if self.rows else parts[0]
 
     def split(self, leaf: np.ndarray) -> list[np.ndarray]:
-        """The foreign tensors."""
+        """Returns the foreign tensors of our leaf."""
         ends = [*itertools.accumulate(self.rows)][:-1]
         parts = np.split(leaf, ends, axis=-2) if self.rows else [leaf]
         if self.transposed:
@@ -62,18 +63,18 @@ class Source:
 
 
 Table = Mapping[str, Source]
-"""By the path of a leaf of our θ."""
+"""Sources of the leaves of our θ, by path."""
 
 
 def same(name: str, *, transposed: bool = False, leading_one: bool = False) -> Source:
-    """A leaf that is one tensor there."""
+    """Returns the source of a leaf that is one foreign tensor."""
     return Source((name,), transposed=transposed, leading_one=leading_one)
 
 
 def layer(
     ours: str, kernel: str, bias: str, *, transposed: bool = False
 ) -> dict[str, Source]:
-    """A dense layer: `ours/kernel` and `ours/bias`."""
+    """Returns the table of a dense layer, `ours/kernel` and `ours/bias`."""
     return {
         f"{ours}/kernel": same(kernel, transposed=transposed),
         f"{ours}/bias": same(bias),
@@ -81,7 +82,7 @@ def layer(
 
 
 def linear_layers(ours: str, theirs: str, number: int) -> dict[str, Source]:
-    """The layers of one of haiku's networks, `theirs_i/w` and `theirs_i/b`."""
+    """Returns the table of a haiku network's layers `theirs_i/w` and `theirs_i/b`."""
     table: dict[str, Source] = {}
     for i in range(number):
         table |= layer(f"{ours}layer_{i}", f"{theirs}_{i}/w", f"{theirs}_{i}/b")
@@ -89,7 +90,7 @@ def linear_layers(ours: str, theirs: str, number: int) -> dict[str, Source]:
 
 
 def lstm_cell(ours: str, cell: str, state: str) -> dict[str, Source]:
-    """A cell of haiku and its first state, `[1, H]` there."""
+    """Returns the table of a haiku LSTM cell and its initial state, there `[1, H]`."""
     return {
         **layer(ours, f"{cell}/w", f"{cell}/b"),
         f"{ours}/hidden": same(f"{state}/hidden", leading_one=True),
@@ -98,7 +99,7 @@ def lstm_cell(ours: str, cell: str, state: str) -> dict[str, Source]:
 
 
 def velo_rows(num_decays: int) -> tuple[int, ...]:
-    """Inputs of each group of VeLO's features."""
+    """Returns the number of inputs of each of VeLO's features."""
     counts = Counts(num_decays, 1, num_decays)
     return tuple(len(feature.names(counts)) for feature in VELO.features)
 
@@ -110,9 +111,9 @@ def split_network(
     num_decays: int,
     leading_one: bool = False,
 ) -> dict[str, Source]:
-    """A network of VeLO's features, whose first kernel is split by feature there.
+    """Returns the table of a network whose first kernel is split by VeLO's features.
 
-    `theirs` is the place of `w0__0`, ..., `b0`, `w1`, `b1` and so on.
+    Its foreign tensors are `w0__0`, ..., `b0`, `w1`, `b1` and so on under `theirs`.
     """
     rows = velo_rows(num_decays)
     names = tuple(f"{theirs}/w0__{i}" for i in range(len(rows)))
@@ -129,10 +130,7 @@ def split_network(
 
 
 def scheduler(bank: bool) -> dict[str, Source]:
-    """The scheduling LSTM of VeLO and Celo as haiku keeps it.
-
-    `linear`, a layer whose output is not used, is no part of it.
-    """
+    """Returns the table of VeLO's and Celo's scheduling LSTM in haiku."""
     names = {"exchange": "linear_1", "inputs": "linear_2", "step": "step_size"}
     names |= {"controls": "rnn_to_controls"} if bank else {}
     table = lstm_cell("scheduler/lstm", "rnn_params/rnn/linear", "lstm_init_state")
@@ -142,24 +140,16 @@ def scheduler(bank: bool) -> dict[str, Source]:
     return table
 
 
-def unused_layer(num_inputs: int, size: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of that layer."""
-    return {"rnn_params/linear/w": (num_inputs, size), "rnn_params/linear/b": (size,)}
+def unused_layer(optimizer: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the scheduler's layer whose output is not used."""
+    inputs, size = optimizer.scheduler.num_inputs, optimizer.lstm_hidden_size
+    return {"rnn_params/linear/w": (inputs, size), "rnn_params/linear/b": (size,)}
 
 
 def foreign_shapes(
     table: Table, shapes: Shapes, unused: Shapes | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the foreign file of a θ with these shapes.
-
-    Args:
-        table: the names.
-        shapes: of our θ.
-        unused: tensors that are there and of which nothing is made.
-
-    Raises:
-        ValueError: if the table is not one of this θ.
-    """
+    """Returns the foreign names and shapes of a θ (arguments as in `to_theta`)."""
     if table.keys() != shapes.keys():
         raise ValueError(
             f"the table names {sorted(table)}, but theta holds {sorted(shapes)}"
@@ -177,14 +167,14 @@ def to_theta(
     where: object,
     unused: Shapes | None = None,
 ) -> Theta:
-    """θ from the tensors of a foreign file.
+    """Returns θ from the tensors of a foreign file.
 
     Args:
         tensors: by their foreign names.
         table: the names.
-        shapes: of our θ.
+        shapes: of the leaves of our θ.
         where: the file, for messages.
-        unused: shapes of tensors that are there and of which nothing is made.
+        unused: shapes of foreign tensors that θ does not need.
 
     Raises:
         ValueError: naming the tensor that is missing, unknown or wrong.
@@ -198,12 +188,12 @@ def to_theta(
 
 
 def from_theta(theta: Tensors, table: Table, unused: Shapes | None = None) -> Tensors:
-    """Tensors by their foreign names; those of which nothing is made are zero.
+    """Inverts `to_theta`; unused tensors are zero.
 
     Args:
         theta: by the paths of its leaves, as `weights.check_theta` returns it.
         table: the names.
-        unused: shapes of tensors that must be there and that nothing reads.
+        unused: shapes of foreign tensors that θ does not need.
     """
     tensors = {n: np.zeros(shape, np.float32) for n, shape in (unused or {}).items()}
     for path, source in table.items():

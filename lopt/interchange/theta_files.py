@@ -1,12 +1,13 @@
-"""From a tree of arrays to an optimizer: which class it is of, its sizes, its θ.
+"""Optimizers from files that hold nothing but arrays.
 
-No such file says what it holds. The class is seen by a tensor that only it has, its
-sizes by the shapes of its tensors; everything else about the optimizer is an argument.
+The class follows from a tensor that only it has, its sizes from the shapes of the
+tensors; all other fields of the optimizer are arguments.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,26 +24,26 @@ PLACES: tuple[tuple[str, ...], ...] = (
     ("params",),
     ("gradient_learner_state", "theta_opt_state", "params"),
 )
-"""Where θ may stand in a file: θ alone, a checkpoint's parameters, or its whole state;
-Celo is meta-trained by learned_optimization and keeps its files alike."""
+"""Places of θ: the file itself, a checkpoint's parameters or the outer optimizer's
+state. Celo is meta-trained by learned_optimization and its files are alike."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A class of another library, and ours that is the same rule."""
+    """A class of another library and our class of the same rule."""
 
     name: str
-    """Of the class there."""
+    """Name of the foreign class."""
     mark: str
-    """A tensor by which it is known; the first format whose mark is there is taken."""
+    """A tensor that identifies it; the first format whose mark is found is taken."""
     ours: type
     """Our class."""
     configure: Callable[[Tensors, Mapping[str, Any]], AnyLearned]
-    """Our optimizer from the shapes of their tensors and from fields."""
+    """Makes our optimizer from the foreign tensors' shapes and the given fields."""
     table: Callable[[Any], Table]
-    """Names of the tensors of an optimizer of ours."""
+    """Makes the table of names for one of our optimizers."""
     unused: Callable[[Any], Shapes] = lambda optimizer: {}
-    """Shapes of tensors that must be there and that nothing reads."""
+    """Makes the shapes of foreign tensors that θ does not need."""
 
 
 def load(
@@ -51,17 +52,16 @@ def load(
     formats: Sequence[Format],
     fields: Mapping[str, Any],
 ) -> Artifact:
-    """An optimizer from a file in flax's msgpack form.
+    """Reads an optimizer from a file in flax's msgpack form.
 
     Args:
         path: the file.
-        library: whose it is, for the provenance.
-        formats: classes that it may hold.
-        fields: of our optimizer, beside the sizes that the file tells.
+        library: name of the library, for the provenance.
+        formats: classes that the file may hold.
+        fields: fields of our optimizer other than the sizes.
 
     Raises:
-        ValueError: in one line, if the file cannot be read, holds something else than
-            arrays, or holds no θ that is known; naming the tensor or field at fault.
+        ValueError: in one line, naming the file and the tensor or field at fault.
     """
     tensors, kind = _find(msgpack.read_tree(path), formats, path)
     artifact = from_tensors(tensors, kind, fields, path)
@@ -72,10 +72,10 @@ def load(
 def from_tensors(
     tensors: Tensors, kind: Format, fields: Mapping[str, Any], where: object
 ) -> Artifact:
-    """An optimizer from tensors by their names in another library.
+    """Makes an optimizer from tensors by their foreign names.
 
     Raises:
-        ValueError: naming the tensor that is missing, unknown or wrong, or the field.
+        ValueError: naming the tensor or field that is missing, unknown or wrong.
     """
     try:
         optimizer = kind.configure(tensors, fields)
@@ -89,10 +89,10 @@ def from_tensors(
 
 
 def to_tensors(artifact: Artifact, formats: Sequence[Format]) -> tuple[Tensors, Format]:
-    """θ by its names in another library, and the class that it is of there.
+    """Returns θ by its foreign names, and the format.
 
     Raises:
-        ValueError: if no class there is the same rule.
+        ValueError: if no foreign class is the same rule.
     """
     theta = weights.check_theta(artifact.optimizer, artifact.theta)
     for kind in formats:
@@ -105,11 +105,8 @@ def to_tensors(artifact: Artifact, formats: Sequence[Format]) -> tuple[Tensors, 
 
 
 def count(tensors: Tensors, pattern: str) -> int:
-    """How many tensors `pattern` names with 0, 1, ... in it."""
-    number = 0
-    while pattern.format(number) in tensors:
-        number += 1
-    return number
+    """Returns the number of tensors named by `pattern` with 0, 1, ... in it."""
+    return next(i for i in itertools.count() if pattern.format(i) not in tensors)
 
 
 def _find(
@@ -117,7 +114,7 @@ def _find(
     formats: Sequence[Format],
     where: object,
 ) -> tuple[Tensors, Format]:
-    """θ and its class, wherever in the tree it stands."""
+    """Finds θ and its format in one of `PLACES`."""
     for place in PLACES:
         node: Any = tree
         for key in place:
@@ -133,7 +130,7 @@ def _find(
 
 
 def _names(tree: Mapping[Any, Any], prefix: str = "") -> set[str]:
-    """Paths of the leaves; never fails, whatever the tree holds."""
+    """Returns the paths of the leaves, whatever the tree holds."""
     names = set()
     for key, value in tree.items():
         path = f"{prefix}/{key}" if prefix else str(key)

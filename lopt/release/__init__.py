@@ -1,1 +1,1 @@
-"""The released format: an optimizer with its θ as a folder of JSON and safetensors."""
+"""The released format: a folder of JSON and safetensors."""

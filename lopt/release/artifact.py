@@ -1,8 +1,7 @@
 """The released form of a learned optimizer: a folder of weights and JSON.
 
-`model.safetensors` holds θ, `config.json` everything else that the optimizer is, with
-its provenance. `SHA256SUMS` covers both, and the folder appears by one rename. Nothing
-is ever unpickled.
+`model.safetensors` holds θ, `config.json` the optimizer's fields and its provenance,
+and `SHA256SUMS` covers both. The folder appears by one rename. Nothing is unpickled.
 
 There are three schemas. The first and the third are of small_fc_lopt alone and can be
 read by PyLO and by our PyTorch adapter (`lopt.release.pylo_form`). The second holds any
@@ -17,7 +16,7 @@ import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import optax
 from safetensors import SafetensorError
@@ -29,6 +28,7 @@ from lopt.base import Specs, Theta
 from lopt.per_parameter.forms import Execution, with_execution
 from lopt.release import pylo_form, registry, weights
 from lopt.release.registry import AnyLearned
+from lopt.release.weights import Tensors
 
 PYLO_SCHEMAS = (pylo_form.TENSOR_SCHEMA, pylo_form.MATRIX_SCHEMA)
 GENERAL_SCHEMA = 2
@@ -43,54 +43,47 @@ _NOT_UNDERSTOOD = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Artifact:
-    """A trained optimizer: the rule, all of θ, and where it comes from."""
+    """A trained optimizer: its rule, θ and provenance."""
 
     optimizer: AnyLearned
     theta: Theta
     base: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Base width and depth of meta-training, where μP multipliers are 1."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """How θ was made: configuration, step, data, versions; any JSON."""
+    """Configuration, step, data and versions of the training run; any JSON."""
 
     def as_optax(
         self, specs: Specs, num_steps: int
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer, for parameters with these specs (see `LearnedOptimizer`)."""
+        """Returns the optimizer for parameters with these specs."""
         return self.optimizer.as_optax(self.theta, specs, num_steps)
 
     def save(self, folder: str | Path, *, replace: bool = False) -> None:
         """Writes the folder.
 
         Args:
-            folder: must not exist, unless it is to be replaced.
-            replace: whether an older artifact gives way, once this one is complete.
+            folder: must not exist, unless `replace`.
+            replace: whether an existing artifact is replaced once this one is complete.
 
         Raises:
-            FileExistsError: if the folder exists and is not to be replaced.
-            OSError: if it cannot be written; an older artifact stays.
-            ValueError: if θ is not finite or does not belong to the optimizer, or if
-                the optimizer is of a class that no reader knows.
+            FileExistsError: if the folder exists and `replace` is False.
+            OSError: if it cannot be written; an existing artifact stays.
+            ValueError: if θ is not finite or does not fit the optimizer, or if the
+                optimizer's class is not registered.
         """
         tensors = weights.check_theta(self.optimizer, self.theta)
         if pylo_form.can_hold(self.optimizer):
             tensors = pylo_form.to_tensors(self.optimizer, self.theta)
         config = json.dumps(self._config(), indent=2, allow_nan=False)
 
-        def write(temporary: Path) -> None:
-            try:
-                save_file(tensors, temporary / WEIGHTS)
-            except SafetensorError as error:  # a full disk, too
-                raise OSError(errno.EIO, str(error), str(folder)) from error
-            (temporary / CONFIG).write_text(config + "\n")
-
-        publish(Path(folder), write, replace=replace)
+        write_folder(Path(folder), tensors, config + "\n", replace)
 
     @classmethod
     def load(cls, folder: str | Path) -> Artifact:
         """Reads and verifies a folder.
 
         Raises:
-            ValueError: naming the file that is missing, damaged or not understood.
+            ValueError: naming the file that is missing, damaged or unreadable.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -99,7 +92,8 @@ class Artifact:
             verify_sums(folder, (WEIGHTS, CONFIG))
         except OSError as error:
             raise ValueError(f"{folder} cannot be read: {error}") from None
-        config = _read_config(folder / CONFIG)
+        config = weights.read_json(folder / CONFIG)
+        _check_version(config, folder / CONFIG)
         try:
             return cls._from_config(config, folder / WEIGHTS)
         except _NOT_UNDERSTOOD as error:
@@ -116,7 +110,7 @@ class Artifact:
         if pylo_form.can_hold(lopt):
             config = pylo_form.to_config(lopt, self.theta, self.base)
             pylo = config.pop("pylo")
-            # PyLO's keys stand first, and what it is told beside them last.
+            # PyLO's keys first, the `pylo` block last.
             sizes = {key: config.pop(key) for key in tuple(config)[:3]}
             return {
                 **sizes,
@@ -131,7 +125,7 @@ class Artifact:
             )
         lopt = with_execution(lopt, **vars(Execution()))  # no property of θ
         encoded = encoding.encode(lopt, registry.KINDS)
-        # What is written can be read: a field of a wrong type is found here.
+        # Reading it back finds a field of a wrong type.
         _decode_optimizer({"optimizer": encoded})
         return {
             "schema_version": GENERAL_SCHEMA,
@@ -158,6 +152,20 @@ class Artifact:
         return cls(optimizer, theta, base, config["provenance"])
 
 
+def write_folder(folder: Path, tensors: Tensors, config: str, replace: bool) -> None:
+    """Writes config.json and the weights, atomically (errors as `Artifact.save`)."""
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary / WEIGHTS)
+        # Raised on a full disk, too.
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(folder)) from error
+        (temporary / CONFIG).write_text(config)
+
+    publish(folder, write, replace=replace)
+
+
 def _decode_optimizer(config: dict[str, Any]) -> AnyLearned:
     optimizer = encoding.decode_kind(config["optimizer"], "optimizer", registry.KINDS)
     if not isinstance(optimizer, registry.LEARNED):
@@ -167,13 +175,7 @@ def _decode_optimizer(config: dict[str, Any]) -> AnyLearned:
     return optimizer
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(), parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no JSON object")
+def _check_version(config: Mapping[str, Any], path: Path) -> None:
     version = config.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool):
         raise ValueError(f"{path} has no schema_version: {version!r}")
@@ -182,8 +184,3 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} has schema_version {version}; this version reads {known}"
         )
-    return config
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")

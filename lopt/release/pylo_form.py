@@ -1,9 +1,8 @@
-"""small_fc_lopt in the form that PyLO reads: the first schema of artifacts.
+"""small_fc_lopt in the form that PyLO reads: the first and third schema of artifacts.
 
-The safetensors file holds the network under PyLO's names and orientation; config.json
-holds at top level exactly the keys that PyLO reads and, nested below them, everything
-else that the optimizer is: decays and their learned offsets, floors, feature names,
-parametrization. The PyTorch adapter of this project reads the same form.
+The safetensors file holds the network under PyLO's names and orientation. config.json
+holds PyLO's keys at top level and all other fields nested below them. The PyTorch
+adapter of this project reads the same form.
 """
 
 from __future__ import annotations
@@ -24,39 +23,34 @@ from lopt.release import weights
 from lopt.release.weights import Tensors
 from parametrization.rules import Rules
 
-# (name of the decays in SmallFC, in θ, and in config.json, which uses PyLO's words)
-DECAYS = (
-    ("momentum_decays", "momentum_offsets", "momentum"),
-    ("second_moment_decay", "second_moment_offsets", "rms"),
-    ("factored_decays", "factored_offsets", "adafactor"),
+# Offsets of decays in θ, and PyLO's word for them in config.json.
+OFFSETS = (
+    ("momentum_offsets", "momentum"),
+    ("second_moment_offsets", "rms"),
+    ("factored_offsets", "adafactor"),
 )
 
 
 TENSOR_SCHEMA, MATRIX_SCHEMA = 1, 3
-"""Versions of the form: the third names `factored_axes`, which readers of the first
-would ignore; in the first it is "tensor"."""
+"""Versions of the form. The third adds `factored_axes`, which is "tensor" in the first:
+a new version, since readers of the first would ignore the field."""
 NOT_STORED = ("output_scale", "execution")
-"""Fields of SmallFC that are left out: trained weights do not depend on them."""
+"""Fields of SmallFC that are no property of trained weights."""
 
 
 def can_hold(optimizer: LearnedOptimizer) -> TypeGuard[SmallFC]:
-    """Whether the form says all that the optimizer is; not of a subclass of SmallFC."""
+    """Whether the form holds the optimizer; it holds no subclass of SmallFC."""
     return type(optimizer) is SmallFC
 
 
 def schema_version(lopt: SmallFC) -> int:
-    """The oldest version that says all that the optimizer is."""
+    """Returns the oldest version of the form that holds the optimizer."""
     return TENSOR_SCHEMA if lopt.factored_axes == "tensor" else MATRIX_SCHEMA
 
 
 def to_config(lopt: SmallFC, theta: Theta, base: Mapping[str, int]) -> dict[str, Any]:
-    """The keys that PyLO reads, the optimizer, and what PyLO needs beside them."""
-    decays = {
-        "momentum_decays": list(lopt.momentum_decays),
-        "rms_decays": [lopt.second_moment_decay],
-        "adafactor_decays": list(lopt.factored_decays),
-    }
-    offsets = {word: [float(x) for x in theta[name]] for _, name, word in DECAYS}
+    """Returns PyLO's keys, the optimizer's fields and arguments for PyLO's class."""
+    offsets = {word: [float(x) for x in theta[name]] for name, word in OFFSETS}
     matrix = schema_version(lopt) == MATRIX_SCHEMA
     factored_axes = {"factored_axes": lopt.factored_axes} if matrix else {}
     return {
@@ -69,7 +63,9 @@ def to_config(lopt: SmallFC, theta: Theta, base: Mapping[str, int]) -> dict[str,
             "hidden_layers": lopt.hidden_layers,
             "step_mult": lopt.step_mult,
             "exp_mult": lopt.exp_mult,
-            **decays,
+            "momentum_decays": list(lopt.momentum_decays),
+            "rms_decays": [lopt.second_moment_decay],
+            "adafactor_decays": list(lopt.factored_decays),
             **{f"{word}_offsets": values for word, values in offsets.items()},
             "epsilons": dataclasses.asdict(lopt.epsilons),
             "time_scales": list(TIME_SCALES),
@@ -90,7 +86,7 @@ def to_config(lopt: SmallFC, theta: Theta, base: Mapping[str, int]) -> dict[str,
 
 
 def to_tensors(optimizer: SmallFC, theta: Theta) -> Tensors:
-    """Network weights as torch keeps them: `[out, in]`."""
+    """Returns the network's weights as in torch, `[out, in]`."""
     tensors = {}
     for i, name in enumerate(layer_names(optimizer.hidden_layers)):
         layer = theta[f"layer_{i}"]
@@ -101,7 +97,7 @@ def to_tensors(optimizer: SmallFC, theta: Theta) -> Tensors:
 
 
 def from_config(config: dict[str, Any]) -> SmallFC:
-    """The optimizer that config.json describes.
+    """Returns the optimizer that config.json describes.
 
     Raises:
         ValueError, KeyError, TypeError: if it does not describe one.
@@ -147,9 +143,9 @@ def from_config(config: dict[str, Any]) -> SmallFC:
 def from_files(
     optimizer: SmallFC, stored: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
-    """θ: the network of the file, and the offsets of config.json's `optimizer`."""
+    """Returns θ from the weights' file and the offsets in config.json."""
     theta = network(optimizer, weights.read(path), path)
-    for _, name, word in DECAYS:
+    for name, word in OFFSETS:
         offsets = stored[f"{word}_offsets"]
         expected = len(stored[f"{word}_decays"])
         finite = np.isfinite(np.asarray(offsets, np.float32)).all()
@@ -163,7 +159,7 @@ def from_files(
 
 
 def network(optimizer: SmallFC, tensors: Tensors, path: Path) -> dict[str, Any]:
-    """The layers of θ from PyLO's tensors.
+    """Returns the layers of θ from PyLO's tensors.
 
     Raises:
         ValueError: naming the file and the tensor that is missing, unknown or wrong.
@@ -186,13 +182,13 @@ def network(optimizer: SmallFC, tensors: Tensors, path: Path) -> dict[str, Any]:
 
 
 def layer_names(hidden_layers: int) -> list[str]:
-    """PyLO's names of the layers, first to last."""
+    """Returns PyLO's names of the layers, first to last."""
     middle = [f"network.linear_{i}" for i in range(hidden_layers - 1)]
     return ["network.input", *middle, "network.output"]
 
 
 def _check_sizes(config: dict[str, Any]) -> None:
-    """The network's sizes are whole numbers, the same for PyLO and for us."""
+    """Checks that the sizes in PyLO's keys and in `optimizer` agree."""
     for name, offset in (("hidden_size", 0), ("hidden_layers", 1)):
         size, theirs = config["optimizer"][name], config[name]
         if type(size) is not int or size != theirs + offset:

@@ -1,8 +1,7 @@
-"""Every learned optimizer by the name of its class.
+"""Registry of optimizers by the names of their classes.
 
-A new optimizer is added to `AnyLearned`, and is then read and written by artifacts, run
-directories and command lines. Dataclasses that fields of optimizers hold need no entry,
-unless a field may hold one of several.
+Artifacts, run directories and command lines know the optimizers in `AnyLearned`.
+Dataclasses in fields of optimizers need no entry, unless a field holds one of several.
 """
 
 from __future__ import annotations
@@ -23,12 +22,7 @@ from lopt.learned.nominal import Nominal
 from lopt.learned.rnn_mlp import RNNMLP
 from lopt.learned.small_fc import SmallFC
 from lopt.learned.velo import VeLO
-from lopt.schedules import (
-    Constant,
-    InfiniteSchedule,
-    WarmupCosine,
-    WarmupStableDecay,
-)
+from lopt.schedules import AnySchedule
 from lopt.wrappers import (
     AccumulatedGradients,
     Bfloat16Features,
@@ -62,30 +56,28 @@ AnyLearned: TypeAlias = (
     | StochasticBfloat16
     | Bfloat16Features
 )
-"""Every learned optimizer and wrapper, as a type for fields that hold one."""
+"""Type of a field that holds any learned optimizer or wrapper."""
 
 LEARNED: tuple[type, ...] = get_args(AnyLearned)
-"""The same as classes."""
+"""The classes in `AnyLearned`."""
 
-COMPONENTS: tuple[type, ...] = (
-    *get_args(Baseline),
-    *(Constant, WarmupCosine, WarmupStableDecay, InfiniteSchedule),
-)
-"""Others that a field may hold where it may hold one of several."""
+# The first alternative of a schedule is a mere name.
+COMPONENTS: tuple[type, ...] = (*get_args(Baseline), *get_args(AnySchedule)[1:])
+"""Other classes among which a field may choose."""
 
 SGD_LIKE: tuple[type, ...] = (SGD, LearnableSGD, LearnableSGDM)
-"""Those whose steps are proportional to the gradient."""
+"""Optimizers whose steps are proportional to the gradient."""
 
 KINDS = encoding.kinds_of(*LEARNED, *COMPONENTS)
-"""What `kind` in a stored optimizer may be."""
+"""Values of `kind` in a stored optimizer."""
 
 
 def with_rules(optimizer: Any, rules: Rules) -> Any:
-    """The same optimizer, and all that it wraps, in another parametrization.
+    """Returns the optimizer, and all that it wraps, in another parametrization.
 
     Args:
-        optimizer: of any class that is known here.
-        rules: of Adam-like steps; what needs it gets the column of SGD-like ones.
+        optimizer: of a registered class.
+        rules: column of Adam-like steps; SGD-like optimizers get their own column.
     """
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(optimizer):

@@ -1,15 +1,14 @@
-"""θ as a flat mapping of names to float32 arrays, and its file.
+"""θ as a flat mapping of paths `a/b/c` to float32 arrays, and its files.
 
-θ is a nested dict; in a file the names of its leaves are their paths, `a/b/c`. Whatever
-comes out of a file is checked against what is expected, name by name, before it is
-used: shape, dtype, and that every value is finite.
+Names, shapes, dtypes and finiteness of a file's tensors are checked before their use.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +23,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of a nested dict by their paths.
+    """Returns the leaves of a nested dict by their paths.
 
     Raises:
-        ValueError: if two leaves have the same path, or a key is no text.
+        ValueError: if two leaves share a path, or a key is not a string.
     """
     if not isinstance(tree, Mapping):
         return {prefix: tree}
@@ -43,7 +42,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dict of leaves by their paths."""
+    """Inverts `flatten`."""
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
         *path, last = name.split("/")
@@ -55,17 +54,16 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expected_shapes(optimizer: LearnedOptimizer) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of an optimizer's θ; computes nothing."""
+    """Returns paths and shapes of an optimizer's θ without computing it."""
     theta = jax.eval_shape(optimizer.init, jax.random.key(0))
     return {name: leaf.shape for name, leaf in flatten(theta).items()}
 
 
 def check_theta(optimizer: LearnedOptimizer, theta: Theta) -> Tensors:
-    """θ by names, as float32.
+    """Returns θ by paths, as float32.
 
     Raises:
-        ValueError: if its tree or its shapes are not those of the optimizer's own θ, or
-            if it is not finite.
+        ValueError: naming a leaf that does not fit the optimizer or is not finite.
     """
     leaves = flatten(theta)
     wanted = jax.eval_shape(optimizer.init, jax.random.key(0))
@@ -84,15 +82,36 @@ def check_theta(optimizer: LearnedOptimizer, theta: Theta) -> Tensors:
 
 
 def _shapes(tree: Any) -> Any:
-    """The leaves' shapes; their dtype does not matter, since files hold float32."""
+    """Replaces leaves by their shapes; dtypes may differ, since files hold float32."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.float32), tree)
 
 
-def read(path: Path) -> Tensors:
-    """The tensors of a safetensors file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
 
     Raises:
-        ValueError: naming the file, if it is none.
+        ValueError: naming the file, if it does not hold one.
+    """
+    try:
+        config = json.loads(path.read_text(), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return config
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def read(path: Path) -> Tensors:
+    """Reads a safetensors file.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read.
     """
     try:
         return load_file(path)
@@ -102,7 +121,7 @@ def read(path: Path) -> Tensors:
 
 
 def check(tensors: Mapping[str, np.ndarray], shapes: Shapes, where: object) -> None:
-    """Exactly these tensors, float32 and finite.
+    """Checks that there are exactly these tensors, float32 and finite.
 
     Raises:
         ValueError: naming `where` (a file) and the first tensor that is wrong.
@@ -123,5 +142,5 @@ def check(tensors: Mapping[str, np.ndarray], shapes: Shapes, where: object) -> N
 
 
 def as_theta(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """θ of tensors by their paths."""
+    """Returns θ from tensors by their paths."""
     return unflatten({name: jnp.asarray(x, jnp.float32) for name, x in tensors.items()})

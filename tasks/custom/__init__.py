@@ -1,1 +1,1 @@
-"""Tasks made from a user's functions or from learned_optimization."""
+"""Tasks whose functions come from outside of this package."""

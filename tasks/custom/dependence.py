@@ -1,7 +1,6 @@
-"""What depends on what, read from a traced program.
+"""Dependence of outputs on inputs, read from a traced program.
 
-The answer is safe: what is said not to depend does not. What is said to depend may be
-independent after all, where a loop or a condition hides it.
+The answer is conservative: an independence behind a loop or a condition is not seen.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ import jax
 from jax.extend import core
 
 _CALLS = frozenset({"jit", "pjit"})
-"""Primitives whose program has an input and an output for each of their own."""
+"""Primitives whose inner program has the same inputs and outputs."""
 
 
 def may_depend(function: Callable[..., Any], first: Any, *others: Any) -> bool:
-    """Whether any output of a function may depend on its first argument.
+    """Returns whether any output of a function may depend on its first argument.
 
     Args:
         function: anything that can be traced.
@@ -30,7 +29,7 @@ def may_depend(function: Callable[..., Any], first: Any, *others: Any) -> bool:
 
 
 def _reached(jaxpr: core.Jaxpr, inputs: list[bool]) -> list[bool]:
-    """Which outputs of a program the marked inputs reach."""
+    """Returns which outputs of a program the marked inputs reach."""
     reached = {var for var, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
 
     def marks(variables: Any) -> list[bool]:

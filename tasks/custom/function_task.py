@@ -1,46 +1,12 @@
-"""A task of your own: two functions and your data.
+"""Tasks from two functions and some data.
 
-    import jax, jax.numpy as jnp, numpy as np
-    from evaluation.run import evaluate
-    from lopt import Adam
-    from tasks import FunctionTask
+`docs/howto/own_task.md` and `examples/own_task.py` show how to evaluate and how to
+meta-train on one. With annotated parameters and a width it scales by μP: see
+`FunctionTask.width`.
 
-    x = np.random.default_rng(0).normal(size=(2000, 8))
-
-
-    def init(key):
-        return {"w1": jax.random.normal(key, (8, 64)) / 8**0.5, "w2": jnp.zeros(64)}
-
-
-    def loss(params, key, batch):
-        outputs = jnp.tanh(batch["x"] @ params["w1"]) @ params["w2"]
-        return jnp.mean((outputs - batch["y"]) ** 2)
-
-
-    task = FunctionTask(init, loss, data={"x": x, "y": np.sin(x).sum(axis=1)})
-    adam = Adam(learning_rate=1e-2)
-    runs = evaluate(task, adam, adam.init(jax.random.key(0)), 300, seeds=[0, 1, 2])
-    print(task.loss_at_chance, runs.final_loss, runs.test_loss)
-
-It is a task like any other. To meta-train on it:
-
-    from lopt import SmallFC
-    from metatrain import PES, MetaTraining, OuterOptimizer
-
-    lopt = SmallFC(step_mult=0.01)
-    es = PES(num_pairs=4, truncation=20)
-    training = MetaTraining.on(task, lopt, es, OuterOptimizer(), num_steps=3)
-    state, data = training.init(), task.load_data()
-    for _ in range(training.num_steps):
-        state, metrics = training.step(state, {0: data})
-    theta = state.average  # for evaluate(task, lopt, theta, ...)
-
-With annotated parameters and a width it scales by μP: see `FunctionTask.width`.
-
-Functions compare by identity, and so do the data. What is compiled for a task serves
-every task with the same functions, data and numbers; a lambda that is written anew, or
-a cell of a notebook that is run again, compiles again. Compiled programs keep the task,
-and so its data, in memory.
+Functions and data compare by identity. Tasks with the same functions, data and numbers
+share compiled programs; a lambda that is defined again, as by running a notebook's cell
+again, compiles again. Compiled programs keep the task and its data in memory.
 """
 
 from __future__ import annotations
@@ -60,13 +26,13 @@ from tasks.data.arrays import HeldSplits, hold
 from tasks.models.base import check_positive
 
 NUM_WHOLE = 16
-"""Batches that stand for the whole of a split of data that are made without end."""
+"""Batches that represent a whole split of endless data."""
 
 
 @final
 @configuration
 class FunctionTask(OpaqueTask):
-    """A task from a function that makes parameters and one that computes a loss."""
+    """A task from a function that returns parameters and one that returns a loss."""
 
     init_fn: Callable[..., Params]
     """`key -> parameters`, or `(key, width) -> parameters` of a task with a width: a
@@ -75,25 +41,25 @@ class FunctionTask(OpaqueTask):
     """`(parameters, key, batch) -> loss []`, or the loss and a dictionary of auxiliary
     values, of which "accuracy" is reported by evaluations."""
     data: Any = None
-    """A tree of arrays with a row per example, dealt out to four disjoint splits by a
-    fixed permutation; or `Splits` of such trees (see `hold`); or a function
-    `key -> batch` that makes data without end; or None: batches are `()`."""
+    """A tree of arrays with a row per example, cut into four disjoint splits by a fixed
+    permutation; or `Splits` of such trees (see `hold`); or a function `key -> batch`
+    that makes endless data; or None: batches are `()`."""
     batch_size: int = 128
-    """Examples per batch, drawn with replacement; a function decides for itself."""
+    """Examples per batch, drawn with replacement; not used by a function."""
     width: int | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
-    """Handed to `init_fn`; None if the task has no width to grow. For μP, annotate each
+    """Passed to `init_fn`; None if the task has no width to grow. For μP, annotate each
     parameter with its axes, as `initializer("width -> outputs")(key, shape)` does, and
     let the loss multiply the readout's product by base width over width."""
     base_width: int | None = None
     """The width at which every multiplier of μP is 1; `width` if None."""
     chance: float | None = None
-    """The loss that knows nothing, such as `math.log(num_classes)`; if None, the loss
-    at initialization averaged over 64 keys."""
+    """Loss at chance, such as `math.log(num_classes)`; if None, the loss at
+    initialization averaged over 64 keys."""
     layers_fn: Callable[[Params, jax.Array, Batch], dict[str, jax.Array]] | None = None
-    """`(parameters, key, batch) -> {name: what a layer computes}`, for coordinate
-    checks; None if there are to be none."""
+    """`(parameters, key, batch) -> {name: outputs of a layer}`, for coordinate checks;
+    None if there are none."""
     name: str = "FunctionTask"
-    """What messages call it."""
+    """Name in messages."""
 
     def __post_init__(self) -> None:
         for field in ("init_fn", "loss_fn", "layers_fn"):
@@ -114,7 +80,7 @@ class FunctionTask(OpaqueTask):
         self.check()
 
     def at_width(self, width: int) -> Self:
-        """The same task with parameters of another width."""
+        """Returns the same task with parameters of another width."""
         if self.width is None:
             raise ValueError(
                 f"{self.name} has no width to set to {width}: give width and an "
@@ -123,10 +89,10 @@ class FunctionTask(OpaqueTask):
         return dataclasses.replace(self, width=width)
 
     def with_rules(self, rules: Rules) -> Self:
-        """The task itself in the standard parametrization, if it has no width.
+        """Returns the task itself in the standard parametrization, if it has no width.
 
         Raises:
-            ValueError: otherwise; its functions decide what it does at a width.
+            ValueError: otherwise, since the functions decide what a width does.
         """
         if self.width is None:
             return super().with_rules(rules)
@@ -136,14 +102,14 @@ class FunctionTask(OpaqueTask):
         )
 
     def init(self, key: jax.Array) -> Params:
-        """Initial parameters (see `Task.init`)."""
+        """Returns initial parameters."""
         return never_constant(unbox(self._init_at(self.width)(key)), key)
 
     def specs(self) -> Any:
-        """Specs of the parameters: read from annotations, else guessed from shapes.
+        """Returns specs of the parameters, from annotations or guessed from shapes.
 
-        Guesses take an axis for a scaling one if its size grows with the width, the
-        last axis for fan-out and those before it for fan-in.
+        A guess: an axis scales if its size grows with the width, the last axis is
+        fan-out, and those before it are fan-in.
 
         Raises:
             ValueError: if some parameters are annotated and one is not, or the number
@@ -156,7 +122,7 @@ class FunctionTask(OpaqueTask):
             return param_specs(init, base)
         if self.base_width is None:
             return infer_specs(shapes, shapes)
-        # Compared with twice the base width, so that roles are known at that one too.
+        # Compared with twice the base width, so that roles show at the base width too.
         base_shapes = _shapes(base)
         roles = infer_specs(_shapes(self._init_at(2 * self.base_width)), base_shapes)
         return jax.tree.map(
@@ -167,30 +133,30 @@ class FunctionTask(OpaqueTask):
         )
 
     def load_data(self) -> Dataset:
-        """The four splits; `()` where batches are made, or there are none."""
+        """Returns the four splits; `()` if data is endless or None."""
         return self.data.splits if self._holds else ()
 
     def draw(self, dataset: Dataset, key: jax.Array, split: Split, num: int) -> Draws:
-        """Rows of `num` batches, or a key for each, `[num]` in front."""
+        """Draws the rows of `num` batches, or a key for each, `[num]` in front."""
         if self._holds:
             return dataset.draw(key, split, num, self.batch_size)
         return batch_keys(key, split, num)
 
     def batch(self, dataset: Dataset, draw: Draws, split: Split) -> Batch:
-        """The examples of those rows, or what the function makes of the key."""
+        """Returns the examples of some rows, or the function's batch for a key."""
         if self._holds:
             return dataset.batch(draw, split)
         return () if self.data is None else self.data(draw)
 
     def whole(self, dataset: Dataset, split: Split) -> Batch:
-        """All examples of a split; of data without end, 16 fixed batches."""
+        """Returns all examples of a split; 16 fixed batches of endless data."""
         if self._holds:
             return dataset.split(split)
         keys = batch_keys(jax.random.key(0), split, NUM_WHOLE)
         return () if self.data is None else EveryBatch(jax.lax.map(self.data, keys))
 
     def loss_of_batch(self, params: Params, key: jax.Array, batch: Batch) -> Loss:
-        """The function's loss (see `Task.loss`)."""
+        """Returns the checked loss of a single batch."""
         result = self.loss_fn(params, key, batch)
         loss, aux = result if isinstance(result, tuple) else (result, {})
         return checked_loss(self.name, loss, aux)
@@ -198,7 +164,7 @@ class FunctionTask(OpaqueTask):
     def activations(
         self, params: Params, key: jax.Array, batch: Batch
     ) -> dict[str, jax.Array]:
-        """What `layers_fn` says that the layers compute."""
+        """Returns the outputs of layers by `layers_fn`."""
         return {} if self.layers_fn is None else self.layers_fn(params, key, batch)
 
     @property

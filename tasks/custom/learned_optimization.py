@@ -4,25 +4,23 @@
 methods. Nothing of it is imported, so it need not be installed. The two interfaces
 differ as follows.
 
-* **Data.** The library has four iterators. A number of batches of each is stored once,
-  when the task is adapted, and a batch is one of those (`tasks/data/stored.py`).
-  Iterators take no seed, and some are shared between tasks: two adaptations see
-  different batches, one adaptation always sees the same.
-* **Loss.** The library has four methods. The richest counts, as it does there. Keys are
+* **Data.** The library's four iterators take no seed, and some are shared between
+  tasks. A number of batches of each is stored once, when the task is adapted, and a
+  batch is one of those (`tasks/data/stored.py`).
+* **Loss.** The richest of the library's four methods counts, as it does there. Keys are
   passed as that library knows them, two words of a `PRNGKey`.
 * **Model state.** `Task` has no state beside the parameters. State that cannot reach
-  the loss or its gradient (running averages of batch normalization, which always runs
-  in training mode) is left out, which changes nothing. A task whose loss may depend on
-  its state is refused: frozen, it would be another task.
+  the loss or its gradient (running averages of batch normalization in training mode) is
+  left out; a task whose loss may depend on its state is refused.
 * **Normalizer.** The library maps losses into a range for meta-training. That is *not*
-  applied: here a loss is divided by the loss at chance and clipped at 1.5, as is NaN,
-  which most of the library's normalizers do. A loss below zero counts as zero.
+  applied: here a loss is divided by the loss at chance and clipped to [0, 1.5], and NaN
+  counts as 1.5, as with most of the library's normalizers.
 * **Families.** A family samples a configuration and makes a task of it. An adapted
   family is the task of one configuration, that of its seed; with `sample_config`,
   `init_with` and `loss_with` every episode can have its own. `eval_task_fn` (which
   raises in that library) and `eval_datasets` are not used.
-* **Roles.** The parameters carry no annotation, and there is no base model: the task is
-  its own, every multiplier is 1, and its parametrization is the standard one.
+* **Roles.** The parameters carry no annotation, and the task is its own base model, so
+  every multiplier is 1 and the parametrization is the standard one.
 """
 
 from __future__ import annotations
@@ -91,23 +89,14 @@ class AdaptedTask(OpaqueTask):
         return _is_family(self.original)
 
     def sample_config(self, key: jax.Array) -> Any:
-        """Draws a configuration: a tree of arrays; None for a single task.
-
-        Args:
-            key: consumed; may be traced.
-        """
+        """Draws a configuration: a tree of arrays; None for a single task."""
         if not self.is_family:
             return None
         sampled = self.original.sample(jax.random.key_data(key))
         return jax.tree.map(jnp.asarray, sampled)
 
     def init_with(self, config: Any, key: jax.Array) -> Params:
-        """Returns initial parameters in a configuration.
-
-        Args:
-            config: result of `sample_config`; may be traced.
-            key: consumed.
-        """
+        """Returns initial parameters in a configuration, which may be traced."""
         return self._at(config).init(key)
 
     def loss_with(
@@ -115,11 +104,7 @@ class AdaptedTask(OpaqueTask):
     ) -> Loss:
         """Returns the loss `[]` and auxiliary scalars in a configuration.
 
-        Args:
-            config: that of the episode; may be traced.
-            params: parameters that began with `init_with` of the same configuration.
-            key: consumed.
-            batch: one batch, or `EveryBatch`.
+        Parameters must have begun with `init_with` of the same configuration.
         """
         return self._at(config).loss(params, key, batch)
 
@@ -326,12 +311,7 @@ def _loss_of(
 ) -> tuple[Any, Any]:
     """Returns loss and auxiliary values by the richest of a task's methods.
 
-    Args:
-        task: task of that library.
-        params: parameters.
-        state: model state, or None.
-        raw: two words of a `PRNGKey`.
-        batch: one batch.
+    State may be None; `raw` are the two words of a `PRNGKey`.
     """
     if _has(task, "loss_with_state_and_aux"):
         try:

@@ -35,10 +35,9 @@ def select(splits: Any, name: Split) -> Any:
 
 
 def on_device(tree: Any) -> Any:
-    """Copies a tree of arrays to the device.
+    """Copies a tree of arrays to the device, where later writes to them are not seen.
 
-    Later writes to the originals, or to the file behind a memory map, are not seen. The
-    arrays are concrete even while a caller is being traced, so they can be kept.
+    The copies are concrete even while a caller is being traced, so they can be kept.
     """
     with jax.ensure_compile_time_eval():
         return jax.tree.map(jnp.array, tree)
@@ -84,7 +83,7 @@ def hold(data: Any) -> HeldSplits:
         data: `Splits`, used as they are; or one tree of arrays with n rows each, dealt
             out by a fixed permutation: ⌈n/5⌉ to test, ⌈n/10⌉ each to inner_valid and
             outer_valid, the rest to train. Rows that belong together, such as frames
-            of one film, should come as `Splits`, or held-out rows are not new.
+            of one film, must come as `Splits`, or held-out rows are not new.
 
     Raises:
         ValueError: if a leaf is not an array of numbers, arrays differ in their number

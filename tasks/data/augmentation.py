@@ -54,12 +54,7 @@ class Augmentation:
         return AugmentationDraws(offsets, flips & self.flip)
 
     def apply(self, images: jax.Array, draws: AugmentationDraws) -> jax.Array:
-        """Crops and mirrors a batch.
-
-        Args:
-            images: `[B, height, width, channels]` float32, normalized.
-            draws: of one batch, `[B, 2]` and `[B]`.
-        """
+        """Crops and mirrors normalized images `[B, height, width, channels]`."""
         batch, height, width, channels = images.shape
         # Source row and column of every pixel, [B, H] and [B, W].
         row = _positions(height, batch) + draws.offsets[:, :1] - self.crop_padding

@@ -2,9 +2,8 @@
 
 An entry is a folder of `.npy` files and a manifest with their sha256. It appears by one
 rename; afterwards only the manifest's record of the sources changes. Writers hold a
-lock that the system releases when they die, and remove what an earlier one left
-unfinished. A damaged entry is made again; a cache that cannot be written costs time but
-never the result.
+lock that the system releases when they die. A damaged entry is made again; a cache that
+cannot be written costs time but never the result.
 """
 
 from __future__ import annotations
@@ -53,13 +52,12 @@ def cached(
     Args:
         name: any readable name for the entry.
         fingerprint: plain JSON values that determine the arrays and identify the entry.
-        make: makes the arrays, none of dtype object. It runs in one process at a time;
-            if it raises, nothing is kept.
-        sources: files that `make` reads. If the size or time of one has changed, its
+        make: makes the arrays, none of dtype object, in one process at a time; if it
+            raises, nothing is kept.
+        sources: files that `make` reads. If the size or time of one changes, its
             content is compared, and if that differs the arrays are made again.
-        read: called after `make`, returns the sources that it did read. Only they are
-            compared later, so the content of others, perhaps terabytes, is never read.
-            None if `make` reads all sources.
+        read: called after `make`, returns the sources that it did read; only their
+            content is ever compared. None if `make` reads all of them.
 
     Returns:
         The arrays by name, read-only if they come from disk.

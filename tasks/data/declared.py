@@ -1,7 +1,6 @@
-"""Declarations of a prepared dataset, read from the two JSON files in its folder.
+"""Declarations of prepared datasets, read from two JSON files without TFDS.
 
-Fast, because TFDS is not imported and no shard is opened; `tasks.data.prepared` checks
-the declaration when it reads the rows.
+`tasks.data.prepared` checks them against the shards when it reads rows.
 """
 
 from __future__ import annotations
@@ -81,12 +80,7 @@ class Prepared:
 
 
 def read_declaration(name: str, path: Path, root: Path) -> Prepared:
-    """Reads the declaration of a dataset's version.
-
-    Args:
-        name: name of the dataset, without the version.
-        path: folder of the version.
-        root: folder of all datasets, for the command in errors.
+    """Reads the declaration of the version in `path`, below the data folder `root`.
 
     Raises:
         ValueError: in one line that names dataset, file and command, if a file is
@@ -154,14 +148,7 @@ def read_declaration(name: str, path: Path, root: Path) -> Prepared:
 
 
 def damaged(name: str, path: Path, what: str, root: Path) -> ValueError:
-    """Returns the error of a damaged file or folder.
-
-    Args:
-        name: name of the dataset, with its version.
-        path: the file or folder.
-        what: what is wrong with it, as a predicate.
-        root: folder of all datasets.
-    """
+    """Returns the error of a damaged file or folder; `what` is a predicate."""
     return ValueError(
         f"dataset {name!r}: {path} {' '.join(what.split())[:200]}; make it again with "
         f"`{command(name, root)} --overwrite`, which needs TensorFlow"

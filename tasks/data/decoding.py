@@ -19,11 +19,8 @@ def decoder(
 
     Args:
         shape: declared height, width and channels; None where any size is right.
-        size: height and width in pixels to resize to; None keeps the size. Shrinking
-            by whole factors averages blocks, halves rounded up; anything else is
-            Pillow's `BILINEAR`, which averages over its support when it shrinks.
-        grey: whether colours become one channel before resizing (ITU-R 601-2 luma as
-            in Pillow's mode `L`), rounded to whole numbers.
+        size: height and width to resize to, as in `TFDSImages`; None keeps the size.
+        grey: whether colours become one channel first, as in `TFDSImages`.
 
     Returns:
         A function to `[height, width, channels]` uint8. It raises exceptions of any
@@ -58,14 +55,9 @@ def decoder(
 
 
 def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Averages blocks, halves rounded up; exact, unlike Pillow's fixed-point sums.
+    """Averages blocks of `[..., height, width, channels]` uint8 to a square of `size`.
 
-    Args:
-        pixels: `[..., height, width, channels]` uint8; `size` divides both.
-        size: height and width of the result.
-
-    Returns:
-        `[..., size, size, channels]` uint8.
+    Halves are rounded up; exact, unlike Pillow's fixed-point sums.
     """
     *batch, height, width, channels = pixels.shape
     rows, columns = height // size, width // size

@@ -30,7 +30,11 @@ class Images(Source):
 
     @abc.abstractmethod
     def load(self) -> ImageDataset:
-        """Returns the dataset as device arrays; read or made once per process."""
+        """Returns the dataset as device arrays; read or made once per process.
+
+        Raises:
+            ValueError: in one line, if the dataset is missing, damaged or unfit.
+        """
 
 
 class ImageSplit(NamedTuple):
@@ -115,8 +119,7 @@ def _draw_images(source: DrawnImages) -> ImageDataset:
 def split_bounds(num: int, test_apart: bool = True) -> tuple[int, int, int]:
     """Returns the rows at which inner_valid, outer_valid and test begin.
 
-    The first `num` rows are cut 80/10/10, with the test split behind them; or
-    70/10/10/10 if the test split is not apart.
+    `num` rows are cut 80/10/10, with test behind them, or else 70/10/10/10.
     """
     first, second, third = (8, 9, 10) if test_apart else (7, 8, 9)
     return (num * first // 10, num * second // 10, num * third // 10)
@@ -143,14 +146,10 @@ def partition(
 
 
 def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean and standard deviation of each channel, correctly rounded.
+    """Returns mean and standard deviation `[channels]`, correctly rounded to float32.
 
-    Args:
-        images: `[n, height, width, channels]` uint8, not empty.
-
-    Returns:
-        Two arrays `[channels]` float32. The deviation of a constant channel is 1, so
-        that it is normalized to zeros.
+    Images are `[n, height, width, channels]` uint8, n > 0. The deviation of a constant
+    channel is given as 1, so that it is normalized to zeros.
     """
     pairs = []
     for channel in np.moveaxis(images, -1, 0):
@@ -182,11 +181,7 @@ def without_train(dataset: ImageDataset) -> ImageDataset:
 
 
 def fetch(dataset: ImageDataset, draws: ImageDraws) -> tuple[ImageSplit, ImageDraws]:
-    """Fetches the training images of some draws on the host.
-
-    Args:
-        dataset: on the host.
-        draws: with any axes `[...]` before `[num, B]`.
+    """Fetches the training images of draws `[..., num, B]` on the host.
 
     Returns:
         Images `[..., num · B, height, width, channels]` and labels `[..., num · B]` as
@@ -194,8 +189,8 @@ def fetch(dataset: ImageDataset, draws: ImageDraws) -> tuple[ImageSplit, ImageDr
     """
     rows = np.asarray(draws.rows)
     flat = rows.reshape(*rows.shape[:-2], -1)
-    split: Any = ImageSplit(*(np.asarray(x)[flat] for x in dataset.train))
-    return split, draws._replace(places=places_in_window(rows))
+    arrays: Any = [np.asarray(x)[flat] for x in dataset.train]
+    return ImageSplit(*arrays), draws._replace(places=places_in_window(rows))
 
 
 def gather(dataset: ImageDataset, rows: jax.Array | slice, split: Split) -> ImageSplit:

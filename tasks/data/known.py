@@ -1,9 +1,8 @@
 """Shapes and sizes of some TFDS datasets, known without a disk.
 
-With them the shapes, parameters and FLOP of a task can be computed on a machine without
-the data. Where a dataset is prepared, its own declaration counts, and `check` refuses
-one that contradicts this table. Numbers of rows are not compared, as they change
-between versions.
+With them the shapes, parameters and FLOP of a task are known on a machine without the
+data. Where a dataset is prepared, its own declaration counts, and `check` refuses one
+that contradicts this table, except for numbers of rows, which differ between versions.
 """
 
 from __future__ import annotations
@@ -97,11 +96,7 @@ KNOWN: Mapping[str, Known] = MappingProxyType(
 
 
 def cost(name: str) -> str:
-    """Returns the end of a sentence on what a dataset takes; empty if unknown.
-
-    Args:
-        name: name of the dataset, without a version.
-    """
+    """Returns the end of a sentence on what a dataset takes; empty if unknown."""
     known = KNOWN.get(name)
     if known is None:
         return ""

@@ -1,8 +1,7 @@
 """Datasets prepared by TensorFlow Datasets, found by name and read without TensorFlow.
 
-The only file that imports TFDS. Declarations are not trusted: `len()` of a damaged
-shard can be wrong, and damage shows only where a record is read. So every record is
-read, and every shard's records are counted.
+The only file that imports TFDS. Damage to a shard shows only where a record is read,
+and `len()` of it can be wrong: every record is read and counted.
 """
 
 from __future__ import annotations
@@ -93,15 +92,12 @@ def check_name(name: str) -> tuple[str, str | None]:
 def open_dataset(name: str) -> Prepared:
     """Reads the declaration of a prepared dataset; its shards are not opened.
 
-    Args:
-        name: TFDS name such as `mnist` or `imagenet_resized/32x32:0.1.0`; without a
-            version, the newest one on disk.
+    Without a version, as in `imagenet_resized/32x32`, the newest one on disk is used.
 
     Raises:
-        MissingError: in one line with the dataset and the command that prepares it, if
-            it is not on disk.
-        ValueError: in one line with the file too, if a file is missing, unreadable or
-            not ArrayRecord.
+        MissingError: in one line with the command that prepares the dataset, if it is
+            not on disk.
+        ValueError: in one line, if a file is missing, unreadable or not ArrayRecord.
     """
     plain, version = check_name(name)
     root = data_dir()

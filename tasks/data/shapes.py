@@ -1,10 +1,8 @@
 """Procedural pictures of coloured shapes, with their captions as classes.
 
 A picture shows one shape of one colour, at a random position and size, on a grey ground
-in slight noise. Its class is its caption, such as "red circle", so that a picture
-generated for a caption can be judged at a glance.
-
-Shapes are drawn from their signed distance functions; edges are one pixel wide.
+in slight noise. Its class is its caption, such as "red circle", so that a generated
+picture can be judged at a glance. Edges are one pixel wide.
 """
 
 from __future__ import annotations
@@ -105,17 +103,14 @@ class Shapes(DrawnImages):
 
 
 def distance(shapes: np.ndarray, across: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """Computes signed distances to the edge of a shape, exact near the edge.
+    """Computes signed distances `[n, h, w]` to the edge of a shape, negative inside.
 
-    All shapes lie in the square [-1, 1]².
+    All lengths are in half widths of a shape; distances are exact near the edge.
 
     Args:
         shapes: `[n]`, indices into `SHAPES`.
-        across: `[n, 1, w]`, to the right of the centre, in half widths of the shape.
-        down: `[n, h, 1]`, below the centre, in half widths.
-
-    Returns:
-        Distances `[n, h, w]` in half widths, negative inside.
+        across: `[n, 1, w]`, to the right of the centre.
+        down: `[n, h, 1]`, below the centre.
     """
     out = np.empty(np.broadcast_shapes(across.shape, down.shape))
     for index, name in enumerate(SHAPES):

@@ -102,11 +102,9 @@ class Signals(DrawnImages):
 
 
 def curve(labels: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Interpolates templates linearly; they are 0 outside.
+    """Interpolates the templates `labels` `[n]` linearly at positions `at` `[n, L]`.
 
-    Args:
-        labels: `[n]`, index of the template.
-        at: `[n, L]`, positions; a template begins at 0 and ends at 1.
+    A template begins at 0 and ends at 1; outside it is 0.
     """
     intervals = TEMPLATES.shape[1] - 1
     place = np.clip(at, 0.0, 1.0) * intervals

@@ -173,11 +173,9 @@ def allot(shares: tuple[float, ...], num: int) -> np.ndarray:
 
 
 def envelope(noise: np.ndarray, appearance: np.ndarray) -> np.ndarray:
-    """Computes Rayleigh amplitudes `[n, size, size]` with mean square 1.
+    """Filters complex white noise `[n, size, size]` to Rayleigh amplitudes.
 
-    Args:
-        noise: complex white Gaussian scatterers `[n, size, size]`, of mean square 1.
-        appearance: `[n]`; the axial deviation doubles by the bottom at appearance 1.
+    Both have mean square 1. The axial deviation doubles by the bottom at appearance 1.
     """
     size = noise.shape[-1]
     pixel = (np.arange(size) + 0.5) / size
@@ -193,10 +191,7 @@ def envelope(noise: np.ndarray, appearance: np.ndarray) -> np.ndarray:
 def decibels(appearance: np.ndarray, kidney: np.ndarray, size: int) -> np.ndarray:
     """Computes mean echo levels `[n, size, size]` over the kidney's at the surface.
 
-    Args:
-        appearance: `[n]`.
-        kidney: `[n, 2]`, its centre.
-        size: height and width of the image, in pixels.
+    `appearance` is `[n]`, and `kidney` its centres `[n, 2]`.
     """
     pixel = (np.arange(size) + 0.5) / size
     down = (pixel[None] - kidney[:, :1]) / RADII[0]

@@ -98,12 +98,10 @@ def split_of(name: str) -> Split:
 
 @functools.cache
 def read_files() -> dict[str, bytes]:
-    """Reads the single-file modules and those in `PACKAGES`, without tests.
+    """Reads the contents of all files by name, in the order of names.
 
-    Files that an installation adds are left out (`sys.stdlib_module_names`).
-
-    Returns:
-        Contents by name, in the order of names.
+    These are the single-file modules of `sys.stdlib_module_names` and the files of
+    `PACKAGES`, without tests.
 
     Raises:
         ValueError: if the installation has compiled files only.

@@ -1,8 +1,7 @@
 """A fixed number of batches taken from foreign iterators.
 
-What an iterator gives next depends on who asked before, and its position cannot be
-stored in a checkpoint. So batches are taken from it once; afterwards a batch is a
-function of a key: one of the stored batches.
+The position of an iterator cannot be stored in a checkpoint. So batches are taken from
+it once; afterwards a batch is a function of a key: one of the stored batches.
 """
 
 from __future__ import annotations
@@ -18,16 +17,13 @@ from tasks.data.arrays import Splits, is_numeric, on_device
 
 
 def store(datasets: Any, num_train: int, num_held_out: int) -> Splits:
-    """Takes batches from four iterators.
+    """Takes batches from four iterators; returns splits whose rows are batches.
 
     Args:
         datasets: has attributes `train`, `inner_valid`, `outer_valid` and `test`, each
             an iterator of trees of arrays.
         num_train: number of batches to take from train.
         num_held_out: number of batches to take from each other split.
-
-    Returns:
-        Splits whose rows are batches.
 
     Raises:
         ValueError: if an iterator is missing or ends early, or a batch does not consist

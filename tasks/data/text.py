@@ -97,8 +97,7 @@ def even_starts(
 ) -> np.ndarray:
     """Returns starts `[W]` int32 of evenly spaced windows that do not overlap.
 
-    The first begins the split and the last ends it. `W` is `max_windows`, or the most
-    that the split has room for.
+    The first begins the split, the last ends it. `W` is `max_windows`, or what fits.
     """
     last = check_length(dataset, split, length) - 1
     num = min(max_windows, (last + length) // length)
@@ -108,12 +107,7 @@ def even_starts(
 def fetch(
     dataset: TextDataset, draws: TextDraws, length: int
 ) -> tuple[np.ndarray, TextDraws]:
-    """Fetches the training windows of some draws on the host.
-
-    Args:
-        dataset: on the host.
-        draws: with any axes `[...]` before `[num, B]`.
-        length: tokens of a window (`L`).
+    """Fetches the training windows of draws `[..., num, B]` on the host.
 
     Returns:
         Tokens `[..., num · B · (L + 1)]` as a NumPy array, and the draws with their

@@ -87,12 +87,7 @@ class TFDSImages(Images):
         return rows * (math.prod(self.image_shape) + 4)
 
     def load(self) -> ImageDataset:
-        """Returns the dataset as device arrays (see `Images.load`).
-
-        Raises:
-            ValueError: in one line, if the dataset is missing, damaged, or has no
-                labelled images.
-        """
+        """Returns the dataset as device arrays (see `Images.load`)."""
         return _load(self, prepared.data_dir())
 
 

@@ -135,8 +135,7 @@ def read_splits(dataset: Prepared, max_bytes: int | None = None) -> Parts:
     """Reads the four splits, from at most `max_bytes` of the train split if given.
 
     Raises:
-        ValueError: in one line, if there is no train split, a file is damaged or a
-            split would be empty.
+        ValueError: in one line, if a split would be empty or a file is damaged.
     """
     held_out = dataset.held_out
     train = _read(dataset, "train", max_bytes)

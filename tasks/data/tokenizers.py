@@ -37,10 +37,8 @@ class Tokenizer(abc.ABC):
     vocab_size: int
     """Number of different tokens, 0…`vocab_size`-1: a field or a property."""
 
-    @property
-    @abc.abstractmethod
-    def version(self) -> str:
-        """Version of everything beside the fields that determines the tokens."""
+    version: str
+    """Version of everything beside the fields that determines the tokens."""
 
     @abc.abstractmethod
     def learn(self, text: bytes) -> np.ndarray:
@@ -188,10 +186,8 @@ class TokenizedText(Text, abc.ABC):
 def load_tokens(
     source: TokenizedText, folder: Path | None
 ) -> tuple[TextDataset, np.ndarray]:
-    """Returns the dataset of a source, and what its tokenizer learned.
-
-    `folder` is part of the cache key: a name can mean another dataset elsewhere.
-    """
+    """Returns the dataset of a source, and what its tokenizer learned."""
+    # Part of the cache key: a name can mean another dataset elsewhere.
     del folder
     tokens = source.read_tokens()
     return to_device(tokens), tokens["learned"]
@@ -200,11 +196,7 @@ def load_tokens(
 def tokenize(
     tokenizer: Tokenizer, texts: Mapping[Split, bytes]
 ) -> dict[str, np.ndarray]:
-    """Tokenizes the text of each split.
-
-    Returns:
-        Tokens `[n]` by split, and "learned" `[m]` uint8 from the split train.
-    """
+    """Returns tokens `[n]` by split, and "learned" `[m]` uint8 from train."""
     learned = tokenizer.learn(texts["train"])
     tokens = {name: tokenizer.encode(learned, text) for name, text in texts.items()}
     return {"learned": learned, **tokens}
@@ -213,10 +205,6 @@ def tokenize(
 def _library() -> Any:
     try:
         import tokenizers
-        import tokenizers.decoders
-        import tokenizers.models
-        import tokenizers.pre_tokenizers
-        import tokenizers.trainers
     except ModuleNotFoundError:
         raise ValueError(_MISSING) from None
     return tokenizers

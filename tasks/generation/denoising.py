@@ -24,6 +24,8 @@ class Denoising(ModelTask):
 
     batch_size: int
 
+    unit = "squared deviations of the noise, weighted"
+
     def __post_init__(self) -> None:
         check_positive(self, "batch_size")
         # Roles of data on a disk are checked when the specs are first asked for.
@@ -56,11 +58,6 @@ class Denoising(ModelTask):
         """
         base: Any = self.model
         return initial_loss(self.at_width(base.base_width))
-
-    @property
-    def unit(self) -> str:
-        """Unit of the loss."""
-        return "squared deviations of the noise, weighted"
 
     def draw(self, dataset: Any, key: jax.Array, split: Split, num: int) -> jax.Array:
         """Draws the rows of `num` batches, `[num, B]` int32."""

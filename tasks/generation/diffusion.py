@@ -1,12 +1,11 @@
-"""Noise levels, the loss of a guessed noise, and the way back: all pure functions.
+"""Diffusion: noise levels, losses and samplers, as pure functions.
 
-A time t in [0, 1] stands for the noise level. x_t = √ᾱ x_0 + √(1 − ᾱ) ε, and ᾱ(t) falls
-along a squared cosine from .9999 to .0001. A network guesses ε. Its squared error is
-weighted by 1/(1 + SNR) = 1 − ᾱ, which takes weight from the levels where hardly any
-noise is left to be found.
+The noise level is a time t in [0, 1]: x_t = √ᾱ x_0 + √(1 − ᾱ) ε, where ᾱ(t) falls along
+a squared cosine from .9999 to .0001. A network guesses ε. Its squared error is weighted
+by 1/(1 + SNR) = 1 − ᾱ, which gives less weight to levels with hardly any noise.
 
-Samplers walk from t = 1 to 0. Each step goes by way of the x_0 that the guess implies;
-DDIM keeps the guessed noise, DDPM draws a part of it anew.
+Samplers go from t = 1 to 0. Each step computes the x_0 that the guess implies; DDIM
+keeps the guessed noise, DDPM draws a part of it anew.
 
 References: Nichol and Dhariwal, arXiv:2102.09672, Equation 17 (cosine); Choi et al.,
 arXiv:2204.00227, Equation 8 with k = γ = 1 (weight); Ho et al., arXiv:2006.11239,
@@ -24,19 +23,19 @@ import jax
 import jax.numpy as jnp
 
 OFFSET = 0.008
-"""s of the cosine, which keeps the first steps from being too small."""
+"""Offset s of the cosine, which keeps the first steps from being too small."""
 SMALLEST, LARGEST = 1e-4, 0.9999
-"""Ends at which ᾱ is clipped."""
+"""Bounds of ᾱ."""
 STRETCH, EARLIEST = 1.08, 1e-3
-"""Times are uniform in [.001, 1.081) and cut at 1: a part of them is pure noise."""
+"""Training times are uniform in [.001, 1.081), cut at 1: some are pure noise."""
 
 Sampler = Literal["ddim", "ddpm"]
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
-"""Noisy values `[B, ...]` and times `[B]` to a guess of their noise `[B, ...]`."""
+"""Maps noisy values `[B, ...]` and times `[B]` to a guess of the noise `[B, ...]`."""
 
 
 def alpha_bar(times: jax.Array) -> jax.Array:
-    """The share of the signal in the variance at each time, of the same shape."""
+    """Returns the signal's share of the variance at each time."""
     quarter = 0.5 * jnp.pi
     angles = (times + OFFSET) / (1.0 + OFFSET) * quarter
     start = jnp.cos(OFFSET / (1.0 + OFFSET) * quarter) ** 2
@@ -44,44 +43,41 @@ def alpha_bar(times: jax.Array) -> jax.Array:
 
 
 def draw_times(key: jax.Array, num: int) -> jax.Array:
-    """Times of training `[num]`: 1.08 (1 − u) + .001, at most 1."""
+    """Draws training times `[num]`: 1.08 (1 − u) + .001, at most 1."""
     u = jax.random.uniform(key, (num,))
     return jnp.clip(STRETCH * (1.0 - u) + EARLIEST, EARLIEST, 1.0)
 
 
 def diffuse(clean: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
-    """x_t of x_0 and ε, both `[B, ...]`, at times `[B]`."""
+    """Returns x_t from x_0 and ε, both `[B, ...]`, at times `[B]`."""
     share = _like(alpha_bar(times), clean)
     return jnp.sqrt(share) * clean + jnp.sqrt(1.0 - share) * noise
 
 
 def undiffuse(noisy: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
-    """x_0 of x_t and ε, the inverse of `diffuse`."""
+    """Returns x_0 from x_t and ε: the inverse of `diffuse`."""
     share = _like(alpha_bar(times), noisy)
     return (noisy - jnp.sqrt(1.0 - share) * noise) / jnp.sqrt(share)
 
 
 def p2_weight(times: jax.Array) -> jax.Array:
-    """Weight of each time's squared error: 1/(1 + SNR), which is 1 − ᾱ."""
+    """Returns the weight of the squared error: 1/(1 + SNR), which is 1 − ᾱ."""
     return 1.0 - alpha_bar(times)
 
 
 def weighted_error(
     guess: jax.Array, noise: jax.Array, times: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The loss `[]`, and the mean squared error `[]` without the weight.
+    """Returns the loss `[]`, and the mean squared error `[]` without weights.
 
-    Args:
-        guess: `[B, ...]` noise that the network guesses.
-        noise: `[B, ...]` the noise itself.
-        times: `[B]`.
+    Guess and noise are `[B, ...]`, times `[B]`.
     """
     errors = jnp.mean((guess - noise) ** 2, axis=tuple(range(1, noise.ndim)))
     return jnp.mean(p2_weight(times) * errors), jnp.mean(errors)
 
 
 def guide(without: jax.Array, given: jax.Array, weight: float) -> jax.Array:
-    """Classifier-free guidance: from the guess without a condition past that with it.
+    """Extrapolates from the guess without a condition past the one with it.
 
     Weight 0 is without, 1 is with, more than 1 is farther in the same direction.
     """
@@ -91,7 +87,7 @@ def guide(without: jax.Array, given: jax.Array, weight: float) -> jax.Array:
 def ddim_step(
     noisy: jax.Array, guess: jax.Array, times: jax.Array, earlier: jax.Array
 ) -> jax.Array:
-    """x at `earlier`, `[B]`, from x at `times`, `[B]`, without new noise."""
+    """Returns x at `earlier`, `[B]`, from x at `times`, `[B]`, without new noise."""
     return diffuse(undiffuse(noisy, guess, times), guess, earlier)
 
 
@@ -102,14 +98,9 @@ def ddpm_step(
     earlier: jax.Array,
     fresh: jax.Array,
 ) -> jax.Array:
-    """A sample of x at `earlier` given x at `times` and the x_0 that the guess implies.
+    """Draws x at `earlier` given x at `times` and the x_0 that the guess implies.
 
-    Args:
-        noisy: `[B, ...]`.
-        guess: `[B, ...]` of the noise in it.
-        times: `[B]` where it is.
-        earlier: `[B]` where to go.
-        fresh: `[B, ...]` drawn from N(0, 1).
+    Times are `[B]`; all others `[B, ...]`, `fresh` from N(0, 1).
     """
     now, then = (_like(alpha_bar(t), noisy) for t in (times, earlier))
     kept = now / then
@@ -127,15 +118,15 @@ def sample(
     num_steps: int,
     sampler: Sampler = "ddim",
 ) -> jax.Array:
-    """Walks from noise to data in even steps of time; traceable.
+    """Goes from noise to data in even steps of time; traceable.
 
-    The last step takes the guessed x_0 itself, so no noise is left.
+    The last step returns the guessed x_0 itself, so no noise is left.
 
     Args:
         predict: guesses the noise.
         start: `[B, ...]` drawn from N(0, 1).
-        key: of the noise of "ddpm"; "ddim" does not use it.
-        num_steps: guesses that are made.
+        key: key of the noise of "ddpm"; unused by "ddim".
+        num_steps: number of guesses.
         sampler: ddim or ddpm.
     """
     grid = jnp.linspace(1.0, 0.0, num_steps + 1)
@@ -156,5 +147,5 @@ def sample(
 
 
 def _like(values: jax.Array, x: jax.Array) -> jax.Array:
-    """`[B]` repeated to the shape `[B, ...]` of x."""
+    """Repeats `[B]` to the shape `[B, ...]` of x."""
     return jnp.broadcast_to(values.reshape(-1, *(1,) * (x.ndim - 1)), x.shape)

@@ -1,4 +1,4 @@
-"""All pictures of a dataset through a frozen network, once."""
+"""Encoding of a whole dataset by a frozen network."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ ROWS_AT_ONCE = 250
 def encode_all(
     pictures: ImageDataset, encode: Callable[[jax.Array], jax.Array]
 ) -> ImageDataset:
-    """What a network makes of each picture, as images of that many channels.
+    """Returns the codes of all pictures, as images with the codes' channels.
 
-    Mean and deviation of each channel are over the training split and all places, so
-    `gather` normalizes codes as it does images. A channel that is constant has
-    deviation 1.
+    Mean and deviation of each channel are over the training split and all positions, so
+    `gather` normalizes codes as it does images. A constant channel has deviation 1.
 
     Args:
         pictures: the images.
@@ -50,7 +49,7 @@ def encode_all(
 def _encode(
     run: Callable[[jax.Array], jax.Array], pictures: ImageDataset, split: Split
 ) -> np.ndarray:
-    """Codes of a split; every piece has the same number of rows."""
+    """Encodes a split in pieces of the same number of rows."""
     num = len(pictures.split(split).labels)
     parts = []
     for begin in range(0, num, ROWS_AT_ONCE):

@@ -1,12 +1,14 @@
-"""From a class to a picture: stage C, then B, then A.
+"""Generation of a picture from a class: stage C, then B, then A.
 
-C makes a code of noise and a class, B makes latents of noise and the code, A's decoder
-makes a picture of the latents. Pure functions of the parameters of the three stages.
+C turns noise and a class into a code, B turns noise and the code into latents, and A's
+decoder turns the latents into a picture.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +25,7 @@ from tasks.models.base import check_positive
 
 
 class Stages(NamedTuple):
-    """Trained parameters, and the datasets that say how each stage's data is scaled."""
+    """Trained parameters, and the datasets with each stage's normalization."""
 
     params_a: Params
     params_b: Params
@@ -35,16 +37,16 @@ class Stages(NamedTuple):
 
 @configuration
 class Sampling:
-    """How pictures are drawn."""
+    """Options of the samplers."""
 
     code_steps: int = 30
-    """Guesses of stage C."""
+    """Steps of stage C."""
     latent_steps: int = 20
-    """Guesses of stage B."""
+    """Steps of stage B."""
     code_guidance: float = 2.0
-    """How much farther than the class alone says stage C goes; 1 is not farther."""
+    """Weight of the class in stage C's guidance; 1 is no guidance."""
     latent_guidance: float = 2.0
-    """The same of stage B and the code."""
+    """Weight of the code in stage B's guidance."""
     sampler: diffusion.Sampler = "ddpm"
     """ddpm draws noise at every step, ddim only at the start."""
 
@@ -58,53 +60,35 @@ class Sampling:
     def codes(
         self, task: SemanticPrior, params: Params, labels: jax.Array, key: jax.Array
     ) -> jax.Array:
-        """Normalized codes `[B, *code]` of classes `[B]`."""
+        """Returns normalized codes `[B, *code]` of classes `[B]`."""
         start, rest = jax.random.split(key)
         none = jnp.full_like(labels, task.model.num_classes)
-
-        def predict(noisy: jax.Array, times: jax.Array) -> jax.Array:
-            # Both at once, as one batch of twice the size.
-            noisy, times, classes = (
-                jnp.concatenate(pair)
-                for pair in ((noisy, noisy), (times, times), (none, labels))
-            )
-            guess = task.model.denoise(params, noisy, times, classes)
-            without, given = jnp.split(guess, 2)
-            return diffusion.guide(without, given, self.code_guidance)
-
+        predict = _guided(
+            partial(task.model.denoise, params), none, labels, self.code_guidance
+        )
         noise = jax.random.normal(start, (len(labels), *task.input_shape))
         return diffusion.sample(predict, noise, rest, self.code_steps, self.sampler)
 
     def latents(
         self, task: SemanticPrior, params: Params, codes: jax.Array, key: jax.Array
     ) -> jax.Array:
-        """Normalized latents `[B, h, w, C]` of codes as the compressor makes them."""
+        """Returns normalized latents `[B, h, w, C]` of the compressor's codes."""
         start, rest = jax.random.split(key)
         stage_b = task.stage_b
         example = stage_b.model.example(stage_b.input_shape, stage_b.num_outputs)
-
-        def predict(noisy: jax.Array, times: jax.Array) -> jax.Array:
-            if self.latent_guidance == 1.0:
-                return stage_b.model.denoise(params, noisy, times, codes)
-            noisy, times, conditions = (
-                jnp.concatenate(pair)
-                for pair in (
-                    (noisy, noisy),
-                    (times, times),
-                    (jnp.zeros_like(codes), codes),
-                )
-            )
-            guess = stage_b.model.denoise(params, noisy, times, conditions)
-            without, given = jnp.split(guess, 2)
-            return diffusion.guide(without, given, self.latent_guidance)
-
+        denoise = partial(stage_b.model.denoise, params)
+        if self.latent_guidance == 1.0:  # the guess without a code is not needed
+            predict: diffusion.Predict = partial(denoise, code=codes)
+        else:
+            none = jnp.zeros_like(codes)
+            predict = _guided(denoise, none, codes, self.latent_guidance)
         noise = jax.random.normal(start, (len(codes), *example.noisy.shape[1:]))
         return diffusion.sample(predict, noise, rest, self.latent_steps, self.sampler)
 
     def generate(
         self, task: SemanticPrior, stages: Stages, labels: jax.Array, key: jax.Array
     ) -> jax.Array:
-        """Raw pixels `[B, height, width, channels]` in 0 … 255 of classes `[B]`."""
+        """Returns raw pixels `[B, height, width, channels]` of classes `[B]`."""
         for_codes, for_latents = jax.random.split(key)
         codes = self.codes(task, stages.params_c, labels, for_codes)
         return self.render(task, stages, unnormalize(stages.codes, codes), for_latents)
@@ -112,12 +96,37 @@ class Sampling:
     def render(
         self, task: SemanticPrior, stages: Stages, codes: jax.Array, key: jax.Array
     ) -> jax.Array:
-        """Raw pixels of codes as the compressor makes them: stages B and A alone."""
+        """Returns raw pixels of the compressor's codes, by stages B and A alone."""
         latents = self.latents(task, stages.params_b, codes, key)
         return decode(task, stages, unnormalize(stages.latents.latents, latents))
 
 
 def decode(task: SemanticPrior, stages: Stages, latents: jax.Array) -> Any:
-    """Raw pixels of latents as the encoder makes them: the decoder of stage A alone."""
+    """Returns raw pixels of the encoder's latents, by stage A's decoder alone."""
     stage_a = task.stage_b.stage_a
     return stage_a.decode(stages.params_a, stages.pictures, latents)
+
+
+def _guided(
+    denoise: Callable[..., jax.Array],
+    none: jax.Array,
+    conditions: jax.Array,
+    weight: float,
+) -> diffusion.Predict:
+    """Returns a guess under classifier-free guidance.
+
+    Args:
+        denoise: maps noisy values, times and conditions to a guess of the noise.
+        none: conditions `[B, ...]` that say nothing.
+        conditions: `[B, ...]`.
+        weight: of the conditions (see `diffusion.guide`).
+    """
+
+    def predict(noisy: jax.Array, times: jax.Array) -> jax.Array:
+        # Both at once, as one batch of twice the size.
+        noisy, times = (jnp.concatenate((x, x)) for x in (noisy, times))
+        guess = denoise(noisy, times, jnp.concatenate((none, conditions)))
+        without, given = jnp.split(guess, 2)
+        return diffusion.guide(without, given, weight)
+
+    return predict

@@ -1,10 +1,9 @@
-"""How a frozen stage came to be: plain Adam for a fixed number of steps.
+"""Pretraining of a frozen stage: Adam for a fixed number of steps.
 
-A stage learns to use what the one before it makes, so that one must have been trained;
-random latents have no semantics to compress. Training is a function of the task's
-description and of the numbers below. It takes up to minutes, so its result is kept in
-the cache (`tasks.data.cache`), under everything that determines it: the description,
-the data's sha256, and the version of JAX and of what it runs on.
+A stage needs a trained stage before it: random latents have no semantics to compress.
+The result takes up to minutes, so it is kept in the cache (`tasks.data.cache`) under
+everything that determines it: the task, the fields below, the data's sha256, the
+version of JAX and its backend.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from tasks.data.cache import Arrays, cached
 from tasks.models.base import check_positive
 
 _RECIPE = 1
-"""To be raised when the same description is to give other parameters."""
+"""Raised whenever the same description is to give other parameters."""
 
 
 @configuration
@@ -36,9 +35,9 @@ class Pretraining:
     num_steps: int = 2000
     """Steps of training."""
     learning_rate: float = 2e-3
-    """Of the first step."""
+    """Learning rate of the first step."""
     seed: int = 0
-    """Of the initial parameters and of the batches."""
+    """Seed of the initial parameters and of the batches."""
 
     def __post_init__(self) -> None:
         check_positive(self, "num_steps")
@@ -47,10 +46,10 @@ class Pretraining:
         check_seed(self.seed)
 
     def train(self, task: Task) -> Params:
-        """Parameters of the trained task, from the cache if they are there.
+        """Returns the trained parameters, from the cache if they are there.
 
         Raises:
-            ValueError: if training ends in numbers that are not finite.
+            ValueError: if training diverges.
         """
         return _train(self, task)
 
@@ -73,7 +72,7 @@ def _train(recipe: Pretraining, task: Task) -> Params:
 
 
 def digest(dataset: Dataset) -> str:
-    """The sha256 of all arrays of a dataset, in order."""
+    """Returns the sha256 of all arrays of a dataset, in order."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(dataset):
         array = np.ascontiguousarray(leaf)
@@ -83,7 +82,7 @@ def digest(dataset: Dataset) -> str:
 
 
 def _run(recipe: Pretraining, task: Task, dataset: Dataset) -> Arrays:
-    """Trains; the parameters by their paths."""
+    """Trains, and returns the parameters by their paths."""
     rate = optax.cosine_decay_schedule(recipe.learning_rate, recipe.num_steps)
     optimizer = optax.adam(rate)
 

@@ -1,11 +1,11 @@
 """Stage A as a task: reconstruction through a codebook.
 
 The loss is a sum of three means: the squared error of normalized pixels, the squared
-distance of the chosen entries from the latents (which moves entries alone), and
-`commitment` times the same distance (which moves latents alone). As in
-`tasks.autoencoding` outputs are added to the best constant image, whose loss is the
-loss at chance: the first term starts there. The other two start at the squared distance
-of the nearest entry from 0 and are of the order of a hundredth of it.
+distance of the chosen entries from the latents (which moves only entries), and
+`commitment` times the same distance (which moves only latents). As in
+`tasks.autoencoding`, outputs are added to the best constant image, so the first term
+starts at the loss at chance. The other two start at the squared distance of the nearest
+entry from 0, about a hundredth of it.
 
 Reference: van den Oord et al., VQ-VAE, arXiv:1711.00937, Equation 3.
 """
@@ -31,7 +31,7 @@ class Reconstructions(NamedTuple):
     """A batch."""
 
     inputs: jax.Array  # [B, height, width, channels] normalized
-    targets: jax.Array  # the same, less the best constant image
+    targets: jax.Array  # the same minus the best constant image
 
 
 @final
@@ -48,6 +48,8 @@ class VectorQuantization(ImageTask):
     commitment: float = 0.25
     """Weight of the distance between latents and entries in the latents' loss."""
 
+    unit = "squared deviations"
+
     def __post_init__(self) -> None:
         if not 0.0 < self.commitment <= 100.0:
             raise ValueError(f"commitment = {self.commitment} must lie in (0, 100]")
@@ -55,7 +57,7 @@ class VectorQuantization(ImageTask):
 
     @property
     def loss_at_chance(self) -> float:
-        """The squared error of the best constant image on the training split."""
+        """Squared error of the best constant image on the training split."""
         return load_pictures(self.data, "mse")[1]
 
     @property
@@ -70,11 +72,6 @@ class VectorQuantization(ImageTask):
     def load_data(self) -> Pictures:
         """Returns the images and their best constant (read once per process)."""
         return load_pictures(self.data, "mse")[0]
-
-    @property
-    def unit(self) -> str:
-        """Unit of the loss."""
-        return "squared deviations"
 
     def batch_shapes(self) -> Reconstructions:
         """Returns the shapes of a training batch (see `Task.batch_shapes`)."""

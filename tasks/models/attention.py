@@ -24,13 +24,8 @@ ROTARY_BASE = 10_000.0
 class Attention(nn.Module):
     """Self-attention among the tokens of a sequence.
 
-    Attributes:
-        heads: number of heads.
-        head_dim: size of query, key and value in each head.
-        scale: factor on query times key.
-        causal: whether a token sees only itself and earlier tokens.
-        rotary: whether queries and keys are turned by their positions.
-        depth_mult: see `ParamSpec`.
+    `scale` is the factor on query times key; `causal` hides later tokens; `rotary`
+    turns queries and keys by their positions.
     """
 
     heads: int
@@ -43,8 +38,11 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, L, width]` to `[B, L, width]`."""
+        width, mult = x.shape[-1], self.depth_mult
+        heads = (self.heads, self.head_dim), "width", "heads head_dim"
         query, key, value = (
-            self._project(name)(x) for name in ("query", "key", "value")
+            Dense(*heads, use_bias=False, depth_mult=mult, name=name)(x)
+            for name in ("query", "key", "value")
         )
         if self.rotary:
             places = jnp.arange(x.shape[1])
@@ -56,18 +54,7 @@ class Attention(nn.Module):
             logits = hide_later(logits)
         weights = jax.nn.softmax(logits, axis=-1)
         mixed = record(self, "mixed", jnp.einsum("bhij,bjhd->bihd", weights, value))
-        width, mult = x.shape[-1], self.depth_mult
         return Dense(width, "heads head_dim", depth_mult=mult, name="out")(mixed)
-
-    def _project(self, name: str) -> Dense:
-        return Dense(
-            (self.heads, self.head_dim),
-            "width",
-            "heads head_dim",
-            use_bias=False,
-            depth_mult=self.depth_mult,
-            name=name,
-        )
 
 
 def hide_later(logits: jax.Array) -> jax.Array:

@@ -2,9 +2,7 @@
 
 The bottleneck of `AutoEncoder` is a fraction of the width (axis `latent`, a scaling
 name). That of `VAE` is a code of fixed size: its heads are readouts, so the posterior
-starts exactly at the prior.
-
-Images of any shape are flattened; the reconstruction is flat too.
+starts exactly at the prior. Images of any shape are flattened.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ class AutoEncoder(Model):
     """Nonlinearity after each hidden layer."""
 
     def __post_init__(self) -> None:
-        base.check_positive(self, "width", "depth", "bottleneck", "base_width")
+        super().__post_init__()
         for name in ("width", "base_width"):
             if getattr(self, name) < self.bottleneck:
                 raise ValueError(
@@ -97,9 +95,6 @@ class VAE(Model):
     """Parametrization; without residual branches CompleteP is the same as μP."""
     activation: Activation = "relu"
     """Nonlinearity after each hidden layer."""
-
-    def __post_init__(self) -> None:
-        base.check_positive(self, "width", "depth", "code", "base_width")
 
     def forward(self, module: nn.Module, x: jax.Array, num_outputs: int) -> Inference:
         """Maps `[B, ...]` to an `Inference` of `num_outputs` pixels."""

@@ -31,7 +31,7 @@ Activation = Literal[
 class Model(abc.ABC):
     """A family of networks; subclasses are final frozen dataclasses.
 
-    In shapes, `B` is the batch.
+    Fields of type int must be positive. In shapes, `B` is the batch.
     """
 
     width: int
@@ -45,8 +45,12 @@ class Model(abc.ABC):
     input_dtype: ClassVar[Any] = jnp.float32
     """int32 if inputs are tokens."""
 
+    def __post_init__(self) -> None:
+        fields = dataclasses.fields(self)  # pyright: ignore
+        check_positive(self, *(f.name for f in fields if f.type in ("int", int)))
+
     @abc.abstractmethod
-    def forward(self, module: nn.Module, x: Any, num_outputs: int) -> Any:
+    def forward(self, module: nn.Module, x: Any, num_outputs: int, /) -> Any:
         """Maps `[B, *input_shape]` to `[B, ..., num_outputs]` inside a linen module.
 
         Layers created here belong to `module`, whose `param` and `make_rng` give
@@ -124,8 +128,7 @@ class Model(abc.ABC):
     ) -> Any:
         """Computes outputs for inputs `[B, *input_shape]`, in float32 at least.
 
-        Layers multiply in the dtype of their parameters, so that bfloat16 copies give
-        mixed-precision training.
+        Layers multiply in the dtype of their parameters, for mixed precision.
         """
         module = _Network(self, num_outputs)
         outputs = module.apply({"params": params}, x, rngs=_rngs(key))

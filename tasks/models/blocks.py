@@ -5,8 +5,8 @@ norm (Xiong et al., arXiv:2002.04745) and each multiplied by `Rules.residual_sca
 Depth counts blocks.
 
 If blocks are scanned, one block is compiled whatever the depth, and each parameter is
-one array with the layers stacked first (`[layers]` in its axes). The function is the
-same, but an optimizer that normalizes per tensor sees other tensors.
+one array with stacked layers (`[layers]`): the same function, but other tensors for an
+optimizer that normalizes per tensor.
 """
 
 from __future__ import annotations
@@ -52,10 +52,7 @@ class BlockModel(Model, abc.ABC):
     """Parametrization of the forward pass."""
 
     def __post_init__(self) -> None:
-        base.check_positive(
-            self, "width", "depth", "head_dim", "mlp_ratio", "base_width", "base_depth"
-        )
-        base.check_positive(self, "base_head_dim")
+        super().__post_init__()
         for width, head_dim in (("width", "head_dim"), ("base_width", "base_head_dim")):
             if getattr(self, width) % getattr(self, head_dim):
                 raise ValueError(
@@ -120,10 +117,7 @@ class Block(nn.Module):
 
 
 class Residual(nn.Module):
-    """All blocks, in sequence or scanned.
-
-    Records the residual stream after the last one as `out`, whatever the depth.
-    """
+    """All blocks, in sequence or scanned; records the last stream as `out`."""
 
     model: BlockModel
     causal: bool = False

@@ -1,8 +1,7 @@
 """Stage C: predicts the noise in a semantic code, given its class.
 
-The code keeps its resolution throughout. Noise level and class are embedded into one
-vector that conditions every block; an additional class stands for none, so that the
-network also models codes unconditionally.
+Noise level and class are embedded into one vector that conditions every block. An
+additional class stands for none, so that codes are also modelled unconditionally.
 
 The noise is ε̂ = (x − a)/(|1 − b| + 10⁻⁵), with a and b from the last layer. As that
 starts at zero, ε̂ starts at x/(1 + 10⁻⁵), which is right where there is only noise.
@@ -46,10 +45,6 @@ class CodePrior(ConvNeXtModel):
 
     num_classes: int = 12
     """Number of classes, without the one that stands for none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        base.check_positive(self, "num_classes")
 
     def example(self, input_shape: tuple[int, ...], num_outputs: int) -> CodeInputs:
         """Returns inputs of zeros for codes of that shape (see `Model.example`)."""

@@ -8,10 +8,9 @@ happens to the residual stream.
 
 **The role of a depthwise kernel.** Each output sums over 9 positions of one channel, so
 fan-in is 9 at every width and only the number of channels grows. Its axes are therefore
-`kernel kernel -> channels`, without channels on the left: an *input* matrix. An Adam
-step of Θ(1) per element moves a sum of 9 terms by Θ(1) whatever the width, so its
-factor is 1, as for a bias; the factor 1/n_in of a full convolution would freeze it in
-wide networks. The initial standard deviation is 1/3.
+`kernel kernel -> channels`, an *input* matrix. An Adam step of Θ(1) per element moves a
+sum of 9 terms by Θ(1) whatever the width, so its factor is 1, as for a bias; the factor
+1/n_in of a full convolution would freeze it in wide networks.
 
 References: Woo et al., ConvNeXt V2, arXiv:2301.00808, Section 3; Pernias et al.,
 Würstchen, arXiv:2306.00637, Stage C; scale and shift are inside the branch as in
@@ -60,10 +59,6 @@ class ConvNeXtModel(Model, abc.ABC):
     """Number of blocks at which CompleteP's multipliers are 1."""
     rules: Rules = ADAM_LIKE
     """Parametrization of the forward pass."""
-
-    def __post_init__(self) -> None:
-        base.check_positive(self, "width", "depth", "mlp_ratio")
-        base.check_positive(self, "base_width", "base_depth")
 
 
 class DepthwiseConv(nn.Module):

@@ -52,6 +52,7 @@ class ConvNet(Model):
     """Number of groups of channels for norm="group", the same at every width."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("multipliers", "strides"):
             check_sizes(self, name)
         if len(self.strides) != len(self.multipliers):
@@ -59,7 +60,6 @@ class ConvNet(Model):
                 f"strides = {self.strides} must be as many as multipliers = "
                 f"{self.multipliers}"
             )
-        base.check_positive(self, "width", "base_width", "groups")
         check_groups(self, self.multipliers)
 
     @property
@@ -133,9 +133,7 @@ def check_sizes(model: Any, name: str) -> None:
 def check_groups(model: Any, multipliers: tuple[int, ...]) -> None:
     """Raises ValueError if group normalization cannot divide the channels.
 
-    Args:
-        model: a model with fields `norm`, `groups`, `width` and `base_width`.
-        multipliers: channels over the width, for every normalized layer.
+    `multipliers` are channels over the width, for every normalized layer.
     """
     if model.norm != "group":
         return

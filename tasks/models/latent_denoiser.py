@@ -1,17 +1,15 @@
 """Stage B: predicts the noise in latents, given a semantic code of the image.
 
-Two networks are trained as one. The *compressor* maps an image to a semantic code, a
-small grid of a few numbers; the *denoiser* sees noisy latents of stage A, the noise
-level and the code, which so learns what the noise hides. In generation the code comes
-from stage C, and the compressor is not used.
+The *compressor* maps an image to a semantic code, a small grid of a few numbers; the
+*denoiser* sees noisy latents of stage A, the noise level and the code. They are trained
+as one, so the code learns what the noise hides. In generation it comes from stage C.
 
 The noise is ε̂ = (x − a)/b, with a and b from the last layer and b = σ(·) squeezed into
 [10⁻³, 1 − 10⁻³]. As that layer starts at zero, ε̂ starts at 2x.
 
 The compressor's last layer is a readout, zero at the start. Noise is added to codes in
 training, so a code must not outgrow it: it is divided by √(1 + its mean square), which
-keeps its root mean square below 1. (The paper uses batch normalization; here the loss
-is a mean over independent examples.)
+keeps its root mean square below 1. (The paper uses batch normalization.)
 
 Reference: Pernias et al., Würstchen, arXiv:2306.00637, Stage B.
 """
@@ -69,7 +67,6 @@ class LatentDenoiser(ConvNeXtModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        base.check_positive(self, "code_channels", "code_stride")
         if self.code_stride < COMPRESSION or self.code_stride.bit_count() != 1:
             raise ValueError(
                 f"code_stride = {self.code_stride} must be a power of 2, at least "

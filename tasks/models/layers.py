@@ -35,12 +35,10 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[..., *inputs]` to `[..., *features]`."""
-        features = (
-            self.features if isinstance(self.features, tuple) else (self.features,)
-        )
+        made = self.features
+        features = made if isinstance(made, tuple) else (made,)
         contracted = x.shape[x.ndim - len(self.fan_in.split()) :]
-        axes = f"{self.fan_in} -> {self.fan_out}"
-        kernel_init = initializer(axes, self.depth_mult)
+        kernel_init = initializer(f"{self.fan_in} -> {self.fan_out}", self.depth_mult)
         kernel: Any = self.param("kernel", kernel_init, (*contracted, *features))
         # A product of two matrices, whatever the number of axes.
         rows = x.reshape(*x.shape[: x.ndim - len(contracted)], math.prod(contracted))
@@ -69,14 +67,8 @@ def readout(
 ) -> Dense:
     """Returns the last layer: zero-initialized, with the output multiplier.
 
-    Args:
-        model: has the rules and the base width.
-        num_outputs: size of the axis `fan_out`.
-        fan_in: name of the contracted axis.
-        fan_out: name of the new axis.
-        name: name of the layer.
-        width: size of the axis `fan_in`, if it is neither the model's width nor a
-            multiple of it that is the same in the base model.
+    `width` is the size of the axis `fan_in`, needed unless its ratio to the base model
+    is that of the model's width.
     """
     scale = model.rules.forward_scale(width or model.width, model.base_width)
     return Dense(num_outputs, fan_in=fan_in, fan_out=fan_out, scale=scale, name=name)
@@ -101,11 +93,9 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, channels]` to `[B, ⌈h/stride⌉, ⌈w/stride⌉, features]`."""
         size = self.kernel_size
-        kernel_init = initializer(
-            f"kernel kernel {self.fan_in} -> channels", self.depth_mult
-        )
+        axes = f"kernel kernel {self.fan_in} -> channels"
         shape = (size, size, x.shape[-1], self.features)
-        kernel: Any = self.param("kernel", kernel_init, shape)
+        kernel: Any = self.param("kernel", initializer(axes, self.depth_mult), shape)
         patches = _patches(x.astype(kernel.dtype), size, self.stride)
         out = patches @ kernel.reshape(-1, self.features)
         if self.use_bias:
@@ -210,10 +200,9 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self) -> jax.Array:
         """Returns the table."""
-        table_init = initializer(f"{self.rows_name} -> width")
+        axes = f"{self.rows_name} -> width"
+        table_init = initializer(axes)
         if self.std != 1.0:
-            table_init = named(
-                nn.initializers.normal(self.std), f"{self.rows_name} -> width"
-            )
+            table_init = named(nn.initializers.normal(self.std), axes)
         table: Any = self.param("table", table_init, (self.rows, self.features))
         return table

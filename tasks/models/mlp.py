@@ -31,6 +31,7 @@ class MLP(Model):
     """Normalizes each hidden layer before its nonlinearity."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.widths or min(self.widths) < 1:
             raise ValueError(
                 f"widths = {self.widths} must be positive numbers of units, at least "
@@ -38,7 +39,6 @@ class MLP(Model):
             )
         if max(self.widths) > base.LARGEST:
             raise ValueError(f"widths = {self.widths} must be at most {base.LARGEST:,}")
-        base.check_positive(self, "base_width")
 
     @property
     def width(self) -> int:

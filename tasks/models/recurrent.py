@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from configuration.fields import configuration
 from parametrization.rules import ADAM_LIKE, Rules, initializer
-from tasks.models import base
 from tasks.models.base import Model, record
 from tasks.models.layers import Dense, Embedding, lookup, readout
 
@@ -49,9 +48,6 @@ class Recurrent(Model):
     rules: Rules = ADAM_LIKE
     """Parametrization; without residual branches CompleteP is the same as μP."""
 
-    def __post_init__(self) -> None:
-        base.check_positive(self, "width", "depth", "base_width")
-
     def forward(
         self, module: nn.Module, tokens: jax.Array, num_outputs: int
     ) -> jax.Array:
@@ -74,11 +70,11 @@ class _Layer(nn.Module):
         """Maps `[B, L, width]` to the hidden states `[B, L, width]`."""
         gates = GATES[self.cell]
         inputs = Dense((gates, self.width), "width", "gates width", name="input")(x)
-        kernel: Any = self.param(
-            "recurrent_kernel",
+        init, shape = (
             initializer("width -> gates width"),
-            (self.width, gates, self.width),
+            (self.width, *inputs.shape[2:]),
         )
+        kernel: Any = self.param("recurrent_kernel", init, shape)
         bias: Any = None
         # Inside the product with the reset gate, unlike the bias of the inputs.
         if self.cell == "gru":
@@ -134,10 +130,9 @@ def gru(
 
     Args:
         state: hidden, `[B, width]`.
-        inputs: products of the inputs, with biases, `[B, 3, width]`: reset, update,
-            candidate.
+        inputs: products of the inputs, `[B, 3, width]`: reset, update, candidate.
         recurrent: products of the hidden state, of the same shape.
-        bias: of the candidate's recurrent product, `[width]`.
+        bias: bias `[width]` of the candidate's recurrent product.
     """
     (hidden,) = state
     reset, update = (jax.nn.sigmoid(inputs[:, i] + recurrent[:, i]) for i in range(2))

@@ -5,8 +5,8 @@ happens to the residual stream between the stem and the last normalization. The 
 is then a sum of branches, as CompleteP's multiplier 1/m requires. Where a block changes
 the shape, its shortcut projects the stream outside the branch.
 
-Group or layer normalization replaces batch normalization: the loss is a mean over
-independent examples, and the parameters are the only state.
+Group or layer normalization replaces batch normalization, so parameters are the only
+state and the loss is a mean over independent examples.
 
 References: He et al., Identity Mappings in Deep Residual Networks, arXiv:1603.05027,
 Figure 4(e); Wu and He, Group Normalization, arXiv:1803.08494.
@@ -64,8 +64,8 @@ class ResNet(Model):
     """Number of groups of channels for norm="group", the same at every width."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_sizes(self, "blocks")
-        base.check_positive(self, "width", "base_width", "base_depth", "groups")
         check_groups(self, self.multipliers)
 
     @property

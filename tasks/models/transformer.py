@@ -51,13 +51,10 @@ class Transformer(BlockModel):
         # A tied table cannot start at zero: its first logits have size 1/4 at the base
         # width. Rows that are looked up are scaled back to size 1.
         size = 0.25 * self.base_width**-0.5 if tied else 1.0
-        embedding = Embedding(num_outputs, self.width, std=size, name="embedding")
-        table = embedding()
+        table = Embedding(num_outputs, self.width, std=size, name="embedding")()
         x = lookup(table, tokens) / size
         if self.positions == "learned":
-            places = Embedding(
-                tokens.shape[1], self.width, "positions", name="positions"
-            )
+            places = Embedding(x.shape[1], self.width, "positions", name="positions")
             x = x + jnp.broadcast_to(places(), x.shape)
         record(module, "embedded", x)
         rotary = self.positions == "rotary"

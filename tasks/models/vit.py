@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from configuration.fields import configuration
 from parametrization.rules import initializer
-from tasks.models import base
 from tasks.models.base import record
 from tasks.models.blocks import BlockModel, Residual
 from tasks.models.layers import (
@@ -36,11 +35,7 @@ class ViT(BlockModel):
     patch: int = 4
     """Height and width of a patch, in pixels."""
     pooling: Pooling = "class_token"
-    """What is read out: an extra token, or the mean over all patches."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        base.check_positive(self, "patch")
+    """Input of the readout: an extra token, or the mean over all patches."""
 
     def forward(
         self, module: nn.Module, images: jax.Array, num_outputs: int
@@ -57,16 +52,14 @@ class ViT(BlockModel):
         patches = patches.reshape(len(images), -1, *patches.shape[3:])
         x = Dense(self.width, "patch patch image_channels", name="patches")(patches)
         if self.pooling == "class_token":
-            token: Any = module.param(
-                "class_token", initializer("-> width"), (self.width,)
-            )
+            init = initializer("-> width")
+            token: Any = module.param("class_token", init, (self.width,))
             first = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
             x = jnp.concatenate([first, x], axis=1)
         places = Embedding(x.shape[1], self.width, "positions", name="positions")
         x = x + jnp.broadcast_to(places(), x.shape)
         record(module, "embedded", x)
-        x = Residual(self, name="residual")(x)
-        x = Norm(name="norm")(x)
+        x = Norm(name="norm")(Residual(self, name="residual")(x))
         x = x[:, 0] if self.pooling == "class_token" else jnp.mean(x, axis=1)
         record(module, "pooled", x)
         return readout(self, num_outputs)(x)

@@ -75,24 +75,18 @@ class VQAutoEncoder(ConvNeXtModel):
     base_depth: int = 2
     """Number of blocks at which CompleteP's multipliers are 1."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        base.check_positive(self, "latent_channels", "num_codes")
-
     def forward(
         self, module: nn.Module, images: jax.Array, num_outputs: int
     ) -> Quantized:
         """Maps images `[B, height, width, num_outputs]` to `Quantized`."""
         latents = _Encoder(self, name="encoder")(images)
-        codebook_init = named(nn.initializers.normal(CODEBOOK_STD), "vocab -> code")
-        codebook: Any = module.param(
-            "codebook", codebook_init, (self.num_codes, self.latent_channels)
-        )
+        init = named(nn.initializers.normal(CODEBOOK_STD), "vocab -> code")
+        shape = (self.num_codes, self.latent_channels)
+        codebook: Any = module.param("codebook", init, shape)
         entries, indices = quantize(latents, codebook)
-        decoded = _Decoder(self, num_outputs, name="decoder")(
-            straight_through(latents, entries)
-        )
-        return Quantized(decoded, latents, entries, indices)
+        decoder = _Decoder(self, num_outputs, name="decoder")
+        outputs = decoder(straight_through(latents, entries))
+        return Quantized(outputs, latents, entries, indices)
 
     def encode(self, params: Any, images: jax.Array) -> jax.Array:
         """Computes unquantized latents `[B, height/4, width/4, latent_channels]`."""
@@ -106,14 +100,10 @@ class VQAutoEncoder(ConvNeXtModel):
 
 
 def quantize(latents: jax.Array, codebook: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Finds the nearest entry of each latent, the first of equally near ones.
-
-    Args:
-        latents: `[..., C]`.
-        codebook: `[K, C]`.
+    """Finds the nearest entry of a codebook `[K, C]` to each latent `[..., C]`.
 
     Returns:
-        Entries `[..., C]` and their indices `[...]` int32.
+        Entries `[..., C]` and their indices `[...]` int32, the first of equals.
     """
     latents = jax.lax.stop_gradient(latents)
     # |z − e|² without |z|², which is the same for all entries.

@@ -1,9 +1,8 @@
-"""What an evaluation suite is made of.
+"""Evaluation suites: named sets of cells.
 
-A suite is a name, a description and cells. A cell is a task and a horizon. In a ladder
-one cell is the setting of meta-training and each of the others varies one thing alone,
-so that what a figure says about generalization can be attributed to it. Suites that
-others have published vary what they vary; most have no trained cell.
+A cell is a task and a horizon. In a ladder one cell is the setting of meta-training and
+each of the others varies a single thing, to which a difference can be attributed.
+Published suites vary several things at once; most have no trained cell.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ class Cell:
     name: str
     """Unique in its suite; a heading of the report."""
     axis: Axis
-    """What alone differs from the trained cell: the width, the depth, the horizon, the
-    resolution of the data, the data, the family (the model and what it is trained to
-    do; data, batch and horizon stay). "trained" is that cell itself, "held_out" one
-    that differs in several things, or that stands in a suite without a trained one."""
+    """The only difference from the trained cell: width, depth, horizon, resolution of
+    the data, data, or family (the model and its loss; data, batch and horizon stay).
+    "trained" is that cell itself, "held_out" one that differs in several things, or
+    whose suite has no trained cell."""
     task: Annotated[BaseTask, OPEN]
     """The task, in μP; baselines may run it in the standard parametrization."""
     num_steps: int
     """Inner steps (`H`)."""
     note: str = ""
-    """What its name does not say, such as how it differs from the published task."""
+    """Remarks, such as differences from the published task."""
 
     def __post_init__(self) -> None:
         check_task(self.task)
@@ -54,18 +53,18 @@ class Cell:
 
 @configuration
 class Suite:
-    """A named set of cells, made when they are asked for."""
+    """Named cells, made when they are asked for."""
 
     name: str
-    """As a command line names it."""
+    """Name on command lines."""
     description: str
     """One line for a list."""
     make: Callable[[], tuple[Cell, ...]]
     """Makes the cells."""
     aggregate: bool = False
-    """Whether figures over all cells are wanted: interquartile means of the final loss
-    against tuned Adam's and of the speed-up over it, for which Adam is also run to four
-    times the horizon."""
+    """Whether the report has figures over all cells: interquartile means of the final
+    loss against tuned Adam's, and of the speed-up over it, for which Adam is also run
+    to four times the horizon."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -78,7 +77,7 @@ class Suite:
 
     @property
     def trained(self) -> Cell | None:
-        """The setting of meta-training, if the suite has one."""
+        """Cell with the setting of meta-training, if there is one."""
         return next((cell for cell in self.cells if cell.axis == "trained"), None)
 
 

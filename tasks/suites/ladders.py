@@ -1,19 +1,19 @@
-"""Ladders: one trained cell, and cells that differ from it in one thing alone.
+"""Ladders: one trained cell, and cells that differ from it in a single thing.
 
-Three sizes. `cpu` is minutes on two cores, mostly with data that any installation has;
-`gpu` has the scale of μLO_S on small prepared datasets; `paper` is on ImageNet at 32×32
-pixels, from the setting of μLO_S itself (see `tasks.suites.mulo`). Cells whose data is
-not prepared on a machine are skipped there.
-
-Every ladder ends with cells that differ in several things at once: other data, other
-networks and another loss.
+`cpu` takes minutes on two cores, mostly with data that any installation has; `gpu` has
+the scale of μLO_S on small prepared datasets; `paper` is on ImageNet at 32×32 pixels,
+from the setting of μLO_S itself (see `tasks.suites.mulo`). Cells whose data is not on a
+machine are skipped there. Every ladder ends with cells that differ in several things:
+other data, other networks and another loss.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 from tasks.autoencoding import Autoencoding
+from tasks.base import BaseTask
 from tasks.classification import ImageClassification
 from tasks.data.embedded import Digits
 from tasks.data.images import Images
@@ -34,7 +34,7 @@ from tasks.models.transformer import Transformer
 from tasks.models.vit import ViT
 from tasks.regression import RandomTeacher
 from tasks.suites import mulo
-from tasks.suites.cell import Cell, Suite
+from tasks.suites.cell import Axis, Cell, Suite
 
 
 def _mlp(*widths: int) -> ImageClassification:
@@ -58,66 +58,48 @@ class _Ladder:
     task: ImageClassification
     num_steps: int
 
+    def cell(self, axis: Axis, name: str, task: BaseTask) -> Cell:
+        return Cell(name, axis, task, self.num_steps)
+
     def trained(self) -> Cell:
-        return Cell("trained", "trained", self.task, self.num_steps)
+        return self.cell("trained", "trained", self.task)
 
-    def widths(self, *widths: int) -> tuple[Cell, ...]:
-        return tuple(
-            Cell(f"width {n}", "width", self.task.at_width(n), self.num_steps)
-            for n in widths
-        )
+    def widths(self, *widths: int) -> Iterator[Cell]:
+        for n in widths:
+            yield self.cell("width", f"width {n}", self.task.at_width(n))
 
-    def depths(self, *depths: int) -> tuple[Cell, ...]:
-        return tuple(
-            Cell(f"depth {n}", "depth", self.task.at_depth(n), self.num_steps)
-            for n in depths
-        )
+    def depths(self, *depths: int) -> Iterator[Cell]:
+        for n in depths:
+            yield self.cell("depth", f"depth {n}", self.task.at_depth(n))
 
-    def horizons(self, *horizons: int) -> tuple[Cell, ...]:
-        return tuple(Cell(f"horizon {n}", "horizon", self.task, n) for n in horizons)
+    def horizons(self, *horizons: int) -> Iterator[Cell]:
+        for n in horizons:
+            yield Cell(f"horizon {n}", "horizon", self.task, n)
 
-    def resolutions(self, **sources: Images) -> tuple[Cell, ...]:
-        """Of the same images, named by their heights (`x16`)."""
-        return tuple(
-            Cell(
-                f"resolution {name.removeprefix('x')}",
-                "resolution",
-                dataclasses.replace(self.task, data=data),
-                self.num_steps,
-            )
-            for name, data in sources.items()
-        )
+    def resolutions(self, **sources: Images) -> Iterator[Cell]:
+        """Yields cells of the same images, named by their heights (`x16`)."""
+        for name, data in sources.items():
+            task = dataclasses.replace(self.task, data=data)
+            yield self.cell("resolution", f"resolution {name.removeprefix('x')}", task)
 
-    def datasets(self, **sources: Images) -> tuple[Cell, ...]:
-        return tuple(
-            Cell(
-                f"dataset {name}",
-                "dataset",
-                dataclasses.replace(self.task, data=data),
-                self.num_steps,
-            )
-            for name, data in sources.items()
-        )
+    def datasets(self, **sources: Images) -> Iterator[Cell]:
+        for name, data in sources.items():
+            task = dataclasses.replace(self.task, data=data)
+            yield self.cell("dataset", f"dataset {name}", task)
 
-    def families(self, **models: Model) -> tuple[Cell, ...]:
-        """Other classifiers."""
-        return tuple(
-            Cell(
-                f"family {name}",
-                "family",
-                dataclasses.replace(self.task, model=model),
-                self.num_steps,
-            )
-            for name, model in models.items()
-        )
+    def families(self, **models: Model) -> Iterator[Cell]:
+        """Yields cells of other classifiers."""
+        for name, model in models.items():
+            task = dataclasses.replace(self.task, model=model)
+            yield self.cell("family", f"family {name}", task)
 
     def autoencoder(self, width: int) -> Cell:
         model = AutoEncoder(width=width, base_width=width)
         task = Autoencoding(model, self.task.data, self.task.batch_size)
-        return Cell("family autoencoder", "family", task, self.num_steps)
+        return self.cell("family", "family autoencoder", task)
 
-    def held_out(self, name: str, task: LanguageModelling | RandomTeacher) -> Cell:
-        return Cell(name, "held_out", task, self.num_steps)
+    def held_out(self, name: str, task: BaseTask) -> Cell:
+        return self.cell("held_out", name, task)
 
 
 def _ladder_cpu() -> tuple[Cell, ...]:
@@ -206,7 +188,8 @@ def _ladder_paper() -> tuple[Cell, ...]:
         *ladder.datasets(cifar10=mulo.CIFAR, food101=TFDSImages("food101", size=32)),
         *ladder.families(
             convnet=ConvNet(width=32, base_width=1),
-            resnet=ResNet(),  # its norms need more than one channel at the base
+            # Norms of the ResNet need more than one channel at the base width.
+            resnet=ResNet(),
             vit=mulo.vit(192).model,
         ),
         ladder.held_out("lm1b transformer", mulo.language_model(192)),

@@ -1,4 +1,4 @@
-"""The evaluation tasks of the μLO paper.
+"""Evaluation tasks of the μLO paper.
 
 Thérien et al., μLO: Compute-Efficient Meta-Generalization of Learned Optimizers,
 arXiv:2406.00153. 35 tasks of 1,000 steps: MLPs with three hidden layers on ImageNet at
@@ -9,28 +9,28 @@ each kind with 16 layers at width 1,024 (batch 128). A second suite runs width 1
 5,000 and 25,000 steps.
 
 The trained cell is the setting of μLO_S: width 128, base width 1, so that the step of a
-hidden matrix is multiplied by 1/fan-in as in the paper. (A released optimizer brings
-its own base width, which takes the place of this one.)
+hidden matrix is multiplied by 1/fan-in as in the paper. (The base width of a released
+optimizer replaces this one.)
 
-What is the same by construction: shapes, heads, patches, batches, horizons, μP's
-multipliers, the readout of zeros, a causal mask. What is not, on purpose:
+Shapes, heads, patches, batches, horizons, multipliers of μP, the zero readout and the
+causal mask are those of the paper. The differences:
 
-* Biases start at 0, theirs at N(0, 1); a readout's bias stands outside the multiplier.
+* Biases start at 0, theirs at N(0, 1); a readout's bias is outside the multiplier.
   Weights are normal, theirs truncated normal of the same deviation.
-* Their transformer has no positions, drops out units (also when it is evaluated) and
-  counts token 0 as padding; ours learns positions and does neither. Its embedding
-  starts at deviation 1, theirs at 1/√vocabulary.
+* Their transformer has no positions, drops out units (also in evaluations) and counts
+  token 0 as padding; ours learns positions and does neither. Its embedding starts at
+  deviation 1, theirs at 1/√vocabulary.
 * Their ViT starts the patch embedding, the positions and the MLP's second matrix at
   1/√width; here each starts at 1/√fan-in, positions at 1. Their step of the attention's
-  output matrix is divided by the size of one head, here by its fan-in.
-* Our attention has no biases before the softmax.
+  output matrix is divided by the size of one head, here by its fan-in. Attention has no
+  biases before the softmax here.
 * Text is cut into byte pairs that are learned from the training split, theirs by a
-  fixed sentencepiece model: losses in nats per token are not comparable across the two.
+  fixed sentencepiece model, so losses in nats per token are not comparable.
 * Splits are disjoint here; their held-out split overlaps the training set.
 * The dataset is TFDS's `imagenet_resized`, theirs JPEGs of their own making.
 
 The paper gives the heads 3, 6, 8, 8, 16, 16 for the six widths of the ViT; its language
-models are taken to have the same.
+models are assumed to have the same.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ LM1B = TFDSText("lm1b", BytePairs(32_000))
 def mlp(
     data: TFDSImages, width: int, depth: int = 3, batch_size: int = 4096
 ) -> ImageClassification:
-    """An MLP of the paper."""
+    """Returns an MLP of the paper."""
     model = MLP((width,) * depth, base_width=1)
     return ImageClassification(model, data, batch_size=batch_size)
 
 
 def vit(width: int, depth: int = 3, batch_size: int = 1024) -> ImageClassification:
-    """A Vision Transformer of the paper: four patches of 16×16 pixels and a token."""
+    """Returns a Vision Transformer of four patches of 16×16 pixels and a token."""
     model = ViT(
         width=width,
         depth=depth,
@@ -87,7 +87,7 @@ def vit(width: int, depth: int = 3, batch_size: int = 1024) -> ImageClassificati
 
 
 def language_model(width: int, depth: int = 3) -> LanguageModelling:
-    """A decoder transformer of the paper."""
+    """Returns a decoder transformer of the paper."""
     model = Transformer(
         width=width,
         depth=depth,
@@ -106,7 +106,7 @@ _LADDERS: dict[str, tuple[Callable[[int], BaseTask], tuple[int, ...]]] = {
     "ViT": (vit, tuple(HEADS)),
     "LM1B": (language_model, tuple(HEADS)),
 }
-"""What makes a task of some width, and the widths."""
+"""Functions from a width to a task, and the widths."""
 
 
 def _axis(ladder: str, width: int) -> Axis:

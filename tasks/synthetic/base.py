@@ -46,6 +46,8 @@ class Landscape(BaseTask):
     dimension: int
     """Number of coordinates (`D`)."""
 
+    unit = "units of the height"
+
     @abc.abstractmethod
     def optimum(self, dataset: Dataset) -> Params:
         """Returns the position of the lowest expected loss."""
@@ -54,11 +56,6 @@ class Landscape(BaseTask):
     def lowest_loss(self) -> float:
         """Expected loss at the optimum."""
         return 0.0
-
-    @property
-    def unit(self) -> str:
-        """Unit of the loss."""
-        return "units of the height"
 
     @property
     def resolution(self) -> str:

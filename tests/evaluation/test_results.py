@@ -16,6 +16,29 @@ def test_rows_come_back_as_they_were(tmp_path, make_row):
     assert [p.name for p in path.parent.iterdir()] == ["rows.jsonl"]
 
 
+LINE = (
+    '{"schema_version": 2, "optimizer": "learned", "cell": "trained", "axis": '
+    '"trained", "task": "ImageClassification", "family": "MLP", "widths": [32, 32], '
+    '"depth": null, "base_width": 32, "parametrization": "ADAM_LIKE", "batch_size": '
+    '64, "dataset": "Digits", "resolution": "8×8×1", "unit": "nats", '
+    '"loss_at_chance": 2.3, "steps": 3, "seed": 0, "curve": [2.5, "inf", "nan"], '
+    '"mean_loss": 2.0, "final_loss": 2.0, "valid_loss": 1.0, "valid_accuracy": "nan", '
+    '"test_loss": 1.0, "test_accuracy": 0.5, "diverged": true, "capped_steps": 2, '
+    '"seconds": 0.25, "provenance": {"schedule": "cosine"}}\n'
+)
+"""A row as the first version of schema 2 wrote it."""
+
+
+def test_earlier_rows_are_read_and_the_form_has_not_changed(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(LINE)
+    (row,) = read_rows(path)
+    assert row.depth is None and row.widths == (32, 32)
+    assert row.curve[:2] == (2.5, math.inf) and math.isnan(row.curve[2])
+    write_rows(path, [row])
+    assert path.read_text() == LINE
+
+
 def test_a_task_without_width_depth_and_accuracy_has_rows_too(tmp_path, make_row):
     path = tmp_path / "rows.jsonl"
     fields = {"widths": (), "depth": None, "base_width": None, "batch_size": None}

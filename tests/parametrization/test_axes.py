@@ -1,4 +1,4 @@
-"""The strings that say what a parameter contracts, and the roles that follow."""
+"""Axis strings, and the roles that follow from them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Specs: what is read off a model, and what refuses to be read."""
+"""Specs read from models, and models that are refused."""
 
 import flax.linen as nn
 import jax

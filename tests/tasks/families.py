@@ -1,4 +1,4 @@
-"""What the tests of every family of models share."""
+"""Shared checks of every family of models."""
 
 import math
 

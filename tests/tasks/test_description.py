@@ -1,4 +1,4 @@
-"""What a table says of a task, and what is said of data that is not there."""
+"""Descriptions of tasks in tables, and messages about missing data."""
 
 import dataclasses
 import math

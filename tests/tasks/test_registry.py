@@ -90,7 +90,7 @@ def test_a_registered_task_trains_is_evaluated_and_shown(
     path = train.train(config, "ring")
     assert load_trained(path)[0] == config
 
-    suite = Suite("rings", "for tests", lambda: (Cell("trained", "trained", ring, 2),))
+    suite = Suite("rings", "for tests", lambda: (Cell("ring", "held_out", ring, 2),))
     monkeypatch.setitem(SUITES, "rings", suite)
     grid = tune.Grid(-12, -10, max_widenings=0)
     monkeypatch.setattr(tune, "grid_for", lambda baseline: grid)

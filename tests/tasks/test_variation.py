@@ -1,4 +1,4 @@
-"""What varies does what it says, and nothing else."""
+"""Variations do what they say, and nothing else."""
 
 import dataclasses
 

@@ -9,9 +9,13 @@ import pytest
 from evaluation.plan import ADAM, ADAM_LONG, LEARNED, MU_ADAM, CellTuning, Skipped
 from evaluation.report import plots
 from evaluation.report.html import write_report
-from evaluation.report.overview import overview, wants_overview
 from evaluation.report.summary import compare, headline, scaling_lines, summarize
-from evaluation.report.tables import html_seeds, text_summary
+from evaluation.report.tables import (
+    html_seeds,
+    overview,
+    text_summary,
+    wants_overview,
+)
 from evaluation.tune import Point, Tuning
 
 RATE = {

@@ -14,7 +14,7 @@ CLASSES, PIXELS, BATCH = 3, 5, 4
 
 
 class Base:
-    """What a task inherits there."""
+    """Methods that a task inherits in that library."""
 
     datasets = None
 

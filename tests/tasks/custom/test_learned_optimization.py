@@ -35,7 +35,7 @@ SIZE, CLASSES, BATCH = 8, 10, 16
 
 @pytest.fixture(autouse=True)
 def their_numpy(monkeypatch):
-    """What that code needs of JAX and NumPy, and ours does not."""
+    """Names of JAX and NumPy that only that code needs."""
     monkeypatch.setattr(np, "product", np.prod, raising=False)
     with jax.numpy_rank_promotion("allow"):
         yield

@@ -1,4 +1,4 @@
-"""Small prepared datasets of our own making, and a cache that is nobody's."""
+"""Small prepared datasets and an isolated cache."""
 
 import importlib
 import io

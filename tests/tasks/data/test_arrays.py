@@ -1,4 +1,4 @@
-"""Arrays of a user, as the device will hold them."""
+"""Arrays that users pass in, as the device holds them."""
 
 import numpy as np
 import pytest

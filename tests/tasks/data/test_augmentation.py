@@ -49,7 +49,7 @@ def test_images_are_cropped_and_mirrored(shape, augmentation):
 
 
 def test_every_crop_is_inside_the_padding():
-    """All offsets there are: nothing but the image and zeros is ever seen."""
+    """Every offset shows only the image and zeros."""
     padding, size = 3, 4
     ways = 2 * padding + 1
     offsets = np.stack(np.meshgrid(np.arange(ways), np.arange(ways)), -1).reshape(-1, 2)

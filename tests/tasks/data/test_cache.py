@@ -1,4 +1,4 @@
-"""The cache: what is returned is what was made, whatever happens to the files."""
+"""The cache returns what was made, whatever happens to its files."""
 
 import json
 import os
@@ -262,7 +262,7 @@ def test_a_source_that_changes_while_it_is_read_is_noticed(source):
 
 
 def test_arrays_survive_a_source_that_cannot_be_read_any_more(source, folder):
-    """An entry gives way only to a complete one."""
+    """An entry is replaced only by a complete one."""
     get(Maker(), sources=[source])
     before = sorted(path.name for path in entry(folder).iterdir())
     source.write_bytes(b"damaged")
@@ -296,7 +296,7 @@ def test_without_a_place_to_write_data_is_used_from_memory(
 
 
 def run(code, folder, *arguments):
-    """Another process; `cached` and an array are there."""
+    """Another process with `cached` and an array."""
     # From its file: importing the package would load JAX, for seconds.
     begin = f"""
 import importlib.util, os, sys, time, numpy as np

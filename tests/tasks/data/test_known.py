@@ -1,4 +1,4 @@
-"""The table of known datasets: what it says, and who has the last word."""
+"""The table of known datasets, and its check against the disk."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Prepared datasets: what is opened, what is read, and what is refused and how."""
+"""Prepared datasets: opening, reading, and one-line refusals."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SHARD = "tiny-train.array_record-00001-of-00003"
 
 @pytest.fixture
 def refused():
-    """`refused(do, *words)`: `do` fails in one line that has all the words."""
+    """`refused(do, *words)`: `do` fails with one line that has all the words."""
 
     def check(do, *words):
         with pytest.raises(ValueError) as error:
@@ -195,7 +195,7 @@ def test_a_damaged_shard_is_refused(damage, tiny, refused):
 
 
 def test_a_flipped_bit_changes_no_row_unnoticed(tiny):
-    """Whatever bit it is: what is read is right, or it is refused."""
+    """Whichever bit is flipped, rows are right or the file is refused."""
     shard = tiny / SHARD
     good, want = shard.read_bytes(), read_all()
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Shapes: pictures whose captions are true, the same from a seed, four splits."""
+"""Shapes: captions match pictures, seeds reproduce them, splits are disjoint."""
 
 import time
 
@@ -48,7 +48,7 @@ def test_the_same_seed_makes_the_same_pictures(clean):
 
 
 def foreground(images):
-    """Where a picture is not grey: `[n, size, size]` bool."""
+    """Mask of the pixels that are not grey: `[n, size, size]` bool."""
     return np.ptp(images, axis=-1) > 20
 
 

@@ -1,4 +1,4 @@
-"""Signals: what they are made of, how hard they are, and that nothing changes them."""
+"""Signals: their construction, their difficulty, and reproducibility."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Speckle: its statistics, what grades change, whole patients in one split."""
+"""Speckle: its statistics, effects of the grade, splits by patient."""
 
 import dataclasses
 import itertools

@@ -40,7 +40,7 @@ SIZES = {"food101": 10}
 
 @pytest.fixture(scope="module")
 def folder(prepare_stock, tmp_path_factory):
-    """The folder of all of them, and their rows by name and split."""
+    """The folder of all datasets, and their rows by name and split."""
     folder = tmp_path_factory.mktemp("stock")
     rows = {}
     for name in IMAGES + TEXTS:
@@ -68,7 +68,7 @@ def digests(examples):
 
 
 def disjoint(parts):
-    """No example is in two of the parts, or twice in one; the number of all."""
+    """Checks that no example occurs twice; returns the number of examples."""
     for one, other in itertools.combinations(parts, 2):
         assert not set(one) & set(other)
     together = [digest for part in parts for digest in part]

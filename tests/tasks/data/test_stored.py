@@ -1,4 +1,4 @@
-"""Batches taken from iterators: what is refused, and how it is said."""
+"""Batches taken from iterators, and errors that name the bad ones."""
 
 import types
 
@@ -11,7 +11,7 @@ from tasks.data.stored import store
 
 
 def from_batches(**splits):
-    """Datasets of the given batches; two good ones of every other split."""
+    """Returns datasets of the given batches; other splits have two good ones."""
     good = [np.zeros(2, np.float32), np.ones(2, np.float32)]
     return types.SimpleNamespace(
         **{split: iter(splits.get(split, good)) for split in SPLITS}

@@ -1,4 +1,4 @@
-"""Windows of text: shifted by one, all of a split, and nothing of another one."""
+"""Windows of text: targets shifted by one, each split covered and none crossed."""
 
 import itertools
 

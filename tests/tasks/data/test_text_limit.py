@@ -1,4 +1,4 @@
-"""A limit on the text that is read: which part it is, and which files are touched."""
+"""`max_bytes`: the text that is kept, and the files that are read."""
 
 import itertools
 import os

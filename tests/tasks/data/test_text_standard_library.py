@@ -1,4 +1,4 @@
-"""The embedded text: whole files, each in one split, the same whoever asks."""
+"""The standard library as text: every file whole, in one reproducible split."""
 
 import sys
 import sysconfig

@@ -1,4 +1,4 @@
-"""Text of prepared datasets: which part is which split, and what is refused."""
+"""Text of prepared datasets: splits and refusals."""
 
 import shutil
 

@@ -66,7 +66,7 @@ def test_the_vocabulary_has_every_byte_and_the_merges(learned):
 
 
 def test_merged_is_always_the_most_frequent_pair_of_the_training_text(learned):
-    """Against a plain count of pairs within words; of equals, any may be merged."""
+    """Against a plain count of pairs within words; ties may be broken either way."""
     pattern = r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]+|\s+(?!\S)|\s+"
     printable = {" ": "Ġ", "\n": "Ċ"}
     words = collections.Counter(
@@ -113,7 +113,7 @@ def test_nothing_is_learned_from_held_out_text():
 
 
 def test_a_long_text_has_the_tokens_of_its_pieces(learned, monkeypatch):
-    """Pieces only bound the memory: where they are cut, tokens are as they were."""
+    """Cutting into pieces does not change tokens."""
     text = (PROSE + STRANGE) * 3
     tokenizer = BytePairs(300)
     whole = tokenizer.encode(learned, text.encode())

@@ -1,4 +1,4 @@
-"""TFDS images: four splits of real data, and what is refused at the start."""
+"""TFDS images: four splits of real data, and refusals."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ SHARD = "tiny-train.array_record-00001-of-00003"
 
 
 def forget():
-    """As if the process were new."""
+    """Forgets what this process has read."""
     tfds_images._load.cache_clear()
     tfds_images._columns.cache_clear()
 

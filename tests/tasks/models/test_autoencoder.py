@@ -1,4 +1,4 @@
-"""Autoencoders: their roles, their start, and what they compute."""
+"""Autoencoders: roles, initialization and forward pass."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Transformers at their start: the role of every parameter, its size, the loss."""
+"""Transformers at initialization: roles and sizes of parameters, the loss."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What both transformers compute: base shape, forward pass, attention scale, scan."""
+"""Both transformers: base shape, forward pass, attention scale, scan."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Convolutional stacks: roles, start, multipliers, the network from its definition."""
+"""Convolutional stacks: roles, initialization, multipliers, forward pass."""
 
 import math
 

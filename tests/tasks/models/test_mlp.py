@@ -1,4 +1,4 @@
-"""The MLP in both parametrizations: its start, its multipliers, its base shape."""
+"""The MLP in both parametrizations: initialization, multipliers, base shape."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Recurrent language models: roles, start, multipliers, cells from their definition."""
+"""Recurrent language models: roles, initialization, multipliers, cells."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Residual networks: roles, start, multipliers of width and depth, the stream."""
+"""Residual networks: roles, initialization, multipliers of width and depth."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The language model alone: causality, rotary positions, tied readout."""
+"""The transformer language model: causality, rotary positions, tied readout."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""The vision transformer alone: patches, places, resolutions."""
+"""The vision transformer: patches, positions, resolutions."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What the tests of transformers share: cheap compilation, inputs, parameters, loss."""
+"""Shared by tests of transformers: cheap compilation, inputs, parameters, loss."""
 
 import functools
 
