@@ -152,10 +152,11 @@ class Estimator(abc.ABC):
 
         inputs = Inputs(theta, dataset, key, outer_step)
         particles = (state, first + jnp.arange(num), plans)
+        reduce: Any = self.reduce
         (state, metrics), terms = over_particles(
-            one, inputs, particles, chunk=self.chunk, reduce=self.reduce
+            one, inputs, particles, chunk=self.chunk, reduce=reduce
         )
-        if self.reduce == "ordered":
+        if reduce == "ordered":
             return Parts(terms, None, metrics), state
         return Parts(None, jax.tree.map(lambda x: x[None], terms), metrics), state
 
