@@ -86,10 +86,16 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         fail(_describe(error))
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept", file=sys.stderr, flush=True)
+        print("interrupted; finished work is kept", file=sys.stderr, flush=True)
         sys.stdout.flush()
         # Every file is whole, so there is no need to wait for worker threads.
         os._exit(INTERRUPTED)
+
+
+def check_folder(flag: str, path: Path | None) -> None:
+    """Raises `InputError` if a path is given and is not a folder."""
+    if path is not None and not path.is_dir():
+        raise InputError(f"{flag} {path} is not a folder")
 
 
 @contextlib.contextmanager
@@ -120,9 +126,6 @@ def choose_preset(
             chosen one is called.
         program: name of the program in the help.
         arguments: words of the command line.
-
-    Returns:
-        The preset's name, and its value with the fields overridden.
 
     Raises:
         InputError: if the preset, a field or a value is wrong.
@@ -211,12 +214,6 @@ def take_name(
     arguments: Sequence[str], flag: str, what: str, known: Collection[str]
 ) -> tuple[str | None, list[str]]:
     """Takes `FLAG NAME` out of a command line, as `take_option`.
-
-    Args:
-        arguments: words of the command line.
-        flag: with its dashes.
-        what: a noun for the error.
-        known: the names.
 
     Raises:
         InputError: if the name is missing or unknown.

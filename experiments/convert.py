@@ -1,7 +1,7 @@
-"""Learned optimizers of other libraries: `python -m experiments.convert FROM TO`.
+"""Conversion between libraries: `python -m experiments.convert FROM TO`.
 
-Reads a folder of PyLO, a file of Celo or of learned_optimization, or an artifact, and
-writes an artifact, or with `--to pylo` a folder that PyLO reads.
+Reads a folder of PyLO, a file of Celo or learned_optimization, or an artifact, and
+writes an artifact, or with `--to pylo` a folder for PyLO.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,45 +29,33 @@ Kind = Literal["auto", "artifact", "pylo", "pylo_elo", "celo", "learned_optimiza
 
 @configuration
 class Convert:
-    """Reads a learned optimizer in one form and writes it in another."""
+    """Conversion of a learned optimizer from one form to another."""
 
     source: Annotated[Path, tyro.conf.Positional]
     """A folder of PyLO or of an artifact, or a file of Celo or learned_optimization."""
     target: Annotated[Path, tyro.conf.Positional]
-    """The folder to write; must not exist."""
+    """Folder to write; must not exist."""
     kind: Kind = "auto"
-    """What the source is; files of Celo and learned_optimization are told apart by
+    """Form of the source; auto tells files of Celo and learned_optimization apart by
     their tensors. pylo_elo: a MetaMLP that is ELO, not μLO."""
     scheduler: Path | None = None
-    """The second folder of a VeLO of PyLO, read or written."""
+    """Second folder of a VeLO of PyLO, read or written."""
     to: Literal["artifact", "pylo"] = "artifact"
-    """What is written."""
+    """Form of the target."""
     fields: tuple[str, ...] = ()
-    """Fields of the optimizer that the source does not say, as NAME=VALUE: for example
+    """Fields of the optimizer that the source does not hold, as NAME=VALUE: for example
     step_mult=0.01 rules=ADAM_LIKE bugged_losses=true."""
 
 
 def read(convert: Convert) -> Artifact:
-    """The optimizer of the source.
-
-    Raises:
-        ValueError: in one line, naming the file that is not understood.
-    """
+    """Reads the optimizer of the source, or raises `ValueError`."""
     source, kind = convert.source, convert.kind
     if kind == "auto" and source.is_dir():
         kind = "artifact" if _is_artifact(source) else "pylo"
-    if kind == "artifact":
-        return Artifact.load(source)
-    if kind == "pylo_elo":
-        return pylo.load_elo(source)
     if kind == "pylo" and convert.scheduler is not None:
         return pylo_velo.load(source, convert.scheduler)
-    if kind == "pylo":
-        return pylo.load(source)
-    if kind == "celo":
-        return celo.load(source)
-    if kind == "learned_optimization":
-        return learned_optimization.load(source)
+    if kind != "auto":
+        return _READERS[kind](source)
     try:
         return celo.load(source)
     except ValueError as first:
@@ -77,6 +65,13 @@ def read(convert: Convert) -> Artifact:
             raise second if _UNKNOWN in str(first) else first from None
 
 
+_READERS: dict[str, Callable[[Path], Artifact]] = {
+    "artifact": Artifact.load,
+    "pylo": pylo.load,
+    "pylo_elo": pylo.load_elo,
+    "celo": celo.load,
+    "learned_optimization": learned_optimization.load,
+}
 _UNKNOWN = "no theta of a class"
 
 
@@ -90,11 +85,10 @@ def _is_artifact(folder: Path) -> bool:
 
 
 def with_fields(artifact: Artifact, changes: Sequence[str]) -> Artifact:
-    """The same θ under other fields, each given as `NAME=VALUE`, VALUE in JSON.
+    """Returns the same θ with other fields, given as `NAME=VALUE` with VALUE in JSON.
 
     Raises:
-        ValueError: naming the field that is unknown or wrong, or θ if it no longer
-            fits.
+        ValueError: naming the field that is unknown or wrong, or θ if it does not fit.
     """
     if not changes:
         return artifact
@@ -106,18 +100,14 @@ def with_fields(artifact: Artifact, changes: Sequence[str]) -> Artifact:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
-            value = text  # a bare word, as a name of rules
+            value = text
         optimizer[name] = value
     changed = encoding.decode_kind(optimizer, "optimizer", registry.KINDS)
     return dataclasses.replace(artifact, optimizer=changed)
 
 
 def write(artifact: Artifact, convert: Convert) -> None:
-    """Writes the target.
-
-    Raises:
-        ValueError: if there is no such form of the optimizer.
-    """
+    """Writes the target; raises `ValueError` if the optimizer has no such form."""
     if convert.to == "artifact":
         artifact.save(convert.target)
     elif convert.scheduler is not None:

@@ -1,19 +1,18 @@
 """Coordinate checks: `python -m experiments.coordinate_check PRESET [--field value]`.
 
 Trains a family at several widths (or depths) for a few steps and prints, for each
-parametrization, how far every layer moved and the slope of that against the size: in μP
-the slopes are near 0 over widths, in CompleteP over depths too. For a learned optimizer
-the slopes of its inputs are shown as well. Writes coordinate_check.json and .png.
+parametrization, how far the activations of every layer moved, and the log-log slope of
+that against the size: near 0 over widths in μP, and over depths in CompleteP. For a
+learned optimizer the slopes of its input features are shown too. Writes
+coordinate_check.json and .png.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,16 +20,16 @@ import jax
 import numpy as np
 
 from configuration.fields import configuration
-from configuration.files import write_text
 from evaluation.report.plots import png
 from evaluation.scaling.coordinate_check import CoordinateCheck, coordinate_check
 from evaluation.scaling.feature_check import FeatureCheck, HasFeatures, feature_check
 from evaluation.scaling.plots import TOLERANCE, plot_coordinates, plot_features
 from experiments import command_line
-from experiments.command_line import InputError, reported
+from experiments.command_line import check_folder, reported
+from experiments.presets.checks import require_positive
+from experiments.presets.families import on_families
 from experiments.presets.optimizers import OPTIMIZERS, named
-from experiments.presets.serialization import encode
-from experiments.run.environment import describe_machine
+from experiments.run.results import write_results
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import SGD, Adam
 from lopt.learned.mlp_lopt import MLPLOpt
@@ -41,53 +40,47 @@ from lopt.release.registry import with_rules
 from parametrization.rules import ADAM_LIKE, COMPLETEP, STANDARD, Rules
 from tasks.base import BaseTask, Batch, sample
 from tasks.modelled import ModelTask
-from tasks.registry import NAMED
 
-PROGRAM = "python -m experiments.coordinate_check"
 EPSILONS = {"paper": PAPER, "width_safe": WIDTH_SAFE}
 COLUMNS: dict[str, dict[str, Rules]] = {
     "width": {"μP": ADAM_LIKE, "standard": STANDARD},
     "depth": {"CompleteP": COMPLETEP, "μP": ADAM_LIKE},
 }
-"""Parametrizations that are compared, by what grows."""
+"""Parametrizations to compare, by axis."""
 
 
 @configuration
 class CoordinateConfig:
-    """One coordinate check."""
+    """A coordinate check."""
 
     task: BaseTask
-    """The family; its width or depth is replaced by each of the sizes."""
+    """Task family; its width or depth is replaced by each of the sizes."""
     axis: Literal["width", "depth"] = "width"
-    """What grows."""
+    """Dimension of the model that grows."""
     sizes: tuple[int, ...] = (32, 64, 128, 256)
     """Widths or depths."""
     optimizer: str = "adam"
-    """adam, sgd, an untrained learned optimizer by its name (small_fc and the others of
-    experiments.train --lopt), or artifact: a trained one from --artifact."""
+    """adam, sgd, an untrained learned optimizer by the name that experiments.train
+    --lopt takes, or artifact: the trained one of --artifact."""
     artifact: Path | None = None
     """Folder of a trained optimizer."""
     epsilons: Literal["own", "paper", "width_safe"] = "own"
-    """Floors of a learned optimizer: its own, or others in their place."""
+    """Epsilons of a learned optimizer: its own or a replacement."""
     learning_rate: float = 1e-2
-    """Of adam and sgd."""
+    """Learning rate of adam and sgd."""
     num_steps: int = 4
-    """Steps of training on one fixed batch."""
+    """Training steps on one fixed batch."""
     num_seeds: int = 3
-    """Initializations that are averaged over."""
+    """Initializations to average over."""
     out_dir: Path | None = None
-    """Where the figure and the numbers go; by default runs/coordinate_check/PRESET."""
+    """Output folder; by default runs/coordinate_check/PRESET."""
 
     def __post_init__(self) -> None:
         if len(set(self.sizes)) < 2 or min(self.sizes) < 1:
             raise ValueError(
                 f"sizes = {self.sizes} must be at least two different positive numbers"
             )
-        for name in ("num_steps", "num_seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate = {self.learning_rate} must be positive")
+        require_positive(self, "num_steps", "num_seeds", "learning_rate")
         if self.optimizer not in (known := ("adam", "sgd", "artifact", *OPTIMIZERS)):
             raise ValueError(f"optimizer = {self.optimizer!r} must be one of {known}")
         if (self.optimizer == "artifact") != (self.artifact is not None):
@@ -106,11 +99,7 @@ class CoordinateConfig:
 
 
 def optimizer(config: CoordinateConfig, rules: Rules) -> tuple[LearnedOptimizer, Theta]:
-    """The optimizer of the check in a parametrization, and its θ.
-
-    Raises:
-        ValueError: if the artifact is damaged.
-    """
+    """Returns the optimizer in a parametrization, and its θ."""
     key = jax.random.key(0)
     if config.optimizer == "adam":
         adam = Adam(config.learning_rate, rules=rules)
@@ -125,33 +114,33 @@ def optimizer(config: CoordinateConfig, rules: Rules) -> tuple[LearnedOptimizer,
         lopt = named(config.optimizer)
         theta = lopt.init(key)
     if config.epsilons != "own":
-        lopt = _with_floors(lopt, EPSILONS[config.epsilons])
+        lopt = _with_epsilons(lopt, EPSILONS[config.epsilons])
     steps = STANDARD if rules is STANDARD else ADAM_LIKE
     return with_rules(lopt, steps), theta
 
 
 def _shows_features(lopt: Any) -> bool:
-    """Whether its one network is applied to every tensor, so that all have inputs."""
+    """Whether one network is applied to every tensor, so that all have inputs."""
     return isinstance(lopt, SmallFC | MLPLOpt)
 
 
-def _with_floors(lopt: Any, floors: Epsilons) -> Any:
+def _with_epsilons(lopt: Any, epsilons: Epsilons) -> Any:
     if not isinstance(getattr(lopt, "epsilons", None), Epsilons):
         raise ValueError(
-            f"epsilons: a {type(lopt).__name__} has no floors to be replaced; leave it"
+            f"epsilons: a {type(lopt).__name__} has none to replace; leave it at own"
         )
-    return dataclasses.replace(lopt, epsilons=floors)
+    return dataclasses.replace(lopt, epsilons=epsilons)
 
 
 def resized(config: CoordinateConfig, rules: Rules) -> dict[int, BaseTask]:
-    """The task at every size in a parametrization."""
+    """Returns the task at every size in a parametrization."""
     task = config.task.with_rules(rules)
     grow = task.at_width if config.axis == "width" else task.at_depth
     return {size: grow(size) for size in sorted(set(config.sizes))}
 
 
 def check(config: CoordinateConfig, rules: Rules, batch: Batch) -> CoordinateCheck:
-    """One parametrization's check."""
+    """Runs the check in one parametrization."""
     lopt, theta = optimizer(config, rules)
     return coordinate_check(
         resized(config, rules),
@@ -163,7 +152,7 @@ def check(config: CoordinateConfig, rules: Rules, batch: Batch) -> CoordinateChe
 
 
 def check_features(config: CoordinateConfig, batch: Batch) -> dict[str, FeatureCheck]:
-    """Inputs of a learned optimizer in μP, with the paper's floors and others."""
+    """Checks the inputs of a learned optimizer in μP, with the paper's epsilons too."""
     lopt, theta = optimizer(config, ADAM_LIKE)
     assert isinstance(lopt, HasFeatures)
     tasks = resized(config, ADAM_LIKE)
@@ -175,7 +164,7 @@ def check_features(config: CoordinateConfig, batch: Batch) -> dict[str, FeatureC
     return {
         label: feature_check(
             tasks,
-            _with_floors(lopt, floors),
+            _with_epsilons(lopt, floors),
             theta,
             batch,
             config.num_steps,
@@ -187,10 +176,10 @@ def check_features(config: CoordinateConfig, batch: Batch) -> dict[str, FeatureC
 
 
 def verdict(title: str, result: CoordinateCheck, axis: str) -> str:
-    """One line about the steepest layer.
+    """Returns a line about the steepest layer.
 
-    Over depths it is the residual stream behind all blocks of a stage that must not
-    change faster; what one block adds shrinks with their number, as it should.
+    Over depths only the residual stream behind all blocks of a stage is judged: the
+    change of a single block shrinks with their number, as it should.
     """
     slopes = {n: s for n, s in result.slopes().items() if not math.isnan(s)}
     streams = {
@@ -211,7 +200,7 @@ _STREAMS = ("residual/out", "_stream")
 
 
 def feature_lines(checks: Mapping[str, FeatureCheck]) -> list[str]:
-    """The steepest slope of each statistic of the inputs, by kind of floors."""
+    """Returns the steepest slope of each statistic of the inputs, by epsilons."""
     lines = []
     for label, result in checks.items():
         worst = []
@@ -228,27 +217,19 @@ def feature_lines(checks: Mapping[str, FeatureCheck]) -> list[str]:
     return lines
 
 
-def _storable(values: np.ndarray) -> Any:
-    """As lists, with null for what is not finite: JSON has no other word for it."""
-    return [
-        _storable(x) if np.ndim(x) else float(x) if math.isfinite(x) else None
-        for x in values
-    ]
-
-
 def _numbers(result: CoordinateCheck) -> dict[str, Any]:
     return {
         "sizes": list(result.sizes),
         "slopes": {name: str(x) for name, x in result.slopes().items()},
         "std_of_change": {
-            name: _storable(result.change[:, :, -1, i].mean(1))
+            name: result.change[:, :, -1, i].mean(1)
             for i, name in enumerate(result.layers)
         },
     }
 
 
 def run(config: CoordinateConfig, name: str) -> None:
-    """Checks, prints and writes."""
+    """Runs the check, prints its tables and writes its results."""
     out_dir = config.out_dir or Path("runs/coordinate_check") / name
     with reported():
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -262,47 +243,33 @@ def run(config: CoordinateConfig, name: str) -> None:
             checks[title] = check(config, rules, batch)
             print(f"{title} ({rules.name}), after {config.num_steps} steps")
             print(checks[title].table(), end="\n\n", flush=True)
-    record = {
-        "config": encode(config),
-        "machine": describe_machine(),
-        "checks": {title: _numbers(result) for title, result in checks.items()},
+    results: dict[str, Any] = {
+        "checks": {title: _numbers(result) for title, result in checks.items()}
     }
-    figures = {"coordinate_check.png": partial(plot_coordinates, checks, config.axis)}
+    figures = {"coordinate_check.png": png(plot_coordinates(checks, config.axis))}
     lines = [verdict(title, result, config.axis) for title, result in checks.items()]
     if config.axis == "width" and _shows_features(optimizer(config, ADAM_LIKE)[0]):
         features = check_features(config, batch)
-        figures["features.png"] = partial(plot_features, features)
+        figures["features.png"] = png(plot_features(features))
         lines += feature_lines(features)
-        record["inputs"] = {
+        results["inputs"] = {
             label: {
                 "tensors": result.tensors,
                 "features": result.features,
-                **{s: _storable(result.slopes(s)) for s in ("rms", "spread")},
+                **{s: result.slopes(s) for s in ("rms", "spread")},
             }
             for label, result in features.items()
         }
     print("\n".join(lines))
-    with reported():
-        text = json.dumps(record, allow_nan=False) + "\n"
-        write_text(out_dir / "coordinate_check.json", text)
-        for file, draw in figures.items():
-            (out_dir / file).write_bytes(png(draw()))
-    print(f"wrote {', '.join(figures)} and coordinate_check.json to {out_dir}")
-
-
-def _preset(name: str) -> CoordinateConfig:
-    return CoordinateConfig(NAMED[name].task())
+    write_results(out_dir, "coordinate_check.json", config, results, figures)
 
 
 def main() -> None:
     """Command line."""
-    presets = {
-        name: (family.description, partial(_preset, name))
-        for name, family in NAMED.items()
-    }
-    name, config = command_line.choose_preset(presets, PROGRAM, sys.argv[1:])
-    if config.artifact is not None and not config.artifact.is_dir():
-        raise InputError(f"--artifact {config.artifact} is not a folder")
+    program = "python -m experiments.coordinate_check"
+    presets = on_families(CoordinateConfig)
+    name, config = command_line.choose_preset(presets, program, sys.argv[1:])
+    check_folder("--artifact", config.artifact)
     run(config, name)
 
 

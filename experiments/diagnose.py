@@ -1,16 +1,14 @@
 """A model against simulated readers: `python -m experiments.diagnose [--field value]`.
 
 Trains a small network to grade speckle images of livers, with Adam or with a learned
-optimizer, has the test patients graded by six simulated readers in two sessions, and
-compares them: AUC per dichotomy with intervals and paired tests, kappas of agreement.
-Writes diagnosis.json and .png.
+optimizer, and compares it on the test patients with six simulated readers in two
+sessions: AUC per dichotomy with intervals and paired tests, kappas of agreement. Writes
+diagnosis.json and .png.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -20,15 +18,14 @@ import jax
 import numpy as np
 
 from configuration.fields import configuration
-from configuration.files import write_text
 from evaluation.diagnosis.reader_study import Study, diagnose, image_logits, train
 from evaluation.diagnosis.readers import PANEL, read_panel
 from evaluation.diagnosis.report import plot_study, text_report
 from evaluation.report.plots import png
 from experiments import command_line
-from experiments.command_line import reported
-from experiments.presets.serialization import encode
-from experiments.run.environment import describe_machine
+from experiments.command_line import InputError, check_folder, reported
+from experiments.presets.checks import require_positive
+from experiments.run.results import write_results
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import Adam
 from lopt.release.artifact import Artifact
@@ -36,14 +33,13 @@ from tasks.data.speckle import Speckle
 from tasks.diagnosis import GradedDiagnosis
 from tasks.models.convolutional import ConvNet
 
-PROGRAM = "python -m experiments.diagnose"
 _SHOWN = 4
 """Images of each grade in the figure, of different patients."""
 
 
 @configuration
 class DiagnoseConfig:
-    """One study."""
+    """A reader study."""
 
     data: Speckle = Speckle()
     """The patients and their images."""
@@ -52,19 +48,19 @@ class DiagnoseConfig:
     batch_size: int = 64
     """Images per batch."""
     num_steps: int = 300
-    """Steps of training."""
+    """Training steps."""
     learning_rate: float = 4e-3
-    """Of Adam, which decays to zero along a cosine."""
+    """Adam's first learning rate; it decays to 0 on a cosine."""
     artifact: Path | None = None
-    """Folder of a trained optimizer, to be used in place of Adam."""
+    """Folder of a learned optimizer to use instead of Adam."""
     num_sessions: int = 2
-    """How often each reader grades every patient."""
+    """Times that each reader grades every patient."""
     num_resamples: int = 1000
-    """Of each bootstrap."""
+    """Resamples of each bootstrap."""
     seed: int = 0
-    """Of training, readers and bootstraps; data has its own."""
+    """Seed of training, readers and bootstraps; the data has its own."""
     out_dir: Path = Path("runs/diagnosis")
-    """Where the figure and the numbers go."""
+    """Output folder."""
 
     def __post_init__(self) -> None:
         for name, least in (("num_steps", 1), ("num_sessions", 1), ("seed", 0)):
@@ -77,16 +73,11 @@ class DiagnoseConfig:
                 f"num_resamples = {self.num_resamples} must be at least 100: the ends "
                 "of a 95 % interval are its 2.5th and 97.5th percentiles"
             )
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate = {self.learning_rate} must be positive")
+        require_positive(self, "learning_rate")
 
 
 def optimizer(config: DiagnoseConfig) -> tuple[LearnedOptimizer, Theta, Any]:
-    """The optimizer, its θ, and the parametrization that goes with it.
-
-    Raises:
-        ValueError: if the artifact is damaged.
-    """
+    """Returns the optimizer, its θ, and its parametrization."""
     if config.artifact is not None:
         artifact = Artifact.load(config.artifact)
         return artifact.optimizer, artifact.theta, artifact.optimizer.rules
@@ -96,7 +87,7 @@ def optimizer(config: DiagnoseConfig) -> tuple[LearnedOptimizer, Theta, Any]:
 
 
 def study(config: DiagnoseConfig) -> tuple[Study, dict[str, float]]:
-    """Trains, grades and reads; and the losses of training and validation."""
+    """Trains the model, lets the readers grade, and returns the study and losses."""
     lopt, theta, rules = optimizer(config)
     model = config.model.with_rules(rules)
     task = GradedDiagnosis(model, config.data, config.batch_size)
@@ -123,7 +114,7 @@ def study(config: DiagnoseConfig) -> tuple[Study, dict[str, float]]:
 
 
 def examples(data: Speckle) -> list[np.ndarray]:
-    """Some training images of each grade, of different patients, `[k, h, w]`."""
+    """Returns training images of each grade, of different patients, `[k, h, w]`."""
     split = data.load().train
     pixels, labels = np.asarray(split.images)[..., 0], np.asarray(split.labels)
     views = data.images_per_patient
@@ -132,49 +123,37 @@ def examples(data: Speckle) -> list[np.ndarray]:
 
 
 def run(config: DiagnoseConfig) -> None:
-    """Trains, compares, prints and writes."""
+    """Runs the study, prints its tables and writes its results."""
     begin = time.monotonic()
     with reported():
         config.out_dir.mkdir(parents=True, exist_ok=True)
         record, losses = study(config)
     if not np.isfinite(record.image_logits).all():
-        raise command_line.InputError("training diverged: use a smaller learning rate")
+        raise InputError("training diverged: use a smaller learning rate")
     result = diagnose(record, config.num_resamples, config.seed)
     named = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
     print(f"loss in nats a dichotomy: {named}\n")
     print(text_report(result))
-    stored = {
-        "config": encode(config),
-        "machine": describe_machine(),
-        "unit": "patient",
-        "losses": losses,
-        "result": _storable(dataclasses.asdict(result)),
-    }
-    with reported():
-        figure = png(plot_study(record, result, examples(config.data)), dpi=110)
-        (config.out_dir / "diagnosis.png").write_bytes(figure)
-        text = json.dumps(stored, allow_nan=False) + "\n"
-        write_text(config.out_dir / "diagnosis.json", text)
-    seconds = time.monotonic() - begin
-    print(f"\nwrote diagnosis.png and .json to {config.out_dir} ({seconds:.0f} s)")
-
-
-def _storable(value: Any) -> Any:
-    """With null for what is not a number: JSON has no other word for it."""
-    if isinstance(value, dict):
-        return {name: _storable(item) for name, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_storable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    print()
+    write_results(
+        config.out_dir,
+        "diagnosis.json",
+        config,
+        {"unit": "patient", "losses": losses, "result": dataclasses.asdict(result)},
+        {
+            "diagnosis.png": png(
+                plot_study(record, result, examples(config.data)), dpi=110
+            )
+        },
+    )
+    print(f"took {time.monotonic() - begin:.0f} s")
 
 
 def main() -> None:
     """Command line."""
-    config = command_line.parse(DiagnoseConfig, PROGRAM, sys.argv[1:])
-    if config.artifact is not None and not config.artifact.is_dir():
-        raise command_line.InputError(f"--artifact {config.artifact} is not a folder")
+    program = "python -m experiments.diagnose"
+    config = command_line.parse(DiagnoseConfig, program, sys.argv[1:])
+    check_folder("--artifact", config.artifact)
     run(config)
 
 

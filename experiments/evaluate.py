@@ -1,9 +1,9 @@
-"""Judges an artifact: `python -m experiments.evaluate --artifact DIR`.
+"""Evaluation of an artifact: `python -m experiments.evaluate --artifact DIR`.
 
 Writes `rows.jsonl` (every run), `report.html` (one static file) and `curves.png`, and
-prints the same table. Baselines are tuned anew per cell and cached; an evaluation that
-is already done for this artifact and suite is not repeated. Cells that cannot run on
-this machine, for want of their data above all, are skipped, and every table says so.
+prints the table. Baselines are tuned per cell and cached; a finished evaluation of the
+same artifact and suite is not repeated. Cells that cannot run on this machine, mostly
+for lack of data, are skipped, which every table says.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from evaluation.results import (
 )
 from evaluation.suite import evaluate_suite
 from experiments import command_line
-from experiments.command_line import InputError, reported
+from experiments.command_line import InputError, check_folder, reported
 from experiments.presets.serialization import encode
 from experiments.presets.suites import find_suite
 from experiments.run import run_directory
@@ -47,36 +47,29 @@ STAMP = "evaluation.json"
 
 @configuration
 class Evaluate:
-    """Evaluates a released optimizer against tuned baselines."""
+    """Evaluation of a released optimizer against tuned baselines."""
 
     artifact: Path
     """Folder of the released optimizer."""
     suite: str = "quickstart"
-    """Named suite of cells; `python -m experiments.tasks list` lists them."""
+    """Named suite; `python -m experiments.tasks list` lists them."""
     out_dir: Path | None = None
-    """Where rows.jsonl and report.html go; by default beside the artifact."""
+    """Output folder; by default the one that holds the artifact."""
     cache_dir: Path = Path("runs/cache")
-    """Where tuned baselines are kept."""
+    """Folder of tuned baselines."""
     stream: bool = False
-    """Keep the training rows on the host, for data that does not fit on the device."""
+    """Keep training data on the host, if it does not fit on the device."""
     also: tuple[str, ...] = ()
-    """More baselines, each tuned in every cell: nadamw, lion, muon, adafactor,
-    schedule_free, prodigy, nesterov."""
+    """More baselines to tune: nadamw, lion, muon, adafactor, schedule_free, prodigy,
+    nesterov."""
 
 
 def evaluate(arguments: Evaluate, command: str) -> Path:
-    """Evaluates, reports and prints; done work is not repeated.
-
-    Args:
-        arguments: what to evaluate and where to write.
-        command: shown in the report: how to make it again.
-
-    Returns:
-        The report's path.
+    """Evaluates an artifact, prints the table, and returns the path of the report.
 
     Raises:
-        InputError: if there is no such suite or no cell of it can run, the artifact is
-            damaged or the folder cannot be written.
+        InputError: if there is no such suite, none of its cells can run, the artifact
+            is damaged or the folder cannot be written.
     """
     whole, also = find_suite(arguments.suite), _more_baselines(arguments.also)
     with reported():
@@ -145,10 +138,7 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
 def _mismatch(
     artifact: Artifact, suite: Suite, skipped: Sequence[Skipped] = ()
 ) -> str | None:
-    """Whether the suite's trained cell is where the artifact was meta-trained.
-
-    A suite that has none makes no such claim.
-    """
+    """Returns a warning if the artifact was not meta-trained on the `trained` cell."""
     trained = suite.trained
     if trained is None:
         return None
@@ -169,10 +159,10 @@ def _mismatch(
 
 
 def _stamp(artifact: Path, suite: Suite) -> dict[str, Any]:
-    """What an evaluation is of; equal stamps mean that it need not be repeated.
+    """Returns the identity of an evaluation: equal stamps need no repetition.
 
-    Of the cells only those that can run, so that data which appears later is used, and
-    with the contents of their data.
+    It covers the cells that can run and the contents of their data, so that data that
+    appears later is used.
     """
     about = {
         "cells": encode(suite.cells),
@@ -189,7 +179,7 @@ def _stamp(artifact: Path, suite: Suite) -> dict[str, Any]:
 
 
 def _more_baselines(names: Sequence[str]) -> tuple[str, ...]:
-    """The baselines asked for, in the order of tables."""
+    """Returns the requested baselines in the order of tables."""
     for name in names:
         if name not in MORE:
             known = ", ".join(MORE)
@@ -198,7 +188,7 @@ def _more_baselines(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_writable(report: Path, cache_dir: Path) -> None:
-    """An evaluation that takes minutes must not end because of a folder."""
+    """Refuses unwritable folders before an evaluation of minutes."""
     for folder in (report.parent, cache_dir):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -209,7 +199,7 @@ def _check_writable(report: Path, cache_dir: Path) -> None:
 def _finished(
     out_dir: Path, stamp: dict[str, Any], expected: list[tuple[str, str, int]]
 ) -> list[EvalRow] | None:
-    """The rows of a finished evaluation with this stamp, if there is one."""
+    """Returns the rows of a finished evaluation with this stamp, if there is one."""
     try:
         if json.loads((out_dir / STAMP).read_text()) != stamp:
             return None
@@ -222,7 +212,7 @@ def _finished(
 
 
 def _training_rows(artifact: Path) -> list[dict[str, Any]]:
-    """Metrics of the run that the artifact lies in, if it does."""
+    """Returns the metrics of the run directory that holds the artifact, if one does."""
     folder = artifact.absolute().parent
     names = (run_directory.METRICS, run_directory.VALIDATION)
     return [row for name in names for row in run_directory.read_rows(folder / name)]
@@ -234,8 +224,7 @@ def main() -> None:
     arguments = command_line.parse(Evaluate, program, sys.argv[1:])
     if "--also" in sys.argv[1:] and not arguments.also:
         raise InputError(f"--also needs a name: {', '.join(MORE)}")
-    if not arguments.artifact.is_dir():
-        raise InputError(f"--artifact {arguments.artifact} is not a folder")
+    check_folder("--artifact", arguments.artifact)
     evaluate(arguments, f"{program} {' '.join(sys.argv[1:])}")
 
 

@@ -19,12 +19,12 @@ from experiments.run.training_state import load_trained
 
 @configuration
 class Export:
-    """Writes the artifact folder of a run's best validated θ."""
+    """Export of a run's best validated θ as an artifact."""
 
     run_dir: Annotated[Path, tyro.conf.Positional]
-    """A run directory of experiments.train, finished or not."""
+    """Run directory of experiments.train, finished or not."""
     out_dir: Annotated[Path, tyro.conf.Positional]
-    """The folder to write; must not exist."""
+    """Folder to write; must not exist."""
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from experiments.command_line import INTERRUPTED, InputError
 from experiments.fleets.fleet_worker import Children, SlurmWorker, start, worker_command
 from experiments.fleets.job_file import Job, read_jobs
 from experiments.fleets.job_folder import OPEN, JobFolder
+from experiments.presets.checks import require_positive
 
 INCOMPLETE = 1
 """Exit code if some jobs are not done."""
@@ -51,10 +52,7 @@ class Slurm:
     """Memory, GB."""
 
     def __post_init__(self) -> None:
-        for name in ("minutes", "cpus", "memory_gb"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} = {value} must be positive")
+        require_positive(self, "minutes", "cpus", "memory_gb")
         if self.gpus is not None and self.gpus < 0:
             raise ValueError(f"gpus = {self.gpus} must not be negative")
 

@@ -2,10 +2,10 @@
 
     python -m experiments.hosts --processes 2 -- PRESET [--field value ...]
 
-starts `python -m experiments.train PRESET ...` so many times, as processes that train
-together (see `experiments.run.processes`). A signal is passed on to all of them. When
-one ends, the others get `--grace` seconds to end too, and are killed then. The exit
-code is the largest of theirs; that of a process ended by signal n counts as 128 + n.
+starts the processes of one `experiments.train PRESET ...`, which train together (see
+`experiments.run.processes`). Signals are passed on to all of them. When one ends, the
+others have `--grace` seconds to end before they are killed. The exit code is the
+largest of theirs, where signal n counts as 128 + n.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TICK = 0.1  # seconds between looks at the processes
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses now."""
+    """Returns an unused port of this machine."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
@@ -40,17 +40,10 @@ def launch(
     grace: float = GRACE,
     program: Sequence[str] = TRAIN,
 ) -> int:
-    """Starts the processes and waits for all of them.
+    """Starts the processes, waits for all of them, and returns the exit code.
 
-    Args:
-        num: how many.
-        arguments: of each.
-        grace: seconds between the end of the first process, or a second signal, and
-            the death of those that are left.
-        program: what is started.
-
-    Returns:
-        The exit code.
+    `grace` is the time in seconds between the end of the first process, or a second
+    signal, and the killing of the others.
     """
     where = f"127.0.0.1:{free_port()}"
     command = [*program, *arguments, "--coordinator", where]
@@ -67,7 +60,7 @@ def launch(
     old = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         for index in range(num):
-            # Their own session: a terminal's Ctrl-C reaches them once, from here.
+            # In their own session, so that Ctrl-C reaches them once, through us.
             started.append(
                 subprocess.Popen([*command, str(index)], start_new_session=True)
             )
@@ -85,7 +78,6 @@ def launch(
 def _wait(
     started: list[subprocess.Popen[bytes]], signals: list[int], grace: float
 ) -> None:
-    """Returns when all have ended, or the grace is over."""
     deadline = float("inf")
     while left := [p for p in started if p.poll() is None]:
         ended = [i for i, p in enumerate(started) if p.poll() is not None]
@@ -111,7 +103,7 @@ def _say(message: str) -> None:
 
 
 class _OneLine(argparse.ArgumentParser):
-    """Says what is wrong as the other commands do."""
+    """A parser that reports errors in one line, as the other commands do."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)

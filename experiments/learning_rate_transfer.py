@@ -1,44 +1,40 @@
 """Learning-rate transfer: `python -m experiments.learning_rate_transfer PRESET`.
 
 Trains a family at several widths with Adam in the standard parametrization and with
-μAdam in μP, each with a grid of learning rates, and shows where the best one stands.
+μAdam in μP, over a grid of learning rates, and shows how the best one moves with width.
 Writes learning_rate_transfer.json and .png.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from functools import partial
 from pathlib import Path
 
 from configuration.fields import configuration
-from configuration.files import write_text
 from evaluation.report.plots import png
 from evaluation.scaling.plots import plot_transfer
 from evaluation.scaling.transfer import Transfer, learning_rate_transfer
 from experiments import command_line
 from experiments.command_line import reported
-from experiments.presets.serialization import encode
-from experiments.run.environment import describe_machine
+from experiments.presets.checks import require_positive
+from experiments.presets.families import on_families
+from experiments.run.results import write_results
 from lopt.baselines import Adam
 from parametrization.rules import ADAM_LIKE, STANDARD
 from tasks.base import BaseTask
 from tasks.modelled import ModelTask
-from tasks.registry import NAMED
 
-PROGRAM = "python -m experiments.learning_rate_transfer"
 COLUMNS = {"Adam, standard": STANDARD, "μAdam": ADAM_LIKE}
 
 
 @configuration
 class TransferConfig:
-    """One experiment on the transfer of learning rates."""
+    """Transfer of learning rates over widths."""
 
     task: BaseTask
-    """The family; its width is replaced by each of the widths."""
+    """Task family; its width is replaced by each of the widths."""
     widths: tuple[int, ...] = (32, 128, 512)
-    """Widths; the base width is that of the model."""
+    """Widths to compare; the base width is that of the model."""
     lowest: int = -11
     """Smallest learning rate, as a power of 2."""
     highest: int = -3
@@ -46,10 +42,9 @@ class TransferConfig:
     num_steps: int = 100
     """Inner steps of a run."""
     num_seeds: int = 3
-    """Runs of each width and learning rate."""
+    """Runs per width and learning rate."""
     out_dir: Path | None = None
-    """Where the figure and the numbers go; by default
-    runs/learning_rate_transfer/PRESET."""
+    """Output folder; by default runs/learning_rate_transfer/PRESET."""
 
     def __post_init__(self) -> None:
         if len(set(self.widths)) < 2 or min(self.widths) < 1:
@@ -61,9 +56,7 @@ class TransferConfig:
                 f"lowest = {self.lowest} must be below highest = {self.highest}, both "
                 "powers of 2 in [-30, 10]"
             )
-        for name in ("num_steps", "num_seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+        require_positive(self, "num_steps", "num_seeds")
         if not isinstance(self.task, ModelTask):
             raise ValueError(f"a {type(self.task).__name__} has no width")
         if self.task.model.rules is not ADAM_LIKE:
@@ -74,7 +67,7 @@ class TransferConfig:
 
 
 def verdict(title: str, transfer: Transfer) -> str:
-    """One line about where the best learning rate goes."""
+    """Returns a line on how the best learning rate moves."""
     first, last = transfer.widths[0], transfer.widths[-1]
     best = ", ".join(f"{rate:.4g}" for rate in transfer.best())
     return (
@@ -85,7 +78,7 @@ def verdict(title: str, transfer: Transfer) -> str:
 
 
 def run(config: TransferConfig, name: str) -> None:
-    """Trains, prints and writes."""
+    """Runs the experiment, prints its tables and writes its results."""
     out_dir = config.out_dir or Path("runs/learning_rate_transfer") / name
     rates = [2.0**power for power in range(config.lowest, config.highest + 1)]
     transfers = {}
@@ -107,30 +100,21 @@ def run(config: TransferConfig, name: str) -> None:
         print(transfer.table())
     print()
     print("\n".join(verdict(*item) for item in transfers.items()))
-    record = {
-        "config": encode(config),
-        "machine": describe_machine(),
-        "rates": rates,
-        "losses": {title: t.losses.tolist() for title, t in transfers.items()},
-    }
-    with reported():
-        figure = png(plot_transfer(transfers))
-        (out_dir / "learning_rate_transfer.png").write_bytes(figure)
-        write_text(out_dir / "learning_rate_transfer.json", json.dumps(record) + "\n")
-    print(f"wrote learning_rate_transfer.png and .json to {out_dir}")
-
-
-def _preset(name: str) -> TransferConfig:
-    return TransferConfig(NAMED[name].task())
+    losses = {title: transfer.losses for title, transfer in transfers.items()}
+    write_results(
+        out_dir,
+        "learning_rate_transfer.json",
+        config,
+        {"rates": rates, "losses": losses},
+        {"learning_rate_transfer.png": png(plot_transfer(transfers))},
+    )
 
 
 def main() -> None:
     """Command line."""
-    presets = {
-        name: (family.description, partial(_preset, name))
-        for name, family in NAMED.items()
-    }
-    name, config = command_line.choose_preset(presets, PROGRAM, sys.argv[1:])
+    program = "python -m experiments.learning_rate_transfer"
+    presets = on_families(TransferConfig)
+    name, config = command_line.choose_preset(presets, program, sys.argv[1:])
     run(config, name)
 
 

@@ -18,7 +18,7 @@ from experiments.presets.optimizers import OPTIMIZERS
 
 
 def table() -> str:
-    """A line for each optimizer."""
+    """Returns a line for each optimizer."""
     lines = [("name", "θ", "state, B/parameter", "loss", "")]
     learned = [(n, o.make(), o.description) for n, o in OPTIMIZERS.items()]
     baselines = [(n, lopt, rows) for n, (rows, lopt) in MORE.items()]

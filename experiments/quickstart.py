@@ -1,8 +1,7 @@
-"""The main job, end to end: `make quickstart`.
+"""The whole workflow: `make quickstart`.
 
-Meta-trains the quickstart preset, releases the best θ, judges it against tuned
-baselines and writes one report. Each step is the command of its own name; what is done
-is skipped, and what was interrupted goes on.
+Meta-trains the quickstart preset, releases the best θ, evaluates it against tuned
+baselines and writes a report. Finished steps are skipped, interrupted ones continue.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What there is to train on: `python -m experiments.tasks list | show NAME`.
+"""Tasks to train on: `python -m experiments.tasks list | show NAME [--json]`.
 
-`list` prints all families, distributions and suites, a line each; `show` prints each
-task of one of them: parameters, FLOP of a step, memory, and the role of every parameter
-in μP. No parameter is allocated and no prepared data is read, so the largest networks
-show in seconds. `--json` prints the same as JSON.
+`list` prints all families, distributions and suites; `show` prints each task of one of
+them: parameters, FLOP of a step, memory, and the μP role of every parameter. Parameters
+are not allocated and prepared data is not read, so large networks show in seconds.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class List:
     """All families, distributions and suites."""
 
     json: bool = False
-    """Prints JSON."""
+    """Print JSON."""
 
 
 @configuration
@@ -43,9 +42,9 @@ class Show:
     """Each task of a family, a distribution or a suite."""
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
-    """As `list` prints it."""
+    """A name that `list` prints."""
     json: bool = False
-    """Prints JSON."""
+    """Print JSON."""
 
 
 COMMAND: Any = (

@@ -129,7 +129,7 @@ def _advance(run: _Run, state: TrainingState) -> TrainingState:
     last = min(config.num_steps, config.run.stop_after or config.num_steps)
     recorder = _recorder(run, first)
     if first:
-        print(f"{run.path}: going on from step {first}")
+        print(f"{run.path}: continuing from step {first}")
     tasks = [group.task for group in config.distribution.groups]
     programs = f", {len(tasks)} groups" if len(tasks) > 1 else ""
     print(f"compiling the outer step (seconds, once{programs})", flush=True)
@@ -152,7 +152,7 @@ def _advance(run: _Run, state: TrainingState) -> TrainingState:
                 recorder.display.restart_clock()
             if interrupted and step < config.num_steps:
                 recorder.display.say(
-                    f"interrupted at step {step}; the same command goes on"
+                    f"interrupted at step {step}; run the same command to continue"
                 )
                 raise SystemExit(command_line.INTERRUPTED)
     return TrainingState(outer, best)

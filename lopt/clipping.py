@@ -2,9 +2,9 @@
 
 Where tensors exchange information (a shared clip, a mean or maximum over tensors), one
 entry that is infinite or NaN would reach all of them. Such rules pass every gradient
-through `bounded` first, and what tensors tell each other through `finite`; the loss,
-which all tensors share, is averaged without values that are not finite. A rule that
-treats each tensor by itself needs none of this.
+through `bounded` first, and what tensors exchange through `finite`; the loss, which all
+tensors share, is averaged without values that are not finite. A rule that treats each
+tensor by itself needs none of this.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ import optax
 from configuration.fields import configuration
 
 Schedule = Literal["constant", "cosine"]
-"""Schedules that are a name alone."""
+"""Schedules without settings."""
 Unit = Literal["fraction", "steps"]
 Shape = Literal["linear", "cosine", "sqrt", "inverse_sqrt", "exponential"]
 

@@ -106,11 +106,8 @@ def work(
 ) -> None:
     """Runs unclaimed jobs until none remain.
 
-    Args:
-        folder: the fleet's folder.
-        jobs: all jobs; those that have a result or a worker are passed over.
-        children: receives each job's process, and says when to stop.
-        command: returns the command line of a job.
+    `children` receives each job's process, and says when to stop; `command` returns the
+    command line of a job.
     """
     tried: set[Job] = set()
     idle = 0
@@ -151,7 +148,7 @@ def _run(
     seconds = time.monotonic() - begin
     if code == INTERRUPTED or (code != 0 and children.interrupted is not None):
         claim.give_back()
-        print(f"{job.name}: interrupted; it goes on with the next start", flush=True)
+        print(f"{job.name}: interrupted; it continues at the next start", flush=True)
         return
     claim.finish(code, seconds)
     end = f"failed with exit code {code}, see {folder.log(job)}" if code else "done"

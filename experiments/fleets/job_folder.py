@@ -228,11 +228,9 @@ class Claim:
         self._write("")
 
     def __enter__(self) -> Claim:
-        """Returns the claim, held."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Releases the lock, which the job's process may still hold."""
         os.close(self.handle)
 
     def _write(self, text: str) -> None:

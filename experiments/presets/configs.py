@@ -1,7 +1,6 @@
-"""What an experiment is: one frozen value, and the named ones.
+"""Configurations of meta-training, and the named presets.
 
-The dataclasses of the components are their own configuration; this file only puts them
-together and says what may change when a run is continued.
+The components are their own configuration; this file combines them.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from jax.sharding import Mesh
 
 from configuration.encoding import ABSENT
 from configuration.fields import configuration
+from experiments.presets.checks import require_positive
 from experiments.presets.estimators import ESTIMATORS, AnyEstimator
 from lopt.learned.small_fc import SmallFC
 from lopt.per_parameter.precision import Precision
@@ -44,73 +44,64 @@ from tasks.variation import Variation
 
 @configuration
 class Validation:
-    """Runs on seeds of their own, by which the released θ is chosen."""
+    """Validation runs, which choose the θ that is released."""
 
     every: int = 100
     """Outer steps between validations of the running average of θ."""
     num_steps: int = 400
     """Inner steps of a validation run."""
     figure: Literal["held_out", "train"] = "held_out"
-    """What chooses θ: held_out, the mean loss of fresh outer_valid batches after each
-    update; train, that of the training batches before it, the figure by which
-    baselines are tuned."""
+    """Loss that chooses θ: held_out, the mean over fresh outer_valid batches after each
+    update; train, over the training batches before it, as baselines are tuned."""
     num_seeds: int = 4
-    """Validation runs, from seeds that no evaluation uses."""
+    """Validation runs per task, with seeds that no evaluation uses."""
     suite: str | None = None
-    """Named suite on whose cells θ is chosen, each for at most num_steps inner steps;
-    None: the tasks that are trained on."""
+    """Named suite whose cells choose θ, each for at most num_steps inner steps; by
+    default the tasks of the training."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "num_steps", "num_seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+        require_positive(self, "every", "num_steps", "num_seeds")
 
 
 @configuration
 class RunOptions:
-    """Where a run lies and how it is shown; nothing here changes its results."""
+    """Options of a run that do not change its results."""
 
     directory: Path | None = None
     """Run directory; by default runs/NAME."""
     checkpoint_every: int = 100
     """Outer steps between checkpoints of the complete state."""
     keep_checkpoints: int = 3
-    """How many of the newest checkpoints stay."""
+    """Number of newest checkpoints to keep."""
     log_every: int = 20
     """Outer steps between lines of progress and flushes of metrics.jsonl."""
     stream: bool = False
-    """Keep the training rows on the host, for data that does not fit on the device: the
-    same batches, fetched window by window while the device computes."""
+    """Keep training data on the host, if it does not fit on the device: the same
+    batches, fetched one truncation window ahead."""
     devices: int | None = None
-    """Devices of each process that share the particles; they must divide the number of
-    chunks. By default, on accelerators all that JAX sees; on CPUs as many as cores and
-    chunks allow, 8 at most, or one if several processes train together."""
+    """Devices per process that share the particles; must divide the number of chunks.
+    By default all accelerators, or as many CPU devices as cores and chunks allow, at
+    most 8, or one if several processes train together."""
     hosts: Literal["one", "auto"] = "one"
-    """auto: processes that SLURM, Kubernetes, MPI or a TPU pod has started train
-    together, as JAX finds them. Elsewhere --coordinator HOST:PORT --num-processes N
-    --process-id I, or python -m experiments.hosts, says who they are."""
+    """auto: train together with the processes that SLURM, Kubernetes, MPI or a TPU pod
+    has started. Elsewhere use --coordinator HOST:PORT --num-processes N --process-id I,
+    or python -m experiments.hosts."""
     stop_after: int | None = None
-    """Stop, with a checkpoint, after this outer step; the same command without it goes
-    on."""
+    """Outer step after which to stop, with a checkpoint."""
     tensorboard: bool = dataclasses.field(default=False, metadata={ABSENT: False})
-    """Also write the metrics as TensorBoard's event files, to RUN/tensorboard."""
+    """Also write TensorBoard event files, to RUN/tensorboard."""
     wandb: str | None = dataclasses.field(default=None, metadata={ABSENT: None})
     """Also send the metrics to this project at Weights & Biases."""
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+        names = ("checkpoint_every", "keep_checkpoints", "log_every")
+        require_positive(self, *names, "stop_after", "devices")
         if self.directory is not None and not self.directory.name:
             raise ValueError(
-                f"run.directory = {str(self.directory)!r} must name a folder of its own"
+                f"run.directory = {str(self.directory)!r} must name a folder"
             )
-        if self.stop_after is not None and self.stop_after < 1:
-            raise ValueError(f"stop_after = {self.stop_after} must be positive")
         if self.wandb is not None and not self.wandb.strip():
             raise ValueError(f"wandb = {self.wandb!r} must be the name of a project")
-        if self.devices is not None and self.devices < 1:
-            raise ValueError(f"devices = {self.devices} must be positive")
 
 
 @configuration
@@ -118,38 +109,36 @@ class TrainConfig:
     """Meta-training of one learned optimizer."""
 
     task: BaseTask | TaskDistribution
-    """What the optimizer is trained on: a task, or groups of them."""
+    """Task to train on, or a distribution of task groups."""
     lopt: AnyLearned
-    """The learned optimizer; --lopt NAME puts another one into the preset."""
+    """Learned optimizer; --lopt NAME replaces that of the preset."""
     estimator: AnyEstimator
-    """The estimator of the meta-gradient; --estimator NAME puts another one into the
-    preset."""
+    """Meta-gradient estimator; --estimator NAME replaces that of the preset."""
     outer: OuterOptimizer
-    """The optimizer of θ."""
+    """Optimizer of θ."""
     num_steps: int
     """Outer steps of the whole run; a finished run can be made longer."""
     variation: Variation = Variation()
-    """What differs between episodes of a single task; groups have their own."""
+    """Variation between episodes of a single task; groups have their own."""
     objective: Objective = Objective()
-    """What counts as meta-loss."""
+    """Meta-loss."""
     validation: Validation = Validation()
-    """How the released θ is chosen."""
+    """Choice of the released θ."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all randomness."""
     precision: Precision = "float32"
-    """What the inner models compute in; bfloat16 pays on accelerators, not on CPUs."""
+    """Compute precision of the inner models; bfloat16 pays on accelerators only."""
     feature_precision: Precision = dataclasses.field(
         default="float32", metadata={ABSENT: "float32"}
     )
-    """What the optimizer's per-parameter networks multiply in: bfloat16 with sums in
-    float32 for tensor cores, not for CPUs. The released weights run in both."""
+    """Compute precision of the optimizer's per-parameter network: bfloat16 multiplies
+    on tensor cores with sums in float32. The released weights run in both."""
     init_from: Path | None = None
-    """Artifact whose θ, or parts of it, the run begins with (a warm start, or the rule
-    of an earlier phase); the outer optimizer begins anew."""
+    """Artifact whose θ, or parts of it, the run begins with."""
     run: RunOptions = RunOptions()
-    """Where the run lies and how it is shown."""
+    """Options that do not change the results."""
     expert: Expert | None = None
-    """An optimizer to follow and to imitate at first; none by default."""
+    """Expert optimizer for early imitation; None disables it."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps < 10**8:
@@ -173,13 +162,13 @@ class TrainConfig:
 
     @property
     def distribution(self) -> TaskDistribution:
-        """The groups of tasks; a single task is one group."""
+        """The task groups; a single task is one group."""
         if isinstance(self.task, TaskDistribution):
             return self.task
         return TaskDistribution.single(self.task, self.variation)
 
     def build(self, mesh: Mesh | None = None) -> MetaTraining:
-        """The meta-training that this configuration describes, on these devices."""
+        """Builds the meta-training, on the devices of a mesh."""
         return MetaTraining.on(
             self.distribution,
             self.lopt,
@@ -215,10 +204,10 @@ QUICKSTART = TrainConfig(
 
 
 def on_family(name: str) -> TrainConfig:
-    """The quickstart's optimizer on another family: something to start from.
+    """Returns the quickstart's optimizer on another family, untuned.
 
     Shorter and with fewer particles than the quickstart, since most families cost more
-    per step than its MLP. Nothing here was tuned.
+    per step than its MLP.
     """
     task = NAMED[name].task()
     if isinstance(task, LanguageModelling):
@@ -241,11 +230,11 @@ def on_family(name: str) -> TrainConfig:
 
 
 def on_distribution(name: str) -> TrainConfig:
-    """Meta-training over a named distribution, with the recipe of its paper.
+    """Returns meta-training over a named distribution, with the recipe of its paper.
 
     `mulo_*`: arXiv:2406.00153, Section 5, 5,000 outer steps. `celo_*`: the recipe of
-    arXiv:2501.12670 for small_fc, 100,000 outer steps. `velo_like`: a start, not tuned.
-    On data that is always there the same recipes, at a tenth of the outer steps.
+    arXiv:2501.12670 for small_fc, 100,000 outer steps. `velo_like`: untuned. The
+    distributions on embedded data use the same recipes for a tenth of the outer steps.
     """
     distribution = DISTRIBUTIONS[name].make()
     # The paper's rule is absolute (base width 1): steps 32 times those of base 32.
@@ -262,12 +251,8 @@ def on_distribution(name: str) -> TrainConfig:
     if name == "velo_like":
         return dataclasses.replace(
             recipe,
-            estimator=dataclasses.replace(
-                recipe.estimator,
-                num_pairs=4,
-                chunk=4,
-                truncation=20,
-                lengths=EpisodeLengths(20, 400),
+            estimator=PES(
+                num_pairs=4, chunk=4, truncation=20, lengths=EpisodeLengths(20, 400)
             ),
             num_steps=1000,
             validation=Validation(every=250, num_steps=100, num_seeds=2),
@@ -306,22 +291,24 @@ def presets() -> Presets:
     }
 
 
-def with_optimizer(presets: Presets, lopt: AnyLearned) -> Presets:
-    """The same presets with another learned optimizer."""
-
+def _changed(presets: Presets, change: Callable[[TrainConfig], TrainConfig]) -> Presets:
     def make(preset: Callable[[], TrainConfig]) -> TrainConfig:
-        return dataclasses.replace(preset(), lopt=lopt)
+        return change(preset())
 
     return {name: (text, partial(make, old)) for name, (text, old) in presets.items()}
 
 
-def with_estimator(presets: Presets, chosen: str) -> Presets:
-    """The same presets with another of `ESTIMATORS`, made of each one's own."""
+def with_optimizer(presets: Presets, lopt: AnyLearned) -> Presets:
+    """Returns the presets with another learned optimizer."""
+    return _changed(presets, lambda config: dataclasses.replace(config, lopt=lopt))
 
-    def make(preset: Callable[[], TrainConfig]) -> TrainConfig:
-        config = preset()
+
+def with_estimator(presets: Presets, name: str) -> Presets:
+    """Returns the presets with another of `ESTIMATORS`, made from each one's own."""
+
+    def change(config: TrainConfig) -> TrainConfig:
         assert isinstance(config.estimator, AntitheticES)
-        estimator = ESTIMATORS[chosen](config.estimator)
+        estimator = ESTIMATORS[name](config.estimator)
         return dataclasses.replace(config, estimator=estimator)
 
-    return {name: (text, partial(make, old)) for name, (text, old) in presets.items()}
+    return _changed(presets, change)

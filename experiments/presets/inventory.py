@@ -1,4 +1,4 @@
-"""Families, distributions and suites by name, and what is known of their tasks."""
+"""Families, distributions and suites by name, and descriptions of their tasks."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ NO_DATA = "its data is not here"
 
 
 class Entry(NamedTuple):
-    """One task of what is shown."""
+    """A task with its title."""
 
     title: str
     task: Task
     about: str
-    """What is said of it beside its fields: axis, horizon, weight."""
+    """Axis and horizon, or weight and variation."""
 
 
 class Described(NamedTuple):
-    """A task with all that is known of it on this machine."""
+    """A task with its cost and the roles of its parameters."""
 
     entry: Entry
     cost: Cost | None
     roles: list[Role]
     problem: str | None
-    """Why it cannot be described, or cannot run, here."""
+    """Reason why it cannot be described, or cannot run, on this machine."""
 
 
 def inventory() -> dict[str, dict[str, str]]:
-    """Descriptions by name, by kind."""
+    """Returns descriptions by kind and name."""
     return {
         "families": {n: _of_family(n, family) for n, family in NAMED.items()},
         "distributions": {n: d.description for n, d in DISTRIBUTIONS.items()},
@@ -49,7 +49,7 @@ def inventory() -> dict[str, dict[str, str]]:
 
 
 def _of_family(name: str, family: Family) -> str:
-    # Only what must be prepared can be missing, and making the others takes a while.
+    # Only prepared data can be missing; making the other tasks takes a while.
     missing = name not in FAMILIES and description.missing_data(family.task())
     return f"{family.description} ({NO_DATA})" if missing else family.description
 
@@ -67,10 +67,10 @@ def _of_suite(suite: Suite) -> str:
 
 
 def entries(name: str) -> list[Entry]:
-    """The tasks of a family, a distribution or a suite, of all that have the name.
+    """Returns the tasks of the families, distributions and suites of a name.
 
     Raises:
-        InputError: if there is none, with what is close.
+        InputError: if there is none.
     """
     found = []
     if name in NAMED:
@@ -92,24 +92,19 @@ def entries(name: str) -> list[Entry]:
 
 
 def entries_of(distribution: TaskDistribution) -> list[Entry]:
-    """The tasks of a distribution."""
+    """Returns the tasks of a distribution."""
     return [
-        Entry(
-            group.name,
-            group.task,
-            f"weight {group.weight:g}, {group.variation.summary}",
-        )
-        for group in distribution.groups
+        Entry(g.name, g.task, f"weight {g.weight:g}, {g.variation.summary}")
+        for g in distribution.groups
     ]
 
 
 def describe(entry: Entry, measured_to: int = 0) -> Described:
-    """What is known of a task; a task whose shapes only a disk knows says so.
+    """Describes a task, or says why it cannot be described without its data.
 
     Args:
         entry: the task.
-        measured_to: numbers of parameters up to which they are initialized once, so
-            that what they start from is known too.
+        measured_to: most parameters to initialize, for the RMS of each tensor.
     """
     problem = description.undescribed(entry.task)
     if problem:
@@ -121,7 +116,7 @@ def describe(entry: Entry, measured_to: int = 0) -> Described:
 
 
 def as_text(described: Described) -> str:
-    """A task for a terminal."""
+    """Returns a description for a terminal."""
     entry, found, parameters, problem = described
     task = entry.task
     lines = [
@@ -176,7 +171,7 @@ def _table(parameters: Sequence[Role]) -> list[str]:
 
 
 def as_json(described: Described) -> dict[str, Any]:
-    """A task as JSON values."""
+    """Returns a description as JSON values."""
     entry, found, parameters, problem = described
     task = entry.task
     known = found is not None
@@ -195,7 +190,7 @@ def as_json(described: Described) -> dict[str, Any]:
 
 
 def with_prefix(value: float) -> str:
-    """Three digits and a prefix of the unit that follows: `1.33 M`."""
+    """Returns three digits and a prefix of the unit that follows: `1.33 M`."""
     for power, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= power:
             return f"{value / power:.3g} {prefix}"
@@ -203,5 +198,5 @@ def with_prefix(value: float) -> str:
 
 
 def size(num_bytes: int) -> str:
-    """Bytes, as `1.33 MB`."""
+    """Returns bytes as `1.33 MB`."""
     return f"{with_prefix(num_bytes)}B"

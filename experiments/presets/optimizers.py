@@ -27,12 +27,12 @@ from parametrization.rules import ADAM_LIKE, SGD_LIKE
 
 @dataclasses.dataclass(frozen=True)
 class NamedOptimizer:
-    """A learned optimizer, made when it is asked for."""
+    """A learned optimizer, built on demand."""
 
     description: str
     """One line for a list."""
     make: Callable[[], AnyLearned]
-    """Makes it."""
+    """Returns the optimizer."""
 
 
 OPTIMIZERS: dict[str, NamedOptimizer] = {
@@ -91,18 +91,14 @@ OPTIMIZERS: dict[str, NamedOptimizer] = {
         lambda: ELO(rules=ADAM_LIKE),
     ),
     "nominal": NamedOptimizer(
-        "small_fc beside an Adam-like step of its own",
+        "small_fc combined with an Adam-like step",
         lambda: Nominal(OPTIMIZERS["small_fc"].make(), rules=ADAM_LIKE),
     ),
 }
 
 
 def named(name: str) -> AnyLearned:
-    """A learned optimizer by its name.
-
-    Raises:
-        InputError: listing the names that are known.
-    """
+    """Returns a learned optimizer by its name, or raises `InputError`."""
     if name not in OPTIMIZERS:
         known = ", ".join(OPTIMIZERS)
         raise InputError(f"unknown optimizer --lopt {name!r}: known are {known}")
@@ -110,10 +106,6 @@ def named(name: str) -> AnyLearned:
 
 
 def take_optimizer(arguments: Sequence[str]) -> tuple[AnyLearned | None, list[str]]:
-    """Takes `--lopt NAME` out of a command line: the optimizer, and what is left.
-
-    Raises:
-        InputError: if the name is missing or unknown.
-    """
+    """Takes `--lopt NAME` out of a command line: the optimizer, and the rest."""
     name, rest = take_name(arguments, "--lopt", "optimizer", OPTIMIZERS)
     return None if name is None else OPTIMIZERS[name].make(), rest

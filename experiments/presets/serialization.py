@@ -1,8 +1,4 @@
-"""Configurations as JSON, and what differs between two of them.
-
-The form is that of `configuration.encoding`: nested objects, strictly read; where a
-field may hold one of several components, `kind` says which.
-"""
+"""Configurations as JSON (see `configuration.encoding`), and their differences."""
 
 from __future__ import annotations
 
@@ -32,7 +28,7 @@ def components() -> dict[str, type]:
 
 
 def encode(value: Any) -> Any:
-    """A configuration as JSON values (see `configuration.encoding.encode`)."""
+    """Returns a configuration as JSON values."""
     return encoding.encode(value, components())
 
 
@@ -58,7 +54,7 @@ def identity(config: dict[str, Any]) -> str:
 
 
 def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested JSON objects by dotted path."""
+    """Returns the leaves of nested JSON objects by dotted path."""
     if not isinstance(data, dict):
         return {prefix: data}
     leaves: dict[str, Any] = {}
@@ -68,10 +64,9 @@ def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(stored: Any, wanted: Any) -> list[str]:
-    """`field: stored value -> wanted value` for every leaf that differs."""
+    """Returns `field: stored value -> wanted value` for every leaf that differs."""
     left, right = flatten(stored), flatten(wanted)
-    names = [n for n in left | right if left.get(n, "absent") != right.get(n, "absent")]
+    pairs = {n: (left.get(n, "absent"), right.get(n, "absent")) for n in left | right}
     return [
-        f"{name}: {left.get(name, 'absent')} -> {right.get(name, 'absent')}"
-        for name in names
+        f"{name}: {old} -> {new}" for name, (old, new) in pairs.items() if old != new
     ]

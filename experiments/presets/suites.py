@@ -7,11 +7,7 @@ from tasks.suites import SUITES, Suite
 
 
 def find_suite(name: str) -> Suite:
-    """The suite of that name.
-
-    Raises:
-        InputError: in one line, with what is known.
-    """
+    """Returns the suite of that name, or raises `InputError`."""
     if name in SUITES:
         return SUITES[name]
     raise InputError(

@@ -5,23 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from datetime import timedelta
-from types import TracebackType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
 
 class TrainingDisplay:
-    """Shows step, meta-loss, inner steps per second and the time left."""
+    """Display of step, meta-loss, inner steps per second and the time left."""
 
     def __init__(self, first_step: int, num_steps: int, inner_steps: int) -> None:
-        """Args: steps done before; steps of the run; inner steps of one outer step."""
+        """Args: steps done before; steps of the run; inner steps per outer step."""
         self._total, self._inner = num_steps, inner_steps
         self._clock: float | None = None
         self._clock_step = first_step
@@ -41,43 +35,36 @@ class TrainingDisplay:
             )
 
     def __enter__(self) -> TrainingDisplay:
-        """Starts the live display."""
         if self._progress:
             self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leaves the terminal as it was."""
+    def __exit__(self, *error: object) -> None:
         if self._progress:
             self._progress.stop()
 
     def update(self, step: int, meta_loss: float) -> None:
-        """Shows where training stands; the clock starts after the first update."""
+        """Shows the progress; the clock starts with the first update."""
         self._measure(step)
-        shown = f"{self._rate:,.0f}" if self._rate else "–"
-        eta = "–"
+        rate = eta = "–"
         if self._rate:
+            rate = f"{self._rate:,.0f}"
             seconds = (self._total - step) * self._inner / self._rate
             eta = str(timedelta(seconds=round(seconds)))
+        loss = f"{meta_loss:.4f}"
         if self._progress:
-            loss = f"{meta_loss:.4f}"
             self._progress.update(
-                self._task, completed=step, loss=loss, rate=shown, eta=eta
+                self._task, completed=step, loss=loss, rate=rate, eta=eta
             )
         else:
             print(
-                f"step {step:>5}/{self._total}  meta-loss {meta_loss:.4f}  "
-                f"{shown:>6} inner steps/s  ETA {eta}",
+                f"step {step:>5}/{self._total}  meta-loss {loss}  "
+                f"{rate:>6} inner steps/s  ETA {eta}",
                 flush=True,
             )
 
     def restart_clock(self) -> None:
-        """Leaves the time since the last update (a validation, say) out of the rate."""
+        """Leaves the time since the last update out of the rate."""
         self._clock = time.monotonic()
 
     def say(self, message: str) -> None:

@@ -1,12 +1,11 @@
-"""What a run would be, without running it: `experiments.train PRESET --dry-run`.
+"""Preview of a run without running it: `experiments.train PRESET --dry-run`.
 
-For each group of tasks the table of its parameters and the FLOP of an inner step; the
-parts of θ; the memory of the complete state; and how long it may take. Nothing is
-trained and nothing is written, the outer step is not even compiled. What is wrong with
-the configuration, or missing on this machine, is an error as it would be of the run.
+Shows, for each task group, its parameters and the FLOP of an inner step; the parts of
+θ; the memory of the complete state; and the expected hours. Nothing is trained, written
+or compiled. Whatever would stop the run at its start is an error here too.
 
-The hours are a guess, and say so: FLOP are counted, the rate of a large matrix product
-is measured here and now, and at which fraction of it meta-training runs is assumed.
+The hours are an estimate: FLOP are counted, the rate of a large matrix product is
+measured, and the fraction of that rate at which meta-training runs is assumed.
 """
 
 from __future__ import annotations
@@ -40,52 +39,48 @@ from tasks.description import missing_data, undescribed
 FLAG = "--dry-run"
 
 FRACTIONS = {"cpu": (0.05, 0.5)}
-"""Of the rate of the product at which meta-training may run, by backend.
+"""Fractions of the product's rate at which meta-training may run, by backend.
 
-On CPUs: benchmarks/meta_training measured .08 (an MLP of 2,410 parameters under a
-network of 4 units) to .4 (of 427,658 parameters, 32 units)."""
+On CPUs benchmarks/meta_training measured .08 (an MLP of 2,410 parameters, a network of
+4 units) to .4 (427,658 parameters, 32 units)."""
 
 ELSEWHERE = (0.005, 0.3)
-"""On other backends, where launches bound small networks: not measured."""
+"""Fractions on other backends, where launches bound small networks: not measured."""
 
 MEASURED_TO = 2**22
-"""Parameters up to which a group is initialized once, to say what it starts from."""
+"""Most parameters of a group that is initialized to show the RMS of each tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupWork:
-    """The arithmetic of one group."""
+    """Arithmetic of one task group."""
 
     name: str
     task_flop: float
-    """Of a batch's loss and gradient."""
+    """FLOP of a batch's loss and gradient."""
     update_flop: float
-    """Of the optimizer's update."""
+    """FLOP of the optimizer's update."""
     inner_steps: float
-    """In an outer step, over all particles; expected, if groups are drawn."""
+    """Inner steps per outer step, over all particles; expected, if groups are drawn."""
     source: str
-    """What counted the FLOP."""
+    """Counter of the FLOP: XLA or a formula."""
 
     @property
     def flop(self) -> float:
-        """Of an inner step of one particle."""
+        """FLOP of an inner step of one particle."""
         return self.task_flop + self.update_flop
 
 
 def take_flag(arguments: Sequence[str]) -> tuple[bool, list[str]]:
-    """Takes `--dry-run` out of a command line: whether it was there, what is left."""
+    """Takes `--dry-run` out of a command line: whether it was there, and the rest."""
     return FLAG in arguments, [word for word in arguments if word != FLAG]
 
 
 def report(config: TrainConfig, name: str) -> str:
-    """All that is known of a run before it begins.
-
-    Args:
-        config: of the run.
-        name: of the preset.
+    """Returns all that is known of a run before it begins.
 
     Raises:
-        InputError: in one line, if the run could not begin here.
+        InputError: if the run could not begin here.
     """
     with reported():
         training, entries = config.build(), entries_of(config.distribution)
@@ -105,7 +100,6 @@ def report(config: TrainConfig, name: str) -> str:
 
 
 def _check_beginning(config: TrainConfig, theta: Theta) -> None:
-    """Refuses what the run would refuse when it begins."""
     if config.validation.suite is not None:
         find_suite(config.validation.suite)
     if config.init_from is not None:
@@ -116,30 +110,29 @@ def _check_beginning(config: TrainConfig, theta: Theta) -> None:
 def group_work(
     config: TrainConfig, training: MetaTraining, groups: Sequence[Described]
 ) -> list[GroupWork]:
-    """The FLOP of every group.
+    """Returns the FLOP of every group.
 
-    An objective on another split costs a forward pass more, a third of a step. The way
-    back through an unroll costs about twice the way there, and with rematerialization
-    the way there once more.
+    An objective on another split costs one more forward pass, a third of a step.
+    Differentiating an unroll costs about twice the unroll, and rematerialization the
+    unroll once more.
     """
     passes = 1
     if isinstance(config.estimator, Backpropagation):
         passes = 4 if config.estimator.remat else 3
-    weights = [group.weight for group in training.groups]
-    total = sum(weights) if training.each_step == "one" else len(weights)
+    one_drawn = training.each_step == "one"
+    weights = [group.weight if one_drawn else 1.0 for group in training.groups]
     forward = 0.0 if config.objective.split == "train" else 1 / 3
     found = []
     for group, weight in zip(groups, weights, strict=True):
         assert group.cost is not None
         update, source = flop_per_update(group.entry.task, config.lopt)
-        share = weight / total if training.each_step == "one" else 1 / total
         sources = dict.fromkeys([group.cost.flop_source, source])
         found.append(
             GroupWork(
                 group.entry.title,
                 passes * (1 + forward) * group.cost.flop_per_step,
                 passes * update,
-                share * training.inner_steps_per_step,
+                weight / sum(weights) * training.inner_steps_per_step,
                 " and ".join(sources),
             )
         )
@@ -156,15 +149,14 @@ def _inner_step(work: GroupWork) -> str:
 def _theta(config: TrainConfig, state: OuterState) -> list[str]:
     parts = state.theta if isinstance(state.theta, dict) else {"θ": state.theta}
     numbers = {name: _numbers(part) for name, part in parts.items()}
-    kind = type(config.lopt).__name__
-    lines = [
-        f"θ of {kind}: {sum(numbers.values()):,} numbers in {len(parts)} "
-        f"part{'s' * (len(parts) != 1)}"
-    ]
     frozen = frozen_parts(config.lopt)
-    return lines + [
-        f"  {name}: {number:,}{' (frozen)' * (name in frozen)}"
-        for name, number in numbers.items()
+    return [
+        f"θ of {type(config.lopt).__name__}: {sum(numbers.values()):,} numbers in "
+        f"{len(parts)} part{'s' * (len(parts) != 1)}",
+        *(
+            f"  {name}: {number:,}{' (frozen)' * (name in frozen)}"
+            for name, number in numbers.items()
+        ),
     ]
 
 
@@ -172,9 +164,8 @@ def _memory(
     config: TrainConfig, groups: Sequence[Described], state: OuterState
 ) -> list[str]:
     members = config.estimator.num_members
-    total = tree_bytes(state)
     lines = [
-        f"memory: {size(total)} of state",
+        f"memory: {size(tree_bytes(state))} of state",
         f"  θ {size(tree_bytes(state.theta))}, its running average "
         f"{size(tree_bytes(state.average))}, outer optimizer "
         f"{size(tree_bytes(state.outer_opt_state))}",
@@ -199,15 +190,15 @@ def _time(
     validated = count * validation.num_seeds * validation.num_steps * len(work)
     backend, rate = jax.default_backend(), product_rate()
     low, high = FRACTIONS.get(backend, ELSEWHERE)
-    hours = [_duration(total / (fraction * rate)) for fraction in (high, low)]
+    least, most = (_duration(total / (fraction * rate)) for fraction in (high, low))
     return [
         f"work: {inner:,} inner steps and {with_prefix(per_step)}FLOP an outer step, "
         f"{with_prefix(total)}FLOP in {config.num_steps:,} outer steps",
         f"  validation is another {validated / (inner * config.num_steps):.1%} of the "
         "inner steps",
-        f"multiplied in: inner models {config.precision}, features "
+        f"precision of products: inner models {config.precision}, features "
         f"{config.feature_precision}",
-        f"expected: {hours[0]} to {hours[1]}, without validation and compilation",
+        f"expected: {least} to {most}, without validation and compilation",
         f"  assumed: meta-training runs at {low:g} to {high:g} of the rate of a 2048³ "
         f"float32 product, which is {with_prefix(rate)}FLOP/s here and now ({backend})",
     ]

@@ -1,4 +1,4 @@
-"""On what a result was produced: recorded beside every table and figure."""
+"""The machine that a result was produced on, recorded beside every table and figure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, backend and versions, for a report."""
+    """Returns processor, cores, backend and versions, for a report."""
     return {
         "machine": f"{_processor()}, {os.cpu_count()} cores",
         "backend": jax.default_backend(),
@@ -25,11 +25,11 @@ def describe_machine() -> dict[str, Any]:
 
 
 def product_rate(seconds: float = 0.5, side: int = 2048) -> float:
-    """FLOP/s of a product of two square float32 matrices on the default device.
+    """Measures the FLOP/s of a float32 matrix product on the default device.
 
     Args:
-        seconds: for which it is repeated, after a first one that compiles.
-        side: of the matrices.
+        seconds: total time of the repetitions, compilation not included.
+        side: of the square matrices.
     """
     matrix = jnp.full((side, side), 0.5)
     product = jax.jit(jnp.matmul)

@@ -23,13 +23,11 @@ class Interruption:
         self._old: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
-        """Installs the handlers."""
         caught = [signal.SIGINT] + [signal.SIGTERM] * (not processes.several())
         self._old = {number: signal.signal(number, self._handle) for number in caught}
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Restores the handlers from before."""
         for number, handler in self._old.items():
             signal.signal(number, handler)
 

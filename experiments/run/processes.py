@@ -1,14 +1,14 @@
 """Several processes that train together: how they meet, agree, and notice a loss.
 
-JAX's own runtime carries everything (`jax.distributed`; gloo between CPUs, NCCL between
-GPUs). The first process alone reads and writes the run directory and prints; what goes
-wrong there is told to all, so that all stop with the same code.
+They communicate by `jax.distributed` (gloo between CPUs, NCCL between GPUs). Only the
+first process reads and writes the run directory and prints; its errors are told to all,
+so that all stop with the same code.
 
-A process that dies takes the others with it in bounded time: a collective of gloo fails
-at once when a peer's connection closes, and where nothing is closed (a machine without
-power, a process that hangs, GPUs waiting for each other) JAX ends a process whose peer
-has sent no heartbeat for `HEARTBEAT` seconds. Nothing is lost: the same command goes on
-from the newest checkpoint, with as many processes as then are there.
+When a process dies, the others end in bounded time: a collective of gloo fails at once
+when a peer's connection closes, and otherwise (a machine without power, a process that
+hangs, GPUs waiting for each other) JAX ends a process whose peer has sent no heartbeat
+for `HEARTBEAT` seconds. The same command then continues from the newest checkpoint,
+with any number of processes.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ PEER_LOST = 75
 HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as lost."""
 MOST_CPU_DEVICES = 8
-"""Of a run that does not say how many: each has a copy of resident data."""
+"""Most CPU devices by default: each holds a copy of resident data."""
 _MESSAGE = 4096  # bytes of an error that is told to all
 _SIGNS_OF_LOSS = ("gloo", "nccl", "connection closed by peer", "coordination service")
 
 
 class SharedError(InputError):
-    """An error of the first process, which all processes raise together."""
+    """An error of the first process that all processes raise together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Meeting:
-    """Where processes meet, how many there are, and which one this is."""
+    """Address of process 0, number of processes, and index of this one."""
 
     coordinator: str
     num_processes: int
@@ -77,10 +77,8 @@ class Meeting:
 def take_meeting(arguments: Sequence[str]) -> tuple[Meeting | None, list[str]]:
     """Takes `--coordinator`, `--num-processes`, `--process-id` out of a command line.
 
-    They are no fields of a configuration, which is the same for all processes.
-
     Raises:
-        InputError: if some are missing or none can be right.
+        InputError: if some are missing or wrong.
     """
     names = ("--coordinator", "--num-processes", "--process-id")
     found: dict[str, str] = {}
@@ -104,19 +102,20 @@ def take_meeting(arguments: Sequence[str]) -> tuple[Meeting | None, list[str]]:
 
 
 def join(meeting: Meeting | None, hosts: str, num_devices: int | None) -> None:
-    """Meets the other processes, if there are any; before JAX computes anything.
+    """Meets the other processes, if there are any, before JAX computes anything.
 
     Args:
-        meeting: said on the command line.
+        meeting: from the command line.
         hosts: "auto" lets JAX find the meeting in its environment.
-        num_devices: devices of a process; a CPU is made to show so many.
+        num_devices: devices per process; a CPU is made to show so many.
 
     Raises:
-        InputError: if nothing was found, or somebody did not come.
+        InputError: if no meeting is found, or a process is missing.
     """
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if num_devices is not None and not forced:
-        with contextlib.suppress(RuntimeError):  # JAX has begun with what it had
+        # JAX refuses once it has counted its devices.
+        with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", num_devices)
     if meeting is None and hosts == "one":
         return
@@ -143,12 +142,7 @@ def join(meeting: Meeting | None, hosts: str, num_devices: int | None) -> None:
 
 
 def cpu_devices(num_chunks: int, shown: int = MOST_CPU_DEVICES) -> int:
-    """How many CPU devices share the chunks of a run that does not say.
-
-    Args:
-        num_chunks: chunks of particles.
-        shown: devices that JAX shows, or can be made to show.
-    """
+    """Returns the default number of CPU devices, at most `shown`, for the chunks."""
     if several():
         return 1
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
@@ -157,7 +151,7 @@ def cpu_devices(num_chunks: int, shown: int = MOST_CPU_DEVICES) -> int:
 
 
 def several() -> bool:
-    """Whether this process trains together with others."""
+    """Whether this process trains with others."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
@@ -167,13 +161,10 @@ def is_first() -> bool:
 
 
 def on_first(work: Callable[[], T]) -> T | None:
-    """Runs something on the first process; the others wait until it is done.
-
-    Returns:
-        What it returned; None on the others.
+    """Runs a function on the first process while the others wait, and get None.
 
     Raises:
-        SharedError: everywhere, if it raised an `InputError` or an `OSError`.
+        SharedError: on all processes, if it raised an `InputError` or an `OSError`.
     """
     if not several():
         return work()
@@ -200,7 +191,7 @@ def check_equal(value: Any, what: str) -> None:
     """Checks that all processes have the same JSON value.
 
     Raises:
-        SharedError: everywhere, naming the first process that has another.
+        SharedError: on all processes, naming the first that has another value.
     """
     if not several():
         return
@@ -224,27 +215,27 @@ def run_directory(path: Path) -> Iterator[RunDirectory | None]:
 
 
 class Pace:
-    """Keeps the host at most one outer step ahead of devices that wait for each other.
+    """Limit of one outer step that the host may be ahead of the devices.
 
-    Programs with collectives that pile up can wait for each other forever. Among
-    processes on CPUs, even two may: there each step is waited for.
+    Queued programs with collectives can deadlock. Among processes on CPUs even two can:
+    there the host waits for every step.
     """
 
     def __init__(self, shared: bool) -> None:
-        """Args: shared: whether several devices share the particles."""
+        """Args: whether several devices share the particles."""
         self._shared = shared
         self._ahead = not (several() and jax.default_backend() == "cpu")
         self._previous: Any = None
 
     def after(self, metrics: Any) -> None:
-        """Call it with what an outer step returned."""
+        """Waits as needed; takes the metrics of the outer step that was queued."""
         if self._shared:
             jax.block_until_ready(self._previous if self._ahead else metrics)
             self._previous = metrics
 
 
 def run(main: Callable[[], None]) -> None:
-    """`command_line.run`, where each process ends with the others and none waits."""
+    """Runs a command as `command_line.run`; all processes end together."""
 
     def together() -> None:
         try:
@@ -270,21 +261,21 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _leave() -> None:
-    """Leaves when all do: the first process serves the others until then."""
+    """Waits for all processes, which the first one serves until then."""
     if several():
         multihost_utils.sync_global_devices("leave")
         jax.distributed.shutdown()
 
 
 def _end(error: BaseException) -> NoReturn:
-    """Ends this process at once: at a normal exit JAX would wait for the others."""
+    """Ends this process at once; a normal exit would wait for the others."""
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
     elif any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS):
         first_line = str(error).splitlines()[0][:300]
         print(
-            f"error: another process was lost ({first_line}); the same command goes on "
-            "from the newest checkpoint",
+            f"error: another process was lost ({first_line}); run the same command to "
+            "continue from the newest checkpoint",
             file=sys.stderr,
         )
         code = PEER_LOST

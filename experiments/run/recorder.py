@@ -33,13 +33,8 @@ class Recorder:
     ) -> None:
         """Begins with nothing pending.
 
-        Args:
-            config: the run's configuration.
-            directory: where to write; None in processes other than the first.
-            sinks: where to show the rows too.
-            display: progress for the terminal.
-            inner_steps: inner steps of one outer step.
-            skipped: how many of the last outer steps in a row moved nothing.
+        `directory` is None in processes other than the first, `inner_steps` counts
+        those of one outer step, and `skipped` the last steps that moved nothing.
         """
         self._config, self._directory = config, directory
         self._sinks, self.display = sinks, display
@@ -49,12 +44,10 @@ class Recorder:
         self._clock = time.monotonic()
 
     def __enter__(self) -> Recorder:
-        """Starts the display."""
         self.display.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Closes the sinks and the display."""
         self._sinks.__exit__(*error)
         self.display.__exit__(*error)
 

@@ -23,12 +23,6 @@ def release(
 ) -> None:
     """Writes the artifact into the run directory, unless it is there already.
 
-    Args:
-        config: the run's configuration.
-        encoded: the same as JSON values.
-        path: the run directory.
-        state: the final state.
-
     Raises:
         InputError: if something else lies in its place, or it cannot be written.
     """
@@ -45,7 +39,7 @@ def release(
             if Artifact.load(folder).provenance == artifact.provenance:
                 return
         except ValueError as error:
-            print(f"warning: {error}; it is released anew", file=sys.stderr)
+            print(f"warning: {error}; it is written again", file=sys.stderr)
     elif os.path.lexists(folder):
         raise InputError(f"{folder} is not a folder of this run; move it away")
     with reported():
@@ -68,11 +62,8 @@ def make_artifact(
 ) -> Artifact:
     """Returns the optimizer of the best validated θ, with its provenance.
 
-    Args:
-        config: the run's configuration.
-        encoded: the same as JSON values.
-        state: the run's state.
-        parent: record of the artifact that the run began with.
+    `encoded` is the configuration as JSON, `parent` the record of the artifact that the
+    run began with.
     """
     provenance = {
         "config": {name: value for name, value in encoded.items() if name != "run"},

@@ -1,17 +1,16 @@
 """The folder of a training run: configuration, lock, metrics, checkpoints.
 
     config.json        the resolved configuration
-    metrics.jsonl      one line per outer step: the record of the run, no clock in it
+    metrics.jsonl      one line per outer step, without times
     validation.jsonl   one line per validation
     timing.jsonl       seconds and inner steps per second, one line per flush
-    parent.json        the artifact that the run began with, if it began with one
-    checkpoints/       the complete state, newest few
-    .saved             there were checkpoints: without them nothing begins anew
+    parent.json        the artifact that the run began with, if any
+    checkpoints/       the newest complete states
+    .saved             marks that there were checkpoints, whose loss is an error
     artifact/          the released optimizer
 
-A run directory belongs to one configuration. What only shows or stores may change when
-a run is continued, and a run may be made longer; anything else is refused with a list
-of what differs.
+A run directory belongs to one configuration. When a run is continued, the options of
+`run` may change and the run may be made longer; any other change is refused.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _SAVED = ".saved"
 
 
 class RunDirectory:
-    """One run's folder, locked for other processes while the `with` block runs.
+    """A run's folder, locked for other processes while the `with` block runs.
 
     The lock is the kernel's: it ends with the process, however that ends.
     """
@@ -84,7 +83,6 @@ class RunDirectory:
         self._recover()
 
     def _not_locked(self, error: OSError) -> str:
-        """Why the lock could not be had."""
         choose = "choose another with --run.directory"
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             return (
@@ -98,18 +96,16 @@ class RunDirectory:
         )
 
     def _recover(self) -> None:
-        """Ends what a killed process left undone here."""
+        """Completes or removes what a killed process left unfinished."""
         recover(self.path / "artifact")
         for name in ("config.json", PARENT, _SAVED, *_RECORDS):
             for left in self.path.glob(f".{name}-*.tmp"):
                 left.unlink()
 
     def __enter__(self) -> RunDirectory:
-        """The folder, locked."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Releases the lock."""
         self._lock.close()
 
     @property
@@ -120,11 +116,11 @@ class RunDirectory:
     def claim(self, config: dict[str, Any]) -> None:
         """Checks the configuration against the stored one, and stores it.
 
-        A folder in which nothing was recorded yet takes any configuration.
+        A folder without records takes any configuration.
 
         Raises:
-            InputError: listing what differs, if that would change the results; if the
-                stored configuration cannot be read; if the checkpoints of a recorded
+            InputError: listing the fields that differ and would change the results; or
+                if the stored configuration is damaged, or the checkpoints of a recorded
                 run are gone.
         """
         path = self.path / "config.json"
@@ -170,25 +166,25 @@ class RunDirectory:
             raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
     def mark_saved(self) -> None:
-        """Notes that there is a checkpoint: from now on none at all is a loss."""
+        """Marks that there is a checkpoint, so that its loss will be noticed."""
         if not os.path.lexists(self.path / _SAVED):
             write_text(self.path / _SAVED, "")
 
     def skipped_in_a_row(self) -> int:
-        """How many of the last recorded steps moved nothing."""
+        """Returns how many of the last recorded steps in a row moved nothing."""
         rows = reversed(read_rows(self.path / METRICS))
         return sum(1 for _ in itertools.takewhile(lambda r: r.get("skipped"), rows))
 
     def truncate_after(self, step: int, validated: Collection[int] = ()) -> None:
-        """Drops what was recorded after a checkpoint's step; it will be done again.
+        """Drops records after a checkpoint's step, which will be run again.
 
         Args:
             step: of the checkpoint.
             validated: steps up to it after which there was a validation.
 
         Raises:
-            InputError: if steps or validations before the checkpoint are not on
-                record, or twice; if a record is a link, which could lead elsewhere.
+            InputError: if the records do not hold each step and validation up to the
+                checkpoint once, or if one is a link, which could lead elsewhere.
         """
         for name in _RECORDS:
             path = self.path / name
@@ -213,7 +209,7 @@ class RunDirectory:
 
 
 def _open(path: Path, flags: int) -> IO[str]:
-    """Opens a file of ours; a link, which could lead elsewhere, is refused."""
+    """Opens a file of the run; refuses a link, which could lead elsewhere."""
     try:
         handle = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as error:
@@ -225,10 +221,10 @@ def _open(path: Path, flags: int) -> IO[str]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The stored configuration of a run directory.
+    """Reads the stored configuration of a run directory, in today's form.
 
     Raises:
-        InputError: if there is none or it is damaged.
+        InputError: if it is missing or damaged.
     """
     file = path / "config.json"
     try:
@@ -245,19 +241,20 @@ def read_config(path: Path) -> dict[str, Any]:
         if field.name in config and is_absent(field, config[field.name]):
             del config[field.name]
     if isinstance(lopt := config.get("lopt"), dict) and "kind" not in lopt:
-        config["lopt"] = {"kind": "SmallFC", **lopt}  # once it was the only one
+        # The only learned optimizer at first.
+        config["lopt"] = {"kind": "SmallFC", **lopt}
     if isinstance(estimator := config.get("estimator"), dict):
         config["estimator"] = migrated(estimator)
     return config
 
 
 def write_parent(path: Path, parent: dict[str, Any]) -> None:
-    """Records what a run began with (see `experiments.run.warm_start`)."""
+    """Records the artifact that a run begins with."""
     write_text(path / PARENT, json.dumps(parent, indent=2) + "\n")
 
 
 def read_parent(path: Path) -> dict[str, Any] | None:
-    """What a run began with; None if it began with a fresh θ.
+    """Reads the record of the artifact that a run began with, if any.
 
     Raises:
         InputError: if the record is damaged.
@@ -270,7 +267,7 @@ def read_parent(path: Path) -> dict[str, Any] | None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a record; a last line cut off by a kill is dropped.
+    """Reads the rows of a record; a last line cut off by a kill is dropped.
 
     Raises:
         InputError: naming the file and the line that is damaged.

@@ -1,12 +1,8 @@
-"""Where metrics are shown beside their record: TensorBoard and Weights & Biases.
+"""Sinks that show metrics beside their record: TensorBoard and Weights & Biases.
 
-`metrics.jsonl` is the record of a run, and resuming trusts it alone. A sink only shows
-the same rows: it is fed when rows are written, one that fails is switched off after one
-warning, and the run goes on with the same bits. What is no finite number is left out.
-
-TensorBoard's event files are written here, record by record, in the calling thread.
-tensorboardX's own `SummaryWriter` hands events to a thread through a queue of ten: if
-that thread dies of a full disk, the queue fills and the run would wait forever.
+`metrics.jsonl` is the record of a run, and resuming trusts it alone. A sink shows the
+same rows; one that fails is switched off after a warning, and the run continues
+unchanged. Values that are not finite numbers are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +27,7 @@ TENSORBOARD = "tensorboard"
 """Folder of the event files in a run directory."""
 
 WANDB_ID = "wandb_id"
-"""File in a run directory that holds the run's identity at Weights & Biases."""
+"""File in a run directory with the run's id at Weights & Biases."""
 
 VALIDATION_PREFIX = "validation/"
 
@@ -39,14 +35,14 @@ _PACKAGES = {"tensorboardX": "tensorboardX==2.6.5", "wandb": "wandb"}
 
 
 class Sink(Protocol):
-    """Takes one row of finite metrics at a time; may fail in any way."""
+    """A consumer of metrics, which may fail in any way."""
 
     def write(self, step: int, row: Mapping[str, float | None]) -> None:
-        """Shows the metrics of an outer step."""
+        """Shows the finite metrics of an outer step."""
         ...
 
     def flush(self) -> None:
-        """Brings what was written to where it can be seen."""
+        """Makes visible what was written."""
         ...
 
     def close(self) -> None:
@@ -55,15 +51,16 @@ class Sink(Protocol):
 
 
 class TensorBoard:
-    """Event files in a folder; every start of a run adds one.
+    """Event files in a folder, one per start of the run.
 
-    Its first event says after which step the run goes on: TensorBoard then forgets what
-    earlier files hold of later steps, which are done again. This is the `purge_step` of
-    a `SummaryWriter`.
+    The first event of a file names the step at which the run continues, as the
+    `purge_step` of a `SummaryWriter`: TensorBoard then forgets later steps of earlier
+    files. Records are written in the calling thread, unlike by tensorboardX's own
+    writer, whose thread may die of a full disk and leave the run waiting at its queue.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Args: the folder, made if needed; outer steps that are done."""
+        """Args: the folder, made if needed; outer steps done before."""
         with _torch_hidden():
             proto = importlib.import_module("tensorboardX.proto.event_pb2")
             summary = importlib.import_module("tensorboardX.proto.summary_pb2")
@@ -71,7 +68,7 @@ class TensorBoard:
         self._event: Callable[..., Any] = proto.Event
         self._summary: Callable[..., Any] = summary.Summary
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files in the order of their names: by time, to the µs.
+        # TensorBoard reads files in the order of their names, hence of time.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self._file: Any = records.RecordWriter(str(folder / f"{name}.{os.getpid()}"))
         self._put(file_version="brain.Event:2")
@@ -80,13 +77,13 @@ class TensorBoard:
         self._file.flush()
 
     def write(self, step: int, row: Mapping[str, float | None]) -> None:
-        """One event with all metrics of the step."""
+        """Writes one event with all metrics of the step."""
         value = self._summary.Value  # pyright: ignore
         values = [value(tag=tag, simple_value=x) for tag, x in row.items()]
         self._put(step=step, summary=self._summary(value=values))
 
     def flush(self) -> None:
-        """To the disk."""
+        """Flushes the file."""
         self._file.flush()
 
     def close(self) -> None:
@@ -99,7 +96,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of a project at Weights & Biases; a resumed run is the same one there."""
+    """A run at Weights & Biases; a resumed run continues the same one."""
 
     def __init__(self, folder: Path, project: str, config: dict[str, Any]) -> None:
         """Args: the run directory; the project; the configuration to show there."""
@@ -115,18 +112,19 @@ class WeightsAndBiases:
             dir=str(folder),
             config={k: v for k, v in config.items() if k != "run"},
         )
-        self._first: int = self._run.step  # what is before it is there already
+        # Earlier steps are there already, with the same values.
+        self._first: int = self._run.step
 
     def write(self, step: int, row: Mapping[str, float | None]) -> None:
-        """Logs the step, unless it is there from before a resume: it is the same."""
+        """Logs the step, unless it is there from before a resume."""
         if step >= self._first:
             self._run.log(dict(row), step=step)
 
     def flush(self) -> None:
-        """Nothing: wandb sends in the background."""
+        """Does nothing: wandb sends in the background."""
 
     def close(self) -> None:
-        """Ends the run there."""
+        """Finishes the run there."""
         self._run.finish()
 
 
@@ -134,19 +132,14 @@ class Sinks:
     """All sinks of a run; none of them can end it."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Sink]]) -> None:
-        """Opens them. Args: what makes a sink, by its name in a warning."""
+        """Opens the sinks. Args: their constructors, by the name for a warning."""
         self._open: dict[str, Sink] = {}
         for name, make in makers.items():
             if sink := self._guarded(name, make):
                 self._open[name] = sink
 
     def write(self, rows: Iterable[Mapping[str, Any]], prefix: str = "") -> None:
-        """Shows rows of a record.
-
-        Args:
-            rows: each with its `step`.
-            prefix: put before the names of the metrics.
-        """
+        """Shows rows of a record, each with its `step`; names get the prefix."""
         kept = [(row["step"], _finite(row, prefix)) for row in rows]
         for name, sink in list(self._open.items()):
 
@@ -161,23 +154,21 @@ class Sinks:
                 self._guarded("", sink.close)
 
     def __enter__(self) -> Sinks:
-        """The open sinks."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Closes them."""
         while self._open:
             name, sink = self._open.popitem()
             self._guarded(name, sink.close)
 
     @staticmethod
     def _guarded(name: str, do: Callable[[], Any]) -> Any:
-        """What a sink's function returns; None, with a warning, if it fails."""
+        """Returns the result, or None with a warning (if named) on failure."""
         try:
             return do()
         except Exception as error:
             text = " ".join(f"{type(error).__name__}: {error}".split())
-            if name:  # one warning a sink: how a failed one closes is not told
+            if name:
                 print(
                     f"warning: {name} is off, {text}; the record is whole",
                     file=sys.stderr,
@@ -189,13 +180,7 @@ class Sinks:
 def open_sinks(
     options: RunOptions, config: dict[str, Any], folder: Path, step: int
 ) -> Sinks:
-    """Opens the sinks that a run asks for.
-
-    Args:
-        options: the run's options.
-        config: its encoded configuration.
-        folder: its run directory.
-        step: outer steps that are done.
+    """Opens the sinks that a run asks for, after some outer steps.
 
     Raises:
         InputError: if the package of one is not installed.
@@ -223,15 +208,15 @@ def _require(package: str, flag: str) -> None:
 
 @contextmanager
 def _torch_hidden() -> Iterator[None]:
-    """Lets nothing that is imported here import torch, which nothing here needs.
+    """Makes imports of torch fail, unless it is loaded already.
 
-    tensorboardX and wandb do if they can: seconds, and in a process that computes with
-    JAX a second set of CUDA libraries.
+    tensorboardX and wandb import it if they can, which takes seconds and loads a second
+    set of CUDA libraries.
     """
     if "torch" in sys.modules:
         yield
         return
-    hidden: Any = None  # with which an import fails
+    hidden: Any = None
     sys.modules["torch"] = hidden
     try:
         yield

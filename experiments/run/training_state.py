@@ -38,12 +38,7 @@ class TrainingState(NamedTuple):
 
 
 def first_state(training: MetaTraining, theta: Theta | None = None) -> TrainingState:
-    """Returns the state before the first outer step.
-
-    Args:
-        training: the meta-training.
-        theta: initial θ; drawn by the optimizer's `init` if None.
-    """
+    """Returns the state before the first outer step, with a drawn θ by default."""
     outer = training.init(theta)
     begun = jax.tree.map(jnp.copy, devices.local(outer.theta))
     return TrainingState(outer, Best(begun, jnp.float32(jnp.inf), jnp.int32(0)))

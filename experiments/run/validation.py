@@ -1,7 +1,8 @@
-"""Which θ is released: runs on `outer_valid`, on seeds that nothing else uses.
+"""Validation of θ on `outer_valid`, with seeds that nothing else uses.
 
-They are on the groups of tasks that are trained on, or on the cells of a named suite: a
-small one of what the optimizer is for chooses better than what it was trained on.
+It chooses the θ that is released. The runs are on the task groups of the training, or
+on the cells of a named suite: a small suite close to the optimizer's purpose chooses
+better than the tasks that it was trained on.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from metatrain.streaming import HostDataset
 from tasks.base import Dataset, Task
 
 FIRST_SEED = 2000
-"""Validation runs have the seeds from here on; evaluations use others."""
+"""First seed of the validation runs; evaluations use others."""
 
 
 class Problem(NamedTuple):
-    """One task of a validation."""
+    """A task of a validation."""
 
     name: str
     task: Task
@@ -45,46 +46,33 @@ class Validation:
         base: dict[str, int],
         datasets: Sequence[Dataset | HostDataset],
     ) -> None:
-        """Prepares them.
-
-        Args:
-            config: of the run.
-            base: sizes of the base model that its groups agree on.
-            datasets: of its groups.
+        """Prepares the tasks, with the groups' datasets and common base sizes.
 
         Raises:
-            InputError: if the suite is unknown, or none of its cells can run here.
+            InputError: if the suite is unknown, or one of its cells cannot run here.
         """
         self._config = config
         steps = config.validation.num_steps
-        if config.validation.suite is None:
+        if config.validation.suite is not None:
+            self._problems = _of_suite(config, config.validation.suite, base)
+        else:
+            groups = zip(config.distribution.groups, datasets, strict=True)
             self._problems = [
                 Problem(group.name, group.task, group.weight, steps, dataset)
-                for group, dataset in zip(
-                    config.distribution.groups, datasets, strict=True
-                )
+                for group, dataset in groups
             ]
-        else:
-            self._problems = _of_suite(config, base, steps)
 
     def row(self, theta: Theta) -> dict[str, Any]:
-        """Normalized losses of θ: means by weight, and those of each problem."""
+        """Returns the normalized losses of θ: weighted means, and each task's."""
         config = self._config.validation
-        losses = np.array(
-            [
-                mean_loss(
-                    problem.task,
-                    self._config.lopt,
-                    theta,
-                    problem.num_steps,
-                    range(FIRST_SEED, FIRST_SEED + config.num_seeds),
-                    problem.dataset
-                    if isinstance(problem.dataset, HostDataset)
-                    else devices.local(problem.dataset),
-                )
-                for problem in self._problems
-            ]
-        )
+        seeds = range(FIRST_SEED, FIRST_SEED + config.num_seeds)
+        found = []
+        for problem in self._problems:
+            data = problem.dataset
+            data = data if isinstance(data, HostDataset) else devices.local(data)
+            lopt, steps = self._config.lopt, problem.num_steps
+            found.append(mean_loss(problem.task, lopt, theta, steps, seeds, data))
+        losses = np.array(found)
         weights = np.array([problem.weight for problem in self._problems])
         held_out, train_loss = np.average(losses, 0, weights)
         row = {"held_out_loss": float(held_out), "train_loss": float(train_loss)}
@@ -95,11 +83,9 @@ class Validation:
         return row
 
 
-def _of_suite(config: TrainConfig, base: dict[str, int], steps: int) -> list[Problem]:
-    """The cells of the configuration's suite that can run here, all of weight 1."""
-    assert config.validation.suite is not None
-    whole = find_suite(config.validation.suite)
-    suite, skipped = runnable(whole, Artifact(config.lopt, {}, base, {}))
+def _of_suite(config: TrainConfig, name: str, base: dict[str, int]) -> list[Problem]:
+    """Returns the cells of a suite, with equal weights."""
+    suite, skipped = runnable(find_suite(name), Artifact(config.lopt, {}, base, {}))
     if skipped:
         raise InputError(
             f"--validation.suite {suite.name}: {len(skipped)} of its cells cannot run "
@@ -110,6 +96,6 @@ def _of_suite(config: TrainConfig, base: dict[str, int], steps: int) -> list[Pro
         task = parametrize(cell.task, config.lopt.rules, base.get("width"))
         with reported():
             data = streaming.load(task, stream=config.run.stream)
-        length = min(cell.num_steps, steps)
+        length = min(cell.num_steps, config.validation.num_steps)
         problems.append(Problem(cell.name, task, 1.0, length, data))
     return problems

@@ -29,13 +29,7 @@ def initial_theta(
 ) -> Theta | None:
     """Returns the θ to begin with, and records its origin in the run directory.
 
-    Args:
-        config: the run's configuration.
-        training: the meta-training, for the parts that the artifact lacks.
-        path: the run directory.
-
-    Returns:
-        θ, or None if the configuration names no artifact.
+    Returns None if the configuration names no artifact.
 
     Raises:
         InputError: if the artifact is damaged or does not fit.
@@ -67,11 +61,7 @@ def begin_with(
 ) -> tuple[Theta, list[str]]:
     """Returns θ to begin with, and the names of its parts from the artifact.
 
-    Args:
-        artifact: the trained optimizer.
-        lopt: the optimizer that will be trained.
-        fresh: its initial θ.
-        folder: of the artifact, for messages.
+    `fresh` is the initial θ of `lopt`; messages name the artifact's `folder`.
 
     Raises:
         ValueError: if the artifact is of another class, or a part does not fit.

@@ -173,7 +173,7 @@ class Celo2:
         )
         grad = jnp.clip(grad, -GRADIENT_BOUND, GRADIENT_BOUND)
         state = accumulators.update(state, grad, complements, self.epsilons)
-        never = jnp.zeros([], jnp.int32)  # no feature tells the time
+        never = jnp.zeros([], jnp.int32)  # no feature depends on time
         return state, Quantities(grad, param, state, never, self.epsilons)
 
     def _direction(self, theta: Theta, q: Quantities) -> jax.Array:

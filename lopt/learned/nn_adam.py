@@ -30,7 +30,6 @@ from lopt.per_tensor import lstm, statistics
 from lopt.per_tensor.lstm import LSTMState
 from lopt.tensors import Arrangement, need
 from parametrization.rules import STANDARD, Rules
-from parametrization.spec import ParamSpec
 
 HYPERPARAMETERS = ("learning_rate", "b1", "b2", "epsilon")
 """Columns of the hyperparameters, in order."""
@@ -152,7 +151,7 @@ class NNAdam:
                 arrangement.split(state.hyperparameters),
                 arrangement.each(self.rules.gradient_scale),
                 arrangement.each(self.rules.step_scale),
-                arrangement.each(_rank),
+                arrangement.each(statistics.rank),
                 strict=True,
             )
         ]
@@ -204,10 +203,6 @@ def _initial_state(theta: Theta, params: optax.Params, specs: Specs) -> NNAdamSt
         hyperparameters=jnp.broadcast_to(_start(theta), (rows, 4)),
         lstm=lstm.initial_state(theta["lstm"], rows),
     )
-
-
-def _rank(spec: ParamSpec) -> float:
-    return len(spec.shape) - len(spec.axes.stacked)
 
 
 def _move(

@@ -49,7 +49,6 @@ from lopt.per_tensor.loss_normalizer import LossAverages
 from lopt.per_tensor.lstm import LSTMState
 from lopt.tensors import Arrangement, need
 from parametrization.rules import STANDARD, Rules
-from parametrization.spec import ParamSpec
 
 ELEMENTS = FeatureSet(
     (
@@ -299,7 +298,7 @@ class RNNMLP:
             return clipping.finite(statistics.join(features, from_network.dtype))
 
         stacks = (*stacks, arrangement.split(state.from_network))
-        ranks = arrangement.each(_rank)
+        ranks = arrangement.each(statistics.rank)
         rows = [tensors.over(look, *x) for x in zip(*stacks, ranks, strict=True)]
         outputs, memory = lstm.apply(theta["lstm"], jnp.concatenate(rows), state.lstm)
         return outputs, memory, train_loss
@@ -360,10 +359,6 @@ def _clipped(
     size = jnp.sqrt(1e-8 + squares.mean())
     average = CLIP_DECAY * clip.average + (1.0 - CLIP_DECAY) * size
     return Clip(clip.step + 1.0, average), [grad for grad, _ in clipped]
-
-
-def _rank(spec: ParamSpec) -> float:
-    return len(spec.shape) - len(spec.axes.stacked)
 
 
 def _tensor_features(

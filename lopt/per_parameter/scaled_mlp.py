@@ -82,7 +82,7 @@ class ScaledMLP:
     def quantities(
         self, grad: jax.Array, param: jax.Array, state: TensorState
     ) -> Quantities:
-        """Returns the inputs of the features, none of which tells the time."""
+        """Returns the inputs of the features, none of which depends on time."""
         return Quantities(grad, param, state, jnp.zeros([], jnp.int32), self.epsilons)
 
     def step(

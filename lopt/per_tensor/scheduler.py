@@ -40,7 +40,7 @@ from parametrization.rules import Rules
 FRACTIONS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 """Fractions of the run at which the first features change sign."""
 RANKS = 5
-"""Tensors of rank 0 to 4 are told apart."""
+"""Length of the one-hot rank, 0 to 4."""
 STEP_SCALE = 0.1
 """Factor on a step when the exponent is 0, where factors are exponentials."""
 

@@ -1,9 +1,16 @@
-"""Statistics of one tensor `[*S]`."""
+"""Statistics of one tensor `[*S]`, features of networks that see whole tensors."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+
+from parametrization.spec import ParamSpec
+
+
+def rank(spec: ParamSpec) -> float:
+    """Returns the number of axes of one tensor, those stacked over layers left out."""
+    return len(spec.shape) - len(spec.axes.stacked)
 
 
 def variance(x: jax.Array) -> jax.Array:

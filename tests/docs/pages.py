@@ -4,6 +4,7 @@ A block may carry a mark, an HTML comment on the line above its fence:
 
     <!-- slow -->               runs with the slow tests only
     <!-- not run: REASON -->    is neither run nor parsed
+    <!-- run -->                its commands run, as they are
     <!-- run with: FLAGS -->    its commands run, each with these flags added
     <!-- file: NAME -->         is written to this file before the page's commands run
 """
@@ -23,7 +24,7 @@ PAGES = [
 ]
 LANGUAGES = {"python", "sh", "json", "text", "toml"}
 
-_MARK = re.compile(r"<!-- (slow|not run|run with|file)(?:: *(.*?))? *-->")
+_MARK = re.compile(r"<!-- (slow|not run|run with|run|file)(?:: *(.*?))? *-->")
 _FENCE = re.compile(r"^( *)```(.*)$")
 _INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 

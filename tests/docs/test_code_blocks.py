@@ -2,7 +2,7 @@
 
 *Run*: every Python block; the blocks of a page in one namespace, in order, in a
 temporary folder where `tests/golden/artifact_schema_1` stands for the quickstart's
-artifact. Command lines marked `run with` run with the flags of the mark added.
+artifact. Command lines marked `run`, or `run with` (with the flags of the mark added).
 
 *Parsed only*: every other `python -m experiments.…` (by the command's own parser, up to
 the resolved configuration), `python -m benchmarks.…` (flags are looked up in the
@@ -20,6 +20,7 @@ import re
 import shutil
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
@@ -87,11 +88,12 @@ def test_slow_python_blocks_run_in_order(page, folder):
 
 
 def run_blocks(found: list[Block]) -> None:
-    names: dict[str, object] = {"__name__": "__page__"}
+    module = types.ModuleType("page")
     for block in found:
         # Line numbers of a traceback are those of the page.
         code = "\n" * block.line + block.text
-        exec(compile(code, str(ROOT / block.page), "exec"), names)
+        path = str(ROOT / block.page)
+        exec(compile(code, path, "exec", dont_inherit=True), vars(module))
 
 
 @pytest.mark.parametrize("page", having("sh"))
@@ -158,7 +160,7 @@ def check(words: list[str], block: Block, monkeypatch) -> None:
 def run_command(module: str, arguments: list[str], block: Block, monkeypatch) -> None:
     """Runs `python -m module`, up to its configuration unless its block is run."""
     command = importlib.import_module(module)
-    runs = block.mark == "run with"
+    runs = block.mark.startswith("run")
     given = [*arguments, *(block.argument.split() if runs else [])]
     monkeypatch.setattr(sys, "argv", [module, *given])
     with monkeypatch.context() as patch:
@@ -218,6 +220,15 @@ def test_files_that_are_named_exist(page):
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", source):
         if "://" not in target:
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_files_of_every_room_exist():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = re.findall(r"^\| `(\w+)/` \|(.*)$", text, flags=re.MULTILINE)
+    assert len(rooms) > 5
+    for room, about in rooms:
+        for name in re.findall(r"`(\w+\.py)`", about):
+            assert list((ROOT / room).rglob(name)), f"{room}/ has no {name}"
 
 
 def test_the_readme_fits_on_two_screens():

@@ -37,7 +37,7 @@ def released(folder, **arguments):
     )
     read = Artifact.load(folder)
     assert type(read.optimizer) is type(made.optimizer)
-    assert read.base == {"width": 32}
+    assert read.base == made.base and read.base["width"] == 32
     jax.tree.map(np.testing.assert_array_equal, read.theta, made.theta)
     return read
 

@@ -23,6 +23,7 @@ from experiments import (
 from experiments.command_line import BAD_INPUT, InputError, take_option
 from experiments.presets import configs
 from experiments.presets.estimators import ESTIMATORS, take_estimator
+from experiments.presets.families import on_families
 from experiments.presets.optimizers import OPTIMIZERS, take_optimizer
 from experiments.presets.serialization import decode, differences, encode, identity
 from experiments.run import run_directory
@@ -381,10 +382,14 @@ def test_every_family_is_a_preset_of_every_command_and_survives_json():
         config = configs.on_family(name)
         stored = json.loads(json.dumps(encode(config)))
         assert decode(configs.TrainConfig, stored) == config
-    for make in (coordinate_check._preset, learning_rate_transfer._preset):
-        assert make("vit").task.width == 32
+    for config in (
+        coordinate_check.CoordinateConfig,
+        learning_rate_transfer.TransferConfig,
+    ):
+        presets = on_families(config)
+        assert presets["vit"][1]().task.width == 32
         with pytest.raises(ValueError, match="a Quadratic has no width"):
-            make("quadratic")
+            presets["quadratic"][1]()
 
 
 def test_checks_refuse_what_they_would_ignore():

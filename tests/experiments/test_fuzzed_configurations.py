@@ -25,7 +25,7 @@ STORED = {name: encode(presets()[name][1]()) for name in SOME}
 
 
 def accept(make):
-    """What is accepted can be built, stored and read again; else one line."""
+    """An accepted configuration can be built, stored and read; others are one line."""
     try:
         with command_line.reported():
             config = make()

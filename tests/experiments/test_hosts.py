@@ -255,7 +255,7 @@ def test_lost_stopped_and_continued_by_others_it_is_the_same_run(tmp_path):
     os.kill(children(run)[1], signal.SIGTERM)  # told to the other one too
     out = end(run)
     assert run.returncode == INTERRUPTED, out
-    assert "going on from step" in out
+    assert "continuing from step" in out
     stopped = read_rows(path / METRICS)[-1]["step"]
     assert step <= stopped < STEPS
     assert (path / "checkpoints" / f"step_{stopped:08d}").exists()
@@ -263,7 +263,7 @@ def test_lost_stopped_and_continued_by_others_it_is_the_same_run(tmp_path):
     run = begin(ONE, path, "--run.devices", "2")
     out = end(run)
     assert run.returncode == 0, out
-    assert f"going on from step {stopped}" in out
+    assert f"continuing from step {stopped}" in out
     out = end(alone)
     assert alone.returncode == 0, out
     assert record(path) == record(tmp_path / "alone")

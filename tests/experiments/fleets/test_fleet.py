@@ -151,7 +151,7 @@ def test_an_interrupted_job_waits_for_the_next_start(tmp_path, capsys):
         assert children.interrupted == signal.SIGTERM
         assert [folder.state(job) for job in jobs] == [after, "waiting"]
     assert names_in(seen) == ["a", "b", "c"]
-    assert "a: interrupted; it goes on with the next start" in capsys.readouterr().out
+    assert "a: interrupted; it continues at the next start" in capsys.readouterr().out
     work(folder, jobs_named("a", "b", "c"), Children(), runs("", seen))
     assert names_in(seen) == ["a", "b", "c", "a", "c"]
 

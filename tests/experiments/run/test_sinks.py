@@ -65,7 +65,7 @@ def events(folder):
 
 
 def shown(folder):
-    """What TensorBoard shows: {(step, tag): [values]}."""
+    """Returns the values that TensorBoard shows, by step and tag."""
     found = {}
     for event in events(folder):
         if event.HasField("session_log"):  # its reader forgets what is done again

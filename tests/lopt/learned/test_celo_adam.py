@@ -113,7 +113,7 @@ def test_the_first_step_has_the_scheduler_s_length(small, step):
 
 
 def test_thirty_steps_in_float32_are_adam_s_in_float64(small):
-    """Displacements from zero, where 1 − β₂ᵗ from a rounded β₂ would show."""
+    """Displacements from zero show a 1 − β₂ᵗ that is computed from a rounded β₂."""
     theta, zero, _ = jax.tree.map(np.zeros_like, small)
     grads = [np.random.default_rng(i).normal(size=4) for i in range(30)]
     rule = SMALL.as_optax(theta, SPECS, 30)
@@ -141,7 +141,7 @@ def test_one_bad_gradient_leaves_all_tensors_finite(small, step, bad):
 
 
 def test_mu_p_scales_the_step_and_unscales_the_gradient(small, step):
-    """Twice the base width: half the gradient, and half the step where hidden."""
+    """At twice the base width, gradients and hidden matrices' steps are halved."""
     theta, params, grads = small
     mup = first_step(dataclasses.replace(SMALL, rules=ADAM_LIKE))
     doubled = jax.tree.map(lambda g: 2 * g, grads)

@@ -116,7 +116,7 @@ def test_float64_in_closed_form(inputs):
 
 
 def test_float32_keeps_the_digits_of_long_decays(inputs):
-    """1 − β₂ᵗ is 10⁻⁵ and more: in float32, 1 − 0.99999ᵗ would be off by 10⁻³."""
+    """1 − β₂ᵗ begins at 10⁻⁵: from a rounded β₂ it would be off by 10⁻³ of itself."""
     lopt = LearnableAdam(0.01, 0.99, 0.99999, 1e-8)
     theta = lopt.init(jax.random.key(0))
     zero = jax.tree.map(np.zeros_like, inputs[0])
@@ -170,7 +170,7 @@ def test_mu_p_is_one_factor_a_tensor(inputs, lopt, rules):
 
 
 def test_the_floor_of_mu_adam_falls_as_the_gradients_do(inputs):
-    """Where ε rules, the gradient of the base model counts: 4 times this one."""
+    """With a large ε, the step is proportional to 4 times this gradient, the base's."""
     lopt = LearnableAdam(0.5, 0.5, 0.75, 1e6, rules=ADAM_LIKE)
     zero = jax.tree.map(np.zeros_like, inputs[0])
     got, _ = path(ours(lopt), (zero, inputs[1]), lopt.init(jax.random.key(0)))

@@ -129,7 +129,7 @@ def quick(function):
 
 @pytest.fixture(scope="module")
 def initial():
-    """θ as `init` makes it, with a learning rate that can be seen."""
+    """Initial θ, with a learning rate large enough to see."""
     return quick(SMALL.init)(jax.random.key(0))
 
 
@@ -157,13 +157,13 @@ def inputs():
 
 @pytest.mark.parametrize("strength", [0.0, 0.2, 1.0])
 def test_hyperparameters_are_pulled_back_to_theta_s(initial, strength):
-    """Six steps in NumPy, where the LSTM has a bias alone: it says what it says."""
+    """Compares six steps with NumPy; the readout is a bias, whatever the LSTM does."""
     rng = np.random.default_rng(0)
     lopt = dataclasses.replace(SMALL, output_scale=0.1, decay_strength=strength)
-    said = np.array([-1.0, 0.5, 8.0, 2.0])  # the third runs into its bound
+    change = np.array([-1.0, 0.5, 8.0, 2.0])  # the third reaches its bound
     with jax.enable_x64(True):
         theta = jax.tree.map(np.float64, initial)
-        theta["controls"] = {"kernel": np.zeros((16, 4)), "bias": said}
+        theta["controls"] = {"kernel": np.zeros((16, 4)), "bias": change}
         rule = lopt.as_optax(theta, SPECS, 10)
         params, grads = (
             {n: rng.normal(size=s.shape) for n, s in SPECS.items()} for _ in "12"
@@ -178,7 +178,7 @@ def test_hyperparameters_are_pulled_back_to_theta_s(initial, strength):
             v = (1 - c2) * v + c2 * grads["a"] ** 2
             want = -rate * (1 + eps) * m / (eps + np.sqrt(v + 1e-10))
             np.testing.assert_allclose(steps["a"], want, rtol=1e-12)
-            h = h + 0.1 * said
+            h = h + 0.1 * change
             h = h - strength * (h - start)
             h = np.clip(h, *np.array(BOUNDS).T)
             learned = np.asarray(state.hyperparameters)
@@ -206,7 +206,7 @@ def test_the_first_step_is_adam_s_without_bias_correction(inputs, first_step):
 
 
 def test_mu_p_scales_the_step_and_unscales_the_gradient(inputs, first_step):
-    """Twice the base width: half the gradient, and half the step where hidden."""
+    """At twice the base width, gradients and hidden matrices' steps are halved."""
     grads, params = inputs
     standard, _ = first_step[0](jax.tree.map(lambda g: 2 * g, grads), params)
     mup, _ = first_step[1](grads, params)

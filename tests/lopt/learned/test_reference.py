@@ -165,7 +165,7 @@ def test_every_step_is_the_definition_s(trajectories, name, tensor):
 
 
 def test_the_floors_matter_at_these_gradients(trajectories):
-    """Else the cases above would not tell one set of floors from another."""
+    """Otherwise the cases above would not distinguish sets of floors."""
     theta, params, grads, path = trajectories("paper")
     safe = dataclasses.replace(OPTIMIZERS["paper"], epsilons=WIDTH_SAFE)
     other = literal(safe, theta, 0.25, params["square"], grads["square"])

@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_is_not_averaged(small, run_small):
 
 
 def test_mu_p_scales_the_step_and_unscales_the_gradient(small, run_small):
-    """Twice the base width: half the gradient, and half the step where hidden."""
+    """At twice the base width, gradients and hidden matrices' steps are halved."""
     theta, params, grads, losses = small
     first = [jax.tree.map(lambda g: g[:1], grads), losses[:1]]
     doubled = [jax.tree.map(lambda g: 2 * g, first[0]), first[1]]

@@ -91,7 +91,7 @@ def test_num_steps_may_be_traced_and_the_loss_may_be_given(theta):
 
 
 def test_theta_may_be_numpy_in_a_closure(theta, update):
-    """As it comes out of a file."""
+    """θ as read from a file."""
     lopt = SMALL.as_optax(jax.tree.map(np.asarray, theta), SPECS, 10)
     params, grads = values(0), values(1)
     got, _ = jax.jit(lopt.update)(grads, lopt.init(params), params)

@@ -18,7 +18,7 @@ from tests.lopt.per_tensor.test_scheduler import tensor_lstm_theta
 from tests.lopt.trajectories import LEAVES, Trajectory, assert_close
 
 GROUPS = 14
-"""Kinds of features, of which each has a kernel of its own in the original."""
+"""Kinds of features; each has a kernel of its own in the original."""
 VELO = VeLO(lstm_hidden_size=16, param_inits=8)
 BUGGED = dataclasses.replace(VELO, bugged_losses=True)
 FILES = {
@@ -52,7 +52,7 @@ def velo_theta(arrays):
 
 
 def celo_theta(arrays):
-    """Of one network in the bank the weight is 1, whatever the controls are."""
+    """A bank of one network has the weight 1, whatever the controls are."""
     scheduler = tensor_lstm_theta(arrays)
     del scheduler["controls"]
     return {
@@ -71,7 +71,7 @@ class Golden:
 
 
 SLOW = {"velo_hyperv2_bugged_loss", "celo_long"}
-"""What they add, the loss features, is seen in the tests of `tensor_lstm` too."""
+"""Tests of the scheduler check the loss features, too."""
 
 
 @pytest.fixture(
@@ -147,7 +147,7 @@ def test_the_published_weights_are_those_of_the_trajectories(golden):
 
 
 def test_published_velo_has_the_size_of_the_original():
-    """2,320,385 weights, but for a layer without effect (30 × 512 + 512)."""
+    """2,320,385 weights without those of an unused layer (30 × 512 + 512)."""
     shapes = jax.eval_shape(PUBLISHED.init, jax.random.key(0))
     count = sum(x.size for x in jax.tree.leaves(shapes))
     assert count == 2_320_385 - (30 * 512 + 512)
@@ -220,7 +220,7 @@ def test_one_bad_gradient_leaves_all_tensors_finite(small, bad):
 
 
 def test_mu_p_scales_the_step_and_unscales_the_gradient(small):
-    """Twice the base width: half the gradient, and half the step where hidden."""
+    """At twice the base width, gradients and hidden matrices' steps are halved."""
     mup = last_step(dataclasses.replace(small.optimizer, rules=ADAM_LIKE), SPECS)
     first = jax.tree.map(lambda g: g[:1], small.grads), small.losses[:1], 10
     doubled = jax.tree.map(lambda g: 2 * g, first[0]), *first[1:]

@@ -1,4 +1,4 @@
-"""Running averages: what their weights sum to."""
+"""Sums of the weights of running averages."""
 
 import jax
 import numpy as np

@@ -37,7 +37,7 @@ def small_blocks(monkeypatch):
 
 
 def quantities(shape, seed=0, dtype=np.float64):
-    """Uneven gradients and accumulators that no axis or decay could be mistaken in."""
+    """Uneven gradients and accumulators, which expose a mistaken axis or decay."""
     rng = np.random.default_rng(seed)
 
     def draw(*lead, positive=False, without=None):
@@ -137,7 +137,7 @@ def steps(form, optimizer, theta, params, grads, specs, stacked=2):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_particles_of_pairs_in_a_scan_agree_in_float32(name, random_theta):
-    """Two vmaps outside, one over equal tensors inside; scalars and vectors beside."""
+    """Two vmaps over particles around one over tensors; scalars and vectors, too."""
     optimizer, rng = OPTIMIZERS[name], np.random.default_rng(0)
     axes = {"a": "width -> mlp", "b": "width -> mlp", "bias": "-> mlp", "scalar": "->"}
     shapes = {"a": (21, 13), "b": (21, 13), "bias": (13,), "scalar": ()}
@@ -217,7 +217,7 @@ def test_kernel_under_vmap_over_particles():
 
 
 def test_kernel_lowers_to_triton():
-    """Every operation is one that Triton knows; what it computes, no test says."""
+    """Triton knows every operation; the result is not tested here."""
     q, layers = quantities((37, 150), dtype=np.float32), layers_of(32, 2, 1, np.float32)
     program = jax.vmap(kernels.program(features.SMALL_FC, PAPER, 0.1, interpret=False))
     inputs = jax.tree.map(

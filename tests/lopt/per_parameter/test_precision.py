@@ -1,8 +1,8 @@
-"""Networks that multiply in bfloat16: what is rounded, in every form, and how little.
+"""Networks that multiply in bfloat16, in every form, against a NumPy reference.
 
-The reference rounds in NumPy, by `ml_dtypes`, and does all else in float64. There, two
-ways to add differ by 1e-16, and no sum comes so near to the middle of two bfloat16
-numbers that it would be rounded to the other one: agreement is exact or there is none.
+The reference rounds by `ml_dtypes` and does all else in float64. There, two ways to add
+differ by 1e-16, and no sum comes so near to the middle of two bfloat16 numbers that it
+would be rounded to the other one: agreement is exact or there is none.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ from .test_forms import NETWORKS, layers_of, quantities, relative
 EXP_MULT = 0.1
 FORMS = ("plain", "blocked", "kernel")
 ROUNDS = FAST_COMPILATION | {"xla_allow_excess_precision": False}
-"""The kernel's conversions round, as they do on a GPU: XLA leaves none of them out."""
+"""Keeps the kernel's conversions, which round on a GPU."""
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def test_vectors_are_rounded_alike(shape):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_in_float32_every_form_is_far_nearer_to_it_than_to_no_rounding(form):
-    """Here a sum may fall on the other side of a middle, so a few elements differ."""
+    """A sum may fall on the other side of a middle, so a few elements differ."""
     q, layers = quantities((37, 11), 0, np.float32), layers_of(32, 2, 1, np.float32)
     got = displacement(form, "bfloat16", layers, q)
     want, exact = reference(layers, q), displacement(form, "float32", layers, q)
@@ -147,7 +147,7 @@ def test_matrices_in_bfloat16_where_there_are_tensor_cores(monkeypatch):
 
 
 def test_the_kernel_in_bfloat16_lowers_to_triton():
-    """Every operation is one that Triton knows; what it computes, no test says."""
+    """Triton knows every operation; the result is not tested here."""
     q, layers = quantities((37, 150), 0, np.float32), layers_of(32, 2, 1, np.float32)
     program = kernels.program(
         features.SMALL_FC, PAPER, 0.1, "bfloat16", interpret=False

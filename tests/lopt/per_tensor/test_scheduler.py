@@ -116,7 +116,7 @@ def test_theta_has_the_shapes_of_the_original(replay):
 
 
 def test_inputs_factors_and_controls(replay):
-    """Celo's tensors all see and say the same, so one row stands for six."""
+    """Celo's tensors have the same inputs and outputs, so one row stands for six."""
     features = replay.file.group("features")
     inputs = features["lstm_input"]
     assert_close(*np.broadcast_arrays(replay.seen[STEP], inputs), 1e-4, 1e-4)
