@@ -66,6 +66,7 @@ def test_a_torch_model_is_trained(artifact):
     assert math.isfinite(loss) and abs(loss - math.log(10)) > 1e-4
 
 
+@pytest.mark.slow
 def test_an_own_task_is_meta_trained():
     losses = example("own_task").main(num_steps=2, wide=64)
     assert set(losses) == {32, 64} and all(map(math.isfinite, losses.values()))

@@ -114,6 +114,7 @@ def test_a_suite_of_different_tasks_with_a_cell_that_cannot_run(
     assert len(set(stamps)) == 3
 
 
+@pytest.mark.slow
 def test_more_baselines_are_tuned_in_every_cell(
     monkeypatch, tmp_path, artifact, stubbed
 ):

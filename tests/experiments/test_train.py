@@ -63,6 +63,7 @@ def leaves_equal(left, right):
     return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_five_steps_a_restart_and_five_are_ten_bit_for_bit(straight, tmp_path):
     path = tmp_path / "run"
     train(options(path, stop_after=5), "tiny")

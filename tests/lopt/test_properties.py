@@ -58,7 +58,7 @@ class Case:
 
 CASES = {
     "small_fc": Case(SmallFC(**SMALL, step_mult=0.1)),
-    "mlp_lopt": Case(MLPLOpt(**SMALL, step_mult=0.1)),
+    "mlp_lopt": Case(MLPLOpt(**SMALL, step_mult=0.1), slow=True),
     "celo2": Case(Celo2(), slow=True),
     "celo2_base": Case(
         Celo2(orthogonalize=False, weight_decay=0.1, clip_norm=1.0),
@@ -86,7 +86,7 @@ CASES = {
         loss=True,
         slow=True,
     ),
-    "learnable_sgd": Case(LearnableSGD()),
+    "learnable_sgd": Case(LearnableSGD(), slow=True),
     "learnable_sgdm": Case(LearnableSGDM(), slow=True),
     "learnable_adam": Case(LearnableAdam()),
     "sgd": Case(SGD(momentum=0.9, nesterov=True), slow=True),

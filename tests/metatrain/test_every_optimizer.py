@@ -39,7 +39,7 @@ def made(name):
     return dataclasses.replace(lopt, **{k: v for k, v in small.items() if k in known})
 
 
-SOON = ("rnn_mlp", "learnable_adam")
+SOON = ("learnable_adam",)
 """Tested always; the others, which compile as long, among the slow tests."""
 
 

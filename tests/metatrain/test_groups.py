@@ -102,6 +102,7 @@ def test_the_gradient_is_the_mean_by_weight_and_so_are_the_metrics(mixed, datase
         assert float(metrics[f"meta_loss/{name}"]) == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_variant_is_one_for_a_pair_and_for_an_episode(mixed, datasets):
     state = mixed.init()
     seen, starts = [], []

@@ -174,6 +174,7 @@ def test_learning_rate_warms_up_and_decays_by_a_cosine():
     np.testing.assert_allclose(sizes[4:], cosine, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_is_reproducible_and_advances(dataset):
     def run():
         state = TRAINING.init()

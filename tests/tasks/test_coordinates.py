@@ -69,7 +69,7 @@ def test_families_without_a_width_are_those_without_a_model():
 
 
 # Families of the default suite; every other one takes 15 to 80 seconds.
-SOON = {"mlp", "autoencoder"}
+SOON = {"mlp"}
 
 
 # signals is the MLP on other data: in the default suite one of the two will do.
@@ -125,6 +125,7 @@ def test_the_columns_of_adam_and_sgd_are_not_interchangeable():
     assert min(slopes.values()) < -STEEP
 
 
+@pytest.mark.slow
 def test_a_learned_optimizer():
     lopt = SmallFC(step_mult=0.01, rules=ADAM_LIKE)
     assert_flat(check(at_widths("mlp", NARROW[::3], ADAM_LIKE), lopt))

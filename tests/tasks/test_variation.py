@@ -44,7 +44,9 @@ def moved(params):
     return structure.unflatten(away)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    "level", [pytest.param("task", marks=pytest.mark.slow), *LEVELS[1:]]
+)
 def test_a_reparametrized_network_is_the_same_function_with_scaled_gradients(
     level, batch
 ):
@@ -206,7 +208,9 @@ def test_a_place_of_a_text_has_the_same_wrong_target_in_every_window():
     assert 0 < wrong.sum() < 16
 
 
-@pytest.mark.parametrize("rows", [8, 4, 2, 1])
+@pytest.mark.parametrize(
+    "rows", [8, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 2)), 1]
+)
 def test_a_thinned_batch_has_the_loss_of_its_first_rows(rows, data):
     params = moved(TASK.init(KEY))
     draws = TASK.draw(data, KEY, "train", 3)

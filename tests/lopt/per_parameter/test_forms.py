@@ -135,7 +135,13 @@ def steps(form, optimizer, theta, params, grads, specs, stacked=2):
     return jax.tree.map(np.asarray, compiled(theta, params, grads))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "small_fc 4" else [pytest.mark.slow])
+        for name in OPTIMIZERS
+    ],
+)
 def test_particles_of_pairs_in_a_scan_agree_in_float32(name, random_theta):
     """Two vmaps over particles around one over tensors; scalars and vectors, too."""
     optimizer, rng = OPTIMIZERS[name], np.random.default_rng(0)

@@ -278,6 +278,7 @@ print(*loaded())
 """
 
 
+@pytest.mark.slow
 def test_a_new_process_loads_quietly_and_without_tensorflow(tiny, tmp_path):
     environment = {**os.environ, cache.VARIABLE: str(tmp_path / "cache")}
     outs = []
@@ -306,9 +307,8 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("mnist", marks=pytest.mark.slow), "cifar10_subset"]
-)
+@pytest.mark.parametrize("name", ["mnist", "cifar10_subset"])
+@pytest.mark.slow
 def test_real_data_has_its_rows_per_label(name, data_dir, monkeypatch):
     monkeypatch.setenv(prepared.VARIABLE, str(data_dir(name).parent))
     source = TFDSImages(name)

@@ -28,7 +28,10 @@ AWAY = {"width": 12, "head_dim": 6, "depth": 3}
 
 @pytest.mark.parametrize(
     "model",
-    [dataclasses.replace(LM, readout="tied"), dataclasses.replace(VIT, scan=True)],
+    [
+        dataclasses.replace(LM, readout="tied"),
+        pytest.param(dataclasses.replace(VIT, scan=True), marks=pytest.mark.slow),
+    ],
     ids=["lm, tied", "vit, scanned"],
 )
 def test_at_the_base_shape_all_rules_agree_bit_for_bit(model):

@@ -131,6 +131,7 @@ def test_the_loss_starts_at_ln_c_and_kernels_have_the_deviations_of_their_roles(
     assert not any(np.asarray(x).any() for x in params["readout"].values())
 
 
+@pytest.mark.slow
 def test_at_the_base_shape_all_parametrizations_agree_bit_for_bit():
     results = families.by_rules(TINY, images(SHAPE), LABELS, 10)
     families.assert_equal_bits(results)

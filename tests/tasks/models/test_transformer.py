@@ -116,6 +116,7 @@ def test_rotary_heads_have_an_even_size(name):
         dataclasses.replace(LM, positions="rotary", **odd)
 
 
+@pytest.mark.slow
 def test_a_tied_table_starts_at_a_size_that_does_not_depend_on_the_width():
     for width in (16, 64):
         model = Transformer(width, depth=1, base_width=16, readout="tied")
