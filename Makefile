@@ -25,7 +25,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 test: $(VENV)/.dev  ## the default tests (WORKERS=2)
 	$(PYTEST)
 
-test-fast: $(VENV)/.dev  ## the default tests of what has changed since main
+test-fast: $(VENV)/.dev  ## the default tests nearest to what has changed since main
 	@tests=$$($(BIN)/python -m tests.changed) && \
 		{ [ -z "$$tests" ] && echo "nothing has changed since main" || $(PYTEST) $$tests; }
 

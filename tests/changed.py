@@ -9,17 +9,28 @@ for its folder.
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
 
-def changed_files(base: str = "main") -> list[str]:
-    """Returns files that differ from where this branch left `base`, or are new."""
+def changed_files(bases: tuple[str, ...] = ("main", "origin/main")) -> list[str]:
+    """Returns files that differ from where HEAD left the first base, or are new.
+
+    Raises:
+        SystemExit: if there is none of the bases.
+    """
     run = ["git", "-C", str(ROOT)]
-    fork = subprocess.run(
-        [*run, "merge-base", "HEAD", base], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    for base in bases:
+        found = subprocess.run(
+            [*run, "merge-base", "HEAD", base], capture_output=True, text=True
+        )
+        if found.returncode == 0:
+            fork = found.stdout.strip()
+            break
+    else:
+        sys.exit(f"error: none of {', '.join(bases)} is here: fetch one")
     commands = (
         [*run, "diff", "--name-only", fork],
         [*run, "ls-files", "--others", "--exclude-standard"],

@@ -66,3 +66,5 @@ def test_committed_uncommitted_and_new_files_count(tmp_path, monkeypatch):
     (tmp_path / "new.py").write_text("2\n")
     monkeypatch.setattr("tests.changed.ROOT", tmp_path)
     assert changed.changed_files() == ["committed.py", "edited.py", "new.py"]
+    with pytest.raises(SystemExit, match="none of trunk is here"):
+        changed.changed_files(("trunk",))

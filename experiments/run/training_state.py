@@ -96,7 +96,7 @@ def load_trained(path: Path) -> tuple[TrainConfig, TrainingState]:
         template = jax.eval_shape(lambda: first_state(config.build()))
         restored = checkpoints.restore(template)
     if restored is None or not np.isfinite(float(restored.state.best.loss)):
-        raise InputError(f"{path} has no validated θ yet: train it further first")
+        raise InputError(f"{path} has no validated θ yet: run its command again")
     _warn(restored)
     return config, restored.state
 

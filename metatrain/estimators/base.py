@@ -1,7 +1,7 @@
 """The base of meta-gradient estimators.
 
 An estimator advances particles by windows of T inner steps and averages their terms. A
-particle is what one key stands for: an antithetic pair, or a single unroll. Its members
+particle is one antithetic pair, or one unroll, with a key of its own. Its members
 share variant and initialization, and begin their next episode together, in the window
 after the one in which the last ended.
 """
