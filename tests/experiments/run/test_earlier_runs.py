@@ -94,3 +94,28 @@ def test_a_combination_that_no_estimator_has_is_refused():
     earlier = stored()["estimator"] | {"refresh": 3, "credit": "window"}
     with pytest.raises(InputError, match="refresh = 3 with credit = 'window' is no"):
         migrated(earlier)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"refresh": "episode", "credit": "window"}, "refresh = 'episode' with credit"),
+        ({"refresh": "episode", "credit": None}, "refresh = 'episode' with credit"),
+        ({"controls": {"orthogonal": True}}, "controls = .* is not a field of Evolut"),
+        ({"refresh": True}, "refresh = True must be a whole number or 'episode'"),
+        ({"refresh": 1.0, "credit": "window"}, "refresh = 1.0 must be a whole number"),
+        ({"kind": "PES", "refresh": True}, "refresh = True must be a whole number"),
+    ],
+)
+def test_an_estimator_that_no_version_wrote_is_refused(changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        migrated(stored()["estimator"] | changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_stored_refresh_is_kept_where_the_kind_is_absent():
+    earlier = stored()["estimator"] | {"refresh": 3}
+    del earlier["kind"]
+    assert (migrated(earlier)["kind"], migrated(earlier)["refresh"]) == ("PES", 3)
+    with pytest.raises(InputError, match="refresh = 3 with credit = 'fresh' is no"):
+        migrated(earlier | {"credit": "fresh"})
