@@ -119,3 +119,16 @@ def test_a_stored_refresh_is_kept_where_the_kind_is_absent():
     assert (migrated(earlier)["kind"], migrated(earlier)["refresh"]) == ("PES", 3)
     with pytest.raises(InputError, match="refresh = 3 with credit = 'fresh' is no"):
         migrated(earlier | {"credit": "fresh"})
+
+
+def test_a_default_that_has_changed_since_is_named_with_the_stored_value(tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(EARLIER, copy)
+    flags = {k: v for k, v in FLAGS.items() if k != "lopt.factored-axes"}
+    words = [word for name, x in flags.items() for word in (f"--{name}", str(x))]
+    config = command_line.choose_preset(presets(), "train", [PRESET, *words])[1]
+    message = r"\(lopt\.factored_axes: tensor -> matrix\); repeat its fields"
+    with run_directory.RunDirectory(copy) as directory:
+        with pytest.raises(InputError, match=message):
+            directory.claim(encode(config))
+        directory.claim(encode(parsed()))  # with --lopt.factored-axes tensor
