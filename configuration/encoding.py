@@ -54,13 +54,15 @@ def kinds_of(*classes: type) -> dict[str, type]:
     return named
 
 
-def encode(value: Any, kinds: Kinds, *, nan: bool = False) -> Any:
+def encode(value: Any, kinds: Kinds, *, nan: bool = False, absent: bool = False) -> Any:
     """Returns a dataclass, or what its fields hold, as JSON values.
 
     Args:
         value: the dataclass.
         kinds: classes whose objects say their `kind`.
         nan: writes NaN as "nan", which fields of type `Measured` read back.
+        absent: writes also the fields that are left out because they have the value of
+            objects stored without them.
 
     Raises:
         ValueError: if it holds something that JSON cannot, such as a function.
@@ -70,7 +72,7 @@ def encode(value: Any, kinds: Kinds, *, nan: bool = False) -> Any:
         is_kind = kinds.get(cls.__name__) is cls
         return {"kind": cls.__name__} if is_kind else {}
 
-    return _encode(value, head, nan)
+    return _encode(value, head, nan, absent)
 
 
 def canonical(value: Any) -> Any:
@@ -84,18 +86,23 @@ def canonical(value: Any) -> Any:
     return _encode(value, lambda cls: {"class": cls.__qualname__}, nan=False)
 
 
-def _encode(value: Any, head: Callable[[type], dict[str, str]], nan: bool) -> Any:
+def _encode(
+    value: Any,
+    head: Callable[[type], dict[str, str]],
+    nan: bool,
+    absent: bool = False,
+) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
             field.name: getattr(value, field.name)
             for field in dataclasses.fields(value)
-            if not is_absent(field, getattr(value, field.name))
+            if absent or not is_absent(field, getattr(value, field.name))
         }
-        return head(type(value)) | _encode(fields, head, nan)
+        return head(type(value)) | _encode(fields, head, nan, absent)
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return {name: _encode(item, head, nan) for name, item in value.items()}
+        return {name: _encode(item, head, nan, absent) for name, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_encode(item, head, nan) for item in value]
+        return [_encode(item, head, nan, absent) for item in value]
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, Path):

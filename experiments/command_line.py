@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -121,6 +122,8 @@ def choose_preset(
 ) -> tuple[str, T]:
     """Reads `PRESET [--field.sub value]`.
 
+    The preset may also follow options, where no word can be mistaken for it.
+
     Args:
         presets: by name, a description and a function that makes the value; only the
             chosen one is called.
@@ -128,16 +131,19 @@ def choose_preset(
         arguments: words of the command line.
 
     Raises:
-        InputError: if the preset, a field or a value is wrong.
+        InputError: if the preset, a field or a value is wrong, or if the preset may
+            be an option's value.
     """
     rest = take_data_dir(arguments)
-    name = next((word for word in rest if word in presets), None)
-    if name is None:
+    place = _place_of_preset(presets, rest)
+    if place is None:
         _refuse_preset(presets, program, rest)
-    rest.remove(name)
+    name = rest[place]
     description, make = presets[name]
     with reported():
         preset = make()
+    _check_not_a_value(rest[: place + 1], preset)
+    del rest[place]
     return name, _parse(
         type(preset),
         rest,
@@ -159,11 +165,60 @@ def _refuse_preset(
             print(f"  {name:<{length}}  {description}")
         print(f"\n{program} PRESET --help explains every field.")
         raise SystemExit(0 if arguments else BAD_INPUT)
-    word = next((w for w in arguments if not w.startswith("-")), arguments[0])
+    known = f"known are {', '.join(presets)}"
+    pairs = zip(["", *arguments], arguments, strict=False)
+    free = [x for last, x in pairs if not (x.startswith("-") or _is_option(last))]
+    if free:
+        near = suggestion(free[0], presets)
+        raise InputError(f"unknown preset {free[0]!r}: {known}{near}")
     raise InputError(
-        f"unknown preset {word!r}: known are {', '.join(presets)}"
-        f"{suggestion(word, presets)}"
+        f"no preset is given, only options ({' '.join(arguments)}): put it first; "
+        f"{known}"
     )
+
+
+def _place_of_preset(
+    presets: Mapping[str, tuple[str, Callable[[], Any]]], words: Sequence[str]
+) -> int | None:
+    """Returns the index of the positional word that names a preset, if there is one."""
+    if words and not words[0].startswith("-"):
+        return 0 if words[0] in presets else None
+    named = [i for i, word in enumerate(words) if word in presets]
+    places = [i for i in named if not _is_option(words[i - 1])]
+    if not places:
+        places = [i for i in named if _is_switch(words[i - 1], presets[words[i]][1])]
+    if len(places) > 1:
+        candidates = " and ".join(repr(words[i]) for i in places)
+        raise InputError(f"{candidates} may each be the preset: put the preset first")
+    return places[0] if places else None
+
+
+def _is_option(word: str) -> bool:
+    """Whether the next word may be this one's value."""
+    return word.startswith("--") and "=" not in word and word != "--help"
+
+
+def _is_switch(option: str, make: Callable[[], Any]) -> bool:
+    """Whether an option is a truth value of the preset, which takes no word."""
+    flag = re.sub(r"(^--|\.)no-([^.]*)$", r"\1\2", option.replace("_", "-"))
+    with contextlib.suppress(ValueError, OSError):
+        leaves = _leaves(make())
+        return any(isinstance(leaves.get(name), bool) for name in (option, flag))
+    return False
+
+
+def _check_not_a_value(words: Sequence[str], preset: Any) -> None:
+    """Refuses a last word that an option with any number of texts may take."""
+    option = next((word for word in reversed(words) if word.startswith("--")), "")
+    value = _leaves(preset).get(option.replace("_", "-"))
+    # Entries of an empty tuple may be texts.
+    if value == () or (
+        isinstance(value, tuple) and not all(isinstance(x, int | float) for x in value)
+    ):
+        raise InputError(
+            f"{words[-1]!r} may be the preset or a value of {option}: put the preset "
+            "first"
+        )
 
 
 def parse(kind: Callable[..., T], program: str, arguments: Sequence[str]) -> T:
@@ -291,22 +346,27 @@ def _message(event: tyro_errors.ParseErrorEvent, flags: Sequence[str]) -> str:
     return f"wrong command line ({type(event).__name__}); --help explains every field"
 
 
-def _flags(fields: Any, prefix: str = "--") -> list[str]:
+def _flags(fields: Any) -> list[str]:
     """Returns the flags of a dataclass or its value, or of a union of subcommands."""
+    if isinstance(fields, tuple) or dataclasses.is_dataclass(fields):
+        return list(_leaves(fields))
+    return [flag for member in get_args(fields) for flag in _flags(member)]
+
+
+def _leaves(fields: Any, prefix: str = "--") -> dict[str, Any]:
+    """Returns the values (None if there is none) of a dataclass's fields, by flag."""
     if isinstance(fields, tuple):
         named = {str(index): item for index, item in enumerate(fields)}
-    elif dataclasses.is_dataclass(fields):
+    else:
         # A class has the defaults of its fields as attributes.
         names = [field.name for field in dataclasses.fields(fields)]
         named = {name: getattr(fields, name, None) for name in names}
-    else:
-        return [flag for member in get_args(fields) for flag in _flags(member, prefix)]
-    found = []
+    found: dict[str, Any] = {}
     for name, value in named.items():
         flag = prefix + name.replace("_", "-")
         items = value if isinstance(value, tuple) else (value,)
         if any(map(dataclasses.is_dataclass, items)):
-            found += _flags(value, f"{flag}.")
+            found |= _leaves(value, f"{flag}.")
         else:
-            found.append(flag)
+            found[flag] = value
     return found

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from configuration import encoding
+from configuration.fields import shown
 from experiments.command_line import InputError, take_name
 from metatrain.estimators.antithetic import AntitheticES
 from metatrain.estimators.backpropagation import Backpropagation
@@ -92,19 +93,32 @@ def migrated(stored: dict[str, Any]) -> dict[str, Any]:
     """Returns a stored estimator in today's form.
 
     Raises:
-        InputError: if no estimator has its combination of refresh and credit.
+        InputError: if no estimator has its combination of refresh and credit, or it
+            was not written by any version.
     """
     if "kind" not in stored:
         stored = _of_the_only_estimator(stored)
+    refresh, credit = stored.get("refresh"), stored.get("credit")
+    # True and 1.0 equal 1, so later comparisons would accept them.
+    if "refresh" in stored and refresh != "episode" and type(refresh) is not int:
+        raise InputError(
+            f"estimator: refresh = {refresh!r} must be a whole number or 'episode': "
+            "restore the run's own config.json"
+        )
     if stored["kind"] != _FAMILY:
         return stored
+    if "controls" in stored:
+        raise InputError(
+            f"estimator: controls = {shown(stored['controls'])} is not a field of "
+            f"{_FAMILY}, which holds each of them by itself: restore the run's own "
+            "config.json"
+        )
     own = ("kind", "refresh", "credit", *_CONTROLS)
     fields = {k: v for k, v in stored.items() if k not in own}
     fields["controls"] = {k: stored[k] for k in _CONTROLS if k in stored}
-    refresh, credit = stored.get("refresh"), stored.get("credit")
-    if refresh == "episode":
+    if refresh == "episode" and credit == "accumulated":
         return {"kind": "NoiseReuseES"} | fields
-    if credit == "accumulated":
+    if refresh != "episode" and credit == "accumulated":
         return {"kind": "PES", "refresh": refresh} | fields
     if credit == "window" and refresh == 1:
         return {"kind": "TruncatedES"} | fields
@@ -118,10 +132,15 @@ def _of_the_only_estimator(stored: dict[str, Any]) -> dict[str, Any]:
     """Converts an estimator from before there were several to the form of schema 1.
 
     Its credit was accumulated, fresh or episode; later fields have their defaults.
+    With a refresh, which it had not, the credit is already that of schema 1.
     """
     credits = {"fresh": (1, "window"), "episode": ("episode", "accumulated")}
     credit = stored.get("credit")
-    refresh, credit = credits.get(str(credit), (1, credit))
+    refresh, credit = (
+        (stored["refresh"], credit)
+        if "refresh" in stored
+        else credits.get(str(credit), (1, credit))
+    )
     defaults = earlier_form({"kind": "PES"} | encoding.encode(PES(), {}))
     first = ("num_pairs", "truncation", "sigma", "chunk", "lengths")
     defaults = {k: v for k, v in defaults.items() if k not in first}

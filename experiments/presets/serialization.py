@@ -27,9 +27,9 @@ def components() -> dict[str, type]:
     )
 
 
-def encode(value: Any) -> Any:
-    """Returns a configuration as JSON values."""
-    return encoding.encode(value, components())
+def encode(value: Any, *, absent: bool = False) -> Any:
+    """Returns a configuration as JSON values (see `configuration.encoding.encode`)."""
+    return encoding.encode(value, components(), absent=absent)
 
 
 def decode(kind: type[T], data: Any, where: str = "config") -> T:

@@ -31,6 +31,7 @@ from experiments.presets.suites import find_suite
 from experiments.run.environment import product_rate
 from experiments.run.warm_start import begin_with
 from lopt.base import Theta, frozen_parts
+from lopt.per_parameter.forms import precisions
 from lopt.release.artifact import Artifact
 from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.outer import MetaTraining, OuterState
@@ -197,11 +198,20 @@ def _time(
         f"  validation is another {validated / (inner * config.num_steps):.1%} of the "
         "inner steps",
         f"precision of products: inner models {config.precision}, features "
-        f"{config.feature_precision}",
+        f"{_feature_precision(config)}",
         f"expected: {least} to {most}, without validation and compilation",
         f"  assumed: meta-training runs at {low:g} to {high:g} of the rate of a 2048³ "
         f"float32 product, which is {with_prefix(rate)}FLOP/s here and now ({backend})",
     ]
+
+
+def _feature_precision(config: TrainConfig) -> str:
+    """Names the precisions in which the optimizer's networks will compute."""
+    if config.feature_precision != "float32":
+        return config.feature_precision
+    # At float32 the optimizer keeps its own precision.
+    found = sorted(precisions(config.lopt))
+    return " and ".join(found) or f"{config.feature_precision} (no network)"
 
 
 def _duration(seconds: float) -> str:

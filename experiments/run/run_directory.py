@@ -31,7 +31,7 @@ from configuration.files import recover, write_text
 from experiments.command_line import InputError
 from experiments.presets.configs import TrainConfig
 from experiments.presets.estimators import migrated
-from experiments.presets.serialization import differences
+from experiments.presets.serialization import decode, differences, encode, flatten
 
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
@@ -130,7 +130,7 @@ class RunDirectory:
             stored = read_config(self.path)
             changed = [
                 line
-                for line in differences(stored, config)
+                for line in _changes(stored, config)
                 if not line.startswith("run.") and not _longer(line, stored, config)
             ]
             if changed:
@@ -287,6 +287,29 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise InputError(f"{path} is damaged in line {number}") from None
     return rows
+
+
+def _changes(stored: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Returns `differences`, with the values for which `later` fields are left out.
+
+    Only fields that the other side has are filled in.
+    """
+    sides = flatten(stored), flatten(config)
+    if sides[0].keys() == sides[1].keys():
+        return differences(stored, config)
+    try:
+        whole = [
+            flatten(encode(decode(TrainConfig, side), absent=True))
+            for side in (stored, config)
+        ]
+    except ValueError:
+        # A field that this version does not have is a difference as it is.
+        return differences(stored, config)
+    filled = [
+        side | {n: full[n] for n in other.keys() - side.keys() if n in full}
+        for side, other, full in zip(sides, sides[::-1], whole, strict=True)
+    ]
+    return differences(*filled)
 
 
 def _longer(line: str, stored: dict[str, Any], config: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +69,17 @@ def choose(
     return "plain"
 
 
+class FixedPrecision:
+    """Base of wrappers that set the precision of all networks that they wrap."""
+
+    inner: LearnedOptimizer
+    wrapped_precision: ClassVar[Precision]
+
+
 def with_execution(optimizer: T, **changes: Any) -> T:
     """Returns the optimizer, and all that it wraps, executed differently.
+
+    A `FixedPrecision` wrapper stays, and still sets the precision.
 
     Args:
         optimizer: any; without a per-parameter network it is returned as it is.
@@ -88,18 +97,48 @@ def with_execution(optimizer: T, **changes: Any) -> T:
     return dataclasses.replace(optimizer, **found)  # pyright: ignore
 
 
-def in_precision(optimizer: T, precision: Precision) -> T:
+def in_precision(optimizer: Any, precision: Precision) -> Any:
     """Returns the optimizer, its per-parameter networks in another precision.
+
+    `FixedPrecision` wrappers are removed, since they would set their own again.
 
     Raises:
         ValueError: if this is not float32, and neither the optimizer nor what it wraps
             has such a network.
     """
-    changed = with_execution(optimizer, precision=precision)
-    in_float32 = with_execution(optimizer, precision="float32")
-    if precision != "float32" and changed == in_float32:
+    if precision != "float32" and not precisions(optimizer):
         raise ValueError(
             f"{type(optimizer).__name__} has no per-parameter network: {precision} "
             "would change nothing"
         )
-    return changed
+    return with_execution(_unfixed(optimizer), precision=precision)
+
+
+def precisions(optimizer: Any) -> set[Precision]:
+    """Returns the precisions in which an optimizer's per-parameter networks compute."""
+    if not dataclasses.is_dataclass(optimizer):
+        return set()
+    found: set[Precision] = set()
+    for field in dataclasses.fields(optimizer):
+        value = getattr(optimizer, field.name)
+        if isinstance(value, Execution):
+            found.add(value.precision)
+        elif isinstance(value, LearnedOptimizer):
+            found |= precisions(value)
+    if found and isinstance(optimizer, FixedPrecision):
+        return {optimizer.wrapped_precision}
+    return found
+
+
+def _unfixed(optimizer: Any) -> Any:
+    """Returns the optimizer without the `FixedPrecision` wrappers in it."""
+    if isinstance(optimizer, FixedPrecision):
+        return _unfixed(optimizer.inner)
+    if not dataclasses.is_dataclass(optimizer):
+        return optimizer
+    inner = {
+        field.name: _unfixed(value)
+        for field in dataclasses.fields(optimizer)
+        if isinstance(value := getattr(optimizer, field.name), LearnedOptimizer)
+    }
+    return dataclasses.replace(optimizer, **inner)  # pyright: ignore

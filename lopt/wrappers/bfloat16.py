@@ -8,7 +8,7 @@ has the right expectation.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,14 @@ import optax
 
 from configuration.fields import configuration
 from lopt.base import LearnedOptimizer, NumSteps, Specs, Theta, Transform
-from lopt.per_parameter.forms import in_precision
+from lopt.per_parameter.forms import FixedPrecision, in_precision
+from lopt.per_parameter.precision import Precision
 from lopt.tensors import need
 from lopt.wrappers.base import Wrapper
 
 
 @configuration
-class Bfloat16Features(Wrapper):
+class Bfloat16Features(FixedPrecision, Wrapper):
     """Lets an optimizer's per-parameter networks multiply in bfloat16.
 
     The same as `lopt.per_parameter.forms.in_precision(inner, "bfloat16")`. Sums,
@@ -31,10 +32,11 @@ class Bfloat16Features(Wrapper):
 
     inner: LearnedOptimizer
     """The wrapped optimizer."""
+    wrapped_precision: ClassVar[Precision] = "bfloat16"
 
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer, or refuses one without such a network."""
-        inner = in_precision(self.inner, "bfloat16")
+        inner = in_precision(self.inner, self.wrapped_precision)
         return inner.as_optax(theta, specs, num_steps)
 
 

@@ -246,6 +246,39 @@ def test_an_unknown_preset_lists_the_known_ones():
         parse("quikstart")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--run.directory", "vae", "quickstart"],
+        ["quickstart", "--run.directory", "vae"],
+        ["--run.directory=vae", "quickstart"],
+        ["--run.no-stream", "quickstart", "--run.directory", "vae"],
+        ["--task.model.widths", "8", "4", "quickstart", "--run.directory", "vae"],
+    ],
+)
+def test_a_value_of_an_option_is_no_preset(arguments):
+    name, config = parse(*arguments)
+    assert name == "quickstart" and str(config.run.directory) == "vae"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run.directory", "vae"], "no preset is given, only options .* first"),
+        (["quikstart", "--run.directory", "vae"], "unknown preset 'quikstart'"),
+        (["--seed", "3", "vae", "mlp"], "'vae' and 'mlp' may each be the preset"),
+        (
+            ["--outer.frozen", "bias", "vae"],
+            "'vae' may be the preset or a value of --outer.frozen: put the preset",
+        ),
+    ],
+)
+def test_a_preset_that_is_not_clear_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message) as error:
+        parse(*arguments)
+    assert "\n" not in str(error.value)
+
+
 def exit_of(monkeypatch, capsys, module, *arguments):
     monkeypatch.setattr("sys.argv", ["program", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:

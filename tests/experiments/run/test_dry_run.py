@@ -16,6 +16,8 @@ from experiments.presets import configs
 from experiments.run import dry_run
 from lopt.learned.learnable import LearnableAdam, LearnableSGD
 from lopt.learned.small_fc import SmallFC
+from lopt.per_parameter.forms import Execution
+from lopt.wrappers import Bfloat16Features
 from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.estimators.pes import PES
 from metatrain.truncation import EpisodeLengths
@@ -172,6 +174,24 @@ def test_missing_data_is_an_error_of_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError) as error:
         dry_run.report(config, "tfds_resnet")
     assert "task: " in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("lopt", "asked", "expected"),
+    [
+        (SmallFC(execution=Execution(precision="bfloat16")), "float32", "bfloat16"),
+        (Bfloat16Features(SmallFC()), "float32", "bfloat16"),
+        (SmallFC(), "bfloat16", "bfloat16"),
+        (SmallFC(), "float32", "float32"),
+        (LearnableSGD(), "float32", "float32 (no network)"),
+    ],
+)
+def test_the_precision_is_that_of_the_network(monkeypatch, lopt, asked, expected):
+    monkeypatch.setattr(dry_run, "product_rate", lambda: 1e9)
+    config = dataclasses.replace(TINY, lopt=lopt, feature_precision=asked)
+    lines = dry_run._time(config, config.build(), [])
+    (line,) = (line for line in lines if line.startswith("precision of products"))
+    assert line == f"precision of products: inner models float32, features {expected}"
 
 
 def test_the_rate_of_a_product_is_that_of_its_flop(monkeypatch):

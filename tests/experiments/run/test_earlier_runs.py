@@ -94,3 +94,41 @@ def test_a_combination_that_no_estimator_has_is_refused():
     earlier = stored()["estimator"] | {"refresh": 3, "credit": "window"}
     with pytest.raises(InputError, match="refresh = 3 with credit = 'window' is no"):
         migrated(earlier)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"refresh": "episode", "credit": "window"}, "refresh = 'episode' with credit"),
+        ({"refresh": "episode", "credit": None}, "refresh = 'episode' with credit"),
+        ({"controls": {"orthogonal": True}}, "controls = .* is not a field of Evolut"),
+        ({"refresh": True}, "refresh = True must be a whole number or 'episode'"),
+        ({"refresh": 1.0, "credit": "window"}, "refresh = 1.0 must be a whole number"),
+        ({"kind": "PES", "refresh": True}, "refresh = True must be a whole number"),
+    ],
+)
+def test_an_estimator_that_no_version_wrote_is_refused(changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        migrated(stored()["estimator"] | changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_stored_refresh_is_kept_where_the_kind_is_absent():
+    earlier = stored()["estimator"] | {"refresh": 3}
+    del earlier["kind"]
+    assert (migrated(earlier)["kind"], migrated(earlier)["refresh"]) == ("PES", 3)
+    with pytest.raises(InputError, match="refresh = 3 with credit = 'fresh' is no"):
+        migrated(earlier | {"credit": "fresh"})
+
+
+def test_a_default_that_has_changed_since_is_named_with_the_stored_value(tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(EARLIER, copy)
+    flags = {k: v for k, v in FLAGS.items() if k != "lopt.factored-axes"}
+    words = [word for name, x in flags.items() for word in (f"--{name}", str(x))]
+    config = command_line.choose_preset(presets(), "train", [PRESET, *words])[1]
+    message = r"\(lopt\.factored_axes: tensor -> matrix\); repeat its fields"
+    with run_directory.RunDirectory(copy) as directory:
+        with pytest.raises(InputError, match=message):
+            directory.claim(encode(config))
+        directory.claim(encode(parsed()))  # with --lopt.factored-axes tensor

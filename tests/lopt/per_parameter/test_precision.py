@@ -33,7 +33,7 @@ from lopt.per_parameter import precision as feature_precision
 from lopt.per_parameter.accumulators import TensorState
 from lopt.per_parameter.epsilons import PAPER
 from lopt.per_parameter.features import Quantities
-from lopt.per_parameter.forms import Execution, in_precision, with_execution
+from lopt.per_parameter.forms import Execution, in_precision, precisions, with_execution
 from lopt.wrappers import (
     Bfloat16Features,
     ClippedGradients,
@@ -263,6 +263,25 @@ def test_every_network_is_found_inside_of_wrappers(rule):
     plain = dataclasses.replace(rule, execution=Execution("plain"))
     both = dataclasses.replace(rule, execution=Execution("plain", "bfloat16"))
     assert in_precision(plain, "bfloat16") == both
+
+
+def test_float32_is_float32_inside_of_a_wrapper_that_sets_bfloat16():
+    rule = SmallFC(hidden_size=4)
+    for wrap in (lambda x: x, WeightDecay, Nominal):
+        fixed = wrap(Bfloat16Features(rule))
+        assert precisions(fixed) == {"bfloat16"}
+        assert in_precision(fixed, "float32") == wrap(rule)
+        assert in_precision(fixed, "bfloat16") == in_precision(wrap(rule), "bfloat16")
+        # Another form leaves the wrapper, and so the precision, as it is.
+        plain = with_execution(fixed, form="plain")
+        assert plain == wrap(Bfloat16Features(with_execution(rule, form="plain")))
+    assert precisions(RoleFallback(Bfloat16Features(rule), fallback=rule)) == {
+        "bfloat16",
+        "float32",
+    }
+    assert precisions(Bfloat16Features(NNAdam())) == set()
+    with pytest.raises(ValueError, match="Bfloat16Features has no per-parameter"):
+        in_precision(Bfloat16Features(NNAdam()), "bfloat16")
 
 
 def test_programs_of_both_precisions_stand_beside_each_other():
