@@ -9,6 +9,7 @@ package calls `register` before it calls a command.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -325,8 +326,10 @@ def _check_registered(where: str, value: Any, hint: Any) -> None:
             f"{where} = {shown(value)} is of a class that configurations do not know; "
             f"tasks.registry.register({kind.__name__}) adds it"
         )
-    for name, hint in field_types(kind).items():
-        for part, item, item_hint in _parts(name, getattr(value, name), hint):
+    hints = field_types(kind)
+    for field in dataclasses.fields(typing.cast(Any, kind)):
+        inner, hint = getattr(value, field.name), hints.get(field.name, Any)
+        for part, item, item_hint in _parts(field.name, inner, hint):
             if dataclasses.is_dataclass(item):
                 _check_registered(f"{where}.{part}", item, item_hint)
 

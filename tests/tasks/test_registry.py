@@ -222,7 +222,6 @@ def test_an_unregistered_class_inside_a_task_is_refused(task, where):
     assert "\n" not in str(error.value)
 
 
-@final
 @configuration
 class Rings(BaseTask):
     """A task that holds configurations, one of them in a tuple."""
@@ -251,6 +250,19 @@ def test_a_field_of_one_class_needs_no_registration():
             registry.check_registered(Rings(more=(Valley(), Ring())))
     finally:
         registry.unregister("Rings")
+
+
+def test_a_part_is_refused_also_where_its_annotation_does_not_resolve(ring):
+    @dataclasses.dataclass(frozen=True)
+    class Holder(Rings):
+        inner: "Hidden" = None  # noqa: F821
+
+    registry.register(Holder)
+    try:
+        with pytest.raises(ValueError, match=r"task\.inner = OwnMLP"):
+            registry.check_registered(Holder(inner=OwnMLP((8,))))
+    finally:
+        registry.unregister("Holder")
 
 
 def test_every_class_and_every_family_is_there():
