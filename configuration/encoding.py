@@ -54,6 +54,11 @@ def kinds_of(*classes: type) -> dict[str, type]:
     return named
 
 
+def is_kind(cls: type, kinds: Kinds) -> bool:
+    """Returns whether objects of this class say their `kind`."""
+    return kinds.get(cls.__name__) is cls
+
+
 def encode(value: Any, kinds: Kinds, *, nan: bool = False, absent: bool = False) -> Any:
     """Returns a dataclass, or what its fields hold, as JSON values.
 
@@ -65,12 +70,21 @@ def encode(value: Any, kinds: Kinds, *, nan: bool = False, absent: bool = False)
             objects stored without them.
 
     Raises:
-        ValueError: if it holds something that JSON cannot, such as a function.
+        ValueError: if it holds something that JSON cannot, such as a function, or an
+            object of an unknown subclass of a kind, which would be read as the kind.
     """
 
     def head(cls: type) -> dict[str, str]:
-        is_kind = kinds.get(cls.__name__) is cls
-        return {"kind": cls.__name__} if is_kind else {}
+        if is_kind(cls, kinds):
+            return {"kind": cls.__name__}
+        for base in cls.__mro__:
+            if is_kind(base, kinds):
+                raise ValueError(
+                    f"{cls.__name__} is not registered and would be read back as "
+                    f"{base.__name__}, which it derives from: register "
+                    f"{cls.__name__}, or use {base.__name__}"
+                )
+        return {}
 
     return _encode(value, head, nan, absent)
 
@@ -136,7 +150,7 @@ def decode(kind: type[T], data: Any, where: str, kinds: Kinds) -> T:
     """
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be an object with fields, not {shown(data)}")
-    if kinds.get(kind.__name__) is kind and data.get("kind") == kind.__name__:
+    if is_kind(kind, kinds) and data.get("kind") == kind.__name__:
         data = {name: value for name, value in data.items() if name != "kind"}
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind))}
     if unknown := sorted(data.keys() - fields.keys()):

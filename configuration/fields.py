@@ -121,7 +121,7 @@ def checked(name: str, value: Any, hint: Any, read: Read | None = None) -> Any:
     if read is not None:
         value = read(name, value, hint)
     # Name the first entry of a tuple that does not fit.
-    items = _items(hint, value)
+    items = entry_types(hint, value)
     if items is not None:
         for i, (item, inner) in enumerate(zip(value, items, strict=True)):
             checked(f"{name}[{i}]", item, inner, read)
@@ -149,6 +149,16 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def entry_types(hint: Any, value: Any) -> tuple[Any, ...] | None:
+    """Returns annotations of a tuple's entries; None if the value does not match."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is not tuple or not isinstance(value, tuple):
+        return None
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return (arguments[0],) * len(value)
+    return arguments if len(arguments) == len(value) else None
+
+
 _UNFIT: Any = object()
 
 
@@ -168,7 +178,7 @@ def _fit(name: str, value: Any, hint: Any, read: Read | None) -> Any:
         return (*same, *fits, _UNFIT)[0]
     if hint in (float, int, bool):
         return _number(value, hint, nan=NAN in marks)
-    items = _items(hint, value)
+    items = entry_types(hint, value)
     if items is not None:
         # Shortcut for curves, which have thousands of entries.
         floats = {unmarked(inner)[0] for inner in set(items)} == {float}
@@ -232,16 +242,6 @@ def _is_of(value: Any, hint: Any, *, strict: bool) -> bool:
         if not getattr(kind, "_is_runtime_protocol", False):
             return not strict
     return isinstance(value, kind)
-
-
-def _items(hint: Any, value: Any) -> tuple[Any, ...] | None:
-    """Returns annotations of a tuple's entries; None if the value does not match."""
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is not tuple or not isinstance(value, tuple):
-        return None
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return (arguments[0],) * len(value)
-    return arguments if len(arguments) == len(value) else None
 
 
 _PLAIN = {

@@ -47,7 +47,7 @@ class EvalRow:
     """Size of one input: pixels, tokens, coordinates."""
     unit: str
     """Unit of the losses: nats, nats per token, squared deviations, ..."""
-    loss_at_chance: float
+    loss_at_chance: Measured
     """Loss that normalizes losses to compare them between tasks."""
     steps: int
     """Inner steps (`H`)."""
@@ -67,7 +67,7 @@ class EvalRow:
     """Whether something was not finite, or the last loss was at the cap."""
     capped_steps: int
     """Number of steps whose loss was capped."""
-    seconds: float
+    seconds: Measured
     """The run's share of its program's wall time, compilation excluded."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Learning rate, schedule and where they were tuned; or the learned optimizer."""

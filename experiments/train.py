@@ -224,7 +224,8 @@ def main() -> None:
     dry, arguments = dry_run.take_flag(arguments)
     if command_line.asks_for_help(arguments):
         print(HELP)
-    presets = configs.presets()
+    with reported():
+        presets = configs.presets()
     presets = presets if lopt is None else with_optimizer(presets, lopt)
     presets = presets if estimator is None else with_estimator(presets, estimator)
     presets = presets if expert is None else with_expert(presets, expert)

@@ -16,6 +16,7 @@ from tasks.data.tfds_text import TFDSText as TFDSText
 from tasks.data.tokenizers import BytePairs as BytePairs
 from tasks.data.tokenizers import Bytes as Bytes
 from tasks.diagnosis import GradedDiagnosis as GradedDiagnosis
+from tasks.distributions import DISTRIBUTIONS as DISTRIBUTIONS
 from tasks.generation.latent_diffusion import LatentDiffusion as LatentDiffusion
 from tasks.generation.prior import SemanticPrior as SemanticPrior
 from tasks.generation.vector_quantization import (
@@ -37,6 +38,7 @@ from tasks.models.transformer import Transformer as Transformer
 from tasks.models.vit import ViT as ViT
 from tasks.models.vq_autoencoder import VQAutoEncoder as VQAutoEncoder
 from tasks.regression import RandomTeacher as RandomTeacher
+from tasks.suites import SUITES as SUITES
 from tasks.synthetic.quadratics import NoisyQuadratic as NoisyQuadratic
 from tasks.synthetic.quadratics import Quadratic as Quadratic
 from tasks.synthetic.valley import Valley as Valley

@@ -23,7 +23,7 @@ from tasks.language_modelling import LanguageModelling
 from tasks.modelled import ModelTask
 from tasks.models.mlp import MLP
 from tasks.models.transformer import Transformer
-from tasks.registry import FAMILIES
+from tasks.registry import FAMILIES, reserve
 from tasks.variation import UNVARYING, Level, Variation
 
 MULO_WIDTHS = (128, 512, 1024)
@@ -193,3 +193,5 @@ DISTRIBUTIONS: dict[str, NamedDistribution] = {
     ),
 }
 """Distributions by their names on command lines."""
+
+reserve("a distribution", DISTRIBUTIONS)

@@ -9,9 +9,19 @@ package calls `register` before it calls a command.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from configuration import encoding
+from configuration.fields import (
+    alternatives,
+    entry_types,
+    field_types,
+    is_class,
+    shown,
+    unmarked,
+)
 from tasks.autoencoding import Autoencoding
 from tasks.base import BaseTask, Task
 from tasks.classification import ImageClassification
@@ -235,6 +245,21 @@ KINDS: dict[str, type] = encoding.kinds_of(*TASKS, *MODELS, *SOURCES)
 NAMED: dict[str, Family] = FAMILIES | PREPARED
 """Families by their names on command lines; changed by `register` alone."""
 
+_RESERVED: dict[str, str] = {}
+"""Names on command lines that no family may have, with what has them."""
+_ADDED_KINDS: set[str] = set()
+_ADDED_FAMILIES: set[str] = set()
+
+
+def reserve(owner: str, names: Iterable[str]) -> None:
+    """Keeps families from taking names that mean something else on command lines.
+
+    Args:
+        owner: what has the names, such as "a suite"; for messages.
+        names: names of distributions and suites.
+    """
+    _RESERVED.update(dict.fromkeys(names, owner))
+
 
 def register(*classes: type, **families: Family) -> None:
     """Adds classes that configurations can hold, and families that have a name.
@@ -248,27 +273,85 @@ def register(*classes: type, **families: Family) -> None:
         ValueError: if a name is taken, or a class is no dataclass.
     """
     for kind in classes:
-        if not dataclasses.is_dataclass(kind):
-            raise ValueError(f"{kind.__name__} must be a dataclass to be registered")
-    kinds = {kind.__name__: kind for kind in classes}
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            name = getattr(kind, "__name__", shown(kind))
+            raise ValueError(f"{name} must be a dataclass to be registered")
+    kinds = encoding.kinds_of(*classes)
     for name in [*(kinds.keys() & KINDS.keys()), *(families.keys() & NAMED.keys())]:
         raise ValueError(f"{name!r} is registered already: choose another name")
+    for name in families.keys() & _RESERVED.keys():
+        raise ValueError(
+            f"{name!r} is the name of {_RESERVED[name]}: choose another name"
+        )
     KINDS.update(kinds)
     NAMED.update(families)
+    _ADDED_KINDS.update(kinds)
+    _ADDED_FAMILIES.update(families)
 
 
 def unregister(*names: str) -> None:
-    """Removes classes and families by their names."""
+    """Removes classes and families that `register` added, by their names.
+
+    Raises:
+        ValueError: if `register` did not add one of them; then all stay.
+    """
     for name in names:
-        KINDS.pop(name, None)
-        NAMED.pop(name, None)
+        if name not in _ADDED_KINDS | _ADDED_FAMILIES:
+            raise ValueError(
+                f"{name!r} cannot be removed: only what register added can be"
+            )
+    for name in names:
+        for added, entries in ((_ADDED_KINDS, KINDS), (_ADDED_FAMILIES, NAMED)):
+            if name in added:
+                added.discard(name)
+                del entries[name]
 
 
 def check_registered(task: Task) -> None:
-    """Raises ValueError if a stored configuration could not name the task's class."""
-    kind = type(task)
-    if KINDS.get(kind.__name__) is not kind:
+    """Raises ValueError if a stored configuration could not name a class in the task.
+
+    The classes are those of the task and of every configuration in its fields: models,
+    sources of data, tokenizers, tasks of earlier stages.
+    """
+    _check_registered("task", task, Task)
+
+
+def _check_registered(where: str, value: Any, hint: Any) -> None:
+    kind = type(value)
+    derives = any(encoding.is_kind(base, KINDS) for base in kind.__mro__)
+    # A field of one class only is read without a kind.
+    readable = not derives and _only_class(hint) is kind
+    if not (encoding.is_kind(kind, KINDS) or readable):
         raise ValueError(
-            f"task = {task!r} is of a class that configurations do not know; "
+            f"{where} = {shown(value)} is of a class that configurations do not know; "
             f"tasks.registry.register({kind.__name__}) adds it"
         )
+    hints = field_types(kind)
+    for field in dataclasses.fields(typing.cast(Any, kind)):
+        inner, hint = getattr(value, field.name), hints.get(field.name, Any)
+        for part, item, item_hint in _parts(field.name, inner, hint):
+            if dataclasses.is_dataclass(item):
+                _check_registered(f"{where}.{part}", item, item_hint)
+
+
+def _parts(name: str, value: Any, hint: Any) -> list[tuple[str, Any, Any]]:
+    """Returns a field's value, or the entries of a tuple, with name and annotation."""
+    if not isinstance(value, tuple):
+        return [(name, value, hint)]
+    unions = [entry_types(inner, value) for inner in _alternatives(hint)]
+    hints = next((found for found in unions if found), (Any,) * len(value))
+    return [
+        part
+        for i, (item, inner) in enumerate(zip(value, hints, strict=True))
+        for part in _parts(f"{name}[{i}]", item, inner)
+    ]
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    return [unmarked(inner)[0] for inner in alternatives(unmarked(hint)[0])]
+
+
+def _only_class(hint: Any) -> Any:
+    """Returns the only class that the annotation allows, or None."""
+    classes = [inner for inner in _alternatives(hint) if is_class(inner)]
+    return classes[0] if len(classes) == 1 else None

@@ -271,7 +271,15 @@ Presets: TypeAlias = dict[str, tuple[str, Callable[[], TrainConfig]]]
 
 
 def presets() -> Presets:
-    """Returns every preset by name: a line of description, and what makes it."""
+    """Returns every preset by name: a line of description, and what makes it.
+
+    Raises:
+        ValueError: if a registered family has the name of another preset.
+    """
+    for name in NAMED.keys() & {"quickstart", *DISTRIBUTIONS}:
+        raise ValueError(
+            f"the family {name!r} has the name of a preset: register it under another"
+        )
     return {
         "quickstart": (
             "small_fc_lopt in μP on 64-32-32-10 MLPs over digits, minutes on 2 cores",

@@ -1,5 +1,6 @@
 """Named evaluation suites, as plain values."""
 
+from tasks.registry import reserve
 from tasks.suites.cell import AXES as AXES
 from tasks.suites.cell import Axis as Axis
 from tasks.suites.cell import Cell as Cell
@@ -25,3 +26,5 @@ SUITES: dict[str, Suite] = {
     )
 }
 """Suites by name."""
+
+reserve("a suite", SUITES)

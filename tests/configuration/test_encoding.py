@@ -211,6 +211,23 @@ def test_a_class_of_the_same_name_is_no_kind():
         kinds_of(Square, other)
 
 
+@dataclasses.dataclass(frozen=True)
+class RoundedSquare(Square):
+    """No kind, though it derives from one."""
+
+
+def test_an_unknown_subclass_of_a_kind_is_refused():
+    message = "RoundedSquare is not registered and would be read back as Square"
+    with pytest.raises(ValueError, match=message) as error:
+        encode(Everything(shape=RoundedSquare(2.0)), KINDS)
+    assert "\n" not in str(error.value)
+    kinds = KINDS | kinds_of(RoundedSquare)
+    value = Everything(shape=RoundedSquare(2.0))
+    assert decode(Everything, encode(value, kinds), "it", kinds) == value
+    # Without kinds there is no base class to confuse it with.
+    assert encode(RoundedSquare(2.0), {}) == {"side": 2.0}
+
+
 def test_a_callable_field_is_refused_when_read():
     @dataclasses.dataclass(frozen=True)
     class Calls:

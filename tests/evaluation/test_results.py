@@ -63,6 +63,20 @@ def test_what_is_not_finite_comes_back_and_the_file_is_strict_json(tmp_path, mak
 
 
 @pytest.mark.parametrize(
+    "field",
+    [
+        *("loss_at_chance", "mean_loss", "final_loss", "valid_loss", "test_loss"),
+        *("valid_accuracy", "test_accuracy", "seconds"),
+    ],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_every_figure_that_is_written_is_read(tmp_path, make_row, field, value):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [make_row(**{field: value})])
+    assert str(getattr(read_rows(path)[0], field)) == str(value)
+
+
+@pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("schema_version", 1, "schema_version = 1; this version reads 2"),

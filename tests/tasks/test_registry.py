@@ -16,7 +16,18 @@ from experiments.presets.serialization import decode, encode
 from experiments.run.training_state import load_trained
 from lopt.learned.learnable import LearnableSGDM
 from parametrization import Axes, ParamSpec
-from tasks import FunctionTask, Valley, registry
+from tasks import (
+    MLP,
+    Bytes,
+    Digits,
+    FunctionTask,
+    ImageClassification,
+    LanguageModelling,
+    StandardLibrary,
+    Transformer,
+    Valley,
+    registry,
+)
 from tasks.base import BaseTask, batch_keys
 from tasks.registry import Family
 from tasks.suites import SUITES, Cell, Suite
@@ -134,9 +145,131 @@ def test_names_are_taken_once():
         registry.register(int)
 
 
+def test_two_classes_of_one_name_are_refused():
+    other = dataclasses.make_dataclass("Ring", [], frozen=True)
+    with pytest.raises(ValueError, match="share a name"):
+        registry.register(Ring, other)
+    assert "Ring" not in registry.KINDS
+    with pytest.raises(ValueError, match="must be a dataclass"):
+        registry.register(Ring())
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [
+        ("mulo_s_digits", "a distribution"),
+        ("ladder_cpu", "a suite"),
+        ("quickstart", "a suite"),
+    ],
+)
+def test_names_of_distributions_and_suites_are_taken(name, owner):
+    with pytest.raises(ValueError, match=f"'{name}' is the name of {owner}: choose"):
+        registry.register(Ring, **{name: Family("a ring", Ring)})
+    assert "Ring" not in registry.KINDS and name not in registry.NAMED
+
+
+@pytest.mark.parametrize("name", ["quickstart", "mulo_s_digits"])
+def test_no_family_replaces_another_preset(monkeypatch, name):
+    monkeypatch.setitem(registry.NAMED, name, Family("a ring", Ring))
+    with pytest.raises(ValueError, match=f"family '{name}' has the name of a preset"):
+        configs.presets()
+
+
+@pytest.mark.parametrize("name", ["MLP", "mlp", "Ringlet"])
+def test_only_what_was_registered_is_removed(ring, name):
+    kinds, named = dict(registry.KINDS), dict(registry.NAMED)
+    with pytest.raises(ValueError, match=f"'{name}' cannot be removed"):
+        registry.unregister("Ring", name)
+    assert (kinds, named) == (registry.KINDS, registry.NAMED)
+
+
+def test_a_class_of_a_family_s_name_is_removed_alone():
+    registry.register(dataclasses.make_dataclass("mlp", [], frozen=True))
+    registry.unregister("mlp")
+    assert "mlp" not in registry.KINDS and "mlp" in registry.NAMED
+
+
+@configuration
+class OwnMLP(MLP):
+    """A model that nobody registered."""
+
+
+@configuration
+class OwnDigits(Digits):
+    """A source that nobody registered."""
+
+
+@configuration
+class OwnBytes(Bytes):
+    """A tokenizer that nobody registered."""
+
+
+@pytest.mark.parametrize(
+    ("task", "where"),
+    [
+        (ImageClassification(OwnMLP((8,))), r"task\.model = OwnMLP"),
+        (ImageClassification(MLP((8,)), OwnDigits()), r"task\.data = OwnDigits"),
+        (
+            LanguageModelling(Transformer(), StandardLibrary(tokenizer=OwnBytes())),
+            r"task\.data\.tokenizer = OwnBytes",
+        ),
+    ],
+)
+def test_an_unregistered_class_inside_a_task_is_refused(task, where):
+    with pytest.raises(ValueError, match=where) as error:
+        dataclasses.replace(configs.QUICKSTART, task=task)
+    assert "tasks.registry.register(Own" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@configuration
+class Rings(BaseTask):
+    """A task that holds configurations, one of them in a tuple."""
+
+    first: Ring = Ring()
+    more: tuple[BaseTask, ...] = ()
+    maybe: tuple[Ring, ...] | None = None
+
+    init = Ring.init
+    specs = Ring.specs
+    load_data = Ring.load_data
+    draw = Ring.draw
+    batch = Ring.batch
+    whole = Ring.whole
+    loss = Ring.loss
+
+
+def test_a_field_of_one_class_needs_no_registration():
+    registry.register(Rings)
+    try:
+        registry.check_registered(Rings(maybe=(Ring(),)))
+        stored = registry.encoding.encode(Rings(maybe=(Ring(3),)), registry.KINDS)
+        read = registry.encoding.decode_kind(stored, "it", registry.KINDS)
+        assert read == Rings(maybe=(Ring(3),))
+        with pytest.raises(ValueError, match=r"task\.more\[1\] = Ring"):
+            registry.check_registered(Rings(more=(Valley(), Ring())))
+    finally:
+        registry.unregister("Rings")
+
+
+def test_a_part_is_refused_also_where_its_annotation_does_not_resolve(ring):
+    @dataclasses.dataclass(frozen=True)
+    class Holder(Rings):
+        inner: "Hidden" = None  # noqa: F821
+
+    registry.register(Holder)
+    try:
+        with pytest.raises(ValueError, match=r"task\.inner = OwnMLP"):
+            registry.check_registered(Holder(inner=OwnMLP((8,))))
+    finally:
+        registry.unregister("Holder")
+
+
 def test_every_class_and_every_family_is_there():
     tasks_of_families = [family.task() for family in registry.NAMED.values()]
     assert all(type(task) in registry.TASKS for task in tasks_of_families)
+    for task in tasks_of_families:
+        registry.check_registered(task)
     assert {
         type(task.model) for task in tasks_of_families if hasattr(task, "model")
     } == {*registry.MODELS}
