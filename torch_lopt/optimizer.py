@@ -161,6 +161,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         With a `weight_decay` of its own, vectors and scalars of the group decay too;
         `decay_vectors` says so explicitly.
         """
+        if "decay" in param_group:
+            raise ValueError(
+                f"decay = {param_group['decay']!r} in a parameter group: decay is an "
+                "argument of the optimizer and holds for all groups; remove it here "
+                f"and give the optimizer decay= one of {DECAYS}"
+            )
         own_decay = "weight_decay" in param_group
         super().add_param_group(param_group)
         group = self.param_groups[-1]

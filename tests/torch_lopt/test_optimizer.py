@@ -306,6 +306,18 @@ def test_an_unknown_form_of_decay_is_refused(build):
         build([nn.Parameter(torch.ones(2))], decay="adamw")
 
 
+@pytest.mark.parametrize("decay", ["pylo", "decoupled", "foo"])
+def test_a_form_of_decay_in_a_group_is_refused(build, decay):
+    group = {"params": [nn.Parameter(torch.ones(2))], "decay": decay}
+    refusal = f"^decay = '{decay}' in a parameter group: .* give the optimizer decay="
+    with pytest.raises(ValueError, match=refusal):
+        build([group])
+    opt = build([nn.Parameter(torch.ones(2))])
+    with pytest.raises(ValueError, match=refusal):
+        opt.add_param_group(group)
+    assert len(opt.param_groups) == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [{"lr": -1.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"weight_decay": -0.1}],
