@@ -105,6 +105,12 @@ def _rule_from(config: Any) -> SmallFC:
     block = _block(config["optimizer"], "optimizer")
     if block["class"] != "SmallFC":
         raise ValueError(f"unknown optimizer class {block['class']!r}, not 'SmallFC'")
+    axes = block["factored_axes"] if version == MATRIX_SCHEMA else "tensor"
+    if block.get("factored_axes", axes) != axes:
+        raise ValueError(
+            f"factored_axes is {block['factored_axes']!r}, but with schema_version "
+            f"{version} must be absent or {axes!r}: export the optimizer again"
+        )
     decays = {
         f"{kind}_{what}": _numbers(block, f"{kind}_{what}")
         for kind in ("momentum", "rms", "adafactor")
@@ -118,7 +124,7 @@ def _rule_from(config: Any) -> SmallFC:
         epsilons=_epsilons(_block(block["epsilons"], "epsilons")),
         time_scales=_numbers(block, "time_scales"),
         rules=block["rules"],
-        factored_axes=block["factored_axes"] if version == MATRIX_SCHEMA else "tensor",
+        factored_axes=axes,
         **decays,
     )
     _check_consistent(config, block, rule)

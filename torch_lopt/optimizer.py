@@ -6,6 +6,7 @@ mathematics of one tensor, `layout` the meaning of its axes.
 
 import enum
 import math
+import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
@@ -161,6 +162,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         With a `weight_decay` of its own, vectors and scalars of the group decay too;
         `decay_vectors` says so explicitly.
         """
+        if "decay" in param_group:
+            raise ValueError(
+                f"decay = {param_group['decay']!r} in a parameter group: decay is an "
+                "argument of the optimizer and holds for all groups; remove it here "
+                f"and give the optimizer decay= one of {DECAYS}"
+            )
         own_decay = "weight_decay" in param_group
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -213,6 +220,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for group in self.param_groups:
+            _check_group(group, tensors=False)
         work = [
             (p, group)
             for group in self.param_groups
@@ -273,12 +282,26 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._networks[key] = small_fc.split_network(self._rule, weights, factored)
         return self._networks[key]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state; every group also holds the optimizer's form of decay."""
+        state_dict = super().state_dict()
+        for group in state_dict["param_groups"]:
+            group["decay"] = self._decay
+        return state_dict
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resumes from `state_dict()`, bit for bit.
 
         The base class would round the accumulators to the dtype of a half-precision
         parameter; here they stay as they were saved.
+
+        Raises:
+            ValueError: if the state is of other shapes or of another form of decay, or
+                a group's `lr` or `weight_decay` is out of range.
         """
+        for group in state_dict["param_groups"]:
+            _check_group(group)
+            self._check_decay(group)
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         states = [state_dict["state"].get(index, {}) for index in saved]
@@ -289,12 +312,31 @@ class LearnedOptimizer(torch.optim.Optimizer):
         # Checkpoints of earlier versions do not have this key.
         for group, value in zip(self.param_groups, decay_vectors, strict=True):
             group.setdefault("decay_vectors", value)
+            group.pop("decay", None)
         for param, state in zip(params, states, strict=True):
             dtype = _compute_dtype(param)
             for key, value in state.items():
                 if isinstance(value, torch.Tensor):
                     value = value.to(param.device, dtype, copy=True)
                 self.state[param][key] = value
+
+    def _check_decay(self, saved: Mapping[str, Any]) -> None:
+        """Refuses a saved group of another form of decay than the optimizer's."""
+        if "decay" in saved:
+            if saved["decay"] != self._decay:
+                raise ValueError(
+                    f"the saved state has decay = {saved['decay']!r}, the optimizer "
+                    f"{self._decay!r}: build it with the decay= of the saved state"
+                )
+            return
+        # States without either key are older than `decay`: only PyLO's form existed.
+        old = "decay_vectors" not in saved and saved["weight_decay"] > 0.0
+        if old and self._decay != "pylo":
+            raise ValueError(
+                f"the saved state has weight_decay = {saved['weight_decay']} in form "
+                "'pylo', the only one of its version, the optimizer has decay = "
+                f"{self._decay!r}: build it with decay='pylo'"
+            )
 
     def _check_state(self, param: torch.Tensor, state: Mapping[str, Any]) -> None:
         """Refuses accumulators of another shape, say of a model of another width."""
@@ -335,10 +377,19 @@ def _compute_dtype(param: torch.Tensor) -> torch.dtype:
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 
-def _check_group(group: Mapping[str, Any]) -> None:
+def _check_group(group: Mapping[str, Any], tensors: bool = True) -> None:
+    """Checks the rates; those in tensors only on request, since it synchronizes."""
     for key in ("lr", "weight_decay"):
-        if not (0.0 <= group[key] < math.inf):
-            raise ValueError(f"{key} must be >= 0 and finite, is {group[key]}")
+        value = group.get(key)
+        if isinstance(value, torch.Tensor):
+            if not tensors:
+                continue
+            valid = value.numel() == 1 and not value.is_complex()
+        else:
+            valid = isinstance(value, numbers.Real)
+        if not (valid and 0.0 <= value < math.inf):
+            shown = " ".join(repr(value).split())
+            raise ValueError(f"{key} must be a number >= 0 and finite, is {shown}")
 
 
 def _has_dense_gradient(name: str, param: torch.Tensor) -> bool:

@@ -120,6 +120,12 @@ def from_config(config: dict[str, Any]) -> SmallFC:
         )
     (second_moment_decay,) = stored["rms_decays"]
     matrix = config["schema_version"] == MATRIX_SCHEMA
+    axes = stored["factored_axes"] if matrix else "tensor"
+    if stored.get("factored_axes", axes) != axes:
+        raise ValueError(
+            f"optimizer.factored_axes = {stored['factored_axes']!r}, but in this schema "
+            f"must be absent or {axes!r}: export the optimizer again"
+        )
     optimizer = SmallFC(
         hidden_size=stored["hidden_size"],
         hidden_layers=stored["hidden_layers"],
@@ -130,7 +136,7 @@ def from_config(config: dict[str, Any]) -> SmallFC:
         factored_decays=tuple(stored["adafactor_decays"]),
         epsilons=Epsilons(**stored["epsilons"]),
         rules=Rules[stored["rules"]],
-        factored_axes=stored["factored_axes"] if matrix else "tensor",
+        factored_axes=axes,
     )
     names = optimizer.feature_names
     if tuple(stored["features"]) != names or config["input_size"] != len(names):

@@ -140,6 +140,7 @@ EDITS = {
     "huge": (put("optimizer", "step_mult", value=10**400), "too large"),
     "axes": (put("optimizer", "factored_axes", value="rows"), "factored_axes"),
     "no axes": (put("optimizer", "factored_axes", value=...), "factored_axes"),
+    "axes of 1": (put("schema_version", value=1), "factored_axes is 'matrix'"),
     "rules": (put("optimizer", "rules", value="SGD_LIKE"), "SGD_LIKE"),
     "hidden": (put("optimizer", "hidden_size", value=0), "hidden_size"),
     "layers": (put("hidden_layers", value=2), "hidden_layers"),

@@ -267,11 +267,11 @@ def test_decay_and_the_step_scale_of_mup(random_weights, decay):
 
 def test_a_checkpoint_from_before_decay_spared_vectors_is_read(build):
     model = network()
-    opt = build(model, weight_decay=0.1)
+    opt = build(model, weight_decay=0.1, decay="pylo")
     train(model, opt, 1)
     saved = opt.state_dict()
     for group in saved["param_groups"]:
-        del group["decay_vectors"]
+        del group["decay_vectors"], group["decay"]
     opt.load_state_dict(saved)
     train(model, opt, 1, first=1)
     assert opt.param_groups[0]["decay_vectors"] is False
@@ -306,15 +306,61 @@ def test_an_unknown_form_of_decay_is_refused(build):
         build([nn.Parameter(torch.ones(2))], decay="adamw")
 
 
+@pytest.mark.parametrize("decay", ["pylo", "decoupled", "foo"])
+def test_a_form_of_decay_in_a_group_is_refused(build, decay):
+    group = {"params": [nn.Parameter(torch.ones(2))], "decay": decay}
+    refusal = f"^decay = '{decay}' in a parameter group: .* give the optimizer decay="
+    with pytest.raises(ValueError, match=refusal):
+        build([group])
+    opt = build([nn.Parameter(torch.ones(2))])
+    with pytest.raises(ValueError, match=refusal):
+        opt.add_param_group(group)
+    assert len(opt.param_groups) == 1
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"lr": -1.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"weight_decay": -0.1}],
+    [
+        {"lr": -1.0},
+        {"lr": float("nan")},
+        {"lr": float("inf")},
+        {"weight_decay": -0.1},
+        {"weight_decay": "0.1"},
+        {"lr": None},
+    ],
     ids=str,
 )
 def test_bad_hyperparameters_are_refused_with_their_value(build, options):
     ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=f"{name} must be .* is {value}"):
+    with pytest.raises(ValueError, match=f"{name} must be .* is {value!r}$"):
         build([nn.Parameter(torch.ones(2))], **options)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.1, "0.1"])
+def test_a_bad_weight_decay_is_refused_when_loading_and_stepping(build, value):
+    param = nn.Parameter(torch.ones(2, 3))
+    param.grad = torch.ones_like(param)
+    opt = build([param])
+    saved = opt.state_dict()
+    saved["param_groups"][0]["weight_decay"] = value
+    refusal = f"weight_decay must be .* is {value!r}$"
+    with pytest.raises(ValueError, match=refusal):
+        opt.load_state_dict(saved)
+    assert opt.param_groups[0]["weight_decay"] == 0.0
+    opt.param_groups[0]["weight_decay"] = value
+    with pytest.raises(ValueError, match=refusal):
+        opt.step()
+    assert torch.equal(param, torch.ones(2, 3))
+
+
+def test_the_rate_may_be_a_tensor(build):
+    ends = []
+    for lr in (0.5, torch.tensor(0.5)):
+        param = nn.Parameter(torch.ones(2, 3))
+        param.grad = torch.ones_like(param)
+        build([param], lr=lr).step()
+        ends.append(param.detach())
+    assert torch.equal(*ends)
 
 
 def test_complex_integer_and_sparse_parameters_are_refused(build):
@@ -346,3 +392,30 @@ def test_the_graph_and_requires_grad_survive(build):
     opt = build(model)
     train(model, opt, 2)
     assert all(p.requires_grad and p.is_leaf for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("saved", "other"), [("pylo", "decoupled"), ("decoupled", "pylo")]
+)
+def test_a_state_of_another_form_of_decay_is_refused(build, saved, other):
+    param = nn.Parameter(torch.ones(2))
+    state = build([param], decay=saved).state_dict()
+    with pytest.raises(ValueError, match=f"decay = '{saved}', the optimizer '{other}'"):
+        build([param], decay=other).load_state_dict(state)
+    again = build([param], decay=saved)
+    again.load_state_dict(state)
+    assert again.state_dict() == state and "decay" not in again.param_groups[0]
+
+
+def test_a_state_older_than_the_forms_of_decay_is_of_pylo_s(build):
+    param = nn.Parameter(torch.ones(2))
+
+    def old(weight_decay):
+        state = build([param], weight_decay=weight_decay).state_dict()
+        del state["param_groups"][0]["decay"], state["param_groups"][0]["decay_vectors"]
+        return state
+
+    with pytest.raises(ValueError, match=r"weight_decay = 0\.1 .* with decay='pylo'"):
+        build([param]).load_state_dict(old(0.1))
+    build([param]).load_state_dict(old(0.0))
+    build([param], decay="pylo").load_state_dict(old(0.1))
