@@ -123,8 +123,8 @@ def from_config(config: dict[str, Any]) -> SmallFC:
     axes = stored["factored_axes"] if matrix else "tensor"
     if stored.get("factored_axes", axes) != axes:
         raise ValueError(
-            f"optimizer.factored_axes = {stored['factored_axes']!r}, but in this schema "
-            f"must be absent or {axes!r}: export the optimizer again"
+            f"optimizer.factored_axes = {stored['factored_axes']!r}, but in this "
+            f"schema must be absent or {axes!r}: export the optimizer again"
         )
     optimizer = SmallFC(
         hidden_size=stored["hidden_size"],
