@@ -380,14 +380,14 @@ def _compute_dtype(param: torch.Tensor) -> torch.dtype:
 def _check_group(group: Mapping[str, Any], tensors: bool = True) -> None:
     """Checks the rates; those in tensors only on request, since it synchronizes."""
     for key in ("lr", "weight_decay"):
-        value = group.get(key)
+        value: Any = group.get(key)
         if isinstance(value, torch.Tensor):
             if not tensors:
                 continue
             valid = value.numel() == 1 and not value.is_complex()
         else:
             valid = isinstance(value, numbers.Real)
-        if not (valid and 0.0 <= value < math.inf):
+        if not valid or not 0.0 <= float(value) < math.inf:
             shown = " ".join(repr(value).split())
             raise ValueError(f"{key} must be a number >= 0 and finite, is {shown}")
 
