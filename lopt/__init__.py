@@ -1,4 +1,4 @@
-"""What optimizes: learned optimizers and hand-designed baselines, all through optax."""
+"""Learned optimizers and hand-designed baselines, all through optax."""
 
 from lopt.base import LearnedOptimizer
 from lopt.baselines import (

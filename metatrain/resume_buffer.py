@@ -55,7 +55,7 @@ class Watch(NamedTuple):
 
 @configuration
 class ResumeBuffer:
-    """When a window counts as struggling, and how often episodes resume from one."""
+    """Conditions for struggling windows, and how often episodes resume from one."""
 
     slots: int = 0
     """States that a pair keeps; 0 disables the buffer. ELO keeps 2."""
