@@ -8,20 +8,30 @@ skipped with a reason that names the variable.
 
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 # Subprocesses started by tests inherit the choice; a set variable is respected.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most programs here run once: compiling them is what takes time. Subprocesses inherit
 # the variables. Tests about the bits of optimized programs are marked `optimized`:
 # `make test-slow` runs them in a process of their own, with METATRAIN_OPTIMIZED=1.
 OPTIMIZED = os.environ.get("METATRAIN_OPTIMIZED") == "1"
-QUICK = "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
-if not OPTIMIZED:
-    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = flags if QUICK in flags else f"{QUICK} {flags}".strip()
+QUICK = {
+    "xla_cpu_parallel_codegen_split_count": 1,
+    "xla_cpu_use_fusion_emitters": False,
+}
+# A process whose XLA_FLAGS names an unknown option dies: another one asks first.
+ASK = f"from metatrain import compiler; print(*compiler.known_options({QUICK}))"
+if not OPTIMIZED and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    asked = [sys.executable, "-c", ASK]
+    known = subprocess.run(asked, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    flags = [f"--{name}={str(QUICK[name]).lower()}" for name in known.decode().split()]
+    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import hypothesis
 import jax

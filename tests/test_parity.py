@@ -23,11 +23,6 @@ from torch_lopt import LearnedOptimizer
 
 STEPS = 50
 BOUNDS = {np.float32: 1e-5, np.float64: 1e-10}
-# A third of the compile time; the numbers are the same.
-FAST_COMPILATION = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
 SCALES_FILE = "mup_scales.json"
 
 
@@ -169,7 +164,7 @@ def in_jax(folder, problem, dtype, wrap=lambda optimizer: optimizer):
         inputs = jax.tree.map(
             lambda x: np.asarray(x, dtype), (artifact.theta, *problem)
         )
-        compiled = jax.jit(trajectory, compiler_options=FAST_COMPILATION)
+        compiled = jax.jit(trajectory)
         # As jax arrays: θ is indexed inside.
         path = compiled(*jax.tree.map(jax.numpy.asarray, inputs))
         return jax.tree.map(np.asarray, path)

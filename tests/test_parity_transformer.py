@@ -21,7 +21,6 @@ from lopt import Artifact, SmallFC
 from lopt.wrappers import WeightDecay
 from parametrization import ADAM_LIKE
 from tasks.models.transformer import Transformer
-from tests.lopt.trajectories import FAST_COMPILATION
 from torch_lopt import LearnedOptimizer
 
 STEPS, BATCH, LENGTH, VOCABULARY = 20, 4, 6, 11
@@ -139,7 +138,7 @@ def in_jax(optimizer, theta, params, tokens):
 
         return jax.lax.scan(step, (params, transformation.init(params)), tokens)[1]
 
-    compiled = jax.jit(trajectory, compiler_options=FAST_COMPILATION)
+    compiled = jax.jit(trajectory)
     return by_path(compiled(theta, params))
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metatrain.compiler import known_options
 from tasks.base import Batch, Task
 
 Optimizer = Callable[[Any], optax.GradientTransformationExtraArgs]
@@ -28,7 +29,7 @@ Optimizer = Callable[[Any], optax.GradientTransformationExtraArgs]
 
 _QUICK_TO_COMPILE = {
     "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_use_fusion_emitters": False,  # unknown since JAX 0.12
 }
 
 
@@ -120,7 +121,8 @@ def coordinate_check(
         raise ValueError(f"networks of sizes {sizes} have no layer in common")
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     # A few steps of a program that is used once: compiling is what takes time.
-    options = _QUICK_TO_COMPILE if jax.default_backend() == "cpu" else {}
+    quick = _QUICK_TO_COMPILE if jax.default_backend() == "cpu" else {}
+    options = known_options(quick)
     train = jax.jit(_train, static_argnums=(0, 1, 2, 3), compiler_options=options)
     runs = [
         train(tasks[size], optimizer, layers, num_steps, keys, batch) for size in sizes

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from parametrization import Axes, ParamSpec
-from tests.lopt.trajectories import FAST_COMPILATION, Trajectory
+from tests.lopt.trajectories import Trajectory
 
 AXES = {
     "scalar": "->",
@@ -109,7 +109,7 @@ def run():
     """Feeds given gradients: parameters after each step, and the final state."""
 
     def trajectory(make_transformation, params, grads, *arguments):
-        @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+        @jax.jit
         def scan(params, grads, *arguments):
             transformation = make_transformation(*arguments)
 

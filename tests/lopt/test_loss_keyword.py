@@ -15,7 +15,6 @@ from lopt.wrappers import (
     WeightDecay,
 )
 from parametrization import Axes, ParamSpec
-from tests.lopt.trajectories import FAST_COMPILATION
 
 SPECS = {"w": ParamSpec(Axes.parse("width -> width"), (3, 3), (3, 3))}
 VELO = VeLO(3, 2, 1, param_inits=2, step_mult=0.1)
@@ -67,7 +66,7 @@ def test_value_is_the_loss_where_no_loss_is_given(rule, inputs):
 
         return jax.lax.scan(step, lopt.init(param), (grads, losses))[1]
 
-    @jax.jit(compiler_options=FAST_COMPILATION)
+    @jax.jit
     def compute(loss, other):
         return (
             run(loss=loss),

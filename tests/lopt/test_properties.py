@@ -131,11 +131,6 @@ SHAPES = {
 }
 SPECS = {n: ParamSpec(Axes.parse(AXES[n]), s, s) for n, s in SHAPES.items()}
 NUM_STEPS = 3
-FAST_COMPILATION = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
-jit = functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
 
 
 def values(seed, shapes=None, lead=()):
@@ -205,7 +200,7 @@ class Subject:
 
     @functools.cached_property
     def compiled(self):
-        return jit(training(self.case))
+        return jax.jit(training(self.case))
 
     def run(self, params=PARAMS, grads=GRADS, theta=None):
         theta = self.theta if theta is None else theta
@@ -273,7 +268,7 @@ def test_members_of_a_vmap_are_what_they_are_alone(subject):
     thetas = [subject.theta, subject.optimizer.init(jax.random.key(4))]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *thetas)
     whole = training(subject.case)
-    many = jit(jax.vmap(whole, in_axes=(0, None, None, None)))
+    many = jax.jit(jax.vmap(whole, in_axes=(0, None, None, None)))
     path, _ = jax.tree.map(np.asarray, many(stacked, PARAMS, GRADS, LOSSES))
     for i, theta in enumerate(thetas):
         alone, _ = subject.run(theta=theta)
@@ -295,7 +290,7 @@ def test_order_of_the_tree_and_scanning_of_layers_are_irrelevant(subject):
 
     layer = ParamSpec(Axes.parse("width -> width"), (6, 5), (6, 5))
     specs = {n: SPECS.get(n, layer) for n in names}
-    run = jit(training(subject.case, rename(specs)))
+    run = jax.jit(training(subject.case, rename(specs)))
     start, grads = apart(PARAMS, 0), apart(GRADS, 1)
     path, _ = run(subject.theta, rename(start), rename(grads), LOSSES)
     back = {n: np.asarray(path[renamed[n]]) for n in names}
@@ -320,7 +315,7 @@ def test_bfloat16_parameters_stay_and_accumulators_are_float32(subject):
 def test_at_the_base_width_mup_is_the_standard_parametrization(subject):
     theirs = registry.with_rules(subject.optimizer, ADAM_LIKE)
     assert theirs != subject.optimizer
-    run = jit(training(subject.case, optimizer=theirs))
+    run = jax.jit(training(subject.case, optimizer=theirs))
     path, _ = run(subject.theta, PARAMS, GRADS, LOSSES)
     for tensor, want in subject.result[0].items():
         np.testing.assert_array_equal(np.asarray(path[tensor]), want, tensor)
@@ -356,7 +351,7 @@ def test_inside_chain_multi_transform_and_multi_steps(subject):
         steps = optax.MultiSteps(several, every_k_schedule=2)
         return optax.GradientTransformationExtraArgs(steps.init, steps.update)
 
-    run = jit(training(subject.case, wrap=wrap))
+    run = jax.jit(training(subject.case, wrap=wrap))
     path, _ = run(subject.theta, PARAMS, GRADS, LOSSES)
     for tensor, label in labels.items():
         got = np.asarray(path[tensor])

@@ -19,11 +19,6 @@ from lopt.schedules import (
 )
 
 T = 1000
-# A third of the compile time; the numbers are the same.
-FAST_COMPILATION = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
 
 
 def curve(schedule, num_steps=T, extra=0, rate=1.0):
@@ -33,7 +28,7 @@ def curve(schedule, num_steps=T, extra=0, rate=1.0):
 
 
 def values(function, steps):
-    compiled = jax.jit(jax.vmap(function), compiler_options=FAST_COMPILATION)
+    compiled = jax.jit(jax.vmap(function))
     return np.asarray(compiled(steps), np.float64)
 
 

@@ -1,6 +1,5 @@
 """A golden file, and an optimizer's run on its gradients and losses."""
 
-import functools
 import json
 
 import jax
@@ -9,11 +8,6 @@ import optax
 
 from parametrization import Axes, ParamSpec
 
-# A third of the compile time of these small programs; the numbers are the same.
-FAST_COMPILATION = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
 LEAVES = ["bias_7", "conv_3x3x4x6", "mat_12x7", "scalar", "sq_8x8", "vec_1x9"]
 
 
@@ -68,7 +62,7 @@ class Trajectory:
             inputs = {"grads": self.group("grads")}
             inputs |= {k: self.arrays[k] for k in ("loss",) if k in self.arrays}
 
-        @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+        @jax.jit
         def whole(theta, params, inputs, num_steps):
             lopt = optimizer.as_optax(theta, specs, num_steps)
 

@@ -9,11 +9,6 @@ import optax
 from parametrization import Rules
 
 KEY = jax.random.key(11)
-# Every program here runs once or twice: compiling it is what takes time.
-QUICK_TO_COMPILE = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
 
 
 def described(specs):
@@ -53,7 +48,7 @@ def start(model, x, labels, num_outputs):
         logits = model.apply(params, x, num_outputs)
         return params, logits, losses(model, params, x, labels, num_outputs)
 
-    run = jax.jit(compute, compiler_options=QUICK_TO_COMPILE)
+    run = jax.jit(compute)
     params, logits, values = run(KEY)
     assert logits.shape == (*labels.shape, num_outputs)
     assert not np.asarray(logits).any() and values.dtype == np.float32
@@ -73,7 +68,7 @@ def by_rules(model, x, labels, num_outputs):
         lowered = jax.jit(function).lower(*args)
         program = lowered.as_text()
         if program not in compiled:
-            compiled[program] = lowered.compile(QUICK_TO_COMPILE)
+            compiled[program] = lowered.compile()
         return compiled[program](*args)
 
     away = randomized(model, x.shape[1:], num_outputs)

@@ -18,14 +18,6 @@ from tasks.models.autoencoder import VAE, AutoEncoder
 from tests.tasks import families
 from tests.tasks.families import KEY
 
-# Bits do not matter where this is used; it takes a third of the time.
-compiled = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
 KINDS = ("mse", "bernoulli")
 TASKS = {
     "autoencoder mse": Autoencoding(),
@@ -93,10 +85,10 @@ def test_the_unit_is_the_loss_of_the_best_constant_image(digits):
 
 @each_task
 def test_a_run_starts_at_chance(task, digits):
-    params = compiled(task.init)(KEY)
+    params = jax.jit(task.init)(KEY)
     data = task.load_data()
-    whole = compiled(functools.partial(task.whole, split="train"))(data)
-    loss, parts = compiled(task.loss)(params, KEY, whole)
+    whole = jax.jit(functools.partial(task.whole, split="train"))(data)
+    loss, parts = jax.jit(task.loss)(params, KEY, whole)
     assert loss.dtype == jnp.float32
     assert float(loss) == pytest.approx(task.loss_at_chance, rel=1e-5)
     if parts:
@@ -104,7 +96,7 @@ def test_a_run_starts_at_chance(task, digits):
         assert float(parts["reconstruction_loss"]) == float(loss)
     assert bool(parts) == isinstance(task.model, VAE)
     # Of a batch, in closed form.
-    batch = compiled(lambda key: sample(task, data, key, "test"))(jax.random.key(3))
+    batch = jax.jit(lambda key: sample(task, data, key, "test"))(jax.random.key(3))
     raw = np.asarray(batch.inputs.reshape(128, 64), np.float64)
     mean, std = digits["train"].mean(), digits["train"].std()
     raw = raw * std + mean
@@ -114,7 +106,7 @@ def test_a_run_starts_at_chance(task, digits):
     else:
         on = (1077 * image / 16 + 0.5) / 1078
         want = -(raw / 16 * np.log(on) + (1 - raw / 16) * np.log(1 - on)).mean()
-    loss = compiled(task.loss)(params, KEY, batch)[0]
+    loss = jax.jit(task.loss)(params, KEY, batch)[0]
     assert float(loss) == pytest.approx(want, rel=1e-5)
 
 
@@ -163,7 +155,7 @@ def test_the_negative_elbo_is_per_pixel(digits):
         result = model.apply(params, batch.inputs, 64, key)
         return task.loss(params, key, batch), result, result.divergence()
 
-    (loss, parts), result, divergence = compiled(compute)(params, KEY)
+    (loss, parts), result, divergence = jax.jit(compute)(params, KEY)
     guess = np.float64(result.outputs) + np.float64(batch.best)
     cross = np.logaddexp(0, guess) - np.float64(batch.targets) * guess
     # Nats per image, over the number of pixels.
@@ -213,7 +205,7 @@ def test_it_can_be_learned_and_no_zero_at_the_start_is_a_trap(task):
         largest = jax.tree.map(lambda g: jnp.abs(g[3]).max(), grads)
         return largest, task.loss(carry[0], KEY, task.whole(data, "test"))[0]
 
-    fourth, loss = compiled(run)(compiled(task.init)(KEY), task.load_data())
+    fourth, loss = jax.jit(run)(jax.jit(task.init)(KEY), task.load_data())
     for path, largest in jax.tree_util.tree_leaves_with_path(fourth):
         assert float(largest) > 1e-7, jax.tree_util.keystr(path)
     assert float(loss) < 0.95 * task.loss_at_chance

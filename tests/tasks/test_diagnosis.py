@@ -1,7 +1,6 @@
 """Graded diagnosis: its loss, its unit, its start, and grades that are monotone."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -18,8 +17,6 @@ from tasks.models.mlp import MLP
 from tests.tasks import families
 from tests.tasks.families import KEY
 
-# Bits do not matter where this is used; it takes a third of the time.
-compiled = functools.partial(jax.jit, compiler_options=families.QUICK_TO_COMPILE)
 DATA = Speckle(size=8, num_train=60, num_test=20, images_per_patient=2)
 TASK = GradedDiagnosis(MLP((6, 6), base_width=6), DATA, batch_size=32)
 
@@ -57,13 +54,13 @@ def network(params, x, mult):
 @pytest.mark.parametrize(("rules", "mult"), [(ADAM_LIKE, 0.5), (STANDARD, 1.0)])
 def test_the_loss_is_the_mean_cross_entropy_of_the_dichotomies(data, rules, mult):
     task = TASK.at_width(12).with_rules(rules)
-    batch = compiled(lambda data: sample(task, data, KEY))(data)
+    batch = jax.jit(lambda data: sample(task, data, KEY))(data)
     params = families.randomized(task.model, (8, 8, 1), 3)
     labels = np.asarray(data.images.train.labels)
     above = np.array([(labels > k).mean() for k in range(3)])
     outputs = network(params, batch.images, mult)
     want = by_hand(outputs + np.log(above / (1 - above)), np.asarray(batch.labels))
-    loss, aux = compiled(task.loss)(params, KEY, batch)
+    loss, aux = jax.jit(task.loss)(params, KEY, batch)
     assert loss.dtype == jnp.float32
     assert float(loss) == pytest.approx(want[0], rel=1e-5)
     assert float(aux["accuracy"]) == pytest.approx(want[1], rel=1e-6)
@@ -87,9 +84,9 @@ def test_the_unit_is_the_loss_of_the_best_constant(data):
 
 
 def test_a_run_starts_at_chance(data):
-    params = compiled(TASK.init)(KEY)
-    whole = compiled(lambda data: TASK.whole(data, "train"))(data)
-    loss, aux = compiled(TASK.loss)(params, KEY, whole)
+    params = jax.jit(TASK.init)(KEY)
+    whole = jax.jit(lambda data: TASK.whole(data, "train"))(data)
+    loss, aux = jax.jit(TASK.loss)(params, KEY, whole)
     assert float(loss) == pytest.approx(TASK.loss_at_chance, rel=1e-6)
     # 60 % are above S0, 30 % above S1: the best constant grade is S1.
     labels = np.asarray(data.images.train.labels)
@@ -98,7 +95,7 @@ def test_a_run_starts_at_chance(data):
 
 
 def test_a_batch_is_graded_images_that_can_be_cut(data):
-    batch = compiled(lambda data: sample(TASK, data, KEY, "test"))(data)
+    batch = jax.jit(lambda data: sample(TASK, data, KEY, "test"))(data)
     assert {len(leaf) for leaf in jax.tree.leaves(batch)} == {32}
     labels = np.asarray(batch.labels)
     pixels = np.asarray(data.images.test.images, np.float32)

@@ -1,7 +1,6 @@
 """The language task: its loss is the mean over next tokens, and it can be learned."""
 
 import dataclasses
-import functools
 import math
 from typing import ClassVar
 
@@ -21,15 +20,6 @@ from tasks.models.base import Model, record
 from tasks.models.layers import Embedding, readout
 from tasks.models.mlp import MLP
 from tasks.models.transformer import Transformer
-
-jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
-"""Compilation as cheap as it gets: nothing here runs for long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +75,7 @@ def test_the_loss_at_chance_is_that_of_an_untrained_model():
 def first_loss(task):
     """The loss of initial parameters, in one small program."""
 
-    @jit
+    @jax.jit
     def run(data):
         batch = sample(task, data, jax.random.key(1))
         return task.loss(task.init(jax.random.key(0)), jax.random.key(2), batch)[0]
@@ -115,7 +105,7 @@ def test_the_loss_is_the_mean_of_minus_log_probabilities_of_the_next_tokens():
             logits = table[inputs[i, j]] @ kernel + bias
             total -= logits[targets[i, j]] - np.log(np.sum(np.exp(logits)))
             hits += int(np.argmax(logits)) == targets[i, j]
-    loss, aux = jit(TASK.loss)(params, jax.random.key(0), batch)
+    loss, aux = jax.jit(TASK.loss)(params, jax.random.key(0), batch)
     assert loss.shape == () and set(aux) == {"accuracy"}
     np.testing.assert_allclose(loss, total / 32, rtol=1e-5)
     np.testing.assert_allclose(aux["accuracy"], hits / 32)
@@ -124,7 +114,7 @@ def test_the_loss_is_the_mean_of_minus_log_probabilities_of_the_next_tokens():
 def test_training_learns_what_follows(data):
     optimizer = optax.adam(0.1)
 
-    @jit
+    @jax.jit
     def train(data):
         params = TASK.init(jax.random.key(0))
 
@@ -156,7 +146,7 @@ def test_draws_are_integers_and_batches_are_cut_from_them(data):
 @pytest.mark.parametrize("split, num", [("train", 6), ("inner_valid", 6), ("test", 6)])
 def test_the_whole_of_a_split_is_evenly_spaced_windows(data, split, num):
     task = dataclasses.replace(TASK, evaluation_windows=num)
-    batch = jit(task.whole, static_argnums=1)(data, split)
+    batch = jax.jit(task.whole, static_argnums=1)(data, split)
     assert batch.inputs.shape == batch.targets.shape == (num, 8)
     tokens = np.asarray(data.split(split))
     np.testing.assert_array_equal(batch.inputs[0], tokens[:8])

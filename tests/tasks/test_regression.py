@@ -1,7 +1,6 @@
 """Regression to a random teacher: what is learned, its unit, its splits."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -16,8 +15,6 @@ from tasks.regression import WHOLE, RandomTeacher
 from tests.tasks import families
 from tests.tasks.families import KEY
 
-# Bits do not matter where this is used; it takes a third of the time.
-compiled = functools.partial(jax.jit, compiler_options=families.QUICK_TO_COMPILE)
 TASK = RandomTeacher(
     MLP((8, 8), base_width=8), MLP((12, 12)), num_inputs=5, num_targets=3, noise=0.3
 )
@@ -32,7 +29,7 @@ def data():
 def batches(data):
     """40 batches of 128 examples, as one: `[5120, ...]`."""
     draws = TASK.draw(data, KEY, "train", 40)
-    batches = compiled(jax.vmap(lambda draw: TASK.batch(data, draw, "train")))(draws)
+    batches = jax.jit(jax.vmap(lambda draw: TASK.batch(data, draw, "train")))(draws)
     return jax.tree.map(lambda x: np.float64(x).reshape(5120, -1), batches)
 
 
@@ -88,7 +85,7 @@ def test_nothing_comes_twice_and_splits_are_apart(data):
     def wholes(data):
         return [TASK.whole(data, split).inputs for split in SPLITS]
 
-    rows = np.concatenate(compiled(wholes)(data))
+    rows = np.concatenate(jax.jit(wholes)(data))
     assert rows.shape == (4 * WHOLE, 5) and len(np.unique(rows, axis=0)) == 4 * WHOLE
 
 
@@ -107,9 +104,9 @@ def test_every_parameter_of_the_student_has_its_role():
 def test_the_loss_is_the_squared_error_of_the_student(data, rules, mult):
     task = TASK.at_width(16).with_rules(rules)
     batch = sample(task, data, KEY)
-    zero = compiled(task.init)(KEY)
+    zero = jax.jit(task.init)(KEY)
     away = families.randomized(task.model, (5,), 3)
-    program = compiled(task.loss)
+    program = jax.jit(task.loss)
     targets = np.float64(batch.targets)
     start = float(program(zero, KEY, batch)[0])
     assert start == pytest.approx((targets**2).mean(), rel=1e-6)
@@ -132,7 +129,7 @@ def test_at_the_base_shape_all_parametrizations_are_one_bit_for_bit(data):
             program = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
             texts.add(program.lower(params, KEY, batch).as_text())
     assert len(programs) == 1 and len(wide) == 2
-    gradient, _ = compiled(jax.grad(TASK.loss, has_aux=True))(away, KEY, batch)
+    gradient, _ = jax.jit(jax.grad(TASK.loss, has_aux=True))(away, KEY, batch)
     assert all(np.asarray(x).any() for x in jax.tree.leaves(gradient))
 
 

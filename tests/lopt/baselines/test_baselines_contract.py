@@ -1,7 +1,5 @@
 """What every baseline promises: dtypes, finite steps, tensors that are left alone."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +10,6 @@ from flax import serialization
 from lopt import SGD, Adafactor, Adam, Lion, Muon, Prodigy, ScheduleFreeAdamW
 from parametrization import ADAM_LIKE, Axes, ParamSpec
 
-FAST_COMPILATION = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
 SHAPES = {
     "conv": ("kernel kernel channels -> channels", (2, 2, 4, 4)),
     "empty": ("width -> width", (0, 4)),
@@ -53,7 +47,7 @@ def step(baseline):
     """`(params, state, grads) -> (params, state, updates)`, compiled."""
     rule = baseline.as_optax(baseline.init(None), SPECS, 10)
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+    @jax.jit
     def step(params, state, grads):
         state = rule.init(params) if state is None else state
         updates, state = rule.update(grads, state, params, loss=jnp.float32(1))
@@ -112,7 +106,7 @@ def test_beside_another_optimizer_and_over_several_batches(baseline, step):
     )
     several = optax.MultiSteps(both, 2).gradient_transformation()
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+    @jax.jit
     def run(params, grads):
         state = several.init(params)
         first, state = several.update(grads, state, params)

@@ -1,7 +1,6 @@
 """Celo-Adam with the published weights against trajectories of the original."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 
 from lopt.learned.celo_adam import CeloAdam
 from parametrization import ADAM_LIKE, SGD_LIKE, Axes, ParamSpec
-from tests.lopt import trajectories
 from tests.lopt.per_tensor.test_scheduler import tensor_lstm_theta
 from tests.lopt.trajectories import LEAVES, Trajectory, assert_close
 
@@ -85,7 +83,7 @@ def small():
 
 
 def first_step(lopt):
-    @functools.partial(jax.jit, compiler_options=trajectories.FAST_COMPILATION)
+    @jax.jit
     def step(theta, params, grads, loss, num_steps):
         rule = lopt.as_optax(theta, SPECS, num_steps)
         return rule.update(grads, rule.init(params), params, loss=loss)
@@ -117,7 +115,7 @@ def test_thirty_steps_in_float32_are_adam_s_in_float64(small):
     theta, zero, _ = jax.tree.map(np.zeros_like, small)
     grads = [np.random.default_rng(i).normal(size=4) for i in range(30)]
     rule = SMALL.as_optax(theta, SPECS, 30)
-    update = jax.jit(rule.update, compiler_options=trajectories.FAST_COMPILATION)
+    update = jax.jit(rule.update)
     state, moved, want, m, v = rule.init(zero), 0.0, 0.0, 0.0, 0.0
     for t, g in enumerate(grads, start=1):
         given = {**zero, "b": np.float32(g)}

@@ -25,11 +25,6 @@ OFFSETS = {
     "adafactor_decays": "factored_offsets",
 }
 NAMES = SmallFC().feature_names
-# A third of the compile time; the numbers are the same.
-FAST_COMPILATION = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
 
 
 class Golden:
@@ -81,7 +76,7 @@ class Golden:
             for name, p in params.items()
         }
         inputs = jax.tree.map(dtype, (self.theta(), params, self.group("grads")))
-        compiled = jax.jit(whole, compiler_options=FAST_COMPILATION)
+        compiled = jax.jit(whole)
         return jax.tree.map(np.asarray, compiled(*inputs))
 
 

@@ -1,7 +1,5 @@
 """Learned scalars: optax's rules at the same numbers, and their gradients in θ."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 
 from lopt.learned.learnable import LearnableAdam, LearnableSGD, LearnableSGDM, decay
 from parametrization import ADAM_LIKE, SGD_LIKE, STANDARD, Axes, ParamSpec
-from tests.lopt.trajectories import FAST_COMPILATION
 
 NUM_STEPS = 8
 SPECS = {
@@ -34,7 +31,7 @@ def inputs():
 
 
 def path(make, inputs, *arguments):
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+    @jax.jit
     def run(params, grads, *arguments):
         rule = make(*arguments)
 

@@ -125,7 +125,7 @@ SPECS = {
 
 
 def quick(function):
-    return jax.jit(function, compiler_options=trajectories.FAST_COMPILATION)
+    return jax.jit(function)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """VeLO and Celo against trajectories of the originals, and their common ground."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ from lopt.learned.celo import Celo
 from lopt.learned.velo import PUBLISHED, VeLO
 from lopt.per_parameter import accumulators, features
 from parametrization import ADAM_LIKE, SGD_LIKE, Axes, ParamSpec
-from tests.lopt import trajectories
 from tests.lopt.per_tensor.test_scheduler import tensor_lstm_theta
 from tests.lopt.trajectories import LEAVES, Trajectory, assert_close
 
@@ -122,7 +120,7 @@ def test_inputs_of_the_network(reference):
     rule, file = reference.optimizer.rule, reference.file
     states = jax.tree.map(lambda x: x[3], reference.f32[1].tensors)
 
-    @functools.partial(jax.jit, compiler_options=trajectories.FAST_COMPILATION)
+    @jax.jit
     def look(params, grads, states):
         q = {
             leaf: rule.quantities(
@@ -169,7 +167,7 @@ SPECS = {
 def last_step(lopt, specs):
     """Compiled: updates of the last of three rounds, and the state."""
 
-    @functools.partial(jax.jit, compiler_options=trajectories.FAST_COMPILATION)
+    @jax.jit
     def run(theta, params, grads, losses, num_steps):
         rule = lopt.as_optax(theta, specs, num_steps)
 
@@ -254,7 +252,7 @@ def test_celo_learns_in_two_phases():
     spec = {"a": SPECS["a"]}
     params, grads = ({"a": np.float32(rng.normal(size=(4, 4)))} for _ in range(2))
 
-    @functools.partial(jax.jit, compiler_options=trajectories.FAST_COMPILATION)
+    @jax.jit
     def steps(theta):
         results = {}
         for phase, lopt in phases.items():

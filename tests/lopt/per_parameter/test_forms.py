@@ -1,6 +1,5 @@
 """The blocked form and the kernel against the plain one, on inputs that expose axes."""
 
-import functools
 import itertools
 
 import jax
@@ -18,7 +17,7 @@ from lopt.per_parameter.epsilons import PAPER
 from lopt.per_parameter.features import Quantities
 from lopt.per_parameter.forms import Execution
 from parametrization import Axes, ParamSpec
-from tests.lopt.conftest import FAST_COMPILATION, heteroscedastic
+from tests.lopt.conftest import heteroscedastic
 
 SHAPES = {  # `blocked.BLOCK` is set to 64 below
     "several blocks": (32, 8),
@@ -69,7 +68,7 @@ def layers_of(hidden, depth, seed=1, dtype=np.float64):
 
 
 def displacement(form, layers, q, exp_mult=0.1):
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+    @jax.jit
     def compute(layers, grad, param, state, step):
         q = Quantities(grad, param, state, step, PAPER)
         return per_parameter_mlp.displacement(
@@ -131,7 +130,7 @@ def steps(form, optimizer, theta, params, grads, specs, stacked=2):
     program = one
     for _ in range(stacked):
         program = jax.vmap(program)
-    compiled = jax.jit(program, compiler_options=FAST_COMPILATION)
+    compiled = jax.jit(program)
     return jax.tree.map(np.asarray, compiled(theta, params, grads))
 
 
@@ -182,11 +181,7 @@ def test_derivatives_are_those_of_the_plain_form():
             )
             return jnp.sum(out**2)
 
-        compiled = jax.jit(
-            jax.grad(loss, argnums=(1, 2)),
-            static_argnums=0,
-            compiler_options=FAST_COMPILATION,
-        )
+        compiled = jax.jit(jax.grad(loss, argnums=(1, 2)), static_argnums=0)
         want, got = (
             compiled("plain", layers, q.grad),
             compiled("blocked", layers, q.grad),
@@ -218,7 +213,7 @@ def test_kernel_under_vmap_over_particles():
     ]
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *inputs)
     program = jax.vmap(kernels.program(features.SMALL_FC, PAPER, 0.1))
-    got = jax.jit(program, compiler_options=FAST_COMPILATION)(*stacked)
+    got = jax.jit(program)(*stacked)
     assert relative(np.asarray(got), np.stack(want)) < 1e-5
 
 

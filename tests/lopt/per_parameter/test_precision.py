@@ -41,13 +41,12 @@ from lopt.wrappers import (
     WeightDecay,
 )
 from parametrization import Axes, ParamSpec
-from tests.lopt.conftest import FAST_COMPILATION
 
 from .test_forms import NETWORKS, layers_of, quantities, relative
 
 EXP_MULT = 0.1
 FORMS = ("plain", "blocked", "kernel")
-ROUNDS = FAST_COMPILATION | {"xla_allow_excess_precision": False}
+ROUNDS = {"xla_allow_excess_precision": False}
 """Keeps the kernel's conversions, which round on a GPU."""
 
 
@@ -213,7 +212,7 @@ def test_steps_of_every_network_of_features_change_a_little(name):
         {n: np.float32(rng.normal(size=s)) for n, s in SHAPES.items()} for _ in "12"
     )
 
-    @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILATION)
+    @functools.partial(jax.jit, static_argnums=0)
     def update(lopt, theta, params, grads):
         rule = lopt.as_optax(theta, SPECS, 10)
         state = rule.init(params)
@@ -294,7 +293,7 @@ def test_programs_of_both_precisions_stand_beside_each_other():
     class Compiled(SmallFC):
         def as_optax(self, theta, specs, num_steps):
             rule = super().as_optax(theta, specs, num_steps)
-            update = jax.jit(rule.update, compiler_options=FAST_COMPILATION)
+            update = jax.jit(rule.update)
             return optax.GradientTransformationExtraArgs(rule.init, update)
 
     rule = Compiled(hidden_size=4)

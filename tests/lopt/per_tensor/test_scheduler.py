@@ -1,7 +1,5 @@
 """The scheduling LSTM and its inputs against VeLO's, Celo's and Celo-Adam's."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,7 @@ from lopt.per_parameter import accumulators
 from lopt.per_tensor import loss_buffer
 from lopt.per_tensor.scheduler import TensorLSTM, num_tensor_features, tensor_features
 from tests.lopt import trajectories
-from tests.lopt.trajectories import FAST_COMPILATION, LEAVES, Trajectory, assert_close
+from tests.lopt.trajectories import LEAVES, Trajectory, assert_close
 
 STEP = 3
 """Features in the files are those inside update number 3."""
@@ -52,7 +50,7 @@ class Replay:
         self.theta = tensor_lstm_theta(self.file.group("theta"))
         params = {k: v[:-1] for k, v in self.file.group("params").items()}
         given = (params, self.file.group("grads"), self.file.arrays["loss"])
-        run = jax.jit(self._run, compiler_options=FAST_COMPILATION)
+        run = jax.jit(self._run)
         self.seen, self.schedule, self.states = jax.tree.map(
             np.asarray, run(self.theta, given, self.file.num_steps)
         )
@@ -202,7 +200,7 @@ def test_the_order_of_the_rows_does_not_matter():
     state = network.initial_state(theta, 5)
     order = np.array([3, 0, 4, 1, 2])
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+    @jax.jit
     def schedule(rows):
         return network.apply(theta, state, 1.0, jnp.int32(3), 10, rows)[0]
 
@@ -214,7 +212,7 @@ def test_the_order_of_the_rows_does_not_matter():
 def test_ranks_are_told_apart_by_axes_longer_than_one():
     ranks = {(1,): 0, (7,): 1, (1, 9): 1, (3, 1, 4, 2): 3}
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+    @jax.jit
     def look():
         return [
             tensor_features(

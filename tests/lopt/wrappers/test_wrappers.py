@@ -1,7 +1,6 @@
 """Wrappers in closed form, around Adam, around a rule that needs the loss, SmallFC."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +21,6 @@ from lopt.wrappers import (
 )
 from parametrization import ADAM_LIKE, Axes, ParamSpec
 
-FAST_COMPILATION = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
 SHAPES = {
     "b": ("-> width", (8,)),
     "e": ("vocab -> width", (5, 8)),
@@ -94,7 +89,7 @@ def train(lopt, inputs, num_steps=NUM_STEPS, theta=None):
     theta = lopt.init(jax.random.key(0)) if theta is None else theta
     specs = {name: SPECS[name] for name in inputs[0]}
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+    @jax.jit
     def scan(theta, params, grads, losses, num_steps):
         rule = lopt.as_optax(theta, specs, num_steps)
 
@@ -262,7 +257,7 @@ def test_accumulators_in_bfloat16_do_not_stand_still():
     )
     grads, params = {"x": jnp.ones(n)}, {"x": jnp.zeros(n)}
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+    @jax.jit
     def last():
         def step(state, _):
             return rule.update(grads, state, params)[1], None

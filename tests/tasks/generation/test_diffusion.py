@@ -1,6 +1,5 @@
 """Noise levels, weights and samplers against float64 and closed forms."""
 
-import functools
 import itertools
 
 import jax
@@ -9,10 +8,8 @@ import numpy as np
 import pytest
 
 from tasks.generation import diffusion
-from tests.tasks.families import QUICK_TO_COMPILE
 
 KEY = jax.random.key(5)
-compiled = functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
 
 
 def alpha_bar(times):
@@ -27,7 +24,7 @@ GRID = np.linspace(0, 1, 1001, dtype=np.float32)
 
 
 def test_the_share_of_the_signal_falls_between_its_ends():
-    found = np.asarray(compiled(diffusion.alpha_bar)(GRID))
+    found = np.asarray(jax.jit(diffusion.alpha_bar)(GRID))
     np.testing.assert_allclose(found, alpha_bar(GRID), rtol=1e-3, atol=1e-6)
     assert found[0] == np.float32(0.9999) and found[-1] == np.float32(1e-4)
     assert (np.diff(found) <= 0).all()
@@ -38,13 +35,13 @@ def test_the_share_of_the_signal_falls_between_its_ends():
 def test_the_weight_is_one_over_one_plus_the_signal_to_noise_ratio():
     share = alpha_bar(GRID)
     want = 1 / (1 + share / (1 - share))
-    found = np.asarray(compiled(diffusion.p2_weight)(GRID), np.float64)
+    found = np.asarray(jax.jit(diffusion.p2_weight)(GRID), np.float64)
     # 1 − ᾱ in float32 has an absolute error of the order of its rounding near 1.
     np.testing.assert_allclose(found, want, rtol=1e-6, atol=3e-7)
 
 
 def test_times_are_stretched_and_cut():
-    draw = compiled(diffusion.draw_times, static_argnums=1)
+    draw = jax.jit(diffusion.draw_times, static_argnums=1)
     times = np.asarray(draw(KEY, 100_000), np.float64)
     assert times.min() >= np.float32(0.001) and times.max() == 1.0
     share = 1 - 0.999 / 1.08  # of those that are cut
@@ -57,7 +54,7 @@ def test_times_are_stretched_and_cut():
 def test_undiffuse_with_the_true_noise_is_the_inverse():
     times = np.float32([0.0, 1e-3, 0.1, 0.4, 0.7, 0.95, 1.0])
 
-    @compiled
+    @jax.jit
     def compute(key):
         clean, noise = jax.random.normal(key, (2, 7, 3, 2))
         noisy = diffusion.diffuse(clean, noise, jnp.asarray(times))
@@ -79,7 +76,7 @@ def test_the_loss_is_a_weighted_mean_over_examples():
     guess, noise = rng.normal(size=(2, 5, 2, 3))
     times = rng.uniform(size=5)
     errors = ((guess - noise) ** 2).mean((1, 2))
-    found = compiled(diffusion.weighted_error)(*map(np.float32, (guess, noise, times)))
+    found = jax.jit(diffusion.weighted_error)(*map(np.float32, (guess, noise, times)))
     want = ((1 - alpha_bar(times)) * errors).mean(), errors.mean()
     np.testing.assert_allclose(found, want, rtol=1e-5)
 
@@ -132,8 +129,8 @@ def moments(num_steps, sampler):
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_samples_with_the_exact_guess_are_those_of_the_closed_form(sampler):
     num, steps = 20_000, 40
-    start = compiled(lambda key: jax.random.normal(key, (num, 2)))(KEY)
-    run = compiled(
+    start = jax.jit(lambda key: jax.random.normal(key, (num, 2)))(KEY)
+    run = jax.jit(
         lambda start, key: diffusion.sample(predict, start, key, steps, sampler)
     )
     samples = np.asarray(run(start, jax.random.key(1)), np.float64)
@@ -158,7 +155,7 @@ def test_samples_with_the_exact_guess_are_those_of_the_closed_form(sampler):
 def test_a_step_of_ddim_keeps_the_guessed_noise():
     late, early = np.full(4, 0.8, np.float32), np.full(4, 0.3, np.float32)
 
-    @compiled
+    @jax.jit
     def compute(key):
         clean, noise = jax.random.normal(key, (2, 4, 3))
         noisy = diffusion.diffuse(clean, noise, late)

@@ -1,7 +1,6 @@
 """Networks of the three stages: roles, starts, and what they compute, in float64."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +18,9 @@ from tasks.models.vq_autoencoder import (
     straight_through,
 )
 from tests.tasks import families
-from tests.tasks.families import KEY, QUICK_TO_COMPILE
+from tests.tasks.families import KEY
 from tests.tasks.models import numpy_layers
 
-compiled = functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
 SIZES = {"width": 8, "base_width": 4, "depth": 1, "base_depth": 1}
 A = VQAutoEncoder(**SIZES, latent_channels=3, num_codes=6)
 B = LatentDenoiser(**SIZES, code_channels=2, code_stride=8)
@@ -153,7 +151,7 @@ def starts():
         c = C.apply(C.init(key, shape, 3), CodeInputs(x, jnp.ones(2), labels), 3)
         return a, b, c, x
 
-    return compiled(compute)(KEY)
+    return jax.jit(compute)(KEY)
 
 
 def test_heads_are_zero_at_the_start(starts):
@@ -170,7 +168,7 @@ def test_the_nearest_entry_is_found():
     latents, codebook = normal(50, 3, 4), normal(40, 4)
     codebook[7] = codebook[3]  # the first of equals is taken
     latents[0, 0] = codebook[7]
-    entries, indices = compiled(quantize)(latents, codebook)
+    entries, indices = jax.jit(quantize)(latents, codebook)
     z, e = np.float64(latents)[..., None, :], np.float64(codebook)
     want = ((z - e) ** 2).sum(-1).argmin(-1)
     assert np.array_equal(indices, want) and indices[0, 0] == 3
@@ -184,13 +182,13 @@ def test_the_gradient_goes_straight_through_and_choosing_has_none():
         entries, _ = quantize(latents, codebook)
         return jnp.sum(weights * straight_through(latents, entries))
 
-    value, grads = compiled(jax.value_and_grad(through, (0, 1)))(latents, codebook)
-    entries, indices = map(np.asarray, compiled(quantize)(latents, codebook))
+    value, grads = jax.jit(jax.value_and_grad(through, (0, 1)))(latents, codebook)
+    entries, indices = map(np.asarray, jax.jit(quantize)(latents, codebook))
     # The entries go in, and what comes back is the latents' as it is.
     assert float(value) == pytest.approx(float((weights * entries).sum()), rel=1e-5)
     assert np.array_equal(grads[0], weights) and not np.asarray(grads[1]).any()
     # A loss of the entries moves those that were chosen, and no latent.
-    moved = compiled(jax.grad(lambda z, e: jnp.sum(quantize(z, e)[0]), (0, 1)))(
+    moved = jax.jit(jax.grad(lambda z, e: jnp.sum(quantize(z, e)[0]), (0, 1)))(
         latents, codebook
     )
     assert not np.asarray(moved[0]).any()
@@ -202,7 +200,7 @@ def test_perplexity_counts_the_entries_in_use():
     indices = RNG.choice(8, size=(40, 3), p=[0.4, 0.3, 0.2, 0.1, 0, 0, 0, 0])
     share = np.bincount(indices.ravel(), minlength=8) / indices.size
     want = np.exp(-(share[share > 0] * np.log(share[share > 0])).sum())
-    count = compiled(perplexity, static_argnums=1)
+    count = jax.jit(perplexity, static_argnums=1)
     assert float(count(indices, 8)) == pytest.approx(want, rel=1e-5)
     assert float(count(np.arange(120).reshape(40, 3) % 8, 8)) == pytest.approx(8)
     assert float(count(np.full((40, 3), 5), 8)) == pytest.approx(1)
@@ -239,7 +237,7 @@ def test_the_prior_is_that_of_its_definition():
     x, times = normal(3, 3, 2, 2), np.float32([0.2, 0.9, 0.5])
     labels = np.array([0, 4, 5])
     params = families.randomized(model, x.shape[1:], 2)
-    found = compiled(lambda p: model.denoise(p, x, times, labels))(params)
+    found = jax.jit(lambda p: model.denoise(p, x, times, labels))(params)
     p = jax.tree.map(np.float64, params)
     angles = times[:, None] * 1000 ** (np.arange(16) / 15)
     features = np.concatenate([np.sin(angles), np.cos(angles)], 1)
@@ -278,7 +276,7 @@ def parts():
             "noise alone": whole(images, jnp.zeros(2), code),
         }
 
-    return jax.tree.map(np.asarray, compiled(compute)(params))
+    return jax.tree.map(np.asarray, jax.jit(compute)(params))
 
 
 def test_compressor_and_denoiser_are_the_halves_of_stage_b(parts):
@@ -306,7 +304,7 @@ def test_encoder_and_decoder_are_the_halves_of_stage_a():
         latents = A.encode(params, images)
         return A.apply(params, images, 3), latents, A.decode(params, latents, 3)
 
-    whole, latents, decoded = compiled(compute)(params)
+    whole, latents, decoded = jax.jit(compute)(params)
     np.testing.assert_allclose(whole.latents, latents, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(whole.outputs, decoded, rtol=1e-4, atol=1e-4)
     assert len(np.unique(whole.indices)) > 1

@@ -1,7 +1,6 @@
 """From a class to a picture: guidance, the order of the stages, their scales."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,9 @@ from tasks.generation import diffusion
 from tasks.generation.latent_diffusion import LatentDataset
 from tasks.generation.pipeline import Sampling, Stages, decode
 from tests.tasks import families
-from tests.tasks.families import KEY, QUICK_TO_COMPILE
+from tests.tasks.families import KEY
 from tests.tasks.generation.test_stages import A, B, C
 
-compiled = functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
 LABELS = np.array([0, 3, 11, 5])
 OTHERS = np.array([7, 3, 1, 2])
 
@@ -48,7 +46,7 @@ def test_guidance_goes_from_no_class_past_the_class(stages):
     params = stages.params_c
     start = jax.random.split(KEY)[0]
 
-    @compiled
+    @jax.jit
     def compute(params):
         def codes(weight, labels):
             sampling = Sampling(code_steps=2, code_guidance=weight, sampler="ddim")
@@ -94,13 +92,13 @@ def test_a_picture_comes_of_all_three_stages_in_their_own_scales(stages):
         return whole, decode(C, stages, raw)
 
     with jax.numpy_rank_promotion("allow"):
-        whole, parts = map(np.asarray, compiled(compute)(stages))
+        whole, parts = map(np.asarray, jax.jit(compute)(stages))
     assert whole.shape == (4, 8, 8, 3) and whole.min() >= 0 and whole.max() <= 255
     np.testing.assert_allclose(whole, parts, atol=0.5)
     assert len({picture.tobytes() for picture in whole}) == 4
     free = dataclasses.replace(sampling, latent_guidance=0.0)
     codes = np.random.default_rng(1).normal(size=(2, 4, 2, 2, 2)).astype(np.float32)
-    run = compiled(lambda codes: free.latents(C, stages.params_b, codes, KEY))
+    run = jax.jit(lambda codes: free.latents(C, stages.params_b, codes, KEY))
     assert np.array_equal(run(codes[0]), run(codes[1]))
 
 

@@ -1,7 +1,6 @@
 """The three tasks: what a batch is, its loss, and what that does not depend on."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +23,9 @@ from tasks.models.code_prior import CodePrior
 from tasks.models.latent_denoiser import LatentDenoiser
 from tasks.models.vq_autoencoder import VQAutoEncoder
 from tests.tasks import families
-from tests.tasks.families import KEY, QUICK_TO_COMPILE
+from tests.tasks.families import KEY
 from tests.tasks.generation.test_diffusion import alpha_bar
 
-compiled = functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
 SIZES = {"width": 4, "base_width": 4, "depth": 1, "base_depth": 1}
 DATA = Shapes(size=8, num_train=60, num_test=24)
 A = VectorQuantization(
@@ -63,7 +61,7 @@ def trained():
 
 def test_all_pictures_are_encoded_in_their_order_and_normalized(trained):
     pictures = A.load_data().images
-    encode = compiled(
+    encode = jax.jit(
         lambda x: (A.encode(trained.params_a, x), B.model.compress(trained.params_b, x))
     )
     for split in SPLITS:
@@ -102,7 +100,7 @@ def test_stage_a_starts_at_chance_and_its_loss_is_its_definition(trained):
         return start, A.loss(params, key, batch), made
 
     (start, at_start), (loss, parts), made = jax.tree.map(
-        np.asarray, compiled(compute)(KEY, trained.params_a)
+        np.asarray, jax.jit(compute)(KEY, trained.params_a)
     )
     assert float(at_start["reconstruction_loss"]) == pytest.approx(
         A.loss_at_chance, rel=1e-5
@@ -124,7 +122,7 @@ def test_the_entries_come_to_the_latents_and_the_latents_are_held_back(trained):
         task = dataclasses.replace(A, commitment=commitment)
         return jax.grad(lambda p: task.loss(p, KEY, batch)[0])(params)
 
-    grads = compiled(lambda p: (compute(p, 0.25), compute(p, 0.75)))(trained.params_a)
+    grads = jax.jit(lambda p: (compute(p, 0.25), compute(p, 0.75)))(trained.params_a)
     small, large = grads
     # The commitment does not reach the codebook or the decoder.
     for name in ("codebook", "decoder"):
@@ -137,7 +135,7 @@ def test_the_entries_come_to_the_latents_and_the_latents_are_held_back(trained):
     )
     assert moved.max() > 1e-4
     # Entry by entry, the gradient is that of the mean squared distance.
-    made = compiled(lambda p: A.model.apply(p, batch.inputs, 3))(trained.params_a)
+    made = jax.jit(lambda p: A.model.apply(p, batch.inputs, 3))(trained.params_a)
     difference = np.float64(made.entries) - np.float64(made.latents)
     want = np.zeros((9, 3))
     np.add.at(want, np.asarray(made.indices).ravel(), difference.reshape(-1, 3))
@@ -152,7 +150,7 @@ def frequencies(name, hits, share):
 
 
 def test_codes_are_dropped_and_noised_as_often_as_said():
-    draw = compiled(draw_code_noise, static_argnums=1)
+    draw = jax.jit(draw_code_noise, static_argnums=1)
     scale, spread = (np.float64(x) for x in draw(KEY, 100_000))
     dropped = scale == 0
     frequencies("dropped", dropped, 0.05)
@@ -175,7 +173,7 @@ def test_codes_are_dropped_and_noised_as_often_as_said():
 
 def test_classes_are_left_out_as_often_as_said():
     labels = np.arange(120_000) % 12
-    found = np.asarray(compiled(drop_labels, static_argnums=2)(KEY, labels, 12))
+    found = np.asarray(jax.jit(drop_labels, static_argnums=2)(KEY, labels, 12))
     frequencies("dropped", found == 12, 0.05)
     assert np.array_equal(found[found < 12], labels[found < 12])
     for label in range(12):  # whatever the class
@@ -194,7 +192,7 @@ def test_losses_of_diffusion_at_the_start_are_their_definition(trained):
             results.append((loss, parts, *task.corrupt(key, batch)))
         return results, wide.loss(wide.init(key), key, batches[1])[0]
 
-    results, wider = jax.tree.map(np.asarray, compiled(compute)(KEY))
+    results, wider = jax.tree.map(np.asarray, jax.jit(compute)(KEY))
     clean = batches[0].latents, batches[1].images
     for index, (loss, parts, inputs, noise) in enumerate(results):
         share = alpha_bar(inputs.times).reshape(-1, 1, 1, 1)
@@ -221,7 +219,7 @@ def test_the_loss_of_stage_c_knows_nothing_of_latents(trained):
     shapes = {leaf.shape[1:] for leaf in jax.tree.leaves(codes)}
     assert shapes == {(), (2, 2, 2)}  # codes, labels and scalars: no latents of 3
     params = families.randomized(C.model, C.input_shape, C.num_outputs)
-    loss = compiled(lambda data: C.loss(params, KEY, C.whole(data, "test"))[0])
+    loss = jax.jit(lambda data: C.loss(params, KEY, C.whole(data, "test"))[0])
     assert float(loss(codes)) == float(loss(encode_codes(B, trained.params_b)))
     changed = jax.tree.map(lambda x: x + 1.0, trained.params_b["compressor"])
     elsewhere = encode_codes(B, {"compressor": changed})
@@ -230,7 +228,7 @@ def test_the_loss_of_stage_c_knows_nothing_of_latents(trained):
 
 def test_batches_are_rows_of_the_splits(trained):
     for task, data, num in ((B, trained.latents, 5), (C, trained.codes, 7)):
-        run = compiled(
+        run = jax.jit(
             lambda key, data, task=task: (
                 task.draw(data, key, "test", 3),
                 sample(task, data, key, "test"),
@@ -282,7 +280,7 @@ def test_activations_are_those_of_the_loss(trained):
     params = families.randomized(C.model, C.input_shape, C.num_outputs)
     batch = C.whole(trained.codes, "test")
 
-    @compiled
+    @jax.jit
     def compute(key):
         found = C.activations(params, key, batch)
         inputs, noise = C.corrupt(key, batch)

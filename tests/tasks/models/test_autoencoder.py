@@ -1,7 +1,6 @@
 """Autoencoders: roles, initialization and forward pass."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -14,14 +13,6 @@ from tasks.models.autoencoder import VAE, AutoEncoder, Inference
 from tests.tasks import families
 from tests.tasks.families import KEY
 
-# Bits do not matter where this is used; it takes a third of the time.
-compiled = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
 SHAPE = (2, 3, 1)
 PIXELS = 6
 BASES = [
@@ -97,7 +88,7 @@ def test_it_starts_at_nothing_whatever_the_key(model, images):
             return *result, result.divergence()
         return (result,)
 
-    program = compiled(start)
+    program = jax.jit(start)
     for seed in (0, 1):
         results = program(jax.random.key(seed))
         assert results[0].shape == (4, PIXELS)
@@ -110,7 +101,7 @@ def loss_and_gradient(model):
         result = model.apply(params, images, PIXELS, KEY)
         return sum(jnp.mean((x - 0.5) ** 2) for x in jax.tree.leaves(result))
 
-    return compiled(jax.value_and_grad(loss))
+    return jax.jit(jax.value_and_grad(loss))
 
 
 @each_model
@@ -143,7 +134,7 @@ def test_at_the_base_shape_all_parametrizations_are_one_bit_for_bit(model, image
 @each_model
 def test_the_start_has_the_deviations_of_the_roles(model):
     model = dataclasses.replace(model, width=256, depth=2)
-    params = compiled(lambda: model.init(jax.random.key(1), SHAPE, PIXELS))()
+    params = jax.jit(lambda: model.init(jax.random.key(1), SHAPE, PIXELS))()
     zeros = {"readout"} | ({"mean", "log_variance"} if "mean" in params else set())
     for name, layer in params.items():
         kernel = np.asarray(layer["kernel"], np.float64)
@@ -176,7 +167,7 @@ def affine(layer, x, mult=1.0):
 def test_the_autoencoder_is_its_definition(images, rules, mult):
     model = BASES[0].at_width(16).with_rules(rules)
     params = randomized(model)
-    got = compiled(lambda params: model.apply(params, images, PIXELS))(params)
+    got = jax.jit(lambda params: model.apply(params, images, PIXELS))(params)
     code = affine(
         params["latent"], layers(params, np.asarray(images).reshape(4, -1), "enc")
     )
@@ -197,7 +188,7 @@ def test_the_vae_is_its_definition(images, rules, mult):
             model.apply(params, images, PIXELS),
         )
 
-    sampled, recorded, middle = compiled(compute)(params)
+    sampled, recorded, middle = jax.jit(compute)(params)
     features = layers(params, np.asarray(images).reshape(4, -1), "enc")
     heads = [affine(params[name], features, mult) for name in ("mean", "log_variance")]
     for code, result in ((recorded["sample"], sampled), (heads[0], middle)):
@@ -225,7 +216,7 @@ def test_codes_are_samples_of_the_posterior(images):
         )
         return first, seen
 
-    first, codes = compiled(compute)(params)
+    first, codes = jax.jit(compute)(params)
     _, mean, log_variance = (np.asarray(x, np.float64) for x in first)
     standard = (np.asarray(codes, np.float64) - mean) / np.exp(0.5 * log_variance)
     assert standard.shape == (num, 4, 3)

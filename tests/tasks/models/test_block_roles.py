@@ -13,7 +13,7 @@ from parametrization.axes import Axes
 from tasks.models.blocks import BlockModel
 from tasks.models.transformer import Transformer
 from tasks.models.vit import ViT
-from tests.tasks.models.transformers import compiled, examples, loss_of, shapes
+from tests.tasks.models.transformers import examples, loss_of, shapes
 
 # Width 16 over 8, heads of 4, mlp_ratio 2, two blocks over one; 7 tokens in sequences
 # of 8, or 10 classes of RGB images of 4 x 6 pixels in patches of 2.
@@ -115,7 +115,7 @@ def start(model):
     """Parameters, logits and loss at the start, of one compiled program."""
     x, labels = examples(model)
 
-    @compiled
+    @jax.jit
     def run(key):
         params = model.init(key, *shapes(model))
         logits = model.apply(params, x, shapes(model)[1])

@@ -12,7 +12,6 @@ from parametrization import ADAM_LIKE, COMPLETEP, STANDARD, Rules
 from tasks.models.transformer import Transformer
 from tasks.models.vit import ViT
 from tests.tasks.models.transformers import (
-    compiled,
     examples,
     loss_of,
     randomized,
@@ -40,7 +39,7 @@ def test_at_the_base_shape_all_rules_agree_bit_for_bit(model):
     # What lowers to the same program has the same bits: it need run only once.
     programs = {}
     for rules in Rules:
-        grad = compiled(jax.value_and_grad(loss_of(model.with_rules(rules))))
+        grad = jax.jit(jax.value_and_grad(loss_of(model.with_rules(rules))))
         lowered = grad.lower(params, x, labels)
         programs[lowered.as_text()] = lowered
     first, *others = [p.compile()(params, x, labels) for p in programs.values()]
@@ -167,7 +166,7 @@ def test_the_forward_pass_away_from_the_base_is_the_definition(name):
     model, fields, rules, scales = FORWARD[name]
     model = dataclasses.replace(model, rules=rules, **AWAY, **fields)
     params, (x, _) = randomized(model), examples(model)
-    logits = compiled(lambda p, x: model.apply(p, x, shapes(model)[1]))(params, x)
+    logits = jax.jit(lambda p, x: model.apply(p, x, shapes(model)[1]))(params, x)
     want = np.stack([reference(params, one, model, scales) for one in x])
     assert np.abs(want).max() > 0.4 and logits.shape == want.shape
     np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
@@ -189,7 +188,7 @@ def test_the_forward_pass_away_from_the_base_is_the_definition(name):
 def test_attention_is_scaled_by_the_size_of_a_head_alone(width, head_dim, rules, scale):
     model = Transformer(width, depth=1, head_dim=head_dim, rules=rules, mlp_ratio=1)
     params, (x, _) = randomized(model, scale=0.1), examples(model)
-    seen = compiled(lambda p, x: model.activations(p, x, 7))(params, x)
+    seen = jax.jit(lambda p, x: model.activations(p, x, 7))(params, x)
     block = "residual/block_0/attention"
     query, key = (np.float64(seen[f"{block}/{name}/out"]) for name in ("query", "key"))
     assert query.shape == (2, 8, width // head_dim, head_dim)
@@ -220,8 +219,8 @@ def test_scanned_blocks_compute_what_unscanned_ones_do(model):
         seen = model.activations(params, x, shapes(model)[1])
         return loss, grads, seen
 
-    loss, grads, seen = compiled(functools.partial(run, model))(params)
-    got = compiled(functools.partial(run, scanned))(stack(params))
+    loss, grads, seen = jax.jit(functools.partial(run, model))(params)
+    got = jax.jit(functools.partial(run, scanned))(stack(params))
     ends = ("residual/out", "readout/out", "embedded")
     want = (loss, stack(grads), {name: seen[name] for name in ends})
     got = (*got[:2], {name: got[2][name] for name in ends})

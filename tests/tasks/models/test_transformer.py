@@ -11,7 +11,7 @@ import pytest
 from parametrization import ADAM_LIKE, STANDARD
 from tasks.models.attention import rotate
 from tasks.models.transformer import Transformer
-from tests.tasks.models.transformers import compiled, randomized
+from tests.tasks.models.transformers import randomized
 
 LENGTH = 5
 LM = Transformer(
@@ -27,7 +27,7 @@ def test_no_logit_depends_on_a_later_token(positions, scan):
     # Every token once, so a row of the table is the input at one place alone.
     tokens = np.array([[3, 0, 4, 1, 2]], np.int32)
 
-    @compiled
+    @jax.jit
     def gradients(table):
         def logits(table):
             tables = {**params, "embedding": {"table": table}}
@@ -50,7 +50,7 @@ def test_rotary_attention_depends_on_the_distance_alone():
     rng = np.random.default_rng(1)
     query, key = (rng.normal(size=(2, 6, 3, 8)).astype(np.float32) for _ in "qk")
 
-    @compiled
+    @jax.jit
     def logits(places_of_queries, places_of_keys):
         q, k = rotate(query, places_of_queries), rotate(key, places_of_keys)
         return jnp.einsum("bihd,bjhd->bhij", q, k)
@@ -72,7 +72,7 @@ def test_places_matter_with_rotary_positions_too():
     params = randomized(model, (LENGTH,), LENGTH)
     assert "positions" not in params
     tokens = np.array([[0, 1, 2, 3, 4], [1, 0, 3, 2, 4]], np.int32)
-    last = compiled(lambda p, x: model.apply(p, x, LENGTH)[:, -1])(params, tokens)
+    last = jax.jit(lambda p, x: model.apply(p, x, LENGTH)[:, -1])(params, tokens)
     assert np.abs(last[0] - last[1]).max() > 1e-3
 
 
@@ -90,7 +90,7 @@ def test_tied_logits_are_of_size_a_quarter_at_the_base_width(width, rules, std):
     params["embedding"]["table"] = np.float32(table)
     params["norm"]["gain"] = np.ones(width, np.float32)
     tokens = np.zeros((1, LENGTH), np.int32)
-    logits = compiled(lambda p: model.apply(p, tokens, vocabulary))(params)
+    logits = jax.jit(lambda p: model.apply(p, tokens, vocabulary))(params)
     # Of all tokens but the one that is read: sums of `width` independent products.
     others = np.asarray(logits)[0, 0, 1:]
     assert others.std() == pytest.approx(std, rel=4.5 / math.sqrt(2 * len(others)))
@@ -104,7 +104,7 @@ def test_inputs_that_are_no_tokens_are_refused():
 def test_a_token_beyond_the_vocabulary_is_not_another_one():
     model, params = dataclasses.replace(LM, depth=1), randomized(LM, (LENGTH,), LENGTH)
     tokens = np.array([[0, 1, 2, 3, 4], [0, 1, 2, 3, LENGTH]], np.int32)
-    logits = compiled(lambda x: model.apply(params, x, LENGTH))(tokens)
+    logits = jax.jit(lambda x: model.apply(params, x, LENGTH))(tokens)
     assert np.isfinite(logits[0]).all() and np.isnan(logits[1, 4]).all()
 
 

@@ -9,7 +9,7 @@ import pytest
 from tasks import ImageClassification
 from tasks.models.layers import space_to_depth
 from tasks.models.vit import ViT
-from tests.tasks.models.transformers import compiled, randomized
+from tests.tasks.models.transformers import randomized
 
 VIT = ViT(*(8, 1, 4), base_width=8, base_head_dim=4, base_depth=1, mlp_ratio=2, patch=2)
 
@@ -30,7 +30,7 @@ def test_patches_may_be_permuted_together_with_their_places(pooling):
     with_them = np.concatenate([own, places[len(own) :][order]])
     assert len(places) == 6 + len(own)
 
-    @compiled
+    @jax.jit
     def apply(table, images):
         return model.apply({**params, "positions": {"table": table}}, images, 10)
 

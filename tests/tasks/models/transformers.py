@@ -1,17 +1,11 @@
 """Shared by tests of transformers: cheap compilation, inputs, parameters, loss."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from tasks.models.transformer import Transformer
-from tests.tasks.families import QUICK_TO_COMPILE
-
-# A third of the compile time of these small programs.
-compiled = functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
 
 
 def shapes(model):

@@ -1,7 +1,6 @@
 """Quadratics and valleys: closed forms, and the interface without a model."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -16,14 +15,6 @@ from tasks.synthetic.quadratics import NoisyQuadratic, Quadratic
 from tasks.synthetic.valley import Valley
 from tests.tasks.families import KEY
 
-# Bits do not matter here, and it takes a third of the time.
-compiled = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
 LANDSCAPES = [
     Quadratic(dimension=5, rotated=True),
     NoisyQuadratic(Quadratic(dimension=5), batch_size=3),
@@ -63,7 +54,7 @@ def test_the_unit_is_the_mean_loss_of_64_starts(task):
         start, batch = jax.random.split(key)
         return task.loss(task.init(start), key, sample(task, data, batch))[0]
 
-    losses = np.float64(compiled(jax.vmap(one))(jax.random.split(KEY, 4000)))
+    losses = np.float64(jax.jit(jax.vmap(one))(jax.random.split(KEY, 4000)))
     error = losses.std() * math.sqrt(1 / 64 + 1 / 4000)
     assert task.loss_at_chance == pytest.approx(losses.mean(), abs=4.5 * error)
     assert 3.0 * error < task.loss_at_chance
@@ -75,7 +66,7 @@ def test_the_optimum_is_the_lowest_point(task):
     data = task.load_data()
     whole = task.whole(data, "test")
     best = task.optimum(data)
-    program = compiled(jax.value_and_grad(task.loss, has_aux=True))
+    program = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
     (height, _), slope = program(best, KEY, whole)
     assert float(height) == pytest.approx(task.lowest_loss, abs=1e-8, rel=1e-6)
     assert np.abs(slope["x"]).max() < 1e-3
@@ -84,7 +75,7 @@ def test_the_optimum_is_the_lowest_point(task):
         assert program({"x": best["x"] + step}, KEY, whole)[0][0] > height
 
 
-@compiled
+@jax.jit
 def curvature(data):
     return jax.hessian(lambda x: Quadratic(4).loss({"x": x}, KEY, data)[0])(
         jnp.zeros(4)
@@ -116,7 +107,7 @@ def test_spectra_are_what_they_are_called(spectrum, want):
 def test_gradient_descent_goes_where_it_must(rotated):
     task = Quadratic(dimension=6, condition=30.0, rotated=rotated, seed=3)
     data, rate, num = task.load_data(), 0.8, 25
-    start = compiled(task.init)(KEY)
+    start = jax.jit(task.init)(KEY)
 
     def step(params, key):
         batch = sample(task, data, key)
@@ -126,7 +117,7 @@ def test_gradient_descent_goes_where_it_must(rotated):
         return jax.tree.map(lambda p, g: p - rate * g, params, grads), loss
 
     keys = jax.random.split(KEY, num)
-    end, losses = compiled(lambda start: jax.lax.scan(step, start, keys))(start)
+    end, losses = jax.jit(lambda start: jax.lax.scan(step, start, keys))(start)
     vectors = np.eye(6) if data.rotation is None else np.float64(data.rotation)
     values, centre = np.float64(data.eigenvalues), np.float64(data.centre)
     y = vectors.T @ (np.float64(start["x"]) - centre)
@@ -157,9 +148,9 @@ def test_the_noise_of_gradients_has_its_covariance(covariance):
         return jax.grad(task.loss, has_aux=True)(x, KEY, batch)[0]["x"]
 
     draws = task.draw(data, KEY, "train", num)
-    gradients = np.float64(compiled(jax.vmap(gradient))(draws))
+    gradients = np.float64(jax.jit(jax.vmap(gradient))(draws))
     exact = quadratic.load_data()
-    mean = compiled(jax.grad(quadratic.loss, has_aux=True))(x, KEY, exact)[0]["x"]
+    mean = jax.jit(jax.grad(quadratic.loss, has_aux=True))(x, KEY, exact)[0]["x"]
     error = gradients.std(0) / math.sqrt(num)
     assert (np.abs(gradients.mean(0) - mean) < 4.5 * error).all()
     # Along the eigenvectors; a batch of two halves the variance.
@@ -187,7 +178,7 @@ def test_sgd_ends_at_the_risk_that_theory_says():
         params, _ = jax.lax.scan(step, task.optimum(data), draws)
         return task.loss(params, key, task.whole(data, "test"))[0]
 
-    risks = np.float64(compiled(jax.vmap(chain))(jax.random.split(KEY, chains)))
+    risks = np.float64(jax.jit(jax.vmap(chain))(jax.random.split(KEY, chains)))
     values = quadratic.eigenvalues()
     # y' = (1 - a) y + a c with a = rate · eigenvalue and c of variance s² / B: in the
     # end y has variance a s² / (B (2 - a)).
@@ -203,7 +194,7 @@ def test_sgd_ends_at_the_risk_that_theory_says():
 def test_the_expected_loss_is_the_mean_over_batches():
     task = NoisyQuadratic(Quadratic(5, rotated=True), noise=0.3)
     data = task.load_data()
-    params = compiled(task.init)(KEY)
+    params = jax.jit(task.init)(KEY)
     num = 20_000
     draws = jnp.stack([task.draw(data, KEY, split, num) for split in SPLITS])
 
@@ -214,7 +205,7 @@ def test_the_expected_loss_is_the_mean_over_batches():
         whole = task.loss(params, KEY, task.whole(data, "test"))[0]
         return jax.vmap(jax.vmap(height))(draws), whole
 
-    losses, want = (np.float64(x) for x in compiled(heights)(draws))
+    losses, want = (np.float64(x) for x in jax.jit(heights)(draws))
     error = losses.std(1) / math.sqrt(num)
     assert (np.abs(losses.mean(1) - want) < 4.5 * error).all()
     together = np.corrcoef(losses)
@@ -245,7 +236,7 @@ def test_a_valley_is_rosenbrock_s(chained, rotated):
     data = task.load_data()
     assert (data.rotation is not None) == rotated
     turn = np.eye(6) if data.rotation is None else np.float64(data.rotation)
-    program = compiled(jax.value_and_grad(task.loss, has_aux=True))
+    program = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
     for seed in range(3):
         z = np.random.default_rng(seed).normal(size=6)
         x = 2.5 * turn @ z
