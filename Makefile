@@ -1,17 +1,19 @@
-# Needs GNU make and Python 3.11; everything else is installed into .venv.
-# Another interpreter: make PYTHON=/path/to/python3.11 test
+# Needs GNU make and one of Python 3.11 to 3.13; everything else is installed into .venv.
+# A certain interpreter: make PYTHON=/path/to/python3.12 test
 
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-IS_311 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
-# The first interpreter that really is 3.11 (a pyenv shim may exist and not run).
-PYTHON ?= $(shell for p in python3.11 python3 python; do \
-	"$$p" -c '$(IS_311)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+# The newest that is there and runs (a shim of pyenv may exist and not run).
+PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
+candidates = python3.$(1) $(wildcard $(PYENV)/3.$(1).*/bin/python3.$(1))
+PYTHON ?= $(shell for p in $(foreach minor,13 12 11,$(call candidates,$(minor))); do \
+	"$$p" -c '' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+VERSION = -c 'import sys; print(*sys.version_info[:2], sep=".")'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-fast test-slow check format bench docs clean
+.PHONY: help quickstart test test-fast smoke test-slow check format bench docs clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -20,6 +22,7 @@ help:  ## print this list
 quickstart: $(VENV)/.runtime  ## meta-train, evaluate and export a small optimizer
 	$(BIN)/python -m experiments.quickstart
 
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test: $(VENV)/.dev  ## the default tests (WORKERS=2)
@@ -57,28 +60,35 @@ docs: $(VENV)/.docs  ## build the documentation's site into site/
 	$(BIN)/zensical build --strict --clean
 
 clean:  ## remove .venv, caches and build output; keeps runs/
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	rm -rf .import_linter_cache .grimp_cache .cache site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# What users do first, in a minute or two: for a second version of Python.
+SMOKE = tests/test_parity.py tests/docs/test_code_blocks.py tests/examples \
+	tests/experiments/test_train.py tests/experiments/test_convert.py \
+	tests/torch_lopt/test_artifact.py
+smoke: $(VENV)/.dev  ## some of the default tests, those of what users do first
+	$(PYTEST) $(SMOKE)
+
 # A stamp is made by the last line only: an interrupted install is done again.
 $(VENV)/.runtime: requirements.txt pyproject.toml
-	@"$(PYTHON)" -c '$(IS_311)' >/dev/null 2>&1 || { echo \
-		"error: Python 3.11 not found (PYTHON='$(PYTHON)'): install it, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@case "$$("$(PYTHON)" $(VERSION) 2>/dev/null)" in 3.11|3.12|3.13) ;; *) echo \
+		"error: Python 3.11, 3.12 or 3.13 not found (PYTHON='$(PYTHON)'): install one, or make PYTHON=/path/to/python3.12" >&2; exit 1;; esac
 	@rm -f $@
-	@if ! $(BIN)/python -c '$(IS_311)' >/dev/null 2>&1; then rm -rf $(VENV); fi
+	@[ "$$($(BIN)/python $(VERSION) 2>/dev/null)" = "$$("$(PYTHON)" $(VERSION))" ] || rm -rf $(VENV)
 	@"$(PYTHON)" -m venv $(VENV) || { echo \
-		"error: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3.11-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+		"error: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(INSTALL) -r requirements.txt
+	$(INSTALL) --no-deps -e .
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+$(VENV)/.dev: requirements-dev.txt requirements-torch.txt $(VENV)/.runtime
 	@rm -f $@
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(INSTALL) -r requirements-dev.txt -r requirements-torch.txt
 	@touch $@
 
 $(VENV)/.docs: requirements-docs.txt $(VENV)/.runtime
 	@rm -f $@
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	$(INSTALL) -r requirements-docs.txt
 	@touch $@

@@ -90,7 +90,9 @@ def test_images_as_units_would_claim_too_much(study, result):
         naive, right = part.images_naive, part.images_clustered
         rows = study.patient_of_rows
         single = auc((study.grade > k)[rows], study.image_logits[:, k])
-        assert naive.value == right.value == pytest.approx(single, abs=1e-6)
+        # Two programs over the same rows: the same up to rounding in float32.
+        assert naive.value == pytest.approx(right.value, abs=1e-7)
+        assert right.value == pytest.approx(single, abs=1e-6)
         ratio = right.standard_error / naive.standard_error
         assert ratio == pytest.approx(math.sqrt(VIEWS), rel=4.5 / math.sqrt(2 * NUM))
 
