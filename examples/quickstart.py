@@ -36,6 +36,7 @@ NUM_PAIRS = 4  # antithetic pairs of particles
 HORIZON = 200  # inner steps of the longest training run
 WIDTHS = (32, 128)  # the first is that of meta-training
 SEEDS = (0, 1, 2)
+RATES = (3e-3, 1e-2, 3e-2)  # of Adam
 FOLDER = "learned_optimizer"
 
 # %%
@@ -89,8 +90,7 @@ plt.show()
 
 # %%
 rules = {"learned": (lopt, state.average)} | {
-    f"Adam {rate:g}": (Adam(rate), Adam(rate).init(jax.random.key(0)))
-    for rate in (3e-3, 1e-2, 3e-2)
+    f"Adam {rate:g}": (Adam(rate), Adam(rate).init(jax.random.key(0))) for rate in RATES
 }
 for width in WIDTHS:
     found = {
