@@ -1,16 +1,9 @@
-"""What every test shares: a strict JAX, and the way to reference data.
-
-Reference files live in two places. Small ones are copied into ``tests/golden/`` and
-are always there; the others are found through ``METATRAIN_GOLDEN_DIR``, and prepared
-TFDS datasets through ``METATRAIN_DATA_DIR``. A test whose file is in neither place is
-skipped with a reason that names the variable.
-"""
+"""What every test shares: a strict JAX, quick compilation, and a cache of its own."""
 
 import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +32,8 @@ import pytest
 
 from tasks.data import cache
 
+pytest_plugins = ["tests.reference_data"]
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A result must never come from an executable that an earlier checkout compiled.
 jax.config.update("jax_enable_compilation_cache", False)
@@ -47,40 +42,6 @@ jax.config.update("jax_enable_compilation_cache", False)
 # the same examples every time, so that a red run can be repeated.
 hypothesis.settings.register_profile("metatrain", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("metatrain")
-
-GOLDEN_DIR = Path(__file__).parent / "golden"
-
-
-def _find(name: str, folders: list[Path], variable: str) -> Path:
-    """Returns the first ``folder / name`` that exists, or skips the test."""
-    if outside := os.environ.get(variable):
-        folders = [*folders, Path(outside).expanduser()]
-        hint = f"{variable}={outside} has none"
-    else:
-        hint = f"set {variable} to the folder that has it"
-    for folder in folders:
-        if (folder / name).exists():
-            return folder / name
-    pytest.skip(f"reference data {name!r} not found: {hint}")
-
-
-@pytest.fixture(scope="session")
-def golden_dir() -> Path:
-    """The folder of reference files that travel with the repository."""
-    return GOLDEN_DIR
-
-
-@pytest.fixture(scope="session")
-def golden() -> Callable[[str], Path]:
-    """``golden(name)``: path of a reference file or folder, or a skipped test."""
-    return lambda name: _find(name, [GOLDEN_DIR], "METATRAIN_GOLDEN_DIR")
-
-
-@pytest.fixture(scope="session")
-def data_dir() -> Callable[[str], Path]:
-    """``data_dir(name)``: folder of a prepared TFDS dataset, or a skipped test."""
-    return lambda name: _find(name, [], "METATRAIN_DATA_DIR")
-
 
 # The kernel gives a process 65,530 memory maps, every compiled program holds a few, and
 # at the limit the compiler ends the process with a segmentation fault.

@@ -169,7 +169,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"and give the optimizer decay= one of {DECAYS}"
             )
         own_decay = "weight_decay" in param_group
-        super().add_param_group(param_group)
+        super().add_param_group(_with_names_apart(param_group))
         group = self.param_groups[-1]
         group.setdefault("decay_vectors", own_decay)
         try:
@@ -365,6 +365,21 @@ _OWN = (
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
+
+
+def _with_names_apart(group: dict[str, Any]) -> dict[str, Any]:
+    """Returns the group with (name, parameter) pairs as `param_names` and `params`.
+
+    torch.optim takes such pairs since 2.6, and then does the same.
+    """
+    params = group["params"]
+    if isinstance(params, torch.Tensor | set):
+        return group
+    params = list(params)
+    if not params or not all(isinstance(p, tuple) and len(p) == 2 for p in params):
+        return group | {"params": params}
+    names, tensors = zip(*params, strict=True)
+    return group | {"params": list(tensors), "param_names": list(names)}
 
 
 def _names(group: Mapping[str, Any]) -> Sequence[str]:
