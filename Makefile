@@ -64,10 +64,9 @@ clean:  ## remove .venv, caches and build output; keeps runs/
 	rm -rf .import_linter_cache .grimp_cache .cache site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What users do first, in a minute or two: for a second version of Python.
-SMOKE = tests/test_parity.py tests/docs/test_code_blocks.py tests/examples \
-	tests/experiments/test_train.py tests/experiments/test_convert.py \
-	tests/torch_lopt/test_artifact.py
+# What users do first, in a minute: for a second version of Python.
+SMOKE = tests/tasks/test_imports.py tests/test_parity.py tests/examples \
+	tests/experiments/test_quickstart.py
 smoke: $(VENV)/.dev  ## some of the default tests, those of what users do first
 	$(PYTEST) $(SMOKE)
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from evaluation import plan, run, suite, tune
+from evaluation import plan, run
 from evaluation.results import read_rows
 from experiments import evaluate
 from experiments.command_line import InputError
@@ -34,22 +34,6 @@ def artifact(tmp_path_factory):
     made = Artifact(lopt, lopt.init(jax.random.key(0)), {"width": 4}, provenance)
     made.save(folder)
     return folder
-
-
-@pytest.fixture
-def few_runs(monkeypatch):
-    """Two seeds, and three learning rates of one schedule."""
-    monkeypatch.setattr(suite, "SEEDS", (0, 1))
-    for module in (plan, evaluate):
-        monkeypatch.setattr(module, "SEEDS", (0, 1))
-    grid = tune.Grid(-12, -10, max_widenings=0)
-    monkeypatch.setattr(tune, "grid_for", lambda baseline: grid)
-    for function in (suite.evaluate_suite, plan.expected_runs):
-        seeds = tuple(
-            (0, 1) if value == (0, 1, 2, 3, 4) else value
-            for value in function.__defaults__
-        )
-        monkeypatch.setattr(function, "__defaults__", seeds)
 
 
 @pytest.fixture
