@@ -13,7 +13,7 @@ VERSION = -c 'import sys; print(*sys.version_info[:2], sep=".")'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-fast smoke test-slow check format bench docs clean
+.PHONY: help quickstart test test-fast smoke test-slow check format lock bench docs clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -55,6 +55,14 @@ bench: $(VENV)/.runtime  ## speed of meta-training, of every family and optimize
 	$(BIN)/python -m benchmarks.text_data
 	$(BIN)/python -m benchmarks.distributions
 	$(BIN)/python -m benchmarks.optimizers
+
+# One file for all Pythons; pins that still fit stay.
+LOCK = $(BIN)/uv pip compile --quiet --universal --no-annotate pyproject.toml \
+	--extra tfds --extra text --extra tensorboard --extra slurm
+lock: $(VENV)/.dev  ## pin the requirements of every Python anew
+	$(LOCK) -o requirements.txt
+	$(LOCK) --extra dev -c requirements.txt -o requirements-dev.txt
+	$(LOCK) --extra docs -c requirements.txt -o requirements-docs.txt
 
 docs: $(VENV)/.docs  ## build the documentation's site into site/
 	$(BIN)/zensical build --strict --clean
