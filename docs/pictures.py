@@ -131,7 +131,8 @@ def estimators() -> Figure:
     axes.text(
         6.85,
         0.15,
-        "lower boxes: what the difference L⁺ − L⁻ of the window is multiplied by",
+        "lower boxes: what the difference L⁺ − L⁻ of the window is multiplied by; "
+        "orange: earlier noise is missing",
         ha="center",
         color=GREY,
         fontsize=9,
@@ -148,7 +149,7 @@ def parametrization() -> Figure:
         ("output", "width -> classes", (width, 10), (base, 10)),
         ("vector", "-> width", (width,), (base,)),
     ]
-    figure, axes = canvas(13.4, 4.1)
+    figure, axes = canvas(13.4, 4.25)
     for i, name in enumerate(["pixels\n64", f"width\n{width}", f"width\n{width}"]):
         box(axes, 0.3 + 1.9 * i, 2.6, 1.0, 1.2, name)
     box(axes, 6.0, 2.6, 1.0, 1.2, "classes\n10")
