@@ -250,8 +250,21 @@ SMALL = [
     "--validation.num-steps",
     "5",
     "--num-steps",
-    "3000",
+    "1000",
 ]
+
+
+def command(directory):
+    flags = ["--run.directory", str(directory), "--run.checkpoint-every", "50"]
+    return [*COMMAND, *SMALL, *flags]
+
+
+@pytest.fixture(scope="module")
+def not_signalled(tmp_path_factory):
+    """A process that nothing stopped."""
+    directory = tmp_path_factory.mktemp("straight")
+    subprocess.run(command(directory), check=True, capture_output=True)
+    return directory
 
 
 @pytest.mark.parametrize(
@@ -262,24 +275,19 @@ SMALL = [
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
-def test_a_signalled_process_goes_on_bit_for_bit(tmp_path, number):
-    def command(name):
-        directory = ["--run.directory", str(tmp_path / name)]
-        return [*COMMAND, *SMALL, *directory, "--run.checkpoint-every", "50"]
-
-    subprocess.run(command("straight"), check=True, capture_output=True)
+def test_a_signalled_process_goes_on_bit_for_bit(not_signalled, tmp_path, number):
+    stopped = tmp_path / "stopped"
     process = subprocess.Popen(
-        command("stopped"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command(stopped), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     deadline = time.monotonic() + 120
-    checkpoints = tmp_path / "stopped" / "checkpoints"
+    checkpoints = stopped / "checkpoints"
     while not list(checkpoints.glob("step_*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
-    subprocess.run(command("stopped"), check=True, capture_output=True)
-    left, right = (final_state(tmp_path / name) for name in ("straight", "stopped"))
-    assert leaves_equal(left, right)
-    texts = [(tmp_path / n / METRICS).read_text() for n in ("straight", "stopped")]
+    subprocess.run(command(stopped), check=True, capture_output=True)
+    assert leaves_equal(final_state(not_signalled), final_state(stopped))
+    texts = [(path / METRICS).read_text() for path in (not_signalled, stopped)]
     assert texts[0] == texts[1]
