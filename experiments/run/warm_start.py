@@ -42,7 +42,8 @@ def initial_theta(
         fresh = jax.device_get(training.init().theta)
         theta, parts = begin_with(artifact, config.lopt, fresh, folder)
         sums = (folder / SUMS).read_bytes()
-    for line in differences(encode(artifact.optimizer), encode(config.lopt)):
+    sides = (artifact.optimizer, config.lopt)
+    for line in differences(*(encode(side, absent=True) for side in sides)):
         print(f"warning: {folder} was trained with {line} here", file=sys.stderr)
     parent = {
         "path": str(folder),
