@@ -50,8 +50,15 @@ def release(
 def base_sizes(config: TrainConfig) -> dict[str, int]:
     """Returns the sizes of the base model that all task groups agree on."""
     tasks = [group.task for group in config.distribution.groups]
-    bases = [t.model.base_sizes if isinstance(t, ModelTask) else {} for t in tasks]
-    return dict(set(bases[0].items()).intersection(*(base.items() for base in bases)))
+    first, *others = (
+        task.model.base_sizes if isinstance(task, ModelTask) else {} for task in tasks
+    )
+    # In the order of the first, so that equal runs release equal bytes.
+    return {
+        name: size
+        for name, size in first.items()
+        if all(base.get(name) == size for base in others)
+    }
 
 
 def make_artifact(

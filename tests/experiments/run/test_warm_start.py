@@ -13,10 +13,10 @@ import pytest
 from experiments.command_line import ComputationError, InputError
 from experiments.presets import configs
 from experiments.presets.serialization import encode
-from experiments.run.release import make_artifact
+from experiments.run.release import base_sizes, make_artifact
 from experiments.run.run_directory import METRICS, PARENT, TIMING, VALIDATION, read_rows
 from experiments.run.training_state import load_trained
-from experiments.run.warm_start import begin_with
+from experiments.run.warm_start import begin_with, initial_theta
 from experiments.train import train
 from lopt.learned.celo import Celo
 from lopt.learned.small_fc import SmallFC
@@ -115,6 +115,16 @@ def test_a_phase_takes_the_parts_that_there_are():
         )
 
 
+def test_base_sizes_are_those_of_all_groups_in_the_models_order():
+    sizes = configs.QUICKSTART.task.model.base_sizes
+    assert [*base_sizes(configs.QUICKSTART).items()] == [*sizes.items()]
+    config = configs.on_distribution("velo_like")
+    groups = tuple(config.task.groups[i] for i in (0, 3))
+    task = dataclasses.replace(config.task, groups=groups)
+    assert [group.task.model.base_sizes["depth"] for group in groups] == [3, 2]
+    assert base_sizes(dataclasses.replace(config, task=task)) == {"width": 32}
+
+
 def test_an_artifact_of_another_class_or_none_is_refused(parent, tmp_path):
     celo = of(tmp_path / "celo", init_from=parent, lopt=Celo(lstm_hidden_size=2))
     outer = dataclasses.replace(TINY.outer, frozen=())
@@ -122,6 +132,20 @@ def test_an_artifact_of_another_class_or_none_is_refused(parent, tmp_path):
         train(dataclasses.replace(celo, outer=outer), "tiny")
     with pytest.raises(InputError, match="nowhere"):
         train(of(tmp_path / "none", init_from=tmp_path / "nowhere"), "tiny")
+
+
+def test_a_field_that_an_artifact_lacks_is_shown_as_what_it_stands_for(
+    tmp_path, capsys
+):
+    before = dataclasses.replace(LOPT, factored_axes="tensor")
+    assert "factored_axes" not in encode(before)
+    folder = tmp_path / "artifact"
+    Artifact(before, before.init(jax.random.key(1)), {"width": 4}, {}).save(folder)
+    config = of(tmp_path / "run", init_from=folder)
+    initial_theta(config, config.build(), tmp_path / "run")
+    assert "was trained with factored_axes: tensor -> matrix here" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_part_that_theta_lacks_cannot_be_frozen(tmp_path):
