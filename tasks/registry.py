@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from configuration import encoding
@@ -246,19 +246,30 @@ NAMED: dict[str, Family] = FAMILIES | PREPARED
 """Families by their names on command lines; changed by `register` alone."""
 
 _RESERVED: dict[str, str] = {}
-"""Names on command lines that no family may have, with what has them."""
+"""Names that no family or class may have, with what has them."""
 _ADDED_KINDS: set[str] = set()
 _ADDED_FAMILIES: set[str] = set()
 
 
 def reserve(owner: str, names: Iterable[str]) -> None:
-    """Keeps families from taking names that mean something else on command lines.
+    """Keeps names from families and classes that other packages register.
 
     Args:
         owner: what has the names, such as "a suite"; for messages.
-        names: names of distributions and suites.
+        names: names on command lines or in stored configurations.
+
+    Raises:
+        ValueError: if one of them was registered before.
     """
-    _RESERVED.update(dict.fromkeys(names, owner))
+    taken = dict.fromkeys(names, owner)
+    _check_free(_ADDED_KINDS | _ADDED_FAMILIES, taken)
+    _RESERVED.update(taken)
+
+
+def _check_free(names: Iterable[str], taken: Mapping[str, str]) -> None:
+    for name in names:
+        if owner := taken.get(name):
+            raise ValueError(f"{name!r} is the name of {owner}: choose another name")
 
 
 def register(*classes: type, **families: Family) -> None:
@@ -279,10 +290,7 @@ def register(*classes: type, **families: Family) -> None:
     kinds = encoding.kinds_of(*classes)
     for name in [*(kinds.keys() & KINDS.keys()), *(families.keys() & NAMED.keys())]:
         raise ValueError(f"{name!r} is registered already: choose another name")
-    for name in families.keys() & _RESERVED.keys():
-        raise ValueError(
-            f"{name!r} is the name of {_RESERVED[name]}: choose another name"
-        )
+    _check_free([*kinds, *families], _RESERVED)
     KINDS.update(kinds)
     NAMED.update(families)
     _ADDED_KINDS.update(kinds)

@@ -17,14 +17,15 @@ from tasks import registry as tasks
 
 T = TypeVar("T")
 
+_OTHERS = encoding.kinds_of(
+    *(PES, NoiseReuseES, TruncatedES, Backpropagation), *optimizers.KINDS.values()
+)
+tasks.reserve("another component", _OTHERS)
+
 
 def components() -> dict[str, type]:
     """Returns the dataclasses that a field of an abstract type may hold, by `kind`."""
-    return encoding.kinds_of(
-        *tasks.KINDS.values(),
-        *(PES, NoiseReuseES, TruncatedES, Backpropagation),
-        *optimizers.KINDS.values(),
-    )
+    return encoding.kinds_of(*tasks.KINDS.values(), *_OTHERS.values())
 
 
 def encode(value: Any, *, absent: bool = False) -> Any:

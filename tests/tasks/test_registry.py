@@ -14,7 +14,10 @@ from experiments import command_line, evaluate, tasks, train
 from experiments.presets import configs
 from experiments.presets.serialization import decode, encode
 from experiments.run.training_state import load_trained
+from lopt.baselines import Adam
 from lopt.learned.learnable import LearnableSGDM
+from lopt.learned.small_fc import SmallFC
+from metatrain.estimators.pes import PES
 from parametrization import Axes, ParamSpec
 from tasks import (
     MLP,
@@ -166,6 +169,22 @@ def test_names_of_distributions_and_suites_are_taken(name, owner):
     with pytest.raises(ValueError, match=f"'{name}' is the name of {owner}: choose"):
         registry.register(Ring, **{name: Family("a ring", Ring)})
     assert "Ring" not in registry.KINDS and name not in registry.NAMED
+
+
+@pytest.mark.parametrize("kind", [SmallFC, PES, Adam])
+def test_names_of_other_components_are_taken(kind):
+    namesake = dataclasses.make_dataclass(kind.__name__, [], frozen=True)
+    message = f"'{kind.__name__}' is the name of another component: choose"
+    with pytest.raises(ValueError, match=message):
+        registry.register(namesake)
+    assert kind.__name__ not in registry.KINDS
+
+
+def test_a_name_that_was_registered_before_is_not_reserved(ring):
+    with pytest.raises(ValueError, match="'Ring' is the name of a ladder: choose"):
+        registry.reserve("a ladder", ["Ring"])
+    registry.unregister("Ring")
+    registry.register(Ring)
 
 
 @pytest.mark.parametrize("name", ["quickstart", "mulo_s_digits"])
