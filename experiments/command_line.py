@@ -15,8 +15,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, TypeAlias, TypeVar, get_args
 
 import tyro
 
@@ -49,6 +50,10 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 UNREAD = 141
 """Exit code when the reader of the output is gone: 128 + SIGPIPE."""
+
+Components: TypeAlias = Mapping[str, Mapping[str, Callable[[], Any]]]
+"""By field and name, functions that make what the name stands for."""
+_MOST_PLACES = 5
 
 
 class InputError(Exception):
@@ -119,6 +124,7 @@ def choose_preset(
     presets: Mapping[str, tuple[str, Callable[[], T]]],
     program: str,
     arguments: Sequence[str],
+    named: Components | None = None,
 ) -> tuple[str, T]:
     """Reads `PRESET [--field.sub value]`.
 
@@ -129,6 +135,7 @@ def choose_preset(
             chosen one is called.
         program: name of the program in the help.
         arguments: words of the command line.
+        named: by field, what `--FIELD NAME` puts there; for errors.
 
     Raises:
         InputError: if the preset, a field or a value is wrong, or if the preset may
@@ -147,11 +154,35 @@ def choose_preset(
     return name, _parse(
         type(preset),
         rest,
+        partial(_places, presets, named or {}),
         prog=f"{program} {name}",
         description=description,
         default=preset,
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def _places(
+    presets: Mapping[str, tuple[str, Callable[[], Any]]], named: Components, flag: str
+) -> str:
+    """Returns `; FLAG exists for ...` with the components or presets that have it."""
+    for field, makes in named.items():
+        found = [
+            name
+            for name, make in makes.items()
+            if flag in _leaves(make(), f"--{field}.")
+        ]
+        if found:
+            return f"; {flag} exists for --{field} {', '.join(found)}"
+    found = [name for name, (_, make) in presets.items() if _has(make, flag)]
+    shown = [*found[:_MOST_PLACES], *["…"] * (len(found) > _MOST_PLACES)]
+    return f"; {flag} exists for the presets {', '.join(shown)}" if found else ""
+
+
+def _has(make: Callable[[], Any], flag: str) -> bool:
+    with contextlib.suppress(ValueError, OSError):
+        return flag in _leaves(make())
+    return False
 
 
 def _refuse_preset(
@@ -232,7 +263,14 @@ def parse(kind: Callable[..., T], program: str, arguments: Sequence[str]) -> T:
 
 def suggestion(word: str, known: Collection[str]) -> str:
     """Returns `; perhaps you meant 'NAME'` for a close name, else an empty string."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    # By their last parts first: any two fields with a long path in common are close.
+    last = word.rpartition(".")[2]
+    near = [
+        name
+        for name in known
+        if difflib.get_close_matches(last, [name.rpartition(".")[2]], cutoff=0.7)
+    ]
+    close = difflib.get_close_matches(word, near, n=1, cutoff=0.7)
     return f"; perhaps you meant {close[0]!r}" if close else ""
 
 
@@ -305,10 +343,15 @@ def asks_for_help(arguments: Sequence[str]) -> bool:
     return bool({"-h", "--help"} & set(arguments))
 
 
-def _parse(kind: Callable[..., T], arguments: Sequence[str], **options: Any) -> T:
+def _parse(
+    kind: Callable[..., T],
+    arguments: Sequence[str],
+    places: Callable[[str], str] = lambda flag: "",
+    **options: Any,
+) -> T:
     def refuse(event: tyro_errors.ParseErrorEvent) -> NoReturn:
         fields = _flags(options.get("default", kind))
-        raise InputError(_message(event, fields)) from None
+        raise InputError(_message(event, fields, places)) from None
 
     try:
         with tyro_errors.on_parse_error(refuse):
@@ -318,13 +361,18 @@ def _parse(kind: Callable[..., T], arguments: Sequence[str], **options: Any) -> 
             print(f"--data-dir DIR: folder of prepared TFDS datasets (or {DATA_DIR})")
 
 
-def _message(event: tyro_errors.ParseErrorEvent, flags: Sequence[str]) -> str:
+def _message(
+    event: tyro_errors.ParseErrorEvent,
+    flags: Sequence[str],
+    places: Callable[[str], str],
+) -> str:
     """Returns one line that names the field, the value and the remedy."""
     match event:
         case tyro_errors.UnrecognizedArgs(tokens=tokens):
             unknown = next((x for x in tokens if x.startswith("--")), "")
-            close = suggestion(unknown.partition("=")[0].replace("_", "-"), flags)
-            remedy = close or "; --help shows what is known"
+            flag = unknown.partition("=")[0].replace("_", "-")
+            remedy = flag and (suggestion(flag, flags) or places(flag))
+            remedy = remedy or "; --help shows what is known"
             return f"unknown field or value: {', '.join(tokens)}{remedy}"
         case tyro_errors.InstantiationFailure(message=message, argument=argument):
             if argument is None:

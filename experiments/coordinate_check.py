@@ -233,6 +233,9 @@ def run(config: CoordinateConfig, name: str) -> None:
     out_dir = config.out_dir or Path("runs/coordinate_check") / name
     with reported():
         out_dir.mkdir(parents=True, exist_ok=True)
+        if config.artifact is not None:
+            # A damaged one is refused before anything is compiled.
+            Artifact.load(config.artifact)
         columns = COLUMNS[config.axis]
         for rules in columns.values():
             resized(config, rules)

@@ -6,6 +6,7 @@ its newest checkpoint, with the same result as without the interruption.
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,11 @@ from experiments.presets.configs import (
     with_estimator,
     with_optimizer,
 )
-from experiments.presets.estimators import ESTIMATORS, take_estimator
+from experiments.presets.estimators import ESTIMATORS, check_full, take_estimator
 from experiments.presets.experts import EXPERTS, take_expert, with_expert
 from experiments.presets.optimizers import OPTIMIZERS, take_optimizer
 from experiments.presets.serialization import encode, identity
+from experiments.presets.suites import find_suite
 from experiments.run import dry_run, processes
 from experiments.run.display import TrainingDisplay
 from experiments.run.interruption import Interruption
@@ -58,7 +60,7 @@ def train(config: TrainConfig, name: str) -> Path:
         ComputationError: if too many meta-gradients in a row are not finite.
         SystemExit: with code 130 after an interruption; the same command continues.
     """
-    path = config.run.directory or Path("runs") / name
+    path = _directory(config, name)
     encoded = encode(config)
     with processes.run_directory(path) as directory:
         processes.check_equal(encoded, "configuration")
@@ -75,6 +77,10 @@ def train(config: TrainConfig, name: str) -> Path:
         if int(state.outer.step) >= config.num_steps:
             processes.on_first(partial(release, config, encoded, path, state))
     return path
+
+
+def _directory(config: TrainConfig, name: str) -> Path:
+    return config.run.directory or Path("runs") / name
 
 
 class _Run(NamedTuple):
@@ -215,6 +221,15 @@ that train together"""
 """Options that are not fields of a configuration."""
 
 
+def _check_names(config: TrainConfig, name: str) -> None:
+    """Refuses an unknown artifact or suite before data is read."""
+    # A run that goes on needs no parent.
+    if not os.path.exists(_directory(config, name) / CHECKPOINTS):
+        command_line.check_folder("--init-from", config.init_from)
+    if config.validation.suite is not None:
+        find_suite(config.validation.suite)
+
+
 def main() -> None:
     """Command line."""
     meeting, arguments = processes.take_meeting(sys.argv[1:])
@@ -230,7 +245,12 @@ def main() -> None:
     presets = presets if estimator is None else with_estimator(presets, estimator)
     presets = presets if expert is None else with_expert(presets, expert)
     program = "python -m experiments.train"
-    name, config = command_line.choose_preset(presets, program, arguments)
+    name, config = command_line.choose_preset(
+        presets, program, arguments, configs.named_components()
+    )
+    if estimator == "full_es":
+        check_full(config.estimator)
+    _check_names(config, name)
     num_devices, num_chunks = config.run.devices, config.estimator.num_chunks
     if meeting is None and config.run.hosts == "one":
         num_devices = num_devices or processes.cpu_devices(num_chunks)

@@ -16,8 +16,10 @@ from jax.sharding import Mesh
 
 from configuration.encoding import ABSENT
 from configuration.fields import configuration
+from experiments.command_line import Components
 from experiments.presets.checks import require_positive
 from experiments.presets.estimators import ESTIMATORS, AnyEstimator
+from experiments.presets.optimizers import OPTIMIZERS
 from lopt.learned.small_fc import SmallFC
 from lopt.per_parameter.precision import Precision
 from lopt.release.registry import AnyLearned
@@ -296,6 +298,16 @@ def presets() -> Presets:
             name: (named.description, partial(on_distribution, name))
             for name, named in DISTRIBUTIONS.items()
         },
+    }
+
+
+def named_components() -> Components:
+    """Returns what `--estimator NAME` and `--lopt NAME` put into a preset."""
+    own = QUICKSTART.estimator
+    assert isinstance(own, AntitheticES)
+    return {
+        "estimator": {name: partial(make, own) for name, make in ESTIMATORS.items()},
+        "lopt": {name: optimizer.make for name, optimizer in OPTIMIZERS.items()},
     }
 
 

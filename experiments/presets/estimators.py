@@ -64,6 +64,22 @@ def take_estimator(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     return take_name(arguments, "--estimator", "estimator", ESTIMATORS)
 
 
+def check_full(estimator: AnyEstimator) -> None:
+    """Checks that each episode is one window, as `--estimator full_es` says.
+
+    Raises:
+        InputError: if a window is shorter than the longest episode.
+    """
+    lengths, window = estimator.lengths, estimator.truncation
+    longest = max(lengths.maximum, *(high for _, _, high in lengths.stages), 0)
+    if window < longest:
+        raise InputError(
+            f"--estimator full_es: truncation = {window} must be at least the longest "
+            f"episode, {longest} steps: change lengths.minimum and lengths.maximum "
+            "too, or use --estimator noise_reuse_es"
+        )
+
+
 _FAMILY = "EvolutionStrategy"
 """Kind under which schema 1 stored all evolution strategies."""
 _CONTROLS = tuple(field.name for field in dataclasses.fields(Controls))

@@ -226,6 +226,71 @@ def test_a_wrong_estimator_is_named(arguments, needle):
     assert needle in str(error.value) and "\n" not in str(error.value)
 
 
+def test_full_es_unrolls_whole_episodes(monkeypatch, capsys):
+    full = ["quickstart", "--estimator", "full_es", "--init-from", "/nowhere"]
+    window = ["--estimator.truncation", "599"]
+    stages = ["--estimator.lengths.stages", "9", "600", "601"]
+    for given, words in (
+        (window, "truncation = 599 must be at least the longest episode, 600"),
+        (stages, "truncation = 600 must be at least the longest episode, 601"),
+    ):
+        code, error = exit_of(monkeypatch, capsys, train, *full, *given)
+        assert_one_line(code, error)
+        assert f"--estimator full_es: {words} steps" in error
+    lengths = ("--estimator.lengths.minimum", "599", "--estimator.lengths.maximum")
+    for given in (["--estimator.truncation", "601"], [*window, *lengths, "599"]):
+        # Only the artifact is refused.
+        code, error = exit_of(monkeypatch, capsys, train, *full, *given)
+        assert "error: --init-from /nowhere" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needle"),
+    [
+        (
+            ["--estimator", "backpropagation", "--estimator.sigma", "1"],
+            "--estimator.sigma exists for --estimator pes, truncated_es, noise_reuse",
+        ),
+        (["--lopt.adam-decays=.9"], "--lopt.adam-decays exists for --lopt celo2,"),
+        (["--task.model.patch", "4"], "exists for the presets vit, tfds_vit"),
+        (["--task.model.depth", "4"], "the presets vit, transformer, transformer_ti"),
+        (["--nonsense", "1"], "--nonsense, 1; --help shows what is known"),
+    ],
+)
+def test_a_field_of_another_component_or_preset_is_said_to_be_there(
+    monkeypatch, capsys, arguments, needle
+):
+    code, error = exit_of(monkeypatch, capsys, train, "quickstart", *arguments)
+    assert_one_line(code, error)
+    assert needle in error
+
+
+def test_a_wrong_name_is_refused_before_the_run_has_a_directory(
+    monkeypatch, capsys, tmp_path
+):
+    directory = ["quickstart", "--run.directory", tmp_path / "run"]
+    for given in (
+        ["--init-from", tmp_path / "nowhere"],
+        ["--validation.suite", "nope"],
+    ):
+        code, error = exit_of(monkeypatch, capsys, train, *directory, *given)
+        assert_one_line(code, error)
+        assert str(given[1]) in error and not (tmp_path / "run").exists()
+
+
+def test_a_damaged_artifact_is_refused_before_anything_is_compiled(
+    monkeypatch, capsys, tmp_path
+):
+    def compile_nothing(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(coordinate_check, "resized", compile_nothing)
+    given = ["--optimizer", "artifact", "--artifact", tmp_path, "--out-dir", tmp_path]
+    code, error = exit_of(monkeypatch, capsys, coordinate_check, "mlp", *given)
+    assert_one_line(code, error)
+    assert "SHA256SUMS is missing" in error
+
+
 @pytest.mark.parametrize(
     ("credit", "name"),
     [("accumulated", "pes"), ("fresh", "truncated_es"), ("episode", "noise_reuse_es")],
