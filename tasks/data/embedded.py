@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from configuration.fields import configuration
+from tasks.data.cache import Arrays, cached
 from tasks.data.images import ImageDataset, Images, partition
 
 
@@ -31,10 +33,16 @@ class Digits(Images):
 
 @functools.cache
 def _load_digits() -> ImageDataset:
-    # Imported late: it takes longer than all of JAX.
+    about = {"scikit-learn": metadata.version("scikit-learn")}
+    digits = cached("digits", about, _read_digits)
+    order = np.random.RandomState(0).permutation(len(digits["labels"]))
+    images = digits["images"][order].astype(np.uint8)[..., None]
+    return partition(images, digits["labels"][order], (1077, 1257, 1437))
+
+
+def _read_digits() -> Arrays:
+    # Imported late, and once a machine: it takes longer than all of JAX.
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
-    order = np.random.RandomState(0).permutation(len(digits.target))
-    images = digits.images[order].astype(np.uint8)[..., None]
-    return partition(images, digits.target[order], (1077, 1257, 1437))
+    return {"images": digits.images, "labels": digits.target}
