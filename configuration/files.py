@@ -152,14 +152,19 @@ def discard(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Writes a text as `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
     """Writes a file as a whole or not at all, creating its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}-"
     handle, temporary = tempfile.mkstemp(".tmp", prefix, path.parent)
     try:
-        with _naming(path), os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with _naming(path), os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

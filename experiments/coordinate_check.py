@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from evaluation.report.plots import png
 from evaluation.scaling.coordinate_check import CoordinateCheck, coordinate_check
 from evaluation.scaling.feature_check import FeatureCheck, HasFeatures, feature_check
@@ -29,6 +29,7 @@ from experiments.command_line import check_folder, reported
 from experiments.presets.checks import require_positive
 from experiments.presets.families import on_families
 from experiments.presets.optimizers import OPTIMIZERS, named
+from experiments.run import compilation_cache
 from experiments.run.results import write_results
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import SGD, Adam
@@ -74,6 +75,8 @@ class CoordinateConfig:
     """Initializations to average over."""
     out_dir: Path | None = None
     """Output folder; by default runs/coordinate_check/PRESET."""
+    compilation_cache: bool = later(True)
+    """Keep compiled programs in the cache folder, for the next start."""
 
     def __post_init__(self) -> None:
         if len(set(self.sizes)) < 2 or min(self.sizes) < 1:
@@ -273,6 +276,7 @@ def main() -> None:
     presets = on_families(CoordinateConfig)
     name, config = command_line.choose_preset(presets, program, sys.argv[1:])
     check_folder("--artifact", config.artifact)
+    compilation_cache.use(config.compilation_cache)
     run(config, name)
 
 

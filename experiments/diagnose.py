@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from evaluation.diagnosis.reader_study import Study, diagnose, image_logits, train
 from evaluation.diagnosis.readers import PANEL, read_panel
 from evaluation.diagnosis.report import plot_study, text_report
@@ -25,6 +25,7 @@ from evaluation.report.plots import png
 from experiments import command_line
 from experiments.command_line import InputError, check_folder, reported
 from experiments.presets.checks import require_positive
+from experiments.run import compilation_cache
 from experiments.run.results import write_results
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import Adam
@@ -61,6 +62,8 @@ class DiagnoseConfig:
     """Seed of training, readers and bootstraps; the data has its own."""
     out_dir: Path = Path("runs/diagnosis")
     """Output folder."""
+    compilation_cache: bool = later(True)
+    """Keep compiled programs in the cache folder, for the next start."""
 
     def __post_init__(self) -> None:
         for name, least in (("num_steps", 1), ("num_sessions", 1), ("seed", 0)):
@@ -154,6 +157,7 @@ def main() -> None:
     program = "python -m experiments.diagnose"
     config = command_line.parse(DiagnoseConfig, program, sys.argv[1:])
     check_folder("--artifact", config.artifact)
+    compilation_cache.use(config.compilation_cache)
     run(config)
 
 

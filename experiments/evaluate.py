@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from configuration.files import SUMS, write_text
 from evaluation.plan import MORE, SEEDS, Skipped, expected_runs, runnable
 from evaluation.report.html import write_report
@@ -35,7 +35,7 @@ from experiments import command_line
 from experiments.command_line import InputError, check_folder, reported
 from experiments.presets.serialization import encode
 from experiments.presets.suites import find_suite
-from experiments.run import run_directory
+from experiments.run import compilation_cache, run_directory
 from experiments.run.environment import describe_machine
 from lopt.release.artifact import Artifact
 from tasks import description
@@ -62,6 +62,8 @@ class Evaluate:
     also: tuple[str, ...] = ()
     """More baselines to tune: nadamw, lion, muon, adafactor, schedule_free, prodigy,
     nesterov."""
+    compilation_cache: bool = later(True)
+    """Keep compiled programs in the cache folder, for the next start."""
 
 
 def evaluate(arguments: Evaluate, command: str) -> Path:
@@ -225,6 +227,7 @@ def main() -> None:
     if "--also" in sys.argv[1:] and not arguments.also:
         raise InputError(f"--also needs a name: {', '.join(MORE)}")
     check_folder("--artifact", arguments.artifact)
+    compilation_cache.use(arguments.compilation_cache)
     evaluate(arguments, f"{program} {' '.join(sys.argv[1:])}")
 
 

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import jax
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from evaluation.generation.plots import plot_pictures
 from evaluation.generation.scores import draw_pictures, train_stages
 from evaluation.report.plots import png
 from experiments import command_line
 from experiments.command_line import check_folder, reported
 from experiments.presets.checks import require_positive
+from experiments.run import compilation_cache
 from experiments.run.results import write_results
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import Adam
@@ -51,6 +52,8 @@ class GenerateConfig:
     """Seed of training and sampling."""
     out_dir: Path = Path("runs/generate")
     """Output folder."""
+    compilation_cache: bool = later(True)
+    """Keep compiled programs in the cache folder, for the next start."""
 
     def __post_init__(self) -> None:
         if min(self.num_steps) < 1:
@@ -114,6 +117,7 @@ def main() -> None:
     program = "python -m experiments.generate"
     config = command_line.parse(GenerateConfig, program, sys.argv[1:])
     check_folder("--artifact", config.artifact)
+    compilation_cache.use(config.compilation_cache)
     run(config)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from evaluation.report.plots import png
 from evaluation.scaling.plots import plot_transfer
 from evaluation.scaling.transfer import Transfer, learning_rate_transfer
@@ -18,6 +18,7 @@ from experiments import command_line
 from experiments.command_line import reported
 from experiments.presets.checks import require_positive
 from experiments.presets.families import on_families
+from experiments.run import compilation_cache
 from experiments.run.results import write_results
 from lopt.baselines import Adam
 from parametrization.rules import ADAM_LIKE, STANDARD
@@ -45,6 +46,8 @@ class TransferConfig:
     """Runs per width and learning rate."""
     out_dir: Path | None = None
     """Output folder; by default runs/learning_rate_transfer/PRESET."""
+    compilation_cache: bool = later(True)
+    """Keep compiled programs in the cache folder, for the next start."""
 
     def __post_init__(self) -> None:
         if len(set(self.widths)) < 2 or min(self.widths) < 1:
@@ -115,6 +118,7 @@ def main() -> None:
     program = "python -m experiments.learning_rate_transfer"
     presets = on_families(TransferConfig)
     name, config = command_line.choose_preset(presets, program, sys.argv[1:])
+    compilation_cache.use(config.compilation_cache)
     run(config, name)
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from experiments import command_line
 from experiments.evaluate import Evaluate, evaluate
 from experiments.presets.configs import QUICKSTART
+from experiments.run import compilation_cache
 from experiments.train import train
 
 
 def main() -> None:
     """Trains, releases, evaluates and reports into runs/quickstart."""
+    compilation_cache.use(QUICKSTART.run.compilation_cache)
     print("1/2  meta-training (python -m experiments.train quickstart)")
     directory = train(QUICKSTART, "quickstart")
     artifact = directory / "artifact"

@@ -28,7 +28,7 @@ from experiments.presets.experts import EXPERTS, take_expert, with_expert
 from experiments.presets.optimizers import OPTIMIZERS, take_optimizer
 from experiments.presets.serialization import encode, identity
 from experiments.presets.suites import find_suite
-from experiments.run import dry_run, processes
+from experiments.run import compilation_cache, dry_run, processes
 from experiments.run.display import TrainingDisplay
 from experiments.run.interruption import Interruption
 from experiments.run.recorder import Recorder
@@ -260,6 +260,7 @@ def main() -> None:
         print(dry_run.report(config, name))
         return
     processes.join(meeting, config.run.hosts, num_devices)
+    compilation_cache.use(config.run.compilation_cache)
     path = train(config, name)
     print(f"run directory: {path}")
 

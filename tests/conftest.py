@@ -26,6 +26,9 @@ if not OPTIMIZED and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
+# A result must never come from an executable that an earlier checkout compiled.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+
 import hypothesis
 import jax
 import pytest
@@ -35,8 +38,6 @@ from tasks.data import cache
 pytest_plugins = ["tests.reference_data"]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A result must never come from an executable that an earlier checkout compiled.
-jax.config.update("jax_enable_compilation_cache", False)
 
 # The first example of a test compiles, so a deadline would fail by the machine's load;
 # the same examples every time, so that a red run can be repeated.

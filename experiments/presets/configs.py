@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from configuration.encoding import ABSENT
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from experiments.command_line import Components
 from experiments.presets.checks import require_positive
 from experiments.presets.estimators import ESTIMATORS, AnyEstimator
@@ -90,6 +90,9 @@ class RunOptions:
     or python -m experiments.hosts."""
     stop_after: int | None = None
     """Outer step after which to stop, with a checkpoint."""
+    compilation_cache: bool = later(True)
+    """Keep compiled programs in the cache folder (METATRAIN_CACHE_DIR, by default
+    ~/.cache/metatrain), for the next start."""
     tensorboard: bool = dataclasses.field(default=False, metadata={ABSENT: False})
     """Also write TensorBoard event files, to RUN/tensorboard."""
     wandb: str | None = dataclasses.field(default=None, metadata={ABSENT: None})

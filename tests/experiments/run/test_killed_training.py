@@ -28,6 +28,7 @@ PROGRAM = f"""
 import dataclasses, sys
 from pathlib import Path
 import jax
+jax.config.update("jax_enable_compilation_cache", True)
 jax.config.update("jax_compilation_cache_dir", sys.argv[2])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
