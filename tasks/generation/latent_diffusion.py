@@ -12,6 +12,7 @@ caption of these pictures says.)
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import NamedTuple, final
 
@@ -59,7 +60,8 @@ class LatentDiffusion(Denoising):
 
     model: LatentDenoiser = LatentDenoiser()
     """The model that is trained, compressor and denoiser."""
-    stage_a: VectorQuantization = VectorQuantization()
+    # Made when asked for: a task traces its model.
+    stage_a: VectorQuantization = dataclasses.field(default_factory=VectorQuantization)
     """Stage that made the latents; it also has the data."""
     pretraining: Pretraining = Pretraining()
     """Training of stage A."""

@@ -8,6 +8,7 @@ guesses without one, which guidance needs.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import final
 
@@ -36,7 +37,8 @@ class SemanticPrior(Denoising):
 
     model: CodePrior = CodePrior()
     """The model that is trained."""
-    stage_b: LatentDiffusion = LatentDiffusion()
+    # Made when asked for: a task traces its model.
+    stage_b: LatentDiffusion = dataclasses.field(default_factory=LatentDiffusion)
     """Stage that made the codes; it also has stage A and the data."""
     pretraining: Pretraining = Pretraining()
     """Training of stage B."""
