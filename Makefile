@@ -55,6 +55,7 @@ bench: $(VENV)/.runtime  ## speed of meta-training, of every family and optimize
 	$(BIN)/python -m benchmarks.text_data
 	$(BIN)/python -m benchmarks.distributions
 	$(BIN)/python -m benchmarks.optimizers
+	$(BIN)/python -m benchmarks.start
 
 # One file for all Pythons; pins that still fit stay.
 LOCK = $(BIN)/uv pip compile --quiet --universal --no-annotate pyproject.toml \
