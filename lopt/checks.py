@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from parametrization.rules import ADAM_LIKE, STANDARD, Rules
 
 LARGEST = 1e38
@@ -80,6 +82,16 @@ def as_many(owner: Any, name: str, other: str) -> None:
         raise ValueError(
             f"{name} = {value} must be as many as {other} = {wanted}: each momentum is "
             "divided by the factored moment of the same index"
+        )
+
+
+def real(param: Any) -> None:
+    """Refuses a complex parameter."""
+    dtype = jnp.result_type(param)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(
+            f"a parameter of shape {jnp.shape(param)} is {dtype}, must be real: give "
+            "real and imaginary part as two parameters"
         )
 
 

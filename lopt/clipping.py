@@ -33,6 +33,34 @@ def finite(values: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(values), values, jnp.zeros_like(values))
 
 
+def root(x: jax.Array) -> jax.Array:
+    """Returns √x, with derivative 0 instead of infinity at 0."""
+    return jnp.where(x == 0, 0.0, jnp.sqrt(jnp.where(x == 0, 1.0, x)))
+
+
+LARGEST_SLOPE = 1e36
+"""Slope of a reciprocal root beyond which it counts as a constant."""
+
+
+@jax.custom_jvp
+def reciprocal_root(x: jax.Array) -> jax.Array:
+    """Returns 1/√x; its derivative is 0 where float32 cannot hold it, at tiny floors.
+
+    There a moment is its floor: the derivative is multiplied by that of the moment,
+    which is 0, and infinity times 0 is NaN.
+    """
+    return jax.lax.rsqrt(x)
+
+
+@reciprocal_root.defjvp
+def _reciprocal_root_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x,), (change,) = primals, tangents
+    value = jax.lax.rsqrt(x)
+    slope = -0.5 * (value / x)
+    slope = jnp.where(jnp.abs(slope) < LARGEST_SLOPE, slope, jnp.zeros_like(slope))
+    return value, change * slope
+
+
 def clip_global_norm(max_norm: float | None) -> optax.GradientTransformation:
     """Shrinks a gradient to a norm of at most `max_norm`; None leaves it as it is.
 
@@ -47,7 +75,7 @@ def clip_global_norm(max_norm: float | None) -> optax.GradientTransformation:
         del params
         if not jax.tree.leaves(updates):
             return updates
-        norm = optax.tree.norm(jax.tree.map(_widen, updates))
+        norm = root(optax.tree.norm(jax.tree.map(_widen, updates), squared=True))
 
         def one(grad: jax.Array) -> jax.Array:
             wide = _widen(grad)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from lopt.base import Specs, is_masked
+from lopt.clipping import root
+from lopt.placement import Groups, axis_names, merged, zeros_like
 from lopt.tensors import RULE, need, num_positions
 from parametrization.axes import LOOKUP_NAMES, Axes
 from parametrization.spec import ParamSpec
@@ -30,13 +32,10 @@ def is_matrix(spec: ParamSpec) -> bool:
 
 def matrix_spec(spec: ParamSpec) -> ParamSpec:
     """Returns the spec of the parameter as `[stacked..., positions..., in, out]`."""
-    axes = spec.axes
-    positions = min(num_positions(axes), max(len(axes.fan_in) - 1, 0))
-    lead = len(axes.stacked) + positions
-    inner = len(axes.stacked) + len(axes.fan_in)
+    axes, groups = spec.axes, _groups(spec)
 
     def shape(sizes: tuple[int, ...]) -> tuple[int, ...]:
-        return (*sizes[:lead], math.prod(sizes[lead:inner]), math.prod(sizes[inner:]))
+        return tuple(math.prod(sizes[i] for i in group) for group in groups)
 
     grows_in = spec.kind in ("hidden", "output")
     grows_out = spec.kind in ("hidden", "input")
@@ -44,12 +43,21 @@ def matrix_spec(spec: ParamSpec) -> ParamSpec:
         Axes(
             fan_in=("width" if grows_in else "fixed",),
             fan_out=("width" if grows_out else "fixed",),
-            stacked=axes.names[:lead],
+            stacked=axes.names[: len(groups) - 2],
         ),
         shape(spec.shape),
         shape(spec.base_shape),
         spec.depth_mult,
     )
+
+
+def _groups(spec: ParamSpec) -> Groups:
+    """Returns the axes of the parameter that are merged into each of the matrices'."""
+    axes, stacked = spec.axes, len(spec.axes.stacked)
+    lead = stacked + min(num_positions(axes), max(len(axes.fan_in) - 1, 0))
+    inner = stacked + len(axes.fan_in)
+    sides = tuple(range(lead, inner)), tuple(range(inner, len(spec.shape)))
+    return [*((i,) for i in range(lead)), *sides]
 
 
 def on_matrices(
@@ -76,7 +84,14 @@ def on_matrices(
         return jax.tree.map(one, tree, specs, is_leaf=is_masked)
 
     def init(params: optax.Params) -> optax.OptState:
-        return transformation.init(reshaped(params, matrix_spec))
+        def blank(leaf: Any, spec: ParamSpec) -> Any:
+            if is_masked(leaf):
+                return leaf
+            names = merged(axis_names(leaf), _groups(spec))
+            return zeros_like(leaf, matrix_spec(spec).shape, leaf.dtype, names)
+
+        matrices = jax.tree.map(blank, params, specs, is_leaf=is_masked)
+        return transformation.init(matrices)
 
     def update(
         updates: optax.Updates,
@@ -108,7 +123,7 @@ def newton_schulz(
     a, b, c = COEFFICIENTS
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices if wide else jnp.swapaxes(matrices, -1, -2)
-    norm = jnp.sqrt(jnp.sum(x * x, axis=(-2, -1), keepdims=True))
+    norm = root(jnp.sum(x * x, axis=(-2, -1), keepdims=True))
     x = x / (norm + eps)
     for _ in range(num_steps):
         gram = x @ jnp.swapaxes(x, -1, -2)

@@ -23,13 +23,14 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from configuration.fields import configuration
+from configuration.fields import OPEN, checked, configuration, shown
+from lopt import checks
 
 Schedule = Literal["constant", "cosine"]
 """Schedules without settings."""
@@ -219,6 +220,39 @@ AnySchedule: TypeAlias = (
     Schedule | Constant | WarmupCosine | WarmupStableDecay | InfiniteSchedule
 )
 """Type of a field `schedule`."""
+RateField = Annotated[float, OPEN]
+"""Type of a learning rate that may be traced, as `optax.inject_hyperparams` has it."""
+ScheduleField = Annotated[AnySchedule, OPEN]
+"""Type of a field `schedule` that also takes a schedule of optax."""
+
+
+def check_rate(owner: Any) -> None:
+    """Checks the fields `learning_rate` and `schedule`, of the two types above.
+
+    An optax schedule is the rate itself, so there `learning_rate` stays at its default.
+    """
+    rate, schedule = owner.learning_rate, owner.schedule
+    if not isinstance(rate, jax.Array):
+        rate = checked("learning_rate", rate, float)
+        object.__setattr__(owner, "learning_rate", rate)
+        checks.positive(owner, "learning_rate")
+    elif rate.shape:
+        raise ValueError(f"learning_rate has shape {rate.shape}, must be one number")
+    if not callable(schedule):
+        checked("schedule", schedule, AnySchedule)
+    elif rate is not type(owner).learning_rate and rate != type(owner).learning_rate:
+        raise ValueError(
+            f"learning_rate = {shown(rate)} has no effect beside an optax schedule, "
+            "which is the rate itself: leave it out"
+        )
+
+
+def rate_of(owner: Any, num_steps: int | jax.Array) -> optax.Schedule:
+    """Returns the schedule of an optimizer with `learning_rate` and `schedule`."""
+    if callable(owner.schedule):
+        return owner.schedule  # pyright: ignore[reportReturnType]
+    rate = jnp.asarray(owner.learning_rate, jnp.float32)
+    return learning_rate_schedule(rate, owner.schedule, num_steps)
 
 
 def learning_rate_schedule(

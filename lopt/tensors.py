@@ -30,7 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lopt import checks
 from lopt.base import Specs, is_masked
+from lopt.placement import Blank, Groups, axis_names, merged
 from parametrization.axes import Axes
 from parametrization.spec import ParamSpec
 
@@ -228,7 +230,7 @@ that is added to the parameter, new state)."""
 
 
 def transformation(
-    init: Callable[[tuple[int, ...], Any], Any],
+    init: Callable[[Blank], Any],
     move: Move,
     specs: Specs,
     scale: Callable[[ParamSpec], float],
@@ -237,7 +239,7 @@ def transformation(
     """Returns the optimizer that moves every tensor by a rule of its own.
 
     Args:
-        init: (shape `S`, dtype) -> state of one tensor, a pytree of arrays.
+        init: makes the state of one tensor, a pytree of `Blank.zeros`.
         move: the rule.
         specs: specs of all parameters.
         scale: factor of the parametrization on a parameter's steps.
@@ -283,7 +285,7 @@ def need(params: optax.Params | None, name: str) -> optax.Params:
 def init_states(
     params: Any,
     specs: Specs,
-    init: Callable[[tuple[int, ...], Any], Any],
+    init: Callable[[Blank], Any],
     factored_axes: FactoredAxes = "tensor",
 ) -> Any:
     """Returns a state for each tensor (arguments as in `transformation`)."""
@@ -292,9 +294,17 @@ def init_states(
         if is_masked(param):
             return param
         _check_shape(param, spec)
-        state = init(tensor_shape(spec, factored_axes), accumulator_dtype(param))
-        lead = tuple(spec.shape[: len(spec.axes.stacked)])
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, lead + x.shape), state)
+        lead, names = len(spec.axes.stacked), axis_names(param)
+        return init(
+            Blank(
+                like=param,
+                shape=tensor_shape(spec, factored_axes),
+                dtype=accumulator_dtype(param),
+                names=merged(names, _groups(spec, factored_axes)),
+                stacked=tuple(spec.shape[:lead]),
+                stacked_names=names[:lead],
+            )
+        )
 
     leaves, structure = jax.tree.flatten(params, is_leaf=is_masked)
     return structure.unflatten(map(one, leaves, _flatten_specs(structure, specs)))
@@ -319,14 +329,21 @@ def tensor_shape(
     convolution, and its fan-out axes into one. An axis named `fixed` has no known
     role: a tensor that has one keeps its shape.
     """
-    axes = spec.axes
-    shape = spec.shape[len(axes.stacked) :]
+    groups = _groups(spec, factored_axes)
+    return tuple(math.prod(spec.shape[i] for i in group) for group in groups)
+
+
+def _groups(spec: ParamSpec, factored_axes: FactoredAxes) -> Groups:
+    """Returns the axes of the parameter that are merged into each axis of `S`."""
+    axes, lead = spec.axes, len(spec.axes.stacked)
+    own = range(lead, len(spec.shape))
+    groups: Groups = [(i,) for i in own]
     if factored_axes == "matrix" and "fixed" not in axes.names:
-        positions = num_positions(axes)
-        inner = len(axes.fan_in)
-        sides = (shape[positions:inner], shape[inner:])
-        shape = (*shape[:positions], *(math.prod(side) for side in sides if side))
-    return tuple(shape) or (1,)
+        positions, inner = num_positions(axes), len(axes.fan_in)
+        sides = (tuple(own[positions:inner]), tuple(own[inner:]))
+        groups = [*groups[:positions], *(side for side in sides if side)]
+    # A scalar is seen as a vector of one element.
+    return groups or [()]
 
 
 def num_positions(axes: Axes) -> int:
@@ -336,7 +353,12 @@ def num_positions(axes: Axes) -> int:
 
 
 def accumulator_dtype(param: jax.Array) -> jnp.dtype:
-    """Returns the dtype of a parameter's accumulators, at least float32."""
+    """Returns the dtype of a parameter's accumulators, at least float32.
+
+    Raises:
+        ValueError: for a complex parameter.
+    """
+    checks.real(param)
     return jnp.promote_types(jnp.result_type(param), jnp.float32)
 
 

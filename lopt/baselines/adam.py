@@ -54,5 +54,6 @@ class Adam(base.RateTuned):
                 scale_by_specs(specs, self.rules),
                 *add_decayed_weights(self.weight_decay),
                 optax.scale_by_learning_rate(rate),
-            )
+            ),
+            complex_numbers=True,
         )

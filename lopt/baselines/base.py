@@ -10,6 +10,7 @@ import optax
 
 from configuration.fields import configuration
 from lopt.base import Specs, Theta
+from lopt.placement import under_any_mesh
 from lopt.schedules import AnySchedule, learning_rate_schedule
 from parametrization.rules import STANDARD, Rules
 
@@ -31,6 +32,7 @@ class RateTuned(abc.ABC):
         del key
         return {"learning_rate": jnp.float32(self.learning_rate)}
 
+    @under_any_mesh
     def as_optax(
         self, theta: Theta, specs: Specs, num_steps: int | jax.Array
     ) -> optax.GradientTransformationExtraArgs:

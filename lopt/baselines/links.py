@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lopt import checks
 from lopt.base import Specs, is_masked
 from parametrization.rules import Rules
 from parametrization.spec import ParamSpec
@@ -65,15 +66,18 @@ def add_decayed_weights(weight_decay: float) -> list[optax.GradientTransformatio
 
 
 def in_float32(
-    transformation: optax.GradientTransformation,
+    transformation: optax.GradientTransformation, complex_numbers: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """Runs a transformation on gradients and parameters of float32 at least.
 
     Accumulators of bfloat16 parameters are float32, updates have the parameters' dtype.
+    Complex parameters are refused unless the transformation knows `complex_numbers`.
     """
     inner = optax.with_extra_args_support(transformation)
 
     def widen(x: Any) -> jax.Array:
+        if not complex_numbers:
+            checks.real(x)
         return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
     def init(params: optax.Params) -> optax.OptState:

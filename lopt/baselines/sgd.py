@@ -39,5 +39,6 @@ class SGD(base.RateTuned):
                 momentum if self.momentum else optax.identity(),
                 scale_by_specs(specs, self.rules),
                 optax.scale_by_learning_rate(rate),
-            )
+            ),
+            complex_numbers=True,
         )

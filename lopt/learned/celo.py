@@ -26,6 +26,7 @@ from lopt.per_parameter.epsilons import Epsilons
 from lopt.per_parameter.forms import Execution
 from lopt.per_parameter.scaled_mlp import VELO_EPSILONS, ScaledMLP
 from lopt.per_tensor.scheduler import Schedule, TensorLSTM
+from lopt.placement import under_any_mesh
 from lopt.tensors import FactoredAxes
 from parametrization.rules import STANDARD, Rules
 
@@ -108,6 +109,7 @@ class Celo:
             "scheduler": self.scheduler.init(second),
         }
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
 

@@ -42,7 +42,8 @@ from lopt.per_parameter.accumulators import Complements, TensorState
 from lopt.per_parameter.epsilons import Epsilons
 from lopt.per_parameter.features import Counts, Quantities
 from lopt.per_parameter.forms import Execution
-from lopt.schedules import AnySchedule, learning_rate_schedule
+from lopt.placement import Blank, under_any_mesh
+from lopt.schedules import RateField, ScheduleField, check_rate, rate_of
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
 
@@ -57,10 +58,11 @@ OUTPUT_FLOOR = 1e-9
 class Celo2:
     """The learned optimizer CELO2; with `orthogonalize=False`, CELO2-base."""
 
-    learning_rate: float = 1e-3
-    """Root mean square of a matrix's step."""
-    schedule: AnySchedule = "constant"
-    """Learning-rate schedule: constant, cosine, or one of `lopt.schedules`."""
+    learning_rate: RateField = 1e-3
+    """Root mean square of a matrix's step; may be traced."""
+    schedule: ScheduleField = "constant"
+    """Learning-rate schedule: constant, cosine, one of `lopt.schedules`, or an optax
+    schedule, which is the rate itself."""
     weight_decay: float = 0.0
     """Decoupled weight decay, times the rate of the role but not μP's step scale."""
     clip_norm: float | None = None
@@ -98,7 +100,8 @@ class Celo2:
     """Execution of the per-parameter network."""
 
     def __post_init__(self) -> None:
-        checks.positive(self, "learning_rate", "adam_mult", "adam_eps")
+        check_rate(self)
+        checks.positive(self, "adam_mult", "adam_eps")
         checks.positive_integer(self, "hidden_size", "hidden_layers")
         if self.clip_norm is not None:
             checks.positive(self, "clip_norm")
@@ -123,11 +126,10 @@ class Celo2:
         sizes = (len(self.feature_names), self.hidden_size, self.hidden_layers, 3)
         return per_parameter_mlp.init(key, *sizes, self.output_scale)
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
-        schedule = learning_rate_schedule(
-            jnp.float32(self.learning_rate), self.schedule, num_steps
-        )
+        schedule = rate_of(self, num_steps)
 
         def move(
             grad: jax.Array, param: jax.Array, state: TensorState, step: jax.Array
@@ -159,8 +161,8 @@ class Celo2:
     def _counts(self) -> Counts:
         return Counts(len(self.momentum_decays), 1, len(self.factored_decays))
 
-    def _init_tensor(self, shape: tuple[int, ...], dtype: Any) -> TensorState:
-        return accumulators.init(shape, len(self.momentum_decays), dtype)
+    def _init_tensor(self, like: Blank) -> TensorState:
+        return accumulators.init(like, len(self.momentum_decays))
 
     def _accumulate(
         self, state: TensorState, grad: jax.Array, param: jax.Array
@@ -209,8 +211,7 @@ def _uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransfo
     """Adam without bias correction, epsilon added to the second moment."""
 
     def init(params: optax.Params) -> tuple[Any, Any]:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return zeros, zeros
+        return optax.tree.zeros_like(params), optax.tree.zeros_like(params)
 
     def update(
         updates: optax.Updates,

@@ -20,6 +20,7 @@ from lopt.per_parameter import accumulators
 from lopt.per_parameter.accumulators import Complements, TensorState, present
 from lopt.per_parameter.epsilons import PAPER
 from lopt.per_tensor.scheduler import Schedule, TensorLSTM
+from lopt.placement import Blank, under_any_mesh
 from parametrization.rules import STANDARD, Rules
 
 _INNER_FLOOR = 1e-10
@@ -59,11 +60,12 @@ class CeloAdam:
         """Draws θ: `{"scheduler": (see `TensorLSTM.init`)}`."""
         return {"scheduler": self.scheduler.init(key)}
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
 
-        def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> TensorState:
-            return accumulators.init(shape, 1, dtype, num_factored=0)
+        def empty(like: Blank) -> TensorState:
+            return accumulators.init(like, 1, num_factored=0)
 
         def rule(
             count: jax.Array,

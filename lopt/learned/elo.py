@@ -27,7 +27,14 @@ from lopt.learned.celo2 import Celo2
 from lopt.learned.small_fc import SmallFC
 from lopt.per_parameter.epsilons import PAPER, Epsilons
 from lopt.per_parameter.forms import Execution
-from lopt.schedules import AnySchedule, WarmupCosine, learning_rate_schedule
+from lopt.placement import under_any_mesh
+from lopt.schedules import (
+    RateField,
+    ScheduleField,
+    WarmupCosine,
+    check_rate,
+    rate_of,
+)
 from lopt.tensors import FactoredAxes
 from parametrization.rules import STANDARD, Rules
 
@@ -36,10 +43,11 @@ from parametrization.rules import STANDARD, Rules
 class ELO:
     """The learned optimizer ELO."""
 
-    learning_rate: float = 1e-3
-    """Scale of a step."""
-    schedule: AnySchedule = "constant"
-    """Learning-rate schedule: constant, cosine, or one of `lopt.schedules`."""
+    learning_rate: RateField = 1e-3
+    """Scale of a step; may be traced."""
+    schedule: ScheduleField = "constant"
+    """Learning-rate schedule: constant, cosine, one of `lopt.schedules`, or an optax
+    schedule, which is the rate itself."""
     weight_decay: float = 0.0
     """Decoupled weight decay, times the learning rate but not μP's step scale."""
     clip_norm: float | None = None
@@ -69,7 +77,7 @@ class ELO:
     largest ("tensor"; see `lopt.tensors`)."""
 
     def __post_init__(self) -> None:
-        checks.positive(self, "learning_rate")
+        check_rate(self)
         checks.within(self, "weight_decay", 0.0, 1e3)
         if self.clip_norm is not None:
             checks.positive(self, "clip_norm")
@@ -98,11 +106,10 @@ class ELO:
         theta = self.rule.init(key)
         return {name: x for name, x in theta.items() if not name.endswith("_offsets")}
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
-        schedule = learning_rate_schedule(
-            jnp.float32(self.learning_rate), self.schedule, num_steps
-        )
+        schedule = rate_of(self, num_steps)
         decays = len(self.momentum_decays)
         offsets: dict[str, Any] = {
             "momentum_offsets": jnp.zeros(decays),

@@ -21,6 +21,8 @@ from lopt import checks
 from lopt.base import NumSteps, Specs, Theta, Transform
 from lopt.baselines import base
 from lopt.baselines.links import in_float32, scale_by_specs, unscale_gradients
+from lopt.clipping import root
+from lopt.placement import under_any_mesh
 from parametrization.rules import STANDARD, Rules
 
 
@@ -43,6 +45,7 @@ class LearnableSGD:
         del key
         return {"log_learning_rate": _log(self.initial_learning_rate)}
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         del num_steps
@@ -77,6 +80,7 @@ class LearnableSGDM:
             "log_momentum_complement": _log(1.0 - self.initial_momentum),
         }
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         del num_steps
@@ -125,6 +129,7 @@ class LearnableAdam:
             "log_eps": _log(self.initial_eps),
         }
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         del num_steps
@@ -163,7 +168,7 @@ def _scale_by_adam(theta: Theta) -> optax.GradientTransformation:
         nu = jax.tree.map(lambda v, g: (1 - c2) * v + c2 * g * g, state.nu, updates)
         w1, w2 = _total_weight(c1, count), _total_weight(c2, count)
         eps = jnp.exp(theta["log_eps"])
-        steps = jax.tree.map(lambda m, v: m / w1 / (jnp.sqrt(v / w2) + eps), mu, nu)
+        steps = jax.tree.map(lambda m, v: m / w1 / (root(v / w2) + eps), mu, nu)
         return steps, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(optax.scale_by_adam().init, update)  # pyright: ignore

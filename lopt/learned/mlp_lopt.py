@@ -23,6 +23,7 @@ from lopt.per_parameter.accumulators import Complements, TensorState
 from lopt.per_parameter.epsilons import PAPER, Epsilons
 from lopt.per_parameter.features import Counts, Quantities
 from lopt.per_parameter.forms import Execution
+from lopt.placement import Blank, under_any_mesh
 from parametrization.rules import STANDARD, Rules
 
 
@@ -64,6 +65,7 @@ class MLPLOpt:
         sizes = (len(self.feature_names), self.hidden_size, self.hidden_layers, 2)
         return per_parameter_mlp.init(key, *sizes, self.output_scale)
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer; `num_steps` is not used."""
         del num_steps
@@ -96,8 +98,8 @@ class MLPLOpt:
 
         return jax.tree.map(one, grads, params, state.tensors)
 
-    def _init_tensor(self, shape: tuple[int, ...], dtype: Any) -> TensorState:
-        return accumulators.init(shape, len(self.momentum_decays), dtype, 0, 0)
+    def _init_tensor(self, like: Blank) -> TensorState:
+        return accumulators.init(like, len(self.momentum_decays), 0, 0)
 
     def _accumulate(self, state: TensorState, grad: jax.Array) -> TensorState:
         dtype = state.momentum.dtype

@@ -28,6 +28,7 @@ from lopt.base import NumSteps, Specs, Theta, Transform
 from lopt.clipping import GRADIENT_BOUND
 from lopt.per_tensor import lstm, statistics
 from lopt.per_tensor.lstm import LSTMState
+from lopt.placement import Blank, under_any_mesh, vary
 from lopt.tensors import Arrangement, need
 from parametrization.rules import STANDARD, Rules
 
@@ -112,6 +113,7 @@ class NNAdam:
             },
         }
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer; `num_steps` is not used."""
         del num_steps
@@ -194,14 +196,14 @@ def _start(theta: Theta) -> jax.Array:
 def _initial_state(theta: Theta, params: optax.Params, specs: Specs) -> NNAdamState:
     rows = Arrangement(params, params, specs).num_tensors
 
-    def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> Moments:
-        return Moments(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    def empty(like: Blank) -> Moments:
+        return Moments(like.zeros(), like.zeros())
 
     return NNAdamState(
         step=jnp.zeros([], jnp.int32),
         moments=tensors.init_states(params, specs, empty),
-        hyperparameters=jnp.broadcast_to(_start(theta), (rows, 4)),
-        lstm=lstm.initial_state(theta["lstm"], rows),
+        hyperparameters=vary(jnp.broadcast_to(_start(theta), (rows, 4)), params),
+        lstm=vary(lstm.initial_state(theta["lstm"], rows), params),
     )
 
 

@@ -34,6 +34,7 @@ from lopt.base import (
 from lopt.per_parameter import accumulators
 from lopt.per_parameter.accumulators import Complements, TensorState, fixed, present
 from lopt.per_parameter.epsilons import PAPER
+from lopt.placement import Blank, axis_names, under_any_mesh
 from lopt.tensors import accumulator_dtype, need
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
@@ -89,9 +90,10 @@ class Nominal:
 
     def init(self, key: jax.Array) -> Theta:
         """Returns `{"inner": θ of the rule, "log_rule": [], "log_nominal": []}`."""
-        zero = jnp.zeros([])
-        return {"inner": self.inner.init(key), "log_rule": zero, "log_nominal": zero}
+        factors = {name: jnp.zeros([]) for name in ("log_rule", "log_nominal")}
+        return {"inner": self.inner.init(key), **factors}
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         rule = self.inner.as_optax(theta["inner"], specs, num_steps)
@@ -100,9 +102,10 @@ class Nominal:
             decays = len(self.momentum_decays)
 
             def empty(param: jax.Array) -> TensorState:
-                dtype = accumulator_dtype(param)
-                shape = jnp.shape(param)
-                return accumulators.init(shape, decays, dtype, num_factored=0)
+                like = Blank(
+                    param, param.shape, accumulator_dtype(param), axis_names(param)
+                )
+                return accumulators.init(like, decays, num_factored=0)
 
             return NominalState(rule.init(params), jax.tree.map(empty, params))
 

@@ -47,6 +47,7 @@ from lopt.per_parameter.forms import Execution
 from lopt.per_tensor import loss_normalizer, lstm, statistics
 from lopt.per_tensor.loss_normalizer import LossAverages
 from lopt.per_tensor.lstm import LSTMState
+from lopt.placement import Blank, under_any_mesh, vary
 from lopt.tensors import Arrangement, need
 from parametrization.rules import STANDARD, Rules
 
@@ -168,6 +169,7 @@ class RNNMLP:
             "from_tensors": _start(next(keys), self.lstm_to_lstm),
         }
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer; `num_steps` is not used."""
         del num_steps
@@ -203,21 +205,23 @@ class RNNMLP:
         rows = Arrangement(params, params, specs).num_tensors
         decays = len(self.decays)
 
-        def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> TensorState:
-            return accumulators.init(shape, decays, dtype, decays, num_factored=0)
+        def empty(like: Blank) -> TensorState:
+            return accumulators.init(like, decays, decays, num_factored=0)
 
         start = jnp.asarray(theta["from_network"])
         dtype = tensors.accumulator_dtype(start)
-        return RNNMLPState(
+        state = RNNMLPState(
             step=jnp.zeros([], jnp.int32),
-            moments=tensors.init_states(params, specs, empty),
+            moments=None,
             lstm=lstm.initial_state(theta["lstm"], rows),
             from_network=jnp.broadcast_to(start[None], (rows, *start.shape)),
-            from_tensors=jnp.asarray(theta["from_tensors"]),
+            from_tensors=jnp.array(theta["from_tensors"]),
             train_loss=loss_normalizer.init(dtype),
             valid_loss=loss_normalizer.init(dtype),
             clip=Clip(jnp.ones([], dtype), jnp.asarray(1.0 - CLIP_DECAY, dtype)),
         )
+        state = vary(state, params)
+        return state._replace(moments=tensors.init_states(params, specs, empty))
 
     def _update(
         self,

@@ -27,6 +27,7 @@ from lopt.per_parameter.accumulators import Complements, TensorState
 from lopt.per_parameter.epsilons import PAPER, Epsilons
 from lopt.per_parameter.features import Counts, Quantities
 from lopt.per_parameter.forms import Execution
+from lopt.placement import Blank, under_any_mesh
 from lopt.tensors import FactoredAxes, RuleState
 from parametrization.rules import STANDARD, Rules
 
@@ -91,6 +92,7 @@ class SmallFC:
             "factored_offsets": jnp.zeros(num_decays),
         }
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer; `num_steps` is not used."""
         del num_steps
@@ -152,5 +154,5 @@ class SmallFC:
         names = [f"layer_{i}" for i in range(self.hidden_layers + 1)]
         return {name: theta[name] for name in names}
 
-    def _init_tensor(self, shape: tuple[int, ...], dtype: Any) -> TensorState:
-        return accumulators.init(shape, len(self.momentum_decays), dtype)
+    def _init_tensor(self, like: Blank) -> TensorState:
+        return accumulators.init(like, len(self.momentum_decays))

@@ -26,6 +26,7 @@ from lopt.per_parameter.forms import Execution
 from lopt.per_parameter.network import Layers
 from lopt.per_parameter.scaled_mlp import VELO_EPSILONS, ScaledMLP
 from lopt.per_tensor.scheduler import Schedule, TensorLSTM, num_tensor_features
+from lopt.placement import under_any_mesh
 from lopt.tensors import FactoredAxes
 from parametrization.rules import STANDARD, Rules
 
@@ -104,6 +105,7 @@ class VeLO:
             "bank": jax.vmap(self.rule.init)(keys),
         }
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
 

@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopt.clipping import reciprocal_root
 from lopt.per_parameter.epsilons import Epsilons
+from lopt.placement import Blank
 
 
 class TensorState(NamedTuple):
@@ -77,38 +79,31 @@ def total_weight(decay: float, count: jax.Array) -> jax.Array:
 
 
 def init(
-    shape: tuple[int, ...],
+    like: Blank,
     num_decays: int,
-    dtype: jnp.dtype,
     num_second: int = 1,
     num_factored: int | None = None,
 ) -> TensorState:
-    """Returns empty accumulators of a tensor of shape `S`.
+    """Returns empty accumulators of a tensor.
 
     Args:
-        shape: `S`.
+        like: the tensor, `[*S]`.
         num_decays: number of momenta.
-        dtype: of all accumulators.
         num_second: number of second moments.
         num_factored: number of factored moments; as many as momenta by default.
     """
     num_factored = num_decays if num_factored is None else num_factored
-    axes = factored_axes(shape)
-    row, column = shape, None
-    if axes is not None:
-        d1, d0 = axes
-        row, column = _without(shape, d0), _without(shape, d1)
+    axes = factored_axes(like.shape)
+    d1, d0 = axes or (None, None)
 
-    def zeros(number: int, shape: tuple[int, ...] | None) -> jax.Array | None:
-        if shape is None or not number:
-            return None
-        return jnp.zeros((number, *shape), dtype)
+    def zeros(number: int, without: int | None = None) -> jax.Array | None:
+        return like.zeros(number, without=without) if number else None
 
     return TensorState(
-        momentum=jnp.zeros((num_decays, *shape), dtype),
-        second_moment=zeros(num_second, shape),
-        row=zeros(num_factored, row),
-        column=zeros(num_factored, column),
+        momentum=like.zeros(num_decays),
+        second_moment=zeros(num_second),
+        row=zeros(num_factored, d0),
+        column=None if axes is None else zeros(num_factored, d1),
     )
 
 
@@ -145,8 +140,8 @@ def factors(
     row_mean = row.mean(row_axis, keepdims=True)
     relative = row / (row_mean + epsilons.factored)
     return (
-        jax.lax.rsqrt(jnp.maximum(relative, epsilons.factored)),
-        jax.lax.rsqrt(jnp.maximum(column, epsilons.factored)),
+        reciprocal_root(jnp.maximum(relative, epsilons.factored)),
+        reciprocal_root(jnp.maximum(column, epsilons.factored)),
     )
 
 
@@ -161,7 +156,3 @@ def _maybe(
     if old is None or complements is None:
         return None
     return _average(old, new, complements)
-
-
-def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return shape[:axis] + shape[axis + 1 :]

@@ -34,6 +34,7 @@ from lopt.per_parameter.accumulators import TensorState
 from lopt.per_parameter.epsilons import Epsilons
 from lopt.per_parameter.features import FeatureSet, Quantities
 from lopt.per_parameter.precision import Precision, rounded
+from lopt.placement import vary
 
 BLOCK = 8192
 """Elements of a block, approximately."""
@@ -99,6 +100,7 @@ class _Walk:
     ) -> None:
         self.q, self.shape = q, q.grad.shape
         self.precision: Precision = precision
+        self._differing = lambda x: vary(x, layers, q.grad, q.param, q.state, q.step)
         later = [layers[f"layer_{i}"] for i in range(1, len(layers))]
         self.later = [
             {**layer, "kernel": rounded(layer["kernel"], precision)} for layer in later
@@ -130,7 +132,8 @@ class _Walk:
             start = i * self.length
             return jax.lax.dynamic_update_slice_in_dim(steps, out, start, self.axis)
 
-        return jax.lax.fori_loop(0, self._number, block, jnp.zeros_like(self.q.grad))
+        start = self._differing(jnp.zeros_like(self.q.grad))
+        return jax.lax.fori_loop(0, self._number, block, start)
 
     @property
     def _number(self) -> int:
@@ -155,7 +158,7 @@ class _Walk:
             return [total + x * x for total, x in zip(sums, values, strict=True)]
 
         shapes = jax.eval_shape(self._values, 0)
-        sums = [jnp.zeros(x.shape, x.dtype) for x in shapes]
+        sums = self._differing([jnp.zeros(x.shape, x.dtype) for x in shapes])
         sums = jax.lax.fori_loop(0, self._number, block, sums)
         axes = tuple(range(1, 1 + len(self.shape)))
         return jnp.concatenate([x.sum(axes) for x in sums]) / math.prod(self.shape)

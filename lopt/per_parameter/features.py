@@ -24,6 +24,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from lopt.clipping import reciprocal_root
 from lopt.per_parameter import accumulators
 from lopt.per_parameter.accumulators import TensorState
 from lopt.per_parameter.epsilons import Epsilons
@@ -70,7 +71,7 @@ class Quantities:
     def root(self) -> jax.Array:
         """Returns 1/√second moment, `[1, *S]`."""
         moment = accumulators.present(self.state.second_moment, "second moment")
-        return jax.lax.rsqrt(moment + self.epsilons.second_moment)
+        return reciprocal_root(moment + self.epsilons.second_moment)
 
     def precondition(self, values: jax.Array, floor: float) -> jax.Array:
         """Divides `[*S]` or `[K, *S]` by the root of the factored moments, `[K, *S]`.
@@ -80,7 +81,7 @@ class Quantities:
         values = values if values.ndim > self.grad.ndim else values[None]
         moment = accumulators.present(self.state.row, "factored moment")
         if self.axes is None:
-            return values * jax.lax.rsqrt(moment + floor)
+            return values * reciprocal_root(moment + floor)
         d1, d0 = self.axes
         row, column = self.factors()
         return values * jnp.expand_dims(row, 1 + d0) * jnp.expand_dims(column, 1 + d1)
@@ -130,7 +131,7 @@ class Counts:
 
 
 def _root_moment(q: Quantities, per: Per) -> jax.Array:
-    return jax.lax.rsqrt(q.factored_moment(per) + q.epsilons.row_col)
+    return reciprocal_root(q.factored_moment(per) + q.epsilons.row_col)
 
 
 def _factored_gradient(q: Quantities, per: Per) -> jax.Array:
@@ -138,7 +139,7 @@ def _factored_gradient(q: Quantities, per: Per) -> jax.Array:
     moment = accumulators.present(q.state.row, "factored moment")
     if q.axes is None:
         floor = q.epsilons.factored
-        return q.grad[None] * jax.lax.rsqrt(jnp.maximum(moment + floor, floor))
+        return q.grad[None] * reciprocal_root(jnp.maximum(moment + floor, floor))
     return q.precondition(q.grad, 0.0)
 
 
@@ -269,7 +270,7 @@ def normalizers(values: jax.Array, epsilons: Epsilons) -> jax.Array:
     An axis on which a feature does not depend may have size 1.
     """
     mean_square = jnp.mean(values**2, axis=tuple(range(1, values.ndim)))
-    return jax.lax.rsqrt(mean_square + epsilons.normalizer)
+    return reciprocal_root(mean_square + epsilons.normalizer)
 
 
 def all_features(features: FeatureSet, q: Quantities) -> jax.Array:

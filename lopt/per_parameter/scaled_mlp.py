@@ -25,6 +25,7 @@ from lopt.per_parameter.epsilons import PAPER, Epsilons
 from lopt.per_parameter.features import VELO, Counts, Quantities
 from lopt.per_parameter.forms import Execution
 from lopt.per_parameter.network import Layers
+from lopt.placement import Blank
 from parametrization.rules import ADAM_LIKE, STANDARD
 
 VELO_EPSILONS = dataclasses.replace(PAPER, one_dimensional=1e-37)
@@ -58,9 +59,9 @@ class ScaledMLP:
             key, len(self.feature_names), self.hidden_size, self.hidden_layers, 3
         )
 
-    def empty(self, shape: tuple[int, ...], dtype: jnp.dtype) -> TensorState:
+    def empty(self, like: Blank) -> TensorState:
         """Returns the accumulators of a tensor before the first gradient."""
-        return accumulators.init(shape, len(self.momentum_decays), dtype)
+        return accumulators.init(like, len(self.momentum_decays))
 
     def accumulate(
         self, state: TensorState, grad: jax.Array, gradient_scale: jax.Array

@@ -34,6 +34,7 @@ from lopt.per_parameter.accumulators import TensorState, present
 from lopt.per_tensor import loss_buffer, lstm, statistics
 from lopt.per_tensor.loss_buffer import LossBuffer
 from lopt.per_tensor.lstm import LSTMState
+from lopt.placement import Blank, vary
 from lopt.tensors import Arrangement, FactoredAxes, init_states, need, over
 from parametrization.rules import Rules
 
@@ -125,7 +126,7 @@ class TensorLSTM:
         num_steps: NumSteps,
         *,
         name: str,
-        empty: Callable[[tuple[int, ...], Any], TensorState],
+        empty: Callable[[Blank], TensorState],
         rule: Rule,
         rules: Rules,
         factored_axes: FactoredAxes = "tensor",
@@ -138,7 +139,7 @@ class TensorLSTM:
             specs: tree of `ParamSpec`, parallel to the parameters.
             num_steps: `[]`, updates of the whole run; may be traced.
             name: of the optimizer, for error messages.
-            empty: (shape `S`, dtype) -> accumulators of one tensor.
+            empty: makes the accumulators of one tensor.
             rule: moves one tensor.
             rules: parametrization of the steps.
             factored_axes: shape in which the rule sees a tensor.
@@ -150,7 +151,7 @@ class TensorLSTM:
             return ScheduledState(
                 step=jnp.zeros([], jnp.int32),
                 tensors=init_states(params, specs, empty, factored_axes),
-                scheduler=self.initial_state(theta, rows),
+                scheduler=vary(self.initial_state(theta, rows), params),
             )
 
         def update(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from lopt.clipping import root
 from parametrization.spec import ParamSpec
 
 
@@ -20,7 +21,7 @@ def variance(x: jax.Array) -> jax.Array:
 
 def norm(x: jax.Array) -> jax.Array:
     """Returns the Euclidean norm, `[]`."""
-    return jnp.sqrt(jnp.sum(jnp.square(x)))
+    return root(jnp.sum(jnp.square(x)))
 
 
 def log_magnitude(x: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from configuration.fields import configuration
 from lopt.base import LearnedOptimizer, NumSteps, Specs, Theta, Transform
 from lopt.per_parameter.forms import FixedPrecision, in_precision
 from lopt.per_parameter.precision import Precision
+from lopt.placement import under_any_mesh
 from lopt.tensors import need
 from lopt.wrappers.base import Wrapper
 
@@ -34,6 +35,7 @@ class Bfloat16Features(FixedPrecision, Wrapper):
     """The wrapped optimizer."""
     wrapped_precision: ClassVar[Precision] = "bfloat16"
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer, or refuses one without such a network."""
         inner = in_precision(self.inner, self.wrapped_precision)
@@ -62,6 +64,7 @@ class StochasticBfloat16(Wrapper):
     seed: int = 0
     """Seed of the random bits."""
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         inner = self.inner.as_optax(theta, specs, num_steps)

@@ -12,6 +12,7 @@ from configuration.fields import configuration
 from lopt import checks
 from lopt.base import LearnedOptimizer, NumSteps, Specs, Theta, Transform
 from lopt.clipping import clip_global_norm
+from lopt.placement import under_any_mesh, vary
 from lopt.wrappers.base import Wrapper
 
 
@@ -31,6 +32,7 @@ class ClippedGradients(Wrapper):
     def __post_init__(self) -> None:
         checks.positive(self, "max_norm")
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         inner = self.inner.as_optax(theta, specs, num_steps)
@@ -62,6 +64,7 @@ class AccumulatedGradients(Wrapper):
     def __post_init__(self) -> None:
         checks.positive_integer(self, "num_batches")
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
         if isinstance(num_steps, int):
@@ -72,7 +75,8 @@ class AccumulatedGradients(Wrapper):
         steps = optax.MultiSteps(inner, self.num_batches)
 
         def init(params: optax.Params) -> AccumulationState:
-            return AccumulationState(steps.init(params), jnp.zeros([], jnp.float32))
+            loss = vary(jnp.zeros([], jnp.float32), params)
+            return AccumulationState(steps.init(params), loss)
 
         def update(
             updates: optax.Updates,

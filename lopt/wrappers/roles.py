@@ -11,6 +11,7 @@ from configuration.fields import configuration
 from lopt.base import LearnedOptimizer, NumSteps, Specs, Theta, Transform
 from lopt.baselines.adam import Adam
 from lopt.baselines.links import map_with_specs
+from lopt.placement import under_any_mesh
 from lopt.wrappers.base import Wrapper, check_kinds
 from parametrization.axes import Kind
 
@@ -34,6 +35,7 @@ class RoleFallback(Wrapper):
     def __post_init__(self) -> None:
         check_kinds(self.kinds)
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
 

@@ -17,7 +17,8 @@ from lopt.base import (
     Transform,
     is_masked,
 )
-from lopt.schedules import AnySchedule, learning_rate_schedule
+from lopt.placement import under_any_mesh
+from lopt.schedules import RateField, ScheduleField, check_rate, rate_of
 from lopt.tensors import need
 from lopt.wrappers.base import Wrapper, check_kinds
 from parametrization.axes import Kind
@@ -43,6 +44,7 @@ class WeightDecay(Wrapper):
         checks.not_negative(self, "weight_decay")
         check_kinds(self.kinds)
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
 
@@ -69,16 +71,18 @@ class ScheduledSteps(Wrapper):
 
     inner: LearnedOptimizer
     """The wrapped optimizer."""
-    learning_rate: float = 1.0
-    """Factor on the steps where the schedule's level is 1."""
-    schedule: AnySchedule = "constant"
-    """constant, cosine to zero at the end of the run, or phases of `lopt.schedules`."""
+    learning_rate: RateField = 1.0
+    """Factor on the steps where the schedule's level is 1; may be traced."""
+    schedule: ScheduleField = "constant"
+    """constant, cosine to zero at the end of the run, phases of `lopt.schedules`, or a
+    schedule of optax, which is the factor itself."""
 
     def __post_init__(self) -> None:
-        checks.positive(self, "learning_rate")
+        check_rate(self)
 
+    @under_any_mesh
     def as_optax(self, theta: Theta, specs: Specs, num_steps: NumSteps) -> Transform:
         """Returns the optimizer (see `LearnedOptimizer.as_optax`)."""
-        rate = learning_rate_schedule(self.learning_rate, self.schedule, num_steps)
+        rate = rate_of(self, num_steps)
         inner = self.inner.as_optax(theta, specs, num_steps)
         return optax.chain(inner, optax.scale_by_schedule(rate))
