@@ -11,6 +11,7 @@ from lopt.learned.celo import Celo
 from lopt.learned.elo import ELO
 from lopt.learned.velo import VeLO
 from lopt.per_parameter import accumulators
+from lopt.placement import blank
 from lopt.release.registry import LEARNED
 from lopt.tensors import tensor_shape
 from parametrization import ADAM_LIKE, Axes, ParamSpec
@@ -67,7 +68,7 @@ def test_the_rule_averages_over_rows_and_columns_of_that_shape(rule, factored_ax
     ]
     for name, spec in SPECS.items():
         seen = tensor_shape(spec, factored_axes or "matrix")
-        want = accumulators.init(seen, 3, np.float32)
+        want = accumulators.init(blank(seen, np.float32), 3)
         stacked = spec.shape[: len(spec.axes.stacked)]
         assert jax.tree.map(lambda x: x.shape, tensors[name]) == jax.tree.map(
             lambda x, stacked=stacked: (*stacked, *x.shape), want

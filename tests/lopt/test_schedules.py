@@ -9,7 +9,9 @@ import optax
 import pytest
 
 from experiments.presets.serialization import decode, encode
-from lopt import Adam
+from lopt import Adam, SmallFC
+from lopt.learned.celo2 import Celo2
+from lopt.learned.elo import ELO
 from lopt.schedules import (
     Constant,
     InfiniteSchedule,
@@ -17,6 +19,8 @@ from lopt.schedules import (
     WarmupStableDecay,
     learning_rate_schedule,
 )
+from lopt.wrappers import ScheduledSteps
+from parametrization import infer_specs
 
 T = 1000
 
@@ -205,3 +209,43 @@ def test_an_unknown_name_of_a_schedule_is_refused_from_json():
     data = encode(Adam()) | {"schedule": "linear"}
     with pytest.raises(ValueError, match="schedule = 'linear' must be one of"):
         decode(Adam, data)
+
+
+RAMP = optax.linear_schedule(1e-2, 0.0, 4)
+RATED = [Celo2(), ELO(hidden_size=4), ScheduledSteps(SmallFC(hidden_size=4))]
+
+
+@pytest.mark.parametrize("rule", RATED, ids=lambda rule: type(rule).__name__)
+def test_rates_from_optax(rule):
+    """A schedule of optax, and a rate that `inject_hyperparams` sets step by step."""
+    params = {"w": jnp.ones((4, 3))}
+    specs, theta = infer_specs(params, params), rule.init(jax.random.key(0))
+
+    def make(learning_rate):
+        changed = dataclasses.replace(rule, learning_rate=learning_rate)
+        return changed.as_optax(theta, specs, 10)
+
+    def path(optimizer):
+        moved, state = params, optimizer.init(params)
+        for _ in range(5):
+            updates, state = optimizer.update(params, state, moved)
+            moved = optax.apply_updates(moved, updates)
+        return moved["w"]
+
+    scheduled = dataclasses.replace(rule, schedule=RAMP).as_optax(theta, specs, 10)
+    want = path(optax.chain(make(1.0), optax.scale_by_schedule(RAMP)))
+    injected = optax.inject_hyperparams(make)(learning_rate=RAMP)
+    for optimizer in (scheduled, injected):
+        np.testing.assert_allclose(path(optimizer), want, rtol=1e-5)
+
+
+def test_rates_that_are_refused():
+    for fields, message in (
+        ({"learning_rate": "fast"}, "learning_rate = 'fast' must be a number"),
+        ({"learning_rate": RAMP}, "must be a number"),
+        ({"learning_rate": jnp.ones(2)}, "must be one number"),
+        ({"schedule": "fast"}, "schedule = 'fast' must be"),
+        ({"schedule": RAMP, "learning_rate": 0.1}, "leave it out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Celo2(**fields)

@@ -11,6 +11,7 @@ import pytest
 from lopt.learned.celo import Celo
 from lopt.learned.velo import PUBLISHED, VeLO
 from lopt.per_parameter import accumulators, features
+from lopt.placement import blank
 from parametrization import ADAM_LIKE, SGD_LIKE, Axes, ParamSpec
 from tests.lopt.per_tensor.test_scheduler import tensor_lstm_theta
 from tests.lopt.trajectories import LEAVES, Trajectory, assert_close
@@ -298,8 +299,8 @@ def test_steps_are_in_units_of_the_weights_but_not_in_mu_p(kind):
 
 
 def test_accumulators_of_both_are_small_fc_s():
-    state = SMALL["celo"].rule.empty((4, 3), jnp.dtype("float32"))
-    want = accumulators.init((4, 3), 3, jnp.dtype("float32"))
+    state = SMALL["celo"].rule.empty(blank((4, 3), jnp.float32))
+    want = accumulators.init(blank((4, 3), jnp.float32), 3)
     assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, want)
 
 

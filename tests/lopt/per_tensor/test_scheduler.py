@@ -9,6 +9,7 @@ from lopt import PAPER
 from lopt.per_parameter import accumulators
 from lopt.per_tensor import loss_buffer
 from lopt.per_tensor.scheduler import TensorLSTM, num_tensor_features, tensor_features
+from lopt.placement import blank
 from tests.lopt import trajectories
 from tests.lopt.trajectories import LEAVES, Trajectory, assert_close
 
@@ -87,7 +88,9 @@ class Replay:
             return (state, averages, count + 1), (seen, schedule, state)
 
         empty = {
-            name: accumulators.init(x.shape[1:] or (1,), 3, jnp.float32, num_factored=0)
+            name: accumulators.init(
+                blank(x.shape[1:] or (1,), jnp.float32), 3, num_factored=0
+            )
             for name, x in given[0].items()
         }
         start = (network.initial_state(theta, 6), empty, jnp.int32(0))
@@ -216,7 +219,7 @@ def test_ranks_are_told_apart_by_axes_longer_than_one():
     def look():
         return [
             tensor_features(
-                jnp.ones(shape), accumulators.init(shape, 3, jnp.float32, 1, 0)
+                jnp.ones(shape), accumulators.init(blank(shape, jnp.float32), 3, 1, 0)
             )
             for shape in ranks
         ]
