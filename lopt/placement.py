@@ -129,7 +129,8 @@ def under_any_mesh(as_optax: Callable[..., Any]) -> Callable[..., Any]:
                 (like, state),
             )
             auto = jax.sharding.auto_axes(inside, out_sharding=where)
-            return auto(theta, num_steps, extra, updates, state, params)
+            arguments = theta, num_steps, extra, updates, state, params
+            return auto(*arguments)  # pyright: ignore[reportCallIssue]
 
         return optax.GradientTransformationExtraArgs(optimizer.init, update)  # pyright: ignore
 
