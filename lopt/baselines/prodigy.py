@@ -14,6 +14,7 @@ from lopt import checks
 from lopt.base import Specs
 from lopt.baselines import base
 from lopt.baselines.links import in_float32, map_with_specs
+from lopt.placement import vary
 from parametrization.rules import Rules
 
 
@@ -82,7 +83,7 @@ def _reparametrized(
         return map_with_specs(lambda g, spec: g * rules.step_scale(spec), tree, specs)
 
     def init(params: optax.Params) -> optax.OptState:
-        return inner.init(shrink(params))
+        return vary(inner.init(shrink(params)), params)
 
     def update(
         updates: optax.Updates,
