@@ -7,6 +7,7 @@ a matrix of its own.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt.base import Specs, is_masked
+from lopt.base import Specs, map_with_specs
 from lopt.tensors import RULE, need, num_positions
 from parametrization.axes import LOOKUP_NAMES, Axes
 from parametrization.spec import ParamSpec
@@ -40,15 +41,15 @@ def matrix_spec(spec: ParamSpec) -> ParamSpec:
 
     grows_in = spec.kind in ("hidden", "output")
     grows_out = spec.kind in ("hidden", "input")
-    return ParamSpec(
-        Axes(
+    return dataclasses.replace(
+        spec,
+        axes=Axes(
             fan_in=("width" if grows_in else "fixed",),
             fan_out=("width" if grows_out else "fixed",),
             stacked=axes.names[:lead],
         ),
-        shape(spec.shape),
-        shape(spec.base_shape),
-        spec.depth_mult,
+        shape=shape(spec.shape),
+        base_shape=shape(spec.base_shape),
     )
 
 
@@ -64,8 +65,6 @@ def on_matrices(
 
     def reshaped(tree: Any, to: Any) -> Any:
         def one(leaf: Any, spec: ParamSpec) -> Any:
-            if is_masked(leaf):
-                return leaf
             if jnp.shape(leaf) not in (tuple(spec.shape), matrix_spec(spec).shape):
                 raise ValueError(
                     f"a parameter or gradient of shape {jnp.shape(leaf)} has the spec "
@@ -73,7 +72,7 @@ def on_matrices(
                 )
             return leaf.reshape(to(spec).shape)
 
-        return jax.tree.map(one, tree, specs, is_leaf=is_masked)
+        return map_with_specs(one, tree, specs)
 
     def init(params: optax.Params) -> optax.OptState:
         return transformation.init(reshaped(params, matrix_spec))

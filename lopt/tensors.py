@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lopt.base import Specs, is_masked
+from lopt.base import Specs, bare, flatten_with_specs, is_masked, map_with_specs
 from parametrization.axes import Axes
 from parametrization.spec import ParamSpec
 
@@ -77,9 +77,8 @@ class Arrangement:
         Raises:
             ValueError: if a spec does not fit its parameter.
         """
-        self._leaves, self._structure = jax.tree.flatten(tree, is_leaf=is_masked)
+        self._leaves, self._structure, found = flatten_with_specs(tree, specs)
         values = self._structure.flatten_up_to(params)
-        found = _flatten_specs(self._structure, specs)
         alike: dict[tuple[Any, ...], list[int]] = {}
         for i, (leaf, param, spec) in enumerate(
             zip(self._leaves, values, found, strict=True)
@@ -289,15 +288,12 @@ def init_states(
     """Returns a state for each tensor (arguments as in `transformation`)."""
 
     def one(param: Any, spec: ParamSpec) -> Any:
-        if is_masked(param):
-            return param
         _check_shape(param, spec)
         state = init(tensor_shape(spec, factored_axes), accumulator_dtype(param))
         lead = tuple(spec.shape[: len(spec.axes.stacked)])
         return jax.tree.map(lambda x: jnp.broadcast_to(x, lead + x.shape), state)
 
-    leaves, structure = jax.tree.flatten(params, is_leaf=is_masked)
-    return structure.unflatten(map(one, leaves, _flatten_specs(structure, specs)))
+    return map_with_specs(one, bare(params), specs)
 
 
 def over(function: Callable[..., Any], *stacks: Any) -> Any:
@@ -348,24 +344,7 @@ def _concatenate(parts: list[jax.Array]) -> jax.Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
-def _flatten_specs(structure: Any, specs: Specs) -> list[Any]:
-    try:
-        return structure.flatten_up_to(specs)
-    except ValueError:
-        raise _no_specs(specs) from None
-
-
-def _no_specs(specs: Any) -> ValueError:
-    what = "None" if specs is None else f"a {type(specs).__name__} of another structure"
-    return ValueError(
-        f"specs are {what}: they must be a tree of ParamSpec parallel to the "
-        "parameters, as task.specs() or parametrization.infer_specs(params, params)"
-    )
-
-
 def _check_shape(param: jax.Array, spec: ParamSpec) -> None:
-    if not isinstance(spec, ParamSpec):
-        raise _no_specs(spec)
     if jnp.shape(param) != tuple(spec.shape):
         raise ValueError(
             f"a parameter of shape {jnp.shape(param)} has the spec of one of shape "

@@ -30,12 +30,11 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from configuration.fields import configuration
 from lopt import checks
-from lopt.base import Specs
+from lopt.base import Specs, map_with_specs
 from lopt.baselines import base
 from lopt.baselines.links import (
     add_decayed_weights,
     in_float32,
-    map_with_specs,
     scale_by,
     unscale_gradients,
 )
