@@ -234,11 +234,11 @@ def test_a_given_kind_wins_over_the_shapes(kind, base):
 
 def test_inference_refuses_what_it_cannot_match():
     for size, kind in (((2,), "hidden"), ((2,), "scalar"), ((), "vector")):
-        with pytest.raises(ValueError, match=rf"'{kind}' of parameter \['a'\]"):
+        with pytest.raises(ValueError, match=rf"'{kind}' of parameter a does"):
             infer_specs(shapes(a=size), shapes(a=size), {"['a']": kind})
     with pytest.raises(ValueError, match="structure"):
         infer_specs(shapes(a=(2,)), shapes(b=(2,)))
-    with pytest.raises(ValueError, match=r"\['a'\] has shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"parameter a has shape \(2, 2\)"):
         infer_specs(shapes(a=(2, 2)), shapes(a=(2,)))
     with pytest.raises(ValueError, match=r"do not exist: .*\['z'\]"):
         infer_specs(shapes(a=(2,)), shapes(a=(2,)), {"['z']": "hidden"})
