@@ -148,9 +148,10 @@ def flatten_with_specs(tree: Any, specs: Specs) -> tuple[list[Any], Any, list[An
             return None
         names = names_of(path)
         if not isinstance(known.get(names), ParamSpec):
+            lack = "None" if specs is None else f"without parameter {written(names)}"
             raise ValueError(
-                f"specs have none of parameter {written(names)}: they must be a tree "
-                "of ParamSpec parallel to the parameters, as task.specs() or "
+                f"specs are {lack}: they must be a tree of ParamSpec parallel to the "
+                "parameters, as task.specs() or "
                 "parametrization.infer_specs(params, params)"
             )
         return known[names]

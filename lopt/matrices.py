@@ -50,6 +50,7 @@ def matrix_spec(spec: ParamSpec) -> ParamSpec:
         ),
         shape=shape(spec.shape),
         base_shape=shape(spec.base_shape),
+        order=None,
     )
 
 
@@ -63,19 +64,20 @@ def on_matrices(
         specs: specs of all parameters; masked ones are left alone.
     """
 
-    def reshaped(tree: Any, to: Any) -> Any:
+    def matrices(tree: Any) -> Any:
         def one(leaf: Any, spec: ParamSpec) -> Any:
-            if jnp.shape(leaf) not in (tuple(spec.shape), matrix_spec(spec).shape):
+            if jnp.shape(leaf) != spec.array_shape:
                 raise ValueError(
                     f"a parameter or gradient of shape {jnp.shape(leaf)} has the spec "
-                    f"of one of shape {spec.shape}: specs must be those of this model"
+                    f"of one of shape {spec.array_shape}: specs must be those of this "
+                    "model"
                 )
-            return leaf.reshape(to(spec).shape)
+            return spec.canonical(leaf).reshape(matrix_spec(spec).shape)
 
         return map_with_specs(one, tree, specs)
 
     def init(params: optax.Params) -> optax.OptState:
-        return transformation.init(reshaped(params, matrix_spec))
+        return transformation.init(matrices(params))
 
     def update(
         updates: optax.Updates,
@@ -83,10 +85,13 @@ def on_matrices(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        grads = reshaped(updates, matrix_spec)
-        values = reshaped(need(params, RULE), matrix_spec)
-        steps, state = transformation.update(grads, state, values, **extra_args)
-        return reshaped(steps, lambda spec: spec), state
+        values = matrices(need(params, RULE))
+        steps, state = transformation.update(
+            matrices(updates), state, values, **extra_args
+        )
+        return map_with_specs(
+            lambda step, spec: spec.as_given(step.reshape(spec.shape)), steps, specs
+        ), state
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 

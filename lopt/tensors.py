@@ -114,7 +114,9 @@ class Arrangement:
         return [
             _concatenate(
                 [
-                    jnp.asarray(leaves[i]).reshape(count, *group.shape)
+                    self._specs[i]
+                    .canonical(jnp.asarray(leaves[i]))
+                    .reshape(count, *group.shape)
                     for i, count in zip(group.leaves, group.counts, strict=True)
                 ]
             ).astype(group.dtype)
@@ -138,12 +140,14 @@ class Arrangement:
         leaves = [
             leaf
             if is_masked(leaf)
-            else jnp.zeros(self._specs[i].shape, self._dtypes[i])
+            else jnp.zeros(self._specs[i].array_shape, self._dtypes[i])
             for i, leaf in enumerate(self._leaves)
         ]
         for group, stack in zip(self.groups, stacks, strict=True):
             for i, part in self._parts(group, stack):
-                leaves[i] = part.reshape(self._specs[i].shape).astype(self._dtypes[i])
+                spec = self._specs[i]
+                step = spec.as_given(part.reshape(spec.shape))
+                leaves[i] = step.astype(self._dtypes[i])
         return self._structure.unflatten(leaves)
 
     def unstack_states(self, stacks: list[Any], old: Any) -> Any:
@@ -345,8 +349,8 @@ def _concatenate(parts: list[jax.Array]) -> jax.Array:
 
 
 def _check_shape(param: jax.Array, spec: ParamSpec) -> None:
-    if jnp.shape(param) != tuple(spec.shape):
+    if jnp.shape(param) != spec.array_shape:
         raise ValueError(
             f"a parameter of shape {jnp.shape(param)} has the spec of one of shape "
-            f"{spec.shape}: specs must be those of this model, not of its base"
+            f"{spec.array_shape}: specs must be those of this model, not of its base"
         )

@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -15,6 +15,8 @@ from parametrization.paths import Names, leaves_by_name, names_of, written
 from parametrization.rules import ADAM_LIKE, Rules
 from parametrization.spec import READOUTS, ParamSpec, Readout, Shape, check_fixed_axes
 
+Order = Literal["in out", "out in"]
+ORDERS: tuple[Order, ...] = ("in out", "out in")
 STACKED = "stacked"
 ROLES = (*KINDS, "readout", "lookup", "position", "convolution")
 """Words for the role of a parameter, or of one slice along its stacked axes."""
@@ -26,6 +28,7 @@ def infer_specs(
     base_params: Any,
     kinds: Mapping[str, str] | None = None,
     readout: Readout | Mapping[str, Readout] = "multiplier",
+    order: Order = "in out",
 ) -> Any:
     """Returns specs of plain parameters, from two trees of arrays or shapes.
 
@@ -35,7 +38,7 @@ def infer_specs(
     nothing differs, so `kinds` are needed. `specs_table` shows what was guessed.
 
     Args:
-        params: tree of anything with a `.shape`, fan-in axes before fan-out axes.
+        params: tree of anything with a `.shape`.
         base_params: the same parameters at the base width; containers may differ.
         kinds: what parameters are, by path. A key is a pattern (`fnmatch`) for paths
             such as `layers/0/kernel`, or `jax.tree_util.keystr(path)`; the first key
@@ -53,6 +56,9 @@ def infer_specs(
             `"output"` by base fan-in over fan-in; `"step"`: it does not, and the
             tensor's step shrinks instead. For all of them, or by pattern as in `kinds`
             (routers, adapters); `"multiplier"` where none matches.
+        order: `"in out"`, or `"out in"` if matrices and convolutions are `[out, in,
+            *positions]` (Equinox), behind stacked axes. Tables that are told, and axes
+            that are written out, are taken as they are.
 
     Raises:
         ValueError: naming the parameter that only one tree has, is no array, differs in
@@ -62,7 +68,7 @@ def infer_specs(
         UserWarning: naming guesses that shapes cannot confirm: three axes or more, a
             square matrix that may be a lookup table.
     """
-    specs, doubtful = guess_specs(params, base_params, kinds, readout)
+    specs, doubtful = guess_specs(params, base_params, kinds, readout, order)
     if doubtful:
         warnings.warn(
             f"infer_specs guesses: {'; '.join(doubtful)}. Tell them by kinds, such as "
@@ -78,21 +84,25 @@ def guess_specs(
     base_params: Any,
     kinds: Mapping[str, str] | None = None,
     readout: Readout | Mapping[str, Readout] = "multiplier",
+    order: Order = "in out",
 ) -> tuple[Any, list[str]]:
     """Returns the specs of `infer_specs`, and a description of each doubtful guess."""
+    if order not in ORDERS:
+        raise ValueError(f"order = {order!r} must be one of {ORDERS}")
     base = _same_leaves(params, base_params)
     told = _Patterns("kinds", kinds or {})
     readouts = _Patterns("readout", _by_pattern(readout))
     doubtful: list[str] = []
 
     def spec_of(path: Any, leaf: Any) -> ParamSpec:
-        name, role = written(names_of(path)), told.of(path)
-        spec = _spec(name, leaf.shape, base[names_of(path)].shape, role)
+        name, role = written(names_of(path)), told.of(path) or None
+        spec = _spec(name, leaf.shape, base[names_of(path)].shape, role, order)
         if doubt := _doubt(spec, role):
-            doubtful.append(f"{name} {spec.shape} is {doubt}")
-        if spec.kind != "output":
-            return spec
-        return dataclasses.replace(spec, readout=readouts.of(path) or "multiplier")
+            doubtful.append(f"{name} {spec.array_shape} is {doubt}")
+        scaled = readouts.of(path) or "multiplier"
+        return (
+            dataclasses.replace(spec, readout=scaled) if spec.kind == "output" else spec
+        )
 
     specs = jax.tree_util.tree_map_with_path(spec_of, params)
     told.check()
@@ -184,21 +194,38 @@ def _same_leaves(params: Any, base_params: Any) -> dict[Names, Any]:
     return there
 
 
-def _spec(name: str, shape: Any, base_shape: Any, role: str | None) -> ParamSpec:
+def _spec(
+    name: str, shape: Any, base_shape: Any, role: str | None, order: Order
+) -> ParamSpec:
     shape, base_shape = tuple(shape), tuple(base_shape)
     if len(shape) != len(base_shape):
         raise ValueError(
             f"parameter {name} has shape {shape}, in the base model {base_shape}"
         )
+    permutation = _permutation(role or "", len(shape), order)
+    if permutation is not None:
+        shape = tuple(shape[i] for i in permutation)
+        base_shape = tuple(base_shape[i] for i in permutation)
     try:
         axes = _axes(role or "", shape, base_shape)
         guessed = role is None or set(role.split()) == {STACKED}
-        spec = ParamSpec(axes, shape, base_shape, guessed=guessed)
+        spec = ParamSpec(axes, shape, base_shape, order=permutation, guessed=guessed)
     except ValueError as error:
         raise ValueError(f"kind {role!r} of parameter {name} {error}") from None
     if role is not None and role.split()[-1] not in KINDS:
         check_fixed_axes(name, spec)
     return spec
+
+
+def _permutation(role: str, rank: int, order: Order) -> tuple[int, ...] | None:
+    """Returns the array's axis for each canonical axis; None if they are in order."""
+    words = role.split()
+    lead = words.count(STACKED)
+    if order == "in out" or rank - lead < 2 or "->" in role:
+        return None
+    if words and words[-1] in ("lookup", "position", "vector"):
+        return None
+    return (*range(lead), *range(lead + 2, rank), lead + 1, lead)
 
 
 def _axes(role: str, shape: Shape, base_shape: Shape) -> Axes:

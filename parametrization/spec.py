@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from flax.core import meta
 
 from parametrization.axes import LOOKUP_NAMES, SCALING_NAMES, Axes, Kind
@@ -35,12 +36,13 @@ class ParamSpec:
 
     Attributes:
         axes: names of the axes, in canonical order.
-        shape: shape of the array.
+        shape: shape of the array, its axes in canonical order.
         base_shape: shape in the base model, where every μP multiplier is 1.
         depth_mult: number of residual blocks over that of the base model, for a
             parameter inside a block; 1 outside.
         readout: for kind `"output"`, what the width changes: the model's forward pass
             has the output multiplier, or it has none and the step shrinks instead.
+        order: the array's axis for each canonical axis; None if they are in order.
         guessed: whether the role was guessed from shapes.
     """
 
@@ -49,6 +51,7 @@ class ParamSpec:
     base_shape: Shape
     depth_mult: float = 1.0
     readout: Readout = "multiplier"
+    order: tuple[int, ...] | None = None
     guessed: bool = dataclasses.field(default=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -66,6 +69,25 @@ class ParamSpec:
             raise ValueError(f"depth_mult = {self.depth_mult} must be positive")
         if self.readout not in READOUTS:
             raise ValueError(f"readout = {self.readout!r} must be one of {READOUTS}")
+        if self.order is not None and sorted(self.order) != list(range(rank)):
+            raise ValueError(f"order = {self.order} must permute {rank} axes")
+
+    @property
+    def array_shape(self) -> Shape:
+        """Shape of the array as it is."""
+        if self.order is None:
+            return tuple(self.shape)
+        return tuple(self.shape[i] for i in np.argsort(self.order))
+
+    def canonical(self, array: jax.Array) -> jax.Array:
+        """Brings an array's axes into canonical order."""
+        return array if self.order is None else array.transpose(self.order)
+
+    def as_given(self, array: jax.Array) -> jax.Array:
+        """Inverts `canonical`."""
+        if self.order is None:
+            return array
+        return array.transpose(tuple(int(i) for i in np.argsort(self.order)))
 
     @property
     def kind(self) -> Kind:

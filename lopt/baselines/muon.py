@@ -140,9 +140,8 @@ def _matricization(spec: ParamSpec) -> MuonDimensionNumbers | None:
         return None
     start = len(spec.axes.stacked)
     middle = start + len(spec.axes.fan_in)
-    return MuonDimensionNumbers(
-        tuple(range(start, middle)), tuple(range(middle, len(spec.shape)))
-    )
+    axes = spec.order or tuple(range(len(spec.shape)))
+    return MuonDimensionNumbers(axes[start:middle], axes[middle:])
 
 
 def _fans(spec: ParamSpec, shape: Shape) -> tuple[int, int]:

@@ -19,7 +19,8 @@ from flax import nnx
 from flax.core import FrozenDict
 from jax.interpreters import partial_eval
 
-from parametrization import infer_specs
+from lopt.release import registry
+from parametrization import ADAM_LIKE, infer_specs
 from tests.lopt.test_properties import CASES
 
 WIDTH, BASE_WIDTH = 4, 2
@@ -100,11 +101,11 @@ TREES = {
 
 
 def program(function, tree):
-    """Returns the text of what a function of parameters and gradients computes."""
+    """Returns what a function of parameters and gradients computes, and constants."""
     closed = jax.make_jaxpr(function)(tree, tree)
     # Without what leads to no step, such as a count of steps that a library keeps.
     kept, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))
-    return str(kept)
+    return str(kept), [np.asarray(x).tolist() for x in closed.consts]
 
 
 def steps(name, specs, num=1):
@@ -123,7 +124,7 @@ def steps(name, specs, num=1):
 
 
 def transformation(name, specs):
-    optimizer = CASES[name].optimizer
+    optimizer = registry.with_rules(CASES[name].optimizer, ADAM_LIKE)
     theta = jax.tree.map(jnp.zeros_like, optimizer.init(jax.random.key(0)))
     return optimizer.as_optax(theta, specs, 10)
 
@@ -186,5 +187,5 @@ def test_a_parameter_without_a_spec_is_named():
     specs = infer_specs(plain(WIDTH), plain(BASE_WIDTH), KINDS)
     del specs["layer"]["kernel"]
     for name in ("small_fc", "celo2", "adam", "muon", "weight_decay", "fallback"):
-        with pytest.raises(ValueError, match="specs have none of parameter layer/k"):
+        with pytest.raises(ValueError, match="specs are without parameter layer/kernel"):
             program(steps(name, specs), plain(WIDTH))
