@@ -70,10 +70,11 @@ def infer_specs(
     """
     specs, doubtful = guess_specs(params, base_params, kinds, readout, order)
     if doubtful:
+        more = f"; and {len(doubtful) - 4} more" if len(doubtful) > 4 else ""
         warnings.warn(
-            f"infer_specs guesses: {'; '.join(doubtful)}. Tell them by kinds, such as "
-            f"{{{doubtful[0].split()[0]!r}: 'convolution'}} or 'stacked', 'lookup', "
-            "'width -> heads head_dim'; specs_table(specs) shows all",
+            f"infer_specs guesses: {'; '.join(doubtful[:4])}{more}. If that is wrong, "
+            "give kinds={path: role}, with a role such as 'convolution', 'stacked', "
+            "'lookup' or 'width -> heads head_dim'; specs_table(specs) shows all",
             stacklevel=2,
         )
     return specs

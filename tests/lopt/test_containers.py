@@ -187,5 +187,7 @@ def test_a_parameter_without_a_spec_is_named():
     specs = infer_specs(plain(WIDTH), plain(BASE_WIDTH), KINDS)
     del specs["layer"]["kernel"]
     for name in ("small_fc", "celo2", "adam", "muon", "weight_decay", "fallback"):
-        with pytest.raises(ValueError, match="specs are without parameter layer/kernel"):
+        with pytest.raises(
+            ValueError, match="specs are without parameter layer/kernel"
+        ):
             program(steps(name, specs), plain(WIDTH))
