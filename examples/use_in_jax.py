@@ -133,10 +133,10 @@ def train_linen(artifact: Artifact, width: int, num_steps: int) -> float:
     return float(loss)
 
 
-def batches(num_steps: int) -> Iterator[np.ndarray]:
+def batches(num_steps: int) -> Iterator[jax.Array]:
     """Random rows of the images, `[128]` for each step."""
     rng = np.random.default_rng(0)
-    return (rng.integers(1797, size=128) for _ in range(num_steps))
+    return (jnp.asarray(rng.integers(1797, size=128)) for _ in range(num_steps))
 
 
 def main(
