@@ -120,7 +120,7 @@ def specs_table(specs: Any, rules: Rules = ADAM_LIKE) -> str:
         rules: parametrization whose step scale is shown.
     """
     head = ("parameter", "shape", "base shape", "axes", "role", "fan-in", "fan-out")
-    rows = [(*head, "step", "")]
+    rows: list[tuple[str, ...]] = [(*head, "step", "")]
     for names, spec in leaves_by_name(specs).items():
         role = f"{spec.kind}, {spec.readout}" if spec.kind == "output" else spec.kind
         scales = (spec.fan_in_mult, spec.fan_out_mult, rules.step_scale(spec))
@@ -161,11 +161,12 @@ class _Patterns:
 
 
 def _by_pattern(readout: Readout | Mapping[str, Readout]) -> Mapping[str, Readout]:
-    values = readout if isinstance(readout, Mapping) else {"*": readout}
-    for value in values.values():
+    if not isinstance(readout, Mapping):
+        return _by_pattern({"*": readout})
+    for value in readout.values():
         if value not in READOUTS:
             raise ValueError(f"readout = {value!r} must be one of {READOUTS}")
-    return values
+    return readout
 
 
 def _same_leaves(params: Any, base_params: Any) -> dict[Names, Any]:

@@ -158,6 +158,7 @@ OUT_IN = {
     "table": ((7, 16), (7, 8), "input"),
     "bias": ((16,), (8,), "vector"),
 }
+MOVED = ("conv", "layers")
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda x: type(x).__name__)
@@ -172,7 +173,7 @@ def test_matrices_of_out_in_move_as_their_transposes(optimizer):
     in_order = {n: dataclasses.replace(s, order=None) for n, s in specs.items()}
     rng = np.random.default_rng(0)
     params, grads = (
-        {n: jnp.asarray(rng.normal(size=x.shape), jnp.float32) for n, x in now.items()}
+        {n: jnp.asarray(rng.normal(size=OUT_IN[n][0]), jnp.float32) for n in MOVED}
         for _ in range(2)
     )
     theta = optimizer.init(jax.random.key(0))
@@ -185,7 +186,7 @@ def test_matrices_of_out_in_move_as_their_transposes(optimizer):
         return {n: specs[n].canonical(x) for n, x in tree.items()}
 
     got = step(specs, params, grads)
-    assert {n: x.shape for n, x in got.items()} == {n: x.shape for n, x in now.items()}
+    assert all(got[n].shape == OUT_IN[n][0] for n in MOVED)
     want = step(in_order, turned(params), turned(grads))
     for name, x in turned(got).items():
         np.testing.assert_allclose(x, want[name], rtol=1e-5, atol=1e-7, err_msg=name)

@@ -190,6 +190,7 @@ def shapes(**sizes):
     return {name: jax.ShapeDtypeStruct(size, "float32") for name, size in sizes.items()}
 
 
+@pytest.mark.filterwarnings("ignore:infer_specs guesses")
 def test_inferred_kinds_are_those_that_differ():
     specs = infer_specs(
         shapes(
@@ -216,6 +217,7 @@ def test_at_the_base_width_kinds_must_be_given():
     assert infer_specs(tree, tree, {"['w']": "hidden"})["w"].kind == "hidden"
 
 
+@pytest.mark.filterwarnings("ignore:infer_specs guesses")
 def test_heads_are_beyond_inference():
     """As documented: the ratio of an attention matrix needs its names."""
     heads = infer_specs(shapes(q=(16, 4, 4)), shapes(q=(8, 2, 4)))["q"]
