@@ -91,7 +91,7 @@ class Artifact:
         if not (folder / WEIGHTS).exists():
             raise ValueError(
                 f"{folder / WEIGHTS} is missing: the folder is no released optimizer, "
-                "or incomplete; a training run, not one of its checkpoints, becomes one "
+                "or incomplete; a training run, but no checkpoint of it, becomes one "
                 "by `python -m experiments.export RUN_DIR OUT_DIR`"
             )
         try:
