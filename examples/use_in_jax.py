@@ -10,7 +10,7 @@ meta-training. In linen each parameter is annotated where it is born.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,20 +62,25 @@ def train_nnx(artifact: Artifact, width: int, num_steps: int) -> float:
     """Trains an NNX model; returns the last training loss."""
     model = NNXNet(width, nnx.Rngs(0))
     base = nnx.eval_shape(lambda: NNXNet(BASE_WIDTH, nnx.Rngs(0)))
-    graph, params = nnx.split(model, nnx.Param)
-    specs = infer_specs(
-        nnx.to_pure_dict(params), nnx.to_pure_dict(nnx.state(base, nnx.Param))
-    )
-    optimizer = artifact.as_optax(specs, num_steps)
-    params = nnx.to_pure_dict(params)
+    specs = infer_specs(nnx.state(model, nnx.Param), nnx.state(base, nnx.Param))
+    transformation = artifact.as_optax(specs, num_steps)
+    optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
     images, labels = digits()
 
-    def loss_of(params: dict, rows: np.ndarray) -> jax.Array:
-        leaves = nnx.state(model, nnx.Param)
-        nnx.replace_by_pure_dict(leaves, params)
-        return cross_entropy(nnx.merge(graph, leaves)(images[rows]), labels[rows])
+    @nnx.jit
+    def step(model: NNXNet, optimizer: nnx.Optimizer, rows: jax.Array) -> jax.Array:
+        def loss_of(model: NNXNet) -> jax.Array:
+            return cross_entropy(model(images[rows]), labels[rows])
 
-    return train(loss_of, params, optimizer, num_steps)
+        loss, grads = nnx.value_and_grad(loss_of)(model)
+        # Rules that need the loss take it as a keyword; the others ignore it.
+        optimizer.update(model, grads, loss=loss)
+        return loss
+
+    loss = jnp.nan
+    for rows in batches(num_steps):
+        loss = step(model, optimizer, rows)
+    return float(loss)
 
 
 class LinenNet(nn.Module):
@@ -110,33 +115,28 @@ def train_linen(artifact: Artifact, width: int, num_steps: int) -> float:
     optimizer = artifact.as_optax(specs, num_steps)
     images, labels = digits()
 
-    def loss_of(params: dict, rows: np.ndarray) -> jax.Array:
+    state = optimizer.init(params)
+
+    def loss_of(params: dict, rows: jax.Array) -> jax.Array:
         logits = LinenNet(width).apply({"params": params}, images[rows])
         return cross_entropy(jnp.asarray(logits), labels[rows])
-
-    return train(loss_of, params, optimizer, num_steps)
-
-
-def train(
-    loss_of: Callable[[Any, Any], jax.Array],
-    params: Any,
-    optimizer: optax.GradientTransformationExtraArgs,
-    num_steps: int,
-) -> float:
-    """The loop that both models share: nothing in it knows the optimizer."""
-    state = optimizer.init(params)
 
     @jax.jit
     def step(params: Any, state: Any, rows: jax.Array) -> tuple[Any, Any, jax.Array]:
         loss, grads = jax.value_and_grad(loss_of)(params, rows)
-        # Rules that need the loss take it as a keyword; the others ignore it.
         updates, state = optimizer.update(grads, state, params, loss=loss)
         return optax.apply_updates(params, updates), state, loss
 
-    rng, loss = np.random.default_rng(0), jnp.nan
-    for _ in range(num_steps):
-        params, state, loss = step(params, state, rng.integers(1797, size=128))
+    loss = jnp.nan
+    for rows in batches(num_steps):
+        params, state, loss = step(params, state, rows)
     return float(loss)
+
+
+def batches(num_steps: int) -> Iterator[jax.Array]:
+    """Random rows of the images, `[128]` for each step."""
+    rng = np.random.default_rng(0)
+    return (jnp.asarray(rng.integers(1797, size=128)) for _ in range(num_steps))
 
 
 def main(

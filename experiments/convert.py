@@ -22,7 +22,7 @@ from experiments import command_line
 from experiments.command_line import InputError, reported
 from lopt.interchange import celo, learned_optimization, pylo, pylo_velo
 from lopt.release import registry
-from lopt.release.artifact import CONFIG, Artifact
+from lopt.release.artifact import CONFIG, WEIGHTS, Artifact
 
 Kind = Literal["auto", "artifact", "pylo", "pylo_elo", "celo", "learned_optimization"]
 
@@ -76,7 +76,12 @@ _UNKNOWN = "no theta of a class"
 
 
 def _is_artifact(folder: Path) -> bool:
-    """Whether a folder is ours: PyLO's config.json has no version."""
+    """Whether a folder is ours: PyLO's config.json has no version.
+
+    A folder without weights, such as a run's, is for the reader of artifacts to refuse.
+    """
+    if not (folder / WEIGHTS).exists():
+        return True
     try:
         config = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError, RecursionError):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from parametrization.paths import leaves_by_name, names_of, written
+from parametrization.spec import ParamSpec
 
 Theta: TypeAlias = Any
 Specs: TypeAlias = Any
@@ -121,3 +126,64 @@ def need_loss(
 def is_masked(leaf: Any) -> bool:
     """Whether optax hides this tensor, as `optax.multi_transform` does."""
     return isinstance(leaf, optax.MaskedNode)
+
+
+def flatten_with_specs(tree: Any, specs: Specs) -> tuple[list[Any], Any, list[Any]]:
+    """Flattens parameters or gradients together with their specs.
+
+    Specs are found by the names of `parametrization.paths`, so their containers may be
+    others than those of the parameters, and there may be more of them.
+
+    Returns:
+        Leaves, the tree's structure, and specs: None for a masked leaf.
+
+    Raises:
+        ValueError: naming a parameter without a spec.
+    """
+    found, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_masked)
+    known = leaves_by_name(specs)
+
+    def spec_of(path: Any, leaf: Any) -> Any:
+        if is_masked(leaf):
+            return None
+        names = names_of(path)
+        if not isinstance(known.get(names), ParamSpec):
+            lack = "None" if specs is None else f"without parameter {written(names)}"
+            raise ValueError(
+                f"specs are {lack}: they must be a tree of ParamSpec parallel to the "
+                "parameters, as task.specs() or "
+                "parametrization.infer_specs(params, params)"
+            )
+        return known[names]
+
+    return [leaf for _, leaf in found], structure, [spec_of(*pair) for pair in found]
+
+
+def map_with_specs(
+    function: Callable[..., Any], tree: Any, specs: Specs, *rest: Any
+) -> Any:
+    """Maps over tensors, their specs and parallel trees; masked tensors stay.
+
+    Args:
+        function: (leaf, spec, the leaf or sub-tree of each of `rest`) -> new leaf.
+        tree: parameters or gradients.
+        specs: see `flatten_with_specs`.
+        rest: trees parallel to `tree`.
+    """
+    leaves, structure, found = flatten_with_specs(tree, specs)
+    others = (structure.flatten_up_to(other) for other in rest)
+    return structure.unflatten(
+        leaf if is_masked(leaf) else function(leaf, *arguments)
+        for leaf, *arguments in zip(leaves, found, *others, strict=True)
+    )
+
+
+def bare(params: Any) -> Any:
+    """Takes arrays out of variables of Flax NNX, for a state beside the arrays.
+
+    `nnx.Optimizer` gives variables to `init` and arrays to `update`, and would keep the
+    state of a tensor inside a variable as a tree of its own making.
+    """
+    # Where nobody has imported NNX there are no variables; to import it takes 0.5 s.
+    nnx = sys.modules.get("flax.nnx")
+    return params if nnx is None else nnx.as_pure(params)

@@ -7,6 +7,7 @@ a matrix of its own.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt.base import Specs, is_masked
+from lopt.base import Specs, map_with_specs
 from lopt.clipping import root
 from lopt.placement import Groups, axis_names, merged, zeros_like
 from lopt.tensors import RULE, need, num_positions
@@ -39,15 +40,16 @@ def matrix_spec(spec: ParamSpec) -> ParamSpec:
 
     grows_in = spec.kind in ("hidden", "output")
     grows_out = spec.kind in ("hidden", "input")
-    return ParamSpec(
-        Axes(
+    return dataclasses.replace(
+        spec,
+        axes=Axes(
             fan_in=("width" if grows_in else "fixed",),
             fan_out=("width" if grows_out else "fixed",),
             stacked=axes.names[: len(groups) - 2],
         ),
-        shape(spec.shape),
-        shape(spec.base_shape),
-        spec.depth_mult,
+        shape=shape(spec.shape),
+        base_shape=shape(spec.base_shape),
+        order=None,
     )
 
 
@@ -70,28 +72,24 @@ def on_matrices(
         specs: specs of all parameters; masked ones are left alone.
     """
 
-    def reshaped(tree: Any, to: Any) -> Any:
+    def matrices(tree: Any) -> Any:
         def one(leaf: Any, spec: ParamSpec) -> Any:
-            if is_masked(leaf):
-                return leaf
-            if jnp.shape(leaf) not in (tuple(spec.shape), matrix_spec(spec).shape):
+            if jnp.shape(leaf) != spec.array_shape:
                 raise ValueError(
                     f"a parameter or gradient of shape {jnp.shape(leaf)} has the spec "
-                    f"of one of shape {spec.shape}: specs must be those of this model"
+                    f"of one of shape {spec.array_shape}: specs must be those of this "
+                    "model"
                 )
-            return leaf.reshape(to(spec).shape)
+            return spec.canonical(leaf).reshape(matrix_spec(spec).shape)
 
-        return jax.tree.map(one, tree, specs, is_leaf=is_masked)
+        return map_with_specs(one, tree, specs)
 
     def init(params: optax.Params) -> optax.OptState:
         def blank(leaf: Any, spec: ParamSpec) -> Any:
-            if is_masked(leaf):
-                return leaf
-            names = merged(axis_names(leaf), _groups(spec))
+            names = merged(axis_names(leaf, spec.order), _groups(spec))
             return zeros_like(leaf, matrix_spec(spec).shape, leaf.dtype, names)
 
-        matrices = jax.tree.map(blank, params, specs, is_leaf=is_masked)
-        return transformation.init(matrices)
+        return transformation.init(map_with_specs(blank, params, specs))
 
     def update(
         updates: optax.Updates,
@@ -99,10 +97,13 @@ def on_matrices(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        grads = reshaped(updates, matrix_spec)
-        values = reshaped(need(params, RULE), matrix_spec)
-        steps, state = transformation.update(grads, state, values, **extra_args)
-        return reshaped(steps, lambda spec: spec), state
+        values = matrices(need(params, RULE))
+        steps, state = transformation.update(
+            matrices(updates), state, values, **extra_args
+        )
+        return map_with_specs(
+            lambda step, spec: spec.as_given(step.reshape(spec.shape)), steps, specs
+        ), state
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 

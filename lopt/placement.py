@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -57,13 +57,14 @@ def blank(shape: tuple[int, ...], dtype: Any) -> Blank:
     return Blank(jnp.zeros([], dtype), shape, dtype, ((),) * len(shape))
 
 
-def axis_names(param: Any) -> tuple[Names, ...]:
-    """Returns for each axis the axes of the mesh that split it."""
+def axis_names(param: Any, order: Sequence[int] | None = None) -> tuple[Names, ...]:
+    """Returns for each axis, in another order if one is given, what splits it."""
     sharding, rank = _sharding(param), jnp.ndim(param)
     found = list(sharding.spec) if isinstance(sharding, NamedSharding) else []
     found = [x if isinstance(x, str | tuple) else () for x in found]
     names = [(x,) if isinstance(x, str) else x for x in found]
-    return (*names, *((),) * (rank - len(names)))
+    names += [()] * (rank - len(names))
+    return tuple(names if order is None else (names[i] for i in order))
 
 
 def merged(names: tuple[Names, ...], groups: Groups) -> tuple[Names, ...]:

@@ -31,7 +31,7 @@ import numpy as np
 import optax
 
 from lopt import checks
-from lopt.base import Specs, is_masked
+from lopt.base import Specs, bare, flatten_with_specs, is_masked, map_with_specs
 from lopt.placement import Blank, Groups, axis_names, merged
 from parametrization.axes import Axes
 from parametrization.spec import ParamSpec
@@ -79,9 +79,8 @@ class Arrangement:
         Raises:
             ValueError: if a spec does not fit its parameter.
         """
-        self._leaves, self._structure = jax.tree.flatten(tree, is_leaf=is_masked)
+        self._leaves, self._structure, found = flatten_with_specs(tree, specs)
         values = self._structure.flatten_up_to(params)
-        found = _flatten_specs(self._structure, specs)
         alike: dict[tuple[Any, ...], list[int]] = {}
         for i, (leaf, param, spec) in enumerate(
             zip(self._leaves, values, found, strict=True)
@@ -117,7 +116,9 @@ class Arrangement:
         return [
             _concatenate(
                 [
-                    jnp.asarray(leaves[i]).reshape(count, *group.shape)
+                    self._specs[i]
+                    .canonical(jnp.asarray(leaves[i]))
+                    .reshape(count, *group.shape)
                     for i, count in zip(group.leaves, group.counts, strict=True)
                 ]
             ).astype(group.dtype)
@@ -141,12 +142,14 @@ class Arrangement:
         leaves = [
             leaf
             if is_masked(leaf)
-            else jnp.zeros(self._specs[i].shape, self._dtypes[i])
+            else jnp.zeros(self._specs[i].array_shape, self._dtypes[i])
             for i, leaf in enumerate(self._leaves)
         ]
         for group, stack in zip(self.groups, stacks, strict=True):
             for i, part in self._parts(group, stack):
-                leaves[i] = part.reshape(self._specs[i].shape).astype(self._dtypes[i])
+                spec = self._specs[i]
+                step = spec.as_given(part.reshape(spec.shape))
+                leaves[i] = step.astype(self._dtypes[i])
         return self._structure.unflatten(leaves)
 
     def unstack_states(self, stacks: list[Any], old: Any) -> Any:
@@ -291,10 +294,8 @@ def init_states(
     """Returns a state for each tensor (arguments as in `transformation`)."""
 
     def one(param: Any, spec: ParamSpec) -> Any:
-        if is_masked(param):
-            return param
         _check_shape(param, spec)
-        lead, names = len(spec.axes.stacked), axis_names(param)
+        lead, names = len(spec.axes.stacked), axis_names(param, spec.order)
         return init(
             Blank(
                 like=param,
@@ -306,8 +307,7 @@ def init_states(
             )
         )
 
-    leaves, structure = jax.tree.flatten(params, is_leaf=is_masked)
-    return structure.unflatten(map(one, leaves, _flatten_specs(structure, specs)))
+    return map_with_specs(one, bare(params), specs)
 
 
 def over(function: Callable[..., Any], *stacks: Any) -> Any:
@@ -370,26 +370,9 @@ def _concatenate(parts: list[jax.Array]) -> jax.Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
-def _flatten_specs(structure: Any, specs: Specs) -> list[Any]:
-    try:
-        return structure.flatten_up_to(specs)
-    except ValueError:
-        raise _no_specs(specs) from None
-
-
-def _no_specs(specs: Any) -> ValueError:
-    what = "None" if specs is None else f"a {type(specs).__name__} of another structure"
-    return ValueError(
-        f"specs are {what}: they must be a tree of ParamSpec parallel to the "
-        "parameters, as task.specs() or parametrization.infer_specs(params, params)"
-    )
-
-
 def _check_shape(param: jax.Array, spec: ParamSpec) -> None:
-    if not isinstance(spec, ParamSpec):
-        raise _no_specs(spec)
-    if jnp.shape(param) != tuple(spec.shape):
+    if jnp.shape(param) != spec.array_shape:
         raise ValueError(
             f"a parameter of shape {jnp.shape(param)} has the spec of one of shape "
-            f"{spec.shape}: specs must be those of this model, not of its base"
+            f"{spec.array_shape}: specs must be those of this model, not of its base"
         )

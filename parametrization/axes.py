@@ -34,6 +34,8 @@ FIXED_NAMES = frozenset(
         "inputs",
         "outputs",
         "layers",
+        "experts",
+        "rank",
         "fixed",
     }
 )

@@ -27,7 +27,9 @@ At the base shape every ratio is 1 and all parametrizations coincide bit for bit
 The Adam-like column holds for steps that are Θ(1) per element whatever the scale of the
 gradient: Adam, Lion, learned optimizers with normalized inputs. The SGD-like column
 holds for steps proportional to the gradient. A tied readout has the output multiplier
-1/n; its table is an embedding, so an input.
+1/n; its table is an embedding, so an input. A readout W whose model has no multiplier
+(`ParamSpec.readout = "step"`) stands for 1/n_in times that of the table: its step is
+1/n_in (Adam-like and SGD-like), its gradient does not shrink.
 
 Sources:
 
@@ -125,7 +127,16 @@ class Rules(enum.Enum):
         """Factor on the optimizer's step for this parameter."""
         fan_in, fan_out = self.value.steps.get(spec.kind, (0, 0))
         scale = spec.fan_in_mult**fan_in * spec.fan_out_mult**fan_out
+        folded = self._folded(spec)
+        # A rule whose steps follow the gradient sees that of the folded matrix too.
+        scale *= folded**2 if self.sgd_like else folded
         return scale * spec.depth_mult**self.value.block_step
+
+    def _folded(self, spec: ParamSpec) -> float:
+        """Output multiplier that a readout without one holds in its own elements."""
+        if spec.kind != "output" or spec.readout == "multiplier":
+            return 1.0
+        return spec.fan_in_mult**self.value.forward
 
     def gradient_scale(self, spec: ParamSpec) -> float:
         """Factor by which this parameter's gradient shrinks with the network.
@@ -136,7 +147,8 @@ class Rules(enum.Enum):
         makes no such promise.
         """
         mult = spec.fan_in_mult if spec.kind == "output" else spec.fan_out_mult
-        return mult**self.value.forward * spec.depth_mult**self.value.residual
+        scale = mult**self.value.forward * spec.depth_mult**self.value.residual
+        return scale / self._folded(spec)
 
     def spectral_scale(self, spec: ParamSpec) -> float:
         """Factor on the spectral norm of a matrix's step: √(n_out/n_in).
@@ -149,7 +161,7 @@ class Rules(enum.Enum):
         """
         scale = (spec.fan_in_mult / spec.fan_out_mult) ** (0.5 * self.value.forward)
         readout = spec.fan_in_mult**-self.value.forward
-        return scale * readout if spec.kind == "output" else scale
+        return scale * readout * self._folded(spec) if spec.kind == "output" else scale
 
     def orthogonal_step_scale(self, spec: ParamSpec) -> float:
         """Factor on a matrix's step that is orthogonalized and brought to RMS 1.

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
+import numpy as np
 from flax.core import meta
 
 from parametrization.axes import LOOKUP_NAMES, SCALING_NAMES, Axes, Kind
 
 Shape = tuple[int, ...]
+Readout = Literal["multiplier", "step"]
+READOUTS: tuple[Readout, ...] = ("multiplier", "step")
 _MAY_DIFFER = frozenset({"head_dim", "layers"})
 """Fixed names whose size may differ in the base model."""
 Initializer = Callable[..., jax.Array]
@@ -33,16 +36,23 @@ class ParamSpec:
 
     Attributes:
         axes: names of the axes, in canonical order.
-        shape: shape of the array.
+        shape: shape of the array, its axes in canonical order.
         base_shape: shape in the base model, where every μP multiplier is 1.
         depth_mult: number of residual blocks over that of the base model, for a
             parameter inside a block; 1 outside.
+        readout: for kind `"output"`, what the width changes: the model's forward pass
+            has the output multiplier, or it has none and the step shrinks instead.
+        order: the array's axis for each canonical axis; None if they are in order.
+        guessed: whether the role was guessed from shapes.
     """
 
     axes: Axes
     shape: Shape
     base_shape: Shape
     depth_mult: float = 1.0
+    readout: Readout = "multiplier"
+    order: tuple[int, ...] | None = None
+    guessed: bool = dataclasses.field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         rank = len(self.axes.names)
@@ -57,6 +67,27 @@ class ParamSpec:
             )
         if not 0 < self.depth_mult < math.inf:
             raise ValueError(f"depth_mult = {self.depth_mult} must be positive")
+        if self.readout not in READOUTS:
+            raise ValueError(f"readout = {self.readout!r} must be one of {READOUTS}")
+        if self.order is not None and sorted(self.order) != list(range(rank)):
+            raise ValueError(f"order = {self.order} must permute {rank} axes")
+
+    @property
+    def array_shape(self) -> Shape:
+        """Shape of the array as it is."""
+        if self.order is None:
+            return tuple(self.shape)
+        return tuple(self.shape[i] for i in np.argsort(self.order))
+
+    def canonical(self, array: jax.Array) -> jax.Array:
+        """Brings an array's axes into canonical order."""
+        return array if self.order is None else array.transpose(self.order)
+
+    def as_given(self, array: jax.Array) -> jax.Array:
+        """Inverts `canonical`."""
+        if self.order is None:
+            return array
+        return array.transpose(tuple(int(i) for i in np.argsort(self.order)))
 
     @property
     def kind(self) -> Kind:
@@ -202,16 +233,21 @@ def _spec(path: Any, box: Named, base_box: Named) -> ParamSpec:
             f"'{base_box.axes}'"
         )
     spec = ParamSpec(box.axes, box.value.shape, base_box.value.shape, box.depth_mult)
+    check_fixed_axes(name, spec)
+    return spec
+
+
+def check_fixed_axes(name: str, spec: ParamSpec) -> None:
+    """Raises ValueError if an axis that does not scale differs from the base model."""
     for axis, size, base_size in zip(
         spec.axes.names, spec.shape, spec.base_shape, strict=True
     ):
         if size != base_size and axis not in SCALING_NAMES | _MAY_DIFFER:
             raise ValueError(
-                f"parameter {name} with axes '{box.axes}': axis {axis!r} is fixed, but "
-                f"is {size} here and {base_size} in the base model; an axis that grows "
-                "needs a scaling name such as 'width'"
+                f"parameter {name} with axes '{spec.axes}': axis {axis!r} is fixed, "
+                f"but is {size} here and {base_size} in the base model; an axis that "
+                "grows needs a scaling name such as 'width'"
             )
-    return spec
 
 
 def _annotated_structure(boxed: Any) -> Any:
@@ -222,63 +258,3 @@ def _annotated_structure(boxed: Any) -> Any:
                 "role: declare it with named(initializer, 'fan-in -> fan-out')"
             )
     return jax.tree.structure(unbox(boxed))
-
-
-def infer_specs(
-    params: Any, base_params: Any, kinds: Mapping[str, Kind] | None = None
-) -> Any:
-    """Guesses specs of plain parameters from two trees of arrays or shapes.
-
-    The last axis is taken as fan-out and those before it as fan-in; axes whose sizes
-    differ from the base are scaling. **Limits**: at the base width nothing differs, so
-    `kinds` are needed. A fan-out of several axes cannot be expressed: use `named`.
-
-    Args:
-        params: tree of anything with a `.shape`.
-        base_params: the same tree at the base width.
-        kinds: maps a parameter's path (`jax.tree_util.keystr(path)`) to its kind.
-
-    Raises:
-        ValueError: if structures or ranks differ, or `kinds` names an unknown
-            parameter or does not fit its rank.
-    """
-    if jax.tree.structure(params) != jax.tree.structure(base_params):
-        raise ValueError("params and base_params differ in structure")
-    kinds = dict(kinds or {})
-
-    def spec(path: Any, leaf: Any, base: Any) -> ParamSpec:
-        name = jax.tree_util.keystr(path)
-        shape, base_shape = tuple(leaf.shape), tuple(base.shape)
-        if len(shape) != len(base_shape):
-            raise ValueError(
-                f"parameter {name} has shape {shape}, in the base model {base_shape}"
-            )
-        kind = kinds.pop(name, None)
-        axes = _axes_of_kind(kind, shape, base_shape)
-        if kind is not None and axes.kind != kind:
-            raise ValueError(
-                f"kind {kind!r} of parameter {name} does not fit its shape {shape}"
-            )
-        return ParamSpec(axes, shape, base_shape)
-
-    specs = jax.tree_util.tree_map_with_path(spec, params, base_params)
-    if kinds:
-        raise ValueError(f"kinds name parameters that do not exist: {sorted(kinds)}")
-    return specs
-
-
-def _axes_of_kind(kind: Kind | None, shape: Shape, base_shape: Shape) -> Axes:
-    names = [
-        "width" if size != base else "fixed"
-        for size, base in zip(shape, base_shape, strict=True)
-    ]
-    if len(shape) < 2 or kind in ("vector", "scalar"):
-        return Axes(fan_in=(), fan_out=tuple(names))
-    # A given kind overrides what the sizes suggest.
-    if kind is not None:
-        if kind in ("input", "fixed"):
-            names[:-1] = ["fixed"] * (len(shape) - 1)
-        else:
-            names[-2] = "width"
-        names[-1] = "width" if kind in ("hidden", "input") else "fixed"
-    return Axes(fan_in=tuple(names[:-1]), fan_out=(names[-1],))

@@ -10,21 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from lopt import checks
-from lopt.base import Specs, is_masked
+from lopt.base import Specs, map_with_specs
 from parametrization.rules import Rules
 from parametrization.spec import ParamSpec
-
-
-def map_with_specs(
-    function: Callable[[Any, ParamSpec], Any], tree: Any, specs: Specs
-) -> Any:
-    """Maps over tensors and their specs; masked tensors stay as they are."""
-    return jax.tree.map(
-        lambda leaf, spec: leaf if is_masked(leaf) else function(leaf, spec),
-        tree,
-        specs,
-        is_leaf=is_masked,
-    )
 
 
 def scale_by(

@@ -30,12 +30,11 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from configuration.fields import configuration
 from lopt import checks
-from lopt.base import Specs
+from lopt.base import Specs, map_with_specs
 from lopt.baselines import base
 from lopt.baselines.links import (
     add_decayed_weights,
     in_float32,
-    map_with_specs,
     scale_by,
     unscale_gradients,
 )
@@ -141,9 +140,8 @@ def _matricization(spec: ParamSpec) -> MuonDimensionNumbers | None:
         return None
     start = len(spec.axes.stacked)
     middle = start + len(spec.axes.fan_in)
-    return MuonDimensionNumbers(
-        tuple(range(start, middle)), tuple(range(middle, len(spec.shape)))
-    )
+    axes = spec.order or tuple(range(len(spec.shape)))
+    return MuonDimensionNumbers(axes[start:middle], axes[middle:])
 
 
 def _fans(spec: ParamSpec, shape: Shape) -> tuple[int, int]:

@@ -11,9 +11,9 @@ from optax import contrib
 
 from configuration.fields import configuration
 from lopt import checks
-from lopt.base import Specs
+from lopt.base import Specs, map_with_specs
 from lopt.baselines import base
-from lopt.baselines.links import in_float32, map_with_specs
+from lopt.baselines.links import in_float32
 from lopt.placement import vary
 from parametrization.rules import Rules
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from lopt.base import LearnedOptimizer, Specs, Theta
-from parametrization.spec import infer_specs
+from parametrization.inference import guess_specs
 
 
 class PeerState(NamedTuple):
@@ -39,7 +39,7 @@ class PeerState(NamedTuple):
 
 def at_base(params: Any) -> Specs:
     """Returns specs of parameters at their base shapes."""
-    return infer_specs(params, params)
+    return guess_specs(params, params)[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ import optax
 
 from configuration.fields import configuration, later
 from lopt import checks, tensors
-from lopt.base import NumSteps, Specs, Theta, Transform
+from lopt.base import NumSteps, Specs, Theta, Transform, map_with_specs
 from lopt.baselines.links import (
     add_decayed_weights,
     in_float32,
@@ -152,7 +152,7 @@ class Celo2:
                     self._adam(specs), *decay, optax.scale(self.adam_mult)
                 ),
             },
-            jax.tree.map(lambda s: "matrix" if is_matrix(s) else "other", specs),
+            lambda tree: map_with_specs(_label, tree, specs),
         )
         steps = optax.scale_by_learning_rate(schedule)
         return in_float32(optax.chain(clip_global_norm(self.clip_norm), by_role, steps))
@@ -205,6 +205,10 @@ class Celo2:
             adam,
             scale_by_specs(specs, self.rules),
         )
+
+
+def _label(_: Any, spec: ParamSpec) -> str:
+    return "matrix" if is_matrix(spec) else "other"
 
 
 def _uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:

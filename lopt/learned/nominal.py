@@ -28,8 +28,10 @@ from lopt.base import (
     Specs,
     Theta,
     Transform,
+    bare,
     is_masked,
     learned_decays,
+    map_with_specs,
 )
 from lopt.per_parameter import accumulators
 from lopt.per_parameter.accumulators import Complements, TensorState, fixed, present
@@ -107,7 +109,7 @@ class Nominal:
                 )
                 return accumulators.init(like, decays, num_factored=0)
 
-            return NominalState(rule.init(params), jax.tree.map(empty, params))
+            return NominalState(rule.init(params), jax.tree.map(empty, bare(params)))
 
         def update(
             updates: optax.Updates,
@@ -121,14 +123,12 @@ class Nominal:
             def average(grad: Any, tensor: Any) -> Any:
                 return tensor if is_masked(grad) else self._accumulate(tensor, grad)
 
-            def one(step: Any, grad: Any, *rest: Any) -> Any:
-                return grad if is_masked(grad) else self._sum(theta, step, grad, *rest)
+            def total(grad: Any, spec: ParamSpec, *rest: Any) -> Any:
+                return self._sum(theta, spec, grad, *rest)
 
             new = jax.tree.map(average, updates, state.tensors, is_leaf=is_masked)
-            total = jax.tree.map(
-                one, steps, updates, params, new, specs, is_leaf=is_masked
-            )
-            return total, NominalState(inner, new)
+            sums = map_with_specs(total, updates, specs, steps, params, new)
+            return sums, NominalState(inner, new)
 
         return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
@@ -147,11 +147,11 @@ class Nominal:
     def _sum(
         self,
         theta: Theta,
-        step: jax.Array,
+        spec: ParamSpec,
         grad: jax.Array,
+        step: jax.Array,
         param: jax.Array,
         state: TensorState,
-        spec: ParamSpec,
     ) -> jax.Array:
         """Returns the step of one parameter, in its dtype."""
         momenta = state.momentum

@@ -88,6 +88,12 @@ class Artifact:
         folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder of a released optimizer")
+        if not (folder / WEIGHTS).exists():
+            raise ValueError(
+                f"{folder / WEIGHTS} is missing: the folder is no released optimizer, "
+                "or incomplete; a training run, but no checkpoint of it, becomes one "
+                "by `python -m experiments.export RUN_DIR OUT_DIR`"
+            )
         try:
             verify_sums(folder, (WEIGHTS, CONFIG))
         except OSError as error:

@@ -8,9 +8,15 @@ import jax
 import optax
 
 from configuration.fields import configuration
-from lopt.base import LearnedOptimizer, NumSteps, Specs, Theta, Transform
+from lopt.base import (
+    LearnedOptimizer,
+    NumSteps,
+    Specs,
+    Theta,
+    Transform,
+    map_with_specs,
+)
 from lopt.baselines.adam import Adam
-from lopt.baselines.links import map_with_specs
 from lopt.placement import under_any_mesh
 from lopt.wrappers.base import Wrapper, check_kinds
 from parametrization.axes import Kind

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import optax
 
 from configuration.fields import configuration
@@ -15,7 +14,7 @@ from lopt.base import (
     Specs,
     Theta,
     Transform,
-    is_masked,
+    map_with_specs,
 )
 from lopt.placement import under_any_mesh
 from lopt.schedules import RateField, ScheduleField, check_rate, rate_of
@@ -50,10 +49,10 @@ class WeightDecay(Wrapper):
 
         def decay(updates: optax.Updates, params: optax.Params | None) -> Any:
             params = need(params, "WeightDecay")
-            return jax.tree.map(one, updates, params, specs, is_leaf=is_masked)
+            return map_with_specs(one, updates, specs, params)
 
-        def one(step: Any, param: Any, spec: Any) -> Any:
-            if is_masked(step) or spec.kind not in self.kinds:
+        def one(step: Any, spec: Any, param: Any) -> Any:
+            if spec.kind not in self.kinds:
                 return step
             return (step - self.weight_decay * param).astype(step.dtype)
 

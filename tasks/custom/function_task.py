@@ -18,8 +18,9 @@ from typing import Any, Self, final
 import jax
 
 from configuration.fields import configuration
+from parametrization.inference import infer_specs
 from parametrization.rules import Rules
-from parametrization.spec import Named, ParamSpec, infer_specs, param_specs, unbox
+from parametrization.spec import Named, param_specs, unbox
 from tasks.base import Batch, Dataset, Draws, Loss, Params, Split, batch_keys
 from tasks.custom.base import EveryBatch, OpaqueTask, checked_loss, never_constant
 from tasks.data.arrays import HeldSplits, hold
@@ -126,7 +127,9 @@ class FunctionTask(OpaqueTask):
         base_shapes = _shapes(base)
         roles = infer_specs(_shapes(self._init_at(2 * self.base_width)), base_shapes)
         return jax.tree.map(
-            lambda role, x, y: ParamSpec(role.axes, x.shape, y.shape),
+            lambda role, x, y: dataclasses.replace(
+                role, shape=x.shape, base_shape=y.shape
+            ),
             roles,
             shapes,
             base_shapes,

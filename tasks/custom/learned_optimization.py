@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from parametrization.axes import Kind
-from parametrization.spec import infer_specs
+from parametrization.inference import guess_specs
 from tasks.base import (
     Batch,
     Dataset,
@@ -227,7 +227,7 @@ def adapt(
     params, state = jax.eval_shape(
         lambda key: _start(_task_of(original, config), key, name), key
     )
-    specs = infer_specs(params, params, kinds)
+    specs = guess_specs(params, params, kinds)[0]
     task = AdaptedTask(
         original, name, data, config, state, specs, chance=loss_at_chance
     )

@@ -31,6 +31,15 @@ def test_what_is_written_for_pylo_is_read_again(tmp_path):
     )
 
 
+@pytest.mark.parametrize("part", [".", "checkpoints/step_00000020"])
+def test_a_training_run_is_refused_with_the_command_that_releases_it(part, tmp_path):
+    run = Path(__file__).parents[1] / "golden" / "run_schema_1"
+    with pytest.raises(
+        ValueError, match=r"safetensors is missing.*experiments\.export"
+    ):
+        read(Convert(run / part, tmp_path / "out"))
+
+
 @pytest.mark.slow
 def test_fields_that_the_source_does_not_say(tmp_path):
     velo = VeLO(2, param_inits=3, bugged_losses=True, step_mult=0.01)

@@ -190,6 +190,7 @@ def shapes(**sizes):
     return {name: jax.ShapeDtypeStruct(size, "float32") for name, size in sizes.items()}
 
 
+@pytest.mark.filterwarnings("ignore:infer_specs guesses")
 def test_inferred_kinds_are_those_that_differ():
     specs = infer_specs(
         shapes(
@@ -216,6 +217,7 @@ def test_at_the_base_width_kinds_must_be_given():
     assert infer_specs(tree, tree, {"['w']": "hidden"})["w"].kind == "hidden"
 
 
+@pytest.mark.filterwarnings("ignore:infer_specs guesses")
 def test_heads_are_beyond_inference():
     """As documented: the ratio of an attention matrix needs its names."""
     heads = infer_specs(shapes(q=(16, 4, 4)), shapes(q=(8, 2, 4)))["q"]
@@ -234,11 +236,11 @@ def test_a_given_kind_wins_over_the_shapes(kind, base):
 
 def test_inference_refuses_what_it_cannot_match():
     for size, kind in (((2,), "hidden"), ((2,), "scalar"), ((), "vector")):
-        with pytest.raises(ValueError, match=rf"'{kind}' of parameter \['a'\]"):
+        with pytest.raises(ValueError, match=rf"'{kind}' of parameter a does"):
             infer_specs(shapes(a=size), shapes(a=size), {"['a']": kind})
     with pytest.raises(ValueError, match="structure"):
         infer_specs(shapes(a=(2,)), shapes(b=(2,)))
-    with pytest.raises(ValueError, match=r"\['a'\] has shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"parameter a has shape \(2, 2\)"):
         infer_specs(shapes(a=(2, 2)), shapes(a=(2,)))
     with pytest.raises(ValueError, match=r"do not exist: .*\['z'\]"):
         infer_specs(shapes(a=(2,)), shapes(a=(2,)), {"['z']": "hidden"})
@@ -257,3 +259,44 @@ def test_the_depth_of_a_block_reaches_the_spec_through_scan_and_is_checked():
     assert spec.depth_mult == 2.5 and str(spec.axes) == "[layers] width -> width"
     with pytest.raises(ValueError, match=r"depth_mult = 0\.0 must be positive"):
         ParamSpec(Axes.parse("-> width"), (4,), (4,), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "message"),
+    [
+        ((8, 8), "lokup", "kind 'lokup' of parameter a/b must be axes, as"),
+        ((8,), "lookup", r"'lookup' of parameter a/b does not fit its shape \(8,\)"),
+        ((8, 8), "stacked convolution", "does not fit its shape"),
+        ((3, 8, 8), "position", "is a 'convolution'"),
+        ((8, 8, 8), "width -> width", "a/b axes 'width -> width' name 2 dimensions"),
+        ((8, 8), "widht -> width", "a/b unknown axis name 'widht'"),
+    ],
+)
+def test_kinds_that_do_not_fit_name_the_parameter(size, kind, message):
+    tree = {"a": shapes(b=size)}
+    with pytest.raises(ValueError, match=message):
+        infer_specs(tree, tree, {"a/*": kind})
+
+
+def test_a_table_whose_rows_grow_is_refused():
+    with pytest.raises(ValueError, match=r"parameter t .* axis 'vocab' is fixed"):
+        infer_specs(shapes(t=(8, 5)), shapes(t=(4, 5)), {"t": "lookup"})
+
+
+def test_what_is_no_array_and_what_is_missing_is_named():
+    with pytest.raises(
+        ValueError, match=r"parameter x/act of params is a .*not an arr"
+    ):
+        infer_specs({"x": {"act": jnp.tanh}}, {"x": {"act": jnp.tanh}})
+    with pytest.raises(ValueError, match="base_params have no parameter x/w"):
+        infer_specs({"x": shapes(w=(2,), b=(2,))}, {"x": shapes(b=(2,))})
+    with pytest.raises(ValueError, match="params have no parameter x/w"):
+        infer_specs({"x": shapes(b=(2,))}, {"x": shapes(w=(2,), b=(2,))})
+
+
+def test_the_first_pattern_counts_and_each_must_match():
+    tree = shapes(a=(8, 8), b=(8, 8))
+    specs = infer_specs(tree, tree, {"a": "hidden", "*": "output"})
+    assert (specs["a"].kind, specs["b"].kind) == ("hidden", "output")
+    with pytest.raises(ValueError, match=r"do not exist: \['a'\]"):
+        infer_specs(tree, tree, {"*": "output", "a": "hidden"})

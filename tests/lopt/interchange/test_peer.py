@@ -11,8 +11,7 @@ import pytest
 
 from lopt import Adam, SmallFC
 from lopt.interchange.peer import PeerLearnedOptimizer, PeerState, at_base
-from parametrization import ADAM_LIKE
-from parametrization.spec import infer_specs
+from parametrization import ADAM_LIKE, infer_specs
 
 RULE = Adam(schedule="cosine")  # small to compile, and it asks for the length
 TARGET = {"w": np.float32([[1.0, -2.0, 0.5], [0.3, 0.0, -1.0]]), "b": np.float32([2.0])}

@@ -13,8 +13,7 @@ from lopt.interchange import celo, pylo
 from lopt.learned.celo2 import Celo2
 from lopt.learned.elo import ELO
 from lopt.learned.mlp_lopt import MLPLOpt
-from parametrization import ADAM_LIKE, STANDARD
-from parametrization.spec import infer_specs
+from parametrization import ADAM_LIKE, STANDARD, infer_specs
 
 FILES = ("config.json", "model.safetensors")
 
