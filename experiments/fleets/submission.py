@@ -28,6 +28,10 @@ def check(cluster: Cluster | None, workers: int, slurm: tuple[str, ...]) -> None
     """Raises `ValueError` if the options of a fleet are wrong or do not fit."""
     if not 1 <= workers <= 1000:
         raise ValueError(f"workers = {workers} must lie in [1, 1000]")
+    if cluster is None and workers != 1:
+        raise ValueError(
+            f"workers = {workers} is only for a fleet: choose where it runs"
+        )
     if slurm and cluster != "slurm":
         raise ValueError(f"slurm = {slurm} is only for a fleet on 'slurm'")
     for word in slurm:
