@@ -201,8 +201,7 @@ def test_a_fleet_of_parts_gives_the_rows_of_one_process(
     rows, expected = (read_rows(x.out_dir / "rows.jsonl") for x in (one, alone))
     muon = [row for row in rows if row.optimizer.startswith("Muon")]
     assert {row.cell for row in muon} == {"trained", "bowl"}
-    same = [dataclasses.replace(row, seconds=0.0) for row in rows if row not in muon]
-    assert same == [dataclasses.replace(row, seconds=0.0) for row in expected]
+    assert list(map(repr, expected)) == [repr(row) for row in rows if row not in muon]
 
     # A part that is there is not run again; a fleet that fails leaves no report.
     def fails(jobs, folder, *place):

@@ -172,7 +172,11 @@ def running(folder: Path) -> Iterator[Cluster]:
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(64))
     cluster = Cluster(folder)
-    munge, data, database = folder / "munge.socket", folder / "data", folder / "db.socket"
+    munge, data, database = (
+        folder / "munge.socket",
+        folder / "data",
+        folder / "db.socket",
+    )
     try:
         cluster.start(
             "munged",

@@ -114,7 +114,9 @@ def test_two_processes_that_srun_starts_train_the_same_bits_as_one(cluster, tmp_
 
 def test_sbatch_refuses_in_one_line(cluster, tmp_path):
     jobs = tmp_path / "jobs.json"
-    jobs.write_text('{"jobs": [{"name": "a", "command": ["experiments.tasks", "list"]}]}')
+    jobs.write_text(
+        '{"jobs": [{"name": "a", "command": ["experiments.tasks", "list"]}]}'
+    )
     fleet = [sys.executable, "-m", "experiments.fleet", str(jobs), "--cluster", "slurm"]
     fleet += ["--directory", str(tmp_path / "fleet"), "--slurm", "timeout_min=1"]
     for word, reason in (("partition=none", "invalid partition"), ("qoss=1", "qoss")):
