@@ -76,6 +76,13 @@ class Call:
             return not _lock(log, fcntl.LOCK_SH)
         return False
 
+    def state(self) -> str:
+        """Returns "done", "running", "missing", or how the command failed."""
+        if self.is_running():
+            return "running"
+        code = self.exit_code()
+        return "missing" if code is None else f"failed ({code})" if code else "done"
+
     def __call__(self) -> None:
         """Runs the job, unless it is done or another process runs it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)

@@ -26,12 +26,9 @@ _SHARED = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")
 
 def check(cluster: Cluster | None, workers: int, slurm: tuple[str, ...]) -> None:
     """Raises `ValueError` if the options of a fleet are wrong or do not fit."""
-    if not 1 <= workers <= 1000:
-        raise ValueError(f"workers = {workers} must lie in [1, 1000]")
-    if cluster is None and workers != 1:
-        raise ValueError(
-            f"workers = {workers} is only for a fleet: choose where it runs"
-        )
+    if not 1 <= workers <= 1000 or (cluster is None and workers != 1):
+        most = 1 if cluster is None else 1000
+        raise ValueError(f"workers = {workers} must lie in [1, {most}] on {cluster!r}")
     if slurm and cluster != "slurm":
         raise ValueError(f"slurm = {slurm} is only for a fleet on 'slurm'")
     for word in slurm:
@@ -56,11 +53,7 @@ def summary(calls: Sequence[Call]) -> str:
     """Returns how many jobs are done, and the names of the others."""
     names: dict[str, list[str]] = {}
     for call in calls:
-        code = call.exit_code()
-        state = "missing" if code is None else f"failed ({code})" if code else "done"
-        names.setdefault("running" if call.is_running() else state, []).append(
-            call.name
-        )
+        names.setdefault(call.state(), []).append(call.name)
     done = len(names.pop("done", ()))
     others = [f"{state}: {', '.join(of)}" for state, of in sorted(names.items())]
     return "; ".join([f"{done} of {len(calls)} done", *others])
@@ -95,9 +88,7 @@ def run_jobs(
             ended = _submitted(left, submit, cluster, workers, stopped)
         for call in ended:
             progress.advance(bar)
-            code = call.exit_code()
-            how = f"failed with exit code {code}, see {call.log}" if code else "done"
-            console.print(f"{call.name}: {'not finished' if code is None else how}")
+            console.print(f"{call.name}: {call.state()}, see {call.log}")
     print(summary(calls))
     if stopped:
         return INTERRUPTED
@@ -120,20 +111,18 @@ def _submitted(
     stopped: list[int],
 ) -> Iterator[Call]:
     """Submits calls and yields each when it has ended."""
-    local = cluster == "local"
+    local, told = cluster == "local", 0
     running: list[tuple[Call, Any]] = []
     while (waiting or running) and (local or not stopped):
-        if stopped:
-            waiting = ()
+        if len(stopped) > told:
+            waiting, told = (), len(stopped)
             for _, job in running:
                 os.kill(int(job.job_id), signal.SIGTERM)
         room = workers - len(running) if local else 0 if running else _LARGEST_ARRAY
         batch, waiting = waiting[:room], waiting[room:]
         running += zip(batch, submit(batch), strict=True) if batch else ()
         time.sleep(0.1 if local else 1.0)
-        looks = [
-            (call, job, job.done() and not call.is_running()) for call, job in running
-        ]
+        looks = [(c, job, job.done() and not c.is_running()) for c, job in running]
         running = [(call, job) for call, job, ended in looks if not ended]
         yield from (call for call, _, ended in looks if ended)
 

@@ -74,7 +74,7 @@ def test_jobs_that_are_killed_preempted_and_left_alone_are_all_done_once(
     cluster.stop("slurmd")
     cluster.start("slurmd", "-D")
     out, _ = first.communicate(timeout=300)
-    assert "seed=0: failed with exit code -9" in out
+    assert "seed=0: failed (-9), see " in out
     assert out.splitlines()[-1] == "5 of 6 done; failed (-9): seed=0"
     assert first.returncode == 1
     again = start(cluster, *fleet)

@@ -257,7 +257,7 @@ def test_a_missing_submitit_is_one_line_and_inline_needs_none(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": 0}, r"workers = 0 must lie in \[1, 1000\]"),
+        ({"workers": 0}, r"workers = 0 must lie in \[1, 1000\] on 'local'"),
         ({"slurm": ("mem_gb=1",)}, "slurm = .'mem_gb=1',. is only for a fleet on 'sl"),
         ({"cluster": "slurm"}, r"slurm = \(\) must hold timeout_min=MINUTES"),
         ({"cluster": "slurm", "slurm": ("gpu",)}, "slurm = 'gpu' must be NAME=VALUE"),
