@@ -130,6 +130,10 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
             "reported seeds": ", ".join(map(str, SEEDS)),
         }
     )
+    if arguments.fleet:
+        environment["runs on"] = (
+            f"a fleet ({arguments.fleet}), collected by the machine"
+        )
     if warning:
         environment["warning"] = warning
     with reported():

@@ -151,4 +151,7 @@ def _lock(log: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
         fcntl.flock(log, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        why = f"{error.strerror}; a fleet needs a file system with locks"
+        raise OSError(error.errno, why, log.name) from None
     return True

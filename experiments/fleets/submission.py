@@ -89,6 +89,8 @@ def run_jobs(
         for call in ended:
             progress.advance(bar)
             console.print(f"{call.name}: {call.state()}, see {call.log}")
+        if stopped and cluster == "slurm":
+            console.print("jobs stay in SLURM's queue; scancel ends them")
     print(summary(calls))
     if stopped:
         return INTERRUPTED

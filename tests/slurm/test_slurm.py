@@ -97,6 +97,28 @@ def test_jobs_that_are_killed_preempted_and_left_alone_are_all_done_once(
     assert (runs / "seed=1" / METRICS).read_text() == text
 
 
+def test_a_job_outlives_its_fleet_and_the_next_one_waits_for_it(cluster, tmp_path):
+    run = tmp_path / "run"
+    command = [*TRAIN, "--num-steps", "6000", "--run.directory", str(run)]
+    jobs = tmp_path / "jobs.json"
+    jobs.write_text(json.dumps({"name": "a", "command": command}))
+    fleet = [sys.executable, "-m", "experiments.fleet", str(jobs), "--cluster", "slurm"]
+    fleet += ["--directory", str(tmp_path / "fleet")]
+    fleet += ["--slurm", "timeout_min=60", "cpus_per_task=1"]
+    first = start(cluster, *fleet)
+    cluster.until(lambda: any(run.glob("checkpoints/step_*")), "the job has saved", 120)
+    first.send_signal(signal.SIGINT)
+    out, _ = first.communicate(timeout=60)
+    assert (first.returncode, "jobs stay in SLURM's queue" in out) == (130, True)
+    assert out.splitlines()[-1] == "0 of 1 done; running: a"
+    again = start(cluster, *fleet)
+    out, _ = again.communicate(timeout=200)
+    assert (again.returncode, out.splitlines()[-1]) == (0, "1 of 1 done")
+    assert (tmp_path / "fleet/logs/a.log").read_text().count("--- ") == 1
+    steps = [row["step"] for row in read_rows(run / METRICS)]
+    assert steps == list(range(1, 6001))
+
+
 def test_two_processes_that_srun_starts_train_the_same_bits_as_one(cluster, tmp_path):
     command = [sys.executable, "-m", *TRAIN, "--num-steps", "20"]
     command += ["--estimator.num-pairs", "4", "--run.directory"]

@@ -233,6 +233,15 @@ def test_a_training_job_is_done_while_its_run_directory_is_finished(tmp_path):
     assert call.exit_code() == 0
 
 
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def no_locks(*arguments):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("experiments.fleets.call.fcntl.flock", no_locks)
+    with pytest.raises(OSError, match=r"No locks.*needs .*: '.*/logs/a.log'"):
+        run_jobs(jobs_that(a="0"), tmp_path, "inline", 1, ())
+
+
 def test_the_status_writes_nothing(tmp_path, capsys):
     path = tmp_path / "sweep.json"
     sweep = {"command": ["experiments.train", "quickstart"], "vary": {"--seed": [0, 1]}}
