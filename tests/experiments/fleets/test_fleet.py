@@ -129,6 +129,11 @@ def test_an_interrupted_job_saves_and_the_same_command_goes_on(
     tmp_path, seen, capsys, cluster, number
 ):
     folder, jobs = tmp_path / "fleet", jobs_that(a="saves", b="0")
+    # It failed before: that is no longer how it ended.
+    record = {"sha256": jobs[0].sha256, "exit_code": 3}
+    (folder / "results").mkdir(parents=True)
+    (folder / "results/a.json").write_text(json.dumps(record))
+    assert summary(calls_of(jobs, folder)) == "0 of 2 done; failed (3): a; missing: b"
 
     def interrupt():
         wait_until(Path(f"{seen}a").exists)
@@ -144,6 +149,13 @@ def test_an_interrupted_job_saves_and_the_same_command_goes_on(
     Path(f"{seen}go").touch()
     assert run_jobs(jobs, folder, cluster, 1, ()) == 0
     assert names_in(seen) == ["a", "a", "b"]
+
+
+def test_a_job_that_ends_as_interrupted_by_itself_is_begun_once(tmp_path, seen):
+    jobs = jobs_that(a="130")
+    assert run_jobs(jobs, tmp_path / "fleet", "inline", 1, ()) == FAILED
+    assert summary(calls_of(jobs, tmp_path / "fleet")) == "0 of 1 done; missing: a"
+    assert names_in(seen) == ["a"]
 
 
 def test_a_preempted_job_saves_and_is_begun_again_by_submitit(tmp_path, seen):
