@@ -6,6 +6,7 @@ row tells of it, so nothing here depends on the kind of task.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from configuration import encoding
-from evaluation import run
+from evaluation import run, tuning_cache
 from evaluation.plan import (
     ADAM,
     ADAM_LONG,
@@ -47,6 +48,15 @@ WORKERS = 2
 Data = Dataset | HostDataset
 
 
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """What a file keeps of an outcome."""
+
+    rows: tuple[EvalRow, ...]
+    tuning: Tuning | None
+    seconds: float
+
+
 class _Outcome(NamedTuple):
     """Result of one job of a suite."""
 
@@ -55,6 +65,31 @@ class _Outcome(NamedTuple):
     rows: list[EvalRow]
     tuning: Tuning | None
     seconds: float
+
+
+class Parts:
+    """Outcomes of single jobs of one evaluation, each in a file."""
+
+    def __init__(self, folder: Path, evaluation: Any) -> None:
+        """Args: where files are; JSON that identifies the evaluation."""
+        self._folder, self._evaluation = folder, evaluation
+
+    def _about(self, cell: Cell, name: str) -> Any:
+        return {"evaluation": self._evaluation, "cell": cell.name, "optimizer": name}
+
+    def read(self, cell: Cell, name: str) -> _Outcome | None:
+        """Returns a job's outcome; None if it is not stored, or is damaged."""
+        stored = tuning_cache.read(self._folder, self._about(cell, name))
+        if stored is None:
+            return None
+        decoded = encoding.decode(_Stored, stored, "part", {})
+        return _Outcome(cell, name, list(decoded.rows), decoded.tuning, decoded.seconds)
+
+    def write(self, outcome: _Outcome) -> None:
+        """Stores a job's outcome."""
+        cell, name, rows, tuning, seconds = outcome
+        stored = encoding.encode(_Stored(tuple(rows), tuning, seconds), {}, nan=True)
+        tuning_cache.write(self._folder, self._about(cell, name), stored)
 
 
 def evaluate_suite(
@@ -66,6 +101,8 @@ def evaluate_suite(
     *,
     stream: bool = False,
     also: Sequence[str] = (),
+    parts: Parts | None = None,
+    only: tuple[str, str] | None = None,
 ) -> tuple[list[EvalRow], list[CellTuning]]:
     """Runs every optimizer in every cell, on the same seeds.
 
@@ -77,6 +114,8 @@ def evaluate_suite(
         report: called with a line after each optimizer of each cell.
         stream: whether training rows stay on the host (see `metatrain.streaming`).
         also: more baselines, keys of `evaluation.plan.MORE`.
+        parts: stored jobs, which are read and not run again; others are added.
+        only: the cell and optimizer of the only job to run, after that which it needs.
 
     Returns:
         Rows and tunings, in the order of cells and optimizers.
@@ -84,11 +123,16 @@ def evaluate_suite(
     Raises:
         ValueError: if the suite has more than one trained cell.
     """
-    jobs = _jobs(suite, also)
+    jobs = suite_jobs(suite, also)
+    if only is not None:
+        needed = jobs[:1] if only[1] == MU_ADAM else []
+        jobs = needed + [job for job in jobs if (job[0].name, job[1]) == only]
     transferred: Future[_Outcome]
 
     def work(cell: Cell, name: str) -> _Outcome:
         begin = time.perf_counter()
+        if parts is not None and (stored := parts.read(cell, name)) is not None:
+            return stored
         data = load(cell.task, stream=stream)
         run_tuned = partial(_baseline_rows, cell, seeds, data)
         tuning = None
@@ -105,7 +149,10 @@ def evaluate_suite(
             rows = run_tuned(name, name, tuning, cell.name)
             if name == ADAM and suite.aggregate:
                 rows += run_tuned(ADAM_LONG, ADAM, tuning, cell.name)
-        return _Outcome(cell, name, rows, tuning, time.perf_counter() - begin)
+        outcome = _Outcome(cell, name, rows, tuning, time.perf_counter() - begin)
+        if parts is not None:
+            parts.write(outcome)
+        return outcome
 
     outcomes = []
     pool = ThreadPoolExecutor(WORKERS)
@@ -131,8 +178,12 @@ def evaluate_suite(
     return rows, tunings
 
 
-def _jobs(suite: Suite, also: Sequence[str]) -> list[tuple[Cell, str]]:
-    """Lists the jobs: first the one that others wait for, then the longest."""
+def suite_jobs(suite: Suite, also: Sequence[str] = ()) -> list[tuple[Cell, str]]:
+    """Lists the jobs: first the one that others wait for, then the longest.
+
+    Raises:
+        ValueError: if the suite has no cell.
+    """
     jobs = [
         (cell, name)
         for cell in suite.cells

@@ -19,7 +19,14 @@ from typing import Any
 
 from configuration.fields import configuration, later
 from configuration.files import SUMS, write_text
-from evaluation.plan import MORE, SEEDS, Skipped, expected_runs, runnable
+from evaluation.plan import (
+    MORE,
+    MU_ADAM,
+    SEEDS,
+    Skipped,
+    expected_runs,
+    runnable,
+)
 from evaluation.report.html import write_report
 from evaluation.report.plots import plot_curves, png
 from evaluation.report.tables import text_summary
@@ -30,9 +37,11 @@ from evaluation.results import (
     read_rows,
     write_rows,
 )
-from evaluation.suite import evaluate_suite
+from evaluation.suite import Parts, evaluate_suite, suite_jobs
 from experiments import command_line
 from experiments.command_line import InputError, check_folder, reported
+from experiments.fleets.job_file import Job, file_name
+from experiments.fleets.submission import Cluster, check, run_jobs
 from experiments.presets.serialization import encode
 from experiments.presets.suites import find_suite
 from experiments.run import compilation_cache, run_directory
@@ -64,6 +73,18 @@ class Evaluate:
     nesterov."""
     compilation_cache: bool = later(True)
     """Keep compiled programs in the cache folder, for the next start."""
+    fleet: Cluster | None = None
+    """Run each optimizer of each cell as a job: on this machine, on SLURM, or (inline)
+    one after another."""
+    workers: int = 1
+    """Jobs of the fleet that run at the same time."""
+    slurm: tuple[str, ...] = ()
+    """Options of SLURM for each job, as for `experiments.fleet`."""
+    part: str | None = None
+    """Only run CELL/OPTIMIZER, for a fleet to collect, and write no report."""
+
+    def __post_init__(self) -> None:
+        check(self.fleet, self.workers, self.slurm)
 
 
 def evaluate(arguments: Evaluate, command: str) -> Path:
@@ -74,14 +95,8 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
             is damaged or the folder cannot be written.
     """
     whole, also = find_suite(arguments.suite), _more_baselines(arguments.also)
-    with reported():
-        artifact = Artifact.load(arguments.artifact)
-        suite, skipped = runnable(whole, artifact)
-        if not suite.cells:
-            cell, reason = skipped[0]
-            raise InputError(f"no cell of {whole.name} can run here: {cell}: {reason}")
-        stamp = _stamp(arguments.artifact, suite)
-    out_dir = arguments.out_dir or arguments.artifact.absolute().parent
+    artifact, suite, skipped, stamp = _load(arguments, whole)
+    out_dir = _out_dir(arguments)
     report = out_dir / REPORT
     rows = _finished(out_dir, stamp, list(expected_runs(suite, also=also)))
     if rows is not None:
@@ -105,6 +120,7 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
         report=lambda line: print(line, flush=True),
         stream=arguments.stream,
         also=also,
+        parts=_run_fleet(arguments, suite, stamp) if arguments.fleet else None,
     )
     environment = (
         {"command": command}
@@ -114,6 +130,10 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
             "reported seeds": ", ".join(map(str, SEEDS)),
         }
     )
+    if arguments.fleet:
+        environment["runs on"] = (
+            f"a fleet ({arguments.fleet}), collected by the machine"
+        )
     if warning:
         environment["warning"] = warning
     with reported():
@@ -135,6 +155,83 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
     print(text_summary(rows, skipped=skipped))
     print(f"report: {report}")
     return report
+
+
+def _load(
+    arguments: Evaluate, whole: Suite
+) -> tuple[Artifact, Suite, list[Skipped], dict[str, Any]]:
+    """Returns the artifact, the cells that can run here, the others, and the stamp."""
+    with reported():
+        artifact = Artifact.load(arguments.artifact)
+        suite, skipped = runnable(whole, artifact)
+        if not suite.cells:
+            cell, reason = skipped[0]
+            raise InputError(f"no cell of {whole.name} can run here: {cell}: {reason}")
+        return artifact, suite, skipped, _stamp(arguments.artifact, suite)
+
+
+def _out_dir(arguments: Evaluate) -> Path:
+    return arguments.out_dir or arguments.artifact.absolute().parent
+
+
+def _fleet_folder(arguments: Evaluate, stamp: dict[str, Any]) -> Path:
+    """Returns the folder of the jobs of one evaluation: of this artifact and suite."""
+    digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()
+    return _out_dir(arguments) / "fleet" / digest[:16]
+
+
+def run_part(arguments: Evaluate) -> None:
+    """Runs one job of a fleet's evaluation and stores its rows.
+
+    Raises:
+        InputError: if no cell that can run here has this optimizer.
+    """
+    artifact, suite, _, stamp = _load(arguments, find_suite(arguments.suite))
+    parts = [f"{cell.name}/{name}" for cell, name in suite_jobs(suite, tuple(MORE))]
+    if arguments.part not in parts:
+        raise InputError(f"--part {arguments.part!r} must be one of {', '.join(parts)}")
+    cell, _, name = arguments.part.rpartition("/")
+    with reported():
+        evaluate_suite(
+            artifact,
+            suite,
+            arguments.cache_dir,
+            report=lambda line: print(line, flush=True),
+            stream=arguments.stream,
+            also=tuple(MORE),
+            parts=Parts(_fleet_folder(arguments, stamp) / "parts", stamp),
+            only=(cell, name),
+        )
+
+
+def _run_fleet(arguments: Evaluate, suite: Suite, stamp: dict[str, Any]) -> Parts:
+    """Runs each optimizer of each cell as a job, and returns what they stored.
+
+    Raises:
+        SystemExit: with the fleet's exit code, if some jobs are not done.
+    """
+    assert arguments.fleet is not None
+    names = suite_jobs(suite, _more_baselines(arguments.also))
+    command = [
+        *("experiments.evaluate", "--suite", arguments.suite),
+        *("--artifact", str(arguments.artifact.absolute())),
+        *("--out-dir", str(_out_dir(arguments).absolute())),
+        *("--cache-dir", str(arguments.cache_dir.absolute())),
+        *(["--stream"] if arguments.stream else []),
+        *([] if arguments.compilation_cache else ["--no-compilation-cache"]),
+    ]
+    jobs = []
+    for cell, name in names:
+        part = f"{cell.name}/{name}"
+        jobs.append(Job(file_name(part), (*command, "--part", part)))
+    folder = _fleet_folder(arguments, stamp)
+    # First the tuning that is transferred to other cells, if one is.
+    transfers = any(name == MU_ADAM for _, name in names)
+    for some in (jobs[:1], jobs) if transfers else (jobs,):
+        place = (arguments.fleet, arguments.workers, arguments.slurm)
+        if code := run_jobs(some, folder, *place):
+            raise SystemExit(code)
+    return Parts(folder / "parts", stamp)
 
 
 def _mismatch(
@@ -228,6 +325,8 @@ def main() -> None:
         raise InputError(f"--also needs a name: {', '.join(MORE)}")
     check_folder("--artifact", arguments.artifact)
     compilation_cache.use(arguments.compilation_cache)
+    if arguments.part is not None:
+        return run_part(arguments)
     evaluate(arguments, f"{program} {' '.join(sys.argv[1:])}")
 
 

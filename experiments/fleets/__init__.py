@@ -1,1 +1,1 @@
-"""Many commands over workers and machines."""
+"""Many independent commands, on one machine or on a SLURM cluster."""

@@ -1,18 +1,4 @@
-"""Job files: lists and sweeps of independent commands, as JSON.
-
-    {"jobs": [{"name": "seed0",
-               "command": ["experiments.train", "quickstart", "--seed", "0",
-                           "--run.directory", "runs/{name}"]}]}
-
-is a list of jobs. A *sweep* is every combination of some values. It may stand alone or
-among the jobs, where its `name` begins the names of its jobs:
-
-    {"command": ["experiments.train", "quickstart", "--run.directory", "runs/{name}"],
-     "vary": {"--seed": [0, 1], "--outer.learning-rate": [1e-3, 3e-3]}}
-
-Its jobs are called `seed=0,outer.learning-rate=0.001` and so on. `{name}` in a command
-stands for the job's name, so that every run has its own folder.
-"""
+"""Job files: lists and sweeps of independent commands (`docs/howto/slurm.md`)."""
 
 from __future__ import annotations
 
@@ -32,9 +18,13 @@ from experiments.command_line import COMMANDS, InputError, suggestion
 RUNNABLE = tuple(f"experiments.{name}" for name in COMMANDS if name != "fleet")
 """Modules that a job may run."""
 MOST_JOBS = 100_000
-_LONGEST_NAME = 150
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]{0,149}")
 _FOREIGN = re.compile(r"[^A-Za-z0-9._=,+@-]|\.(?=\.)")
+
+
+def file_name(text: str) -> str:
+    """Returns a text with `_` for what the name of a job cannot hold."""
+    return _FOREIGN.sub("_", text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,24 +38,15 @@ class Job:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or ".." in self.name:
             raise ValueError(
-                f"name = {self.name!r} must be letters, digits and ._=,+@- only, begin "
-                "with a letter or digit, and not hold '..'"
-            )
-        if len(self.name) > _LONGEST_NAME:
-            raise ValueError(
-                f"name = {self.name!r} has {len(self.name)} characters, "
-                f"at most {_LONGEST_NAME} can be a file's; give the sweep fewer fields"
+                f"name = {self.name!r} must be at most 150 letters, digits and "
+                "._=,+@-, begin with a letter or digit, and not hold '..'"
             )
         if not self.command:
             raise ValueError(f"command = () of job {self.name!r} must name a module")
-        if any("\0" in word for word in self.command):
-            raise ValueError(f"command of job {self.name!r} holds a NUL character")
-        try:
-            "".join(self.command).encode()
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"command of job {self.name!r} holds half a character (a surrogate)"
-            ) from None
+        text = "".join(self.command)
+        # A surrogate is half a character.
+        if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"command of job {self.name!r} holds a NUL or a surrogate")
 
     @property
     def sha256(self) -> str:
@@ -88,56 +69,51 @@ def read_jobs(path: Path) -> tuple[Job, ...]:
     try:
         jobs = tuple(_all(data))
         for job in jobs:
-            _check_module(job)
-        names = Counter(job.name for job in jobs)
-        if twice := [name for name, count in names.items() if count > 1]:
-            raise ValueError(f"jobs: the name {twice[0]!r} is that of several jobs")
+            if (module := job.command[0]) not in RUNNABLE:
+                raise ValueError(
+                    f"job {job.name!r}: command {module!r} is none of "
+                    f"{', '.join(RUNNABLE)}{suggestion(module, RUNNABLE)}"
+                )
+        name, count = Counter(job.name for job in jobs).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"jobs: the name {name!r} is that of several jobs")
     except ValueError as error:
         raise InputError(f"job file {path}: {error}") from None
     return jobs
 
 
-def _check_module(job: Job) -> None:
-    module = job.command[0]
-    if module not in RUNNABLE:
-        raise ValueError(
-            f"job {job.name!r}: command {module!r} is none of {', '.join(RUNNABLE)}"
-            f"{suggestion(module, RUNNABLE)}"
-        )
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Builds an object; JSON readers silently drop the first of two equal keys."""
-    counts = Counter(key for key, _ in pairs)
-    if twice := [key for key, count in counts.items() if count > 1]:
-        raise ValueError(f"the key {twice[0]!r} stands twice in one object")
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"the key {key!r} stands twice in one object")
     return dict(pairs)
 
 
 def _all(data: Any) -> Iterator[Job]:
     if isinstance(data, dict) and "jobs" not in data:
         data = {"jobs": [data]}
-    _check_keys(data, "the file", required={"jobs"}, allowed={"jobs"})
+    _check_keys(data, "the file", {"jobs"}, {"jobs"})
     if not isinstance(data["jobs"], list) or not data["jobs"]:
         raise ValueError(f"jobs = {data['jobs']!r} must be a list of jobs, not empty")
     for number, entry in enumerate(data["jobs"]):
         where = f"jobs[{number}]"
         sweep = isinstance(entry, dict) and "vary" in entry
-        required = {"command", "vary"} if sweep else {"command", "name"}
+        required = {"command", "vary" if sweep else "name"}
         _check_keys(entry, where, required, {"name", "command", "vary"})
-        name = entry.get("name")
-        if "name" in entry and not isinstance(name, str):
+        if not isinstance(name := entry.get("name", ""), str):
             raise ValueError(f"{where}.name = {name!r} must be a text")
         command = _words(entry["command"], f"{where}.command")
-        if not sweep:
-            yield _job(str(name), command)
-            continue
-        yield from _sweep(name, command, entry["vary"], f"{where}.vary")
+        varied = _varied(entry["vary"], f"{where}.vary") if sweep else [("", [])]
+        for label, added in varied:
+            whole = ",".join(filter(None, (name, label)))
+            whole = file_name(whole) if sweep else name
+            words = [word.replace("{name}", whole) for word in command + added]
+            yield Job(whole, tuple(words))
 
 
-def _sweep(
-    name: str | None, command: list[str], vary: Any, where: str
-) -> Iterator[Job]:
+def _varied(vary: Any, where: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields a label and the added words of every combination of a sweep."""
     if not isinstance(vary, dict) or not vary:
         raise ValueError(
             f"{where} = {vary!r} must be an object: flag to list of values"
@@ -155,13 +131,10 @@ def _sweep(
     ]
     for chosen in itertools.product(*options):
         parts = [f"{flag.lstrip('-')}={'x'.join(words)}" for flag, words in chosen]
-        whole = ",".join([name, *parts] if name else parts)
-        added = [word for flag, words in chosen for word in (flag, *words)]
-        yield _job(_FOREIGN.sub("_", whole), command + added)
-
-
-def _job(name: str, command: list[str]) -> Job:
-    return Job(name, tuple(word.replace("{name}", name) for word in command))
+        yield (
+            ",".join(parts),
+            [word for flag, words in chosen for word in (flag, *words)],
+        )
 
 
 def _words(value: Any, where: str) -> list[str]:
@@ -181,6 +154,5 @@ def _check_keys(data: Any, where: str, required: set[str], allowed: set[str]) ->
     if missing := sorted(required - data.keys()):
         raise ValueError(f"{where} has no {missing[0]!r}")
     if unknown := sorted(data.keys() - allowed):
-        raise ValueError(
-            f"{where}.{unknown[0]} is unknown: known are {', '.join(sorted(allowed))}"
-        )
+        known = ", ".join(sorted(allowed))
+        raise ValueError(f"{where}.{unknown[0]} is unknown: known are {known}")

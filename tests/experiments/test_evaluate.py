@@ -8,7 +8,7 @@ import pytest
 
 from evaluation import plan, run
 from evaluation.results import read_rows
-from experiments import evaluate
+from experiments import command_line, evaluate
 from experiments.command_line import InputError
 from experiments.evaluate import Evaluate
 from experiments.presets.serialization import encode
@@ -169,3 +169,54 @@ def test_cells_of_every_kind_of_task_run_from_end_to_end(
     # Every optimizer begins at chance, in every unit.
     for row in rows:
         assert row.curve[0] == pytest.approx(row.loss_at_chance, rel=0.2), row.cell
+
+
+def test_a_fleet_of_parts_gives_the_rows_of_one_process(
+    monkeypatch, capsys, tmp_path, artifact, stubbed
+):
+    mine = Suite("mine", "for tests", lambda: CELLS[:2], aggregate=True)
+    monkeypatch.setitem(SUITES, "mine", mine)
+    alone = arguments(artifact, "mine", tmp_path / "alone")
+    evaluate.evaluate(alone, "a command")
+    place = {"fleet": "slurm", "workers": 7, "slurm": ("timeout_min=9",)}
+    one = dataclasses.replace(alone, out_dir=tmp_path / "one", also=("muon",), **place)
+    batches = []
+
+    def run_jobs(jobs, folder, *place):
+        """Runs the jobs of a fleet here, by their command lines."""
+        assert place == ("slurm", 7, ("timeout_min=9",))
+        batches.append([job.name for job in jobs])
+        for job in jobs:
+            assert job.command[0] == "experiments.evaluate"
+            words = [*job.command[1:]]
+            evaluate.run_part(command_line.parse(Evaluate, "evaluate", words))
+        return 0
+
+    monkeypatch.setattr(evaluate, "run_jobs", run_jobs)
+    evaluate.evaluate(one, "a command")
+    # The tuning that others reuse comes first and alone.
+    assert batches[0] == ["trained_Adam,_tuned"] and batches[0][0] in batches[1]
+    assert len(batches[1]) == len(set(batches[1])) == 9
+
+    rows, expected = (read_rows(x.out_dir / "rows.jsonl") for x in (one, alone))
+    muon = [row for row in rows if row.optimizer.startswith("Muon")]
+    assert {row.cell for row in muon} == {"trained", "bowl"}
+    assert list(map(repr, expected)) == [repr(row) for row in rows if row not in muon]
+
+    # A part that is there is not run again; a fleet that fails leaves no report.
+    def fails(jobs, folder, *place):
+        return 1
+
+    (tmp_path / "one" / "evaluation.json").unlink()
+    monkeypatch.setattr(run, "evaluate_each", None)
+    monkeypatch.setattr(run, "evaluate", None)
+    monkeypatch.setattr(evaluate, "run_jobs", lambda *arguments: 0)
+    evaluate.evaluate(one, "a command")
+    (tmp_path / "one" / "evaluation.json").unlink()
+    monkeypatch.setattr(evaluate, "run_jobs", fails)
+    with pytest.raises(SystemExit, match="1"):
+        evaluate.evaluate(one, "a command")
+    assert not (tmp_path / "one" / "evaluation.json").exists()
+    wrong = dataclasses.replace(one, part="bowl/SGD, tuned")
+    with pytest.raises(InputError, match="--part 'bowl/SGD, tuned' must be one of tra"):
+        evaluate.run_part(wrong)
