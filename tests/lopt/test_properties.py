@@ -371,7 +371,7 @@ def test_complex_parameters_are_refused_where_squares_are_products(subject):
 
 def test_meta_gradients_are_finite_where_a_tensor_has_none(subject):
     if subject.case.root_at_zero:
-        return
+        pytest.skip("optax's own Prodigy has a root there, and its θ is a rate alone")
     shapes = {n: SHAPES[n] for n in ("bias", "kernel", "scalar", "twin")}
     specs = {n: SPECS[n] for n in shapes}
 
