@@ -288,7 +288,7 @@ def test_a_damaged_artifact_is_refused_before_anything_is_compiled(
     given = ["--optimizer", "artifact", "--artifact", tmp_path, "--out-dir", tmp_path]
     code, error = exit_of(monkeypatch, capsys, coordinate_check, "mlp", *given)
     assert_one_line(code, error)
-    assert "SHA256SUMS is missing" in error
+    assert "model.safetensors is missing" in error
 
 
 @pytest.mark.parametrize(
