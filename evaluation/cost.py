@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Var
+from jax.extend.core import Jaxpr, Var
 
 from lopt.base import LearnedOptimizer
 from lopt.baselines import Adam
@@ -253,11 +253,15 @@ def _unrolled(task: Task) -> Task:
 
 def _inner(equation: Any) -> list[Jaxpr]:
     """Programs inside an operation."""
-    kinds = (ClosedJaxpr, Jaxpr)
-    values = list(equation.params.values())
-    values = jax.tree.leaves(values, is_leaf=lambda x: isinstance(x, kinds))
-    programs = [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in values]
-    return [x for x in programs if isinstance(x, Jaxpr)]
+
+    def program(value: Any) -> Any:
+        # Up to JAX 0.11 programs with constants are of a class of their own.
+        return getattr(value, "jaxpr", value)
+
+    values = jax.tree.leaves(
+        list(equation.params.values()), is_leaf=lambda x: isinstance(program(x), Jaxpr)
+    )
+    return [program(x) for x in values if isinstance(program(x), Jaxpr)]
 
 
 def _has_loop(program: Jaxpr) -> bool:

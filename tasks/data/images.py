@@ -164,8 +164,8 @@ def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         )
         variance = (n * second - first**2) / n**2
         pairs.append((first / n, math.sqrt(variance) or 1.0))
-    mean, std = np.asarray(pairs).T.astype(np.float32)
-    return mean, std
+    moments = np.asarray(pairs).T.astype(np.float32)
+    return moments[0], moments[1]
 
 
 def draw_indices(
