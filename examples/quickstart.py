@@ -110,4 +110,6 @@ for width in WIDTHS:
 
 # %%
 provenance = {"made_by": "examples/quickstart.ipynb", "outer_steps": NUM_STEPS}
-Artifact(lopt, state.average, task.model.base_sizes, provenance).save(FOLDER)
+Artifact(lopt, state.average, task.model.base_sizes, provenance).save(
+    FOLDER, replace=True
+)

@@ -138,7 +138,7 @@ def flatten_with_specs(tree: Any, specs: Specs) -> tuple[list[Any], Any, list[An
         Leaves, the tree's structure, and specs: None for a masked leaf.
 
     Raises:
-        ValueError: naming a parameter without a spec.
+        ValueError: naming a parameter without a spec, or of another shape.
     """
     found, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_masked)
     known = leaves_by_name(specs)
@@ -154,7 +154,14 @@ def flatten_with_specs(tree: Any, specs: Specs) -> tuple[list[Any], Any, list[An
                 "parameters, as task.specs() or "
                 "parametrization.infer_specs(params, params)"
             )
-        return known[names]
+        spec = known[names]
+        if jnp.shape(leaf) != spec.array_shape:
+            raise ValueError(
+                f"parameter {written(names)} or its gradient has shape "
+                f"{jnp.shape(leaf)}, but the spec of one of shape {spec.array_shape}: "
+                "specs must be those of this model, not of its base"
+            )
+        return spec
 
     return [leaf for _, leaf in found], structure, [spec_of(*pair) for pair in found]
 

@@ -85,10 +85,17 @@ def as_many(owner: Any, name: str, other: str) -> None:
         )
 
 
-def real(param: Any) -> None:
-    """Refuses a complex parameter."""
-    dtype = jnp.result_type(param)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
+def floating(param: Any, complex_numbers: bool = False) -> None:
+    """Refuses integers, truth values and, unless they are known, complex numbers."""
+    dtype = getattr(param, "dtype", None) or jnp.result_type(param)
+    if jnp.issubdtype(dtype, jnp.floating):
+        return
+    if not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(
+            f"a parameter or gradient of shape {jnp.shape(param)} is {dtype}, must be "
+            "floating-point: keep what is not trained out of the parameters"
+        )
+    if not complex_numbers:
         raise ValueError(
             f"a parameter of shape {jnp.shape(param)} is {dtype}, must be real: give "
             "real and imaginary part as two parameters"

@@ -74,12 +74,6 @@ def on_matrices(
 
     def matrices(tree: Any) -> Any:
         def one(leaf: Any, spec: ParamSpec) -> Any:
-            if jnp.shape(leaf) != spec.array_shape:
-                raise ValueError(
-                    f"a parameter or gradient of shape {jnp.shape(leaf)} has the spec "
-                    f"of one of shape {spec.array_shape}: specs must be those of this "
-                    "model"
-                )
             return spec.canonical(leaf).reshape(matrix_spec(spec).shape)
 
         return map_with_specs(one, tree, specs)
@@ -101,9 +95,11 @@ def on_matrices(
         steps, state = transformation.update(
             matrices(updates), state, values, **extra_args
         )
-        return map_with_specs(
-            lambda step, spec: spec.as_given(step.reshape(spec.shape)), steps, specs
-        ), state
+
+        def back(_: Any, spec: ParamSpec, step: jax.Array) -> jax.Array:
+            return spec.as_given(step.reshape(spec.shape))
+
+        return map_with_specs(back, updates, specs, steps), state
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 

@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from configuration.fields import OPEN, checked, configuration, shown
 from lopt import checks
@@ -232,13 +233,22 @@ def check_rate(owner: Any) -> None:
     An optax schedule is the rate itself, so there `learning_rate` stays at its default.
     """
     rate, schedule = owner.learning_rate, owner.schedule
+    if callable(rate):
+        raise ValueError(
+            f"learning_rate = {shown(rate)} is a function: give it as schedule="
+        )
     if not isinstance(rate, jax.Array):
         rate = checked("learning_rate", rate, float)
         object.__setattr__(owner, "learning_rate", rate)
+    elif rate.shape or not jnp.issubdtype(rate.dtype, jnp.floating):
+        raise ValueError(
+            f"learning_rate is {rate.dtype} of shape {rate.shape}, must be one number"
+        )
+    if not isinstance(rate, jax.Array):
         checks.positive(owner, "learning_rate")
-    elif rate.shape:
-        raise ValueError(f"learning_rate has shape {rate.shape}, must be one number")
-    if not callable(schedule):
+    elif not isinstance(rate, Tracer) and not 0 <= rate < math.inf:
+        raise ValueError(f"learning_rate = {rate} must not be negative")
+    if isinstance(schedule, type) or not callable(schedule):
         checked("schedule", schedule, AnySchedule)
     elif rate is not type(owner).learning_rate and rate != type(owner).learning_rate:
         raise ValueError(

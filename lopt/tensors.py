@@ -87,7 +87,6 @@ class Arrangement:
         ):
             if is_masked(leaf):
                 continue
-            _check_shape(param, spec)
             if jnp.shape(leaf) != jnp.shape(param):
                 raise ValueError(
                     f"a gradient of shape {jnp.shape(leaf)} belongs to a parameter of "
@@ -294,7 +293,6 @@ def init_states(
     """Returns a state for each tensor (arguments as in `transformation`)."""
 
     def one(param: Any, spec: ParamSpec) -> Any:
-        _check_shape(param, spec)
         lead, names = len(spec.axes.stacked), axis_names(param, spec.order)
         return init(
             Blank(
@@ -358,7 +356,7 @@ def accumulator_dtype(param: jax.Array) -> jnp.dtype:
     Raises:
         ValueError: for a complex parameter.
     """
-    checks.real(param)
+    checks.floating(param)
     return jnp.promote_types(jnp.result_type(param), jnp.float32)
 
 
@@ -368,11 +366,3 @@ def _count(spec: ParamSpec) -> int:
 
 def _concatenate(parts: list[jax.Array]) -> jax.Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-
-
-def _check_shape(param: jax.Array, spec: ParamSpec) -> None:
-    if jnp.shape(param) != spec.array_shape:
-        raise ValueError(
-            f"a parameter of shape {jnp.shape(param)} has the spec of one of shape "
-            f"{spec.array_shape}: specs must be those of this model, not of its base"
-        )

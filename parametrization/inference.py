@@ -66,7 +66,7 @@ def infer_specs(
 
     Warns:
         UserWarning: naming guesses that shapes cannot confirm: three axes or more, a
-            square matrix that may be a lookup table.
+            square matrix that may be a lookup table; or that `readout` has no effect.
     """
     specs, doubtful = guess_specs(params, base_params, kinds, readout, order)
     if doubtful:
@@ -75,6 +75,14 @@ def infer_specs(
             f"infer_specs guesses: {'; '.join(doubtful[:4])}{more}. If that is wrong, "
             "give kinds={path: role}, with a role such as 'convolution', 'stacked', "
             "'lookup' or 'width -> heads head_dim'; specs_table(specs) shows all",
+            stacklevel=2,
+        )
+    found = leaves_by_name(specs).values()
+    if readout != "multiplier" and all(spec.kind != "output" for spec in found):
+        warnings.warn(
+            f"readout = {readout!r} has no effect, as no parameter is an 'output': at "
+            "the base width roles must be told by kinds, and matrices stored as [out, "
+            "in] need order='out in'",
             stacklevel=2,
         )
     return specs
@@ -90,6 +98,10 @@ def guess_specs(
     """Returns the specs of `infer_specs`, and a description of each doubtful guess."""
     if order not in ORDERS:
         raise ValueError(f"order = {order!r} must be one of {ORDERS}")
+    if not isinstance(kinds, Mapping | None):
+        raise ValueError(
+            f"kinds = {kinds!r} must map paths to roles, as {{'*': 'hidden'}}"
+        )
     base = _same_leaves(params, base_params)
     told = _Patterns("kinds", kinds or {})
     readouts = _Patterns("readout", _by_pattern(readout))
@@ -241,6 +253,11 @@ def _axes(role: str, shape: Shape, base_shape: Shape) -> Axes:
             f"one of {ROLES}, with '{STACKED}' in front for each stacked axis"
         )
     sizes, base_sizes = shape[len(words) :], base_shape[len(words) :]
+    if shape[: len(words)] != base_shape[: len(words)]:
+        raise ValueError(
+            f"does not fit its shapes {shape} and {base_shape}: a stacked axis is as "
+            "long in the base model"
+        )
     least = _LEAST_RANK.get(last, 2 if last else 0)
     if len(shape) < len(words) + least or (last == "scalar" and sizes):
         raise ValueError(f"does not fit its shape {shape}")

@@ -25,9 +25,17 @@ def names_of(path: tuple[Any, ...]) -> Names:
 def leaves_by_name(
     tree: Any, is_leaf: Callable[[Any], bool] | None = None
 ) -> dict[Names, Any]:
-    """Returns the leaves of a tree by `names_of` their paths."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    return {names_of(path): leaf for path, leaf in leaves}
+    """Returns the leaves of a tree by `names_of` their paths.
+
+    Raises:
+        ValueError: if two leaves have one name, as below the keys 1 and "1".
+    """
+    found: dict[Names, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf):
+        if (names := names_of(path)) in found:
+            raise ValueError(f"two parameters are called {written(names)}: rename one")
+        found[names] = leaf
+    return found
 
 
 def written(names: Names) -> str:

@@ -8,6 +8,7 @@ import enum
 import math
 import numbers
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
@@ -174,6 +175,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         group.setdefault("decay_vectors", own_decay)
         try:
             _check_group(group)
+            self._check_names()
             names = _names(group)
             layouts = {
                 p: self._layout_of(name, p)
@@ -183,6 +185,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
         self._tensor_layouts |= layouts
+
+    def _check_names(self) -> None:
+        """Refuses two parameters of one name where something is found by names."""
+        given = [group.get("param_names") or () for group in self.param_groups]
+        names = [name for group in given for name in group]
+        twice = [name for name, n in Counter(names).items() if n > 1]
+        if twice and (self._base is not None or self._layouts.keys() & twice):
+            raise ValueError(
+                f"two parameters are called {twice[0]!r}: base shapes and layouts are "
+                "found by names, so each needs a name of its own"
+            )
 
     def _layout_of(self, name: str, param: torch.Tensor) -> TensorLayout:
         shape = tuple(param.shape)

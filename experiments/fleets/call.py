@@ -57,7 +57,9 @@ class Call:
         """Returns how this command ended; None if it did not, or its result is gone."""
         try:
             record = json.loads(self._record.read_text())
-            code, same = int(record["exit_code"]), record["sha256"] == self.sha256
+            code, same = record["exit_code"], record["sha256"] == self.sha256
+            if type(code) is not int:
+                return None
             whole = code or self.result is None or self._is_whole(self.result)
         except (OSError, ValueError, TypeError, KeyError):
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -141,8 +142,16 @@ def _submitter(
             "pip install submitit (or choose 'inline')"
         ) from None
     pickles = folder.absolute() / "submitit"
-    pickles.mkdir(parents=True, exist_ok=True)
-    pickles.chmod(0o700)
+    pickles.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path, unsafe in ((pickles, 0o077), (pickles.parent, 0o022)):
+        found = path.lstat()
+        owned = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+        if not owned or found.st_mode & unsafe:
+            raise InputError(
+                f"{path} has mode {found.st_mode:o} and owner {found.st_uid}: submitit "
+                "reads pickles below it, so it must be a folder of yours that others "
+                f"cannot write to: move it away, or chmod {0o755 & ~unsafe:o} it"
+            )
     options: dict[str, Any] = {"timeout_min": _YEAR, "slurm_array_parallelism": workers}
     for word in slurm:
         name, _, value = word.partition("=")

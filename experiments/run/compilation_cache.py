@@ -19,6 +19,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import stat
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +34,7 @@ FOLDER = "compiled"
 """Name of the store in the cache folder."""
 LIMIT = 2**30
 """Bytes of all entries, those of other machines and versions included."""
+_ENTRIES = "[0-9a-f]" * 16 + "/" + "[0-9a-f]" * 64
 _ROOM = LIMIT // 16  # bytes that a process may write between two looks at the folder
 _DIGEST = hashlib.sha256().digest_size
 
@@ -94,10 +96,13 @@ class Store:
         self.folder = self._path = root / self._machine.hex()[:16]
         self._room = 0
         self._writes = True
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = root.stat()
-        if found.st_uid != os.getuid() or found.st_mode & 0o022:
-            raise PermissionError(1, "others own it or may write to it", str(root))
+        for folder in (root, self.folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = folder.lstat()
+            owned = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            if not owned or found.st_mode & 0o022:
+                reason = "others own it or may write to it"
+                raise PermissionError(1, reason, str(folder))
 
     def get(self, key: str) -> bytes | None:
         """Returns a program, or None if there is none that is whole."""
@@ -118,6 +123,8 @@ class Store:
         if not self._writes or len(value) > LIMIT:
             return
         try:
+            if self._file(key).is_dir():  # somebody else's: this entry is not kept
+                return
             self._reserve(len(value))
             write_bytes(self._file(key), self._digest(key, value) + value)
         except OSError as error:
@@ -138,11 +145,12 @@ class Store:
             return
         self._room = max(_ROOM - size, 0)
         files = []
-        for path in self._root.glob("*/*"):
+        for path in self._root.glob(_ENTRIES):
             # Another process may delete it just now.
-            with contextlib.suppress(FileNotFoundError):
-                stat = path.stat()
-                files.append((stat.st_mtime_ns, stat.st_size, path))
+            with contextlib.suppress(OSError):
+                found = path.lstat()
+                if stat.S_ISREG(found.st_mode):
+                    files.append((found.st_mtime_ns, found.st_size, path))
         excess = sum(length for _, length, _ in files) + size + self._room - LIMIT
         for _, length, path in sorted(files):
             if excess <= 0:

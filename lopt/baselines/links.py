@@ -64,8 +64,7 @@ def in_float32(
     inner = optax.with_extra_args_support(transformation)
 
     def widen(x: Any) -> jax.Array:
-        if not complex_numbers:
-            checks.real(x)
+        checks.floating(x, complex_numbers)
         return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
     def init(params: optax.Params) -> optax.OptState:

@@ -369,6 +369,19 @@ def test_complex_parameters_are_refused_where_squares_are_products(subject):
         optimizer.init(params)
 
 
+def test_parameters_that_are_no_floats_or_of_another_shape_are_refused(subject):
+    specs = {"kernel": SPECS["kernel"]}
+    optimizer = subject.optimizer.as_optax(subject.theta, specs, 10)
+    for dtype in ("int32", "bool"):
+        with pytest.raises(ValueError, match=f"is {dtype}, must be floating-point"):
+            optimizer.init({"kernel": jnp.ones((6, 6), dtype)})
+    extra = {"loss": 1.0} if subject.case.loss else {}
+    params = {"kernel": jnp.ones((6, 6))}
+    state, wide = optimizer.init(params), {"kernel": jnp.ones((6, 7))}
+    with pytest.raises(ValueError, match=r"(?s)\(6, 7\).*\(6, 6\)|must be the same"):
+        optimizer.update(wide, state, wide, **extra)
+
+
 def test_meta_gradients_are_finite_where_a_tensor_has_none(subject):
     if subject.case.root_at_zero:
         pytest.skip("optax's own Prodigy has a root there, and its θ is a rate alone")

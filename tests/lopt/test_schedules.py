@@ -242,7 +242,11 @@ def test_rates_from_optax(rule):
 def test_rates_that_are_refused():
     for fields, message in (
         ({"learning_rate": "fast"}, "learning_rate = 'fast' must be a number"),
-        ({"learning_rate": RAMP}, "must be a number"),
+        ({"learning_rate": RAMP}, "give it as schedule="),
+        ({"learning_rate": jnp.float32(-0.1)}, "must not be negative"),
+        ({"learning_rate": jnp.float32(jnp.nan)}, "must not be negative"),
+        ({"learning_rate": jnp.complex64(1j)}, "must be one number"),
+        ({"schedule": dict}, "schedule = <class 'dict'> must be"),
         ({"learning_rate": jnp.ones(2)}, "must be one number"),
         ({"schedule": "fast"}, "schedule = 'fast' must be"),
         ({"schedule": RAMP, "learning_rate": 0.1}, "leave it out"),

@@ -1,11 +1,14 @@
 """Specs read from models, and models that are refused."""
 
+from collections import OrderedDict
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
 from parametrization import Axes, Named, ParamSpec, infer_specs, named, param_specs
+from parametrization.paths import leaves_by_name
 from parametrization.spec import unbox
 
 ones = nn.initializers.ones
@@ -300,3 +303,23 @@ def test_the_first_pattern_counts_and_each_must_match():
     assert (specs["a"].kind, specs["b"].kind) == ("hidden", "output")
     with pytest.raises(ValueError, match=r"do not exist: \['a'\]"):
         infer_specs(tree, tree, {"*": "output", "a": "hidden"})
+
+
+def test_names_that_collide_and_stacks_that_grow_are_refused():
+    twice = {"a": [jnp.ones(2), {"x": jnp.ones(3)}], "b": jnp.ones(2)}
+    leaves_by_name(twice)
+    one = OrderedDict([(1, jnp.ones(2)), ("1", jnp.ones(3))])
+    with pytest.raises(ValueError, match="two parameters are called 1"):
+        infer_specs(one, one)
+    params, base = {"b": jnp.ones((8, 3, 8))}, {"b": jnp.ones((4, 3, 4))}
+    for role in ("stacked", "stacked hidden"):
+        with pytest.raises(ValueError, match="a stacked axis is as long in the base"):
+            infer_specs(params, base, {"b": role})
+    with pytest.raises(ValueError, match=r"kinds = \['b'\] must map paths to roles"):
+        infer_specs(params, params, ["b"])
+
+
+def test_a_readout_that_says_nothing_warns():
+    params = {"w": jnp.ones((4, 4))}
+    with pytest.warns(UserWarning, match="readout = 'step' has no effect"):
+        infer_specs(params, params, readout="step")

@@ -419,3 +419,15 @@ def test_a_state_older_than_the_forms_of_decay_is_of_pylo_s(build):
         build([param]).load_state_dict(old(0.1))
     build([param]).load_state_dict(old(0.0))
     build([param], decay="pylo").load_state_dict(old(0.1))
+
+
+def test_two_parameters_of_one_name_are_refused_where_names_count(random_weights):
+    pairs = [pair for n in (4, 2) for pair in nn.Linear(n, n).named_parameters()]
+    weights = random_weights(RULE)
+    LearnedOptimizer(pairs, RULE, weights, base=None)
+    for options in (
+        {"base": {"weight": (2, 2), "bias": (2,)}},
+        {"base": None, "layouts": {"weight": "embedding"}},
+    ):
+        with pytest.raises(ValueError, match="two parameters are called 'weight'"):
+            LearnedOptimizer(pairs, RULE, weights, **options)

@@ -98,6 +98,28 @@ def test_what_failed_or_is_missing_runs_again_and_only_that(
         assert not (folder / "submitit").exists()
 
 
+@pytest.mark.parametrize("code", ["0.5", "false", '"0"', "1e400", "null"])
+def test_a_record_without_an_exit_code_is_missing(tmp_path, code):
+    jobs = jobs_that(one="0")
+    (tmp_path / "results").mkdir()
+    record = f'{{"sha256": "{jobs[0].sha256}", "exit_code": {code}}}'
+    (tmp_path / "results/one.json").write_text(record)
+    assert summary(calls_of(jobs, tmp_path)) == "0 of 1 done; missing: one"
+
+
+def test_pickles_are_read_from_folders_of_ours_alone(tmp_path):
+    jobs = jobs_that(one="0")
+    linked, shared = tmp_path / "linked", tmp_path / "shared"
+    for folder in (linked, shared, tmp_path / "elsewhere"):
+        folder.mkdir()
+    (linked / "submitit").symlink_to(tmp_path / "elsewhere")
+    shared.chmod(0o777)
+    for folder in (linked, shared):
+        with pytest.raises(InputError, match="submitit reads pickles below it"):
+            run_jobs(jobs, folder, "local", 1, ())
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def run_in_process(jobs, folder):
     """Starts an inline fleet as another process."""
     code = f"""

@@ -258,3 +258,24 @@ def test_a_run_releases_the_same_bytes_with_and_without(tmp_path):
     for path in entries:
         path.write_bytes(path.read_bytes()[:-9])
     assert run("damaged", "on") == without
+
+
+def test_what_is_not_an_entry_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation_cache, "LIMIT", 1000)
+    monkeypatch.setattr(compilation_cache, "_ROOM", 100)
+    store = Store(tmp_path / "cache")
+    mine = tmp_path / "cache" / "mine" / "thesis"
+    mine.parent.mkdir()
+    mine.write_bytes(bytes(2000))
+    os.utime(mine, (0, 0))
+    store._file("taken").mkdir()
+    for key in ("taken", "other"):
+        store.put(key, bytes(100))
+    assert mine.exists()
+    assert store.get("taken") is None and store.get("other") == bytes(100)
+
+
+def test_a_folder_of_a_machine_that_others_may_write_to_is_not_used(store, tmp_path):
+    store.folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="others own it or may write to it"):
+        Store(tmp_path / "cache")

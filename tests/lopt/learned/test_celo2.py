@@ -107,12 +107,12 @@ def test_gradients_and_specs_of_other_shapes_are_refused(theta, specs):
     rule = Celo2().as_optax(theta, specs, 10)
     params = {n: jnp.ones(s.shape) for n, s in specs.items()}
     turned = dict(params, **{"mat/w": params["mat/w"].T})
-    with pytest.raises(ValueError, match=r"shape \(7, 12\) has the spec"):
+    with pytest.raises(ValueError, match=r"shape \(7, 12\), but the spec"):
         rule.update(turned, rule.init(params), params)
     with pytest.raises(ValueError, match=r"specs are None: they must be a tree"):
         SmallFC().as_optax(SmallFC().init(jax.random.key(0)), None, 1).init(params)
     small = SmallFC(hidden_size=2).as_optax(
         SmallFC(hidden_size=2).init(jax.random.key(0)), specs, 1
     )
-    with pytest.raises(ValueError, match=r"a gradient of shape \(7, 12\) belongs"):
+    with pytest.raises(ValueError, match=r"shape \(7, 12\), but the spec"):
         small.update(turned, small.init(params), params)
