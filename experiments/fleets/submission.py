@@ -143,7 +143,7 @@ def _submitter(
         ) from None
     pickles = folder.absolute() / "submitit"
     pickles.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path, unsafe in ((pickles, 0o077), (pickles.parent, 0o022)):
+    for path, unsafe in ((pickles, 0o077), (pickles.parent, 0o002)):
         found = path.lstat()
         owned = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
         if not owned or found.st_mode & unsafe:
