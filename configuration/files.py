@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -149,6 +150,13 @@ def discard(path: Path) -> None:
         os.rename(path, aside)
         path = Path(aside)
     shutil.rmtree(path, ignore_errors=True)
+
+
+def is_ours(folder: Path, unsafe: int) -> bool:
+    """Whether a path is a folder of this user, no link, without the `unsafe` rights."""
+    found = folder.lstat()
+    owned = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    return owned and not found.st_mode & unsafe
 
 
 def write_text(path: str | Path, text: str) -> None:

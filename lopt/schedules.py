@@ -240,12 +240,11 @@ def check_rate(owner: Any) -> None:
     if not isinstance(rate, jax.Array):
         rate = checked("learning_rate", rate, float)
         object.__setattr__(owner, "learning_rate", rate)
+        checks.positive(owner, "learning_rate")
     elif rate.shape or not jnp.issubdtype(rate.dtype, jnp.floating):
         raise ValueError(
             f"learning_rate is {rate.dtype} of shape {rate.shape}, must be one number"
         )
-    if not isinstance(rate, jax.Array):
-        checks.positive(owner, "learning_rate")
     elif not isinstance(rate, Tracer) and not 0 <= rate < math.inf:
         raise ValueError(f"learning_rate = {rate} must not be negative")
     if isinstance(schedule, type) or not callable(schedule):

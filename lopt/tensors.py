@@ -354,7 +354,7 @@ def accumulator_dtype(param: jax.Array) -> jnp.dtype:
     """Returns the dtype of a parameter's accumulators, at least float32.
 
     Raises:
-        ValueError: for a complex parameter.
+        ValueError: for a parameter that is not real and floating-point.
     """
     checks.floating(param)
     return jnp.promote_types(jnp.result_type(param), jnp.float32)

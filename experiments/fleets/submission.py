@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import Progress
 
+from configuration.files import is_ours
 from experiments.command_line import FAILED, INTERRUPTED, InputError, take_option
 from experiments.fleets.call import Call, handled
 from experiments.fleets.job_file import Job
@@ -144,9 +144,8 @@ def _submitter(
     pickles = folder.absolute() / "submitit"
     pickles.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path, unsafe in ((pickles, 0o077), (pickles.parent, 0o002)):
-        found = path.lstat()
-        owned = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
-        if not owned or found.st_mode & unsafe:
+        if not is_ours(path, unsafe):
+            found = path.lstat()
             raise InputError(
                 f"{path} has mode {found.st_mode:o} and owner {found.st_uid}: submitit "
                 "reads pickles below it, so it must be a folder of yours that others "

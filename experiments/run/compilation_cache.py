@@ -27,7 +27,7 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from configuration.files import write_bytes
+from configuration.files import is_ours, write_bytes
 from tasks.data.cache import VARIABLE, cache_dir
 
 FOLDER = "compiled"
@@ -98,9 +98,7 @@ class Store:
         self._writes = True
         for folder in (root, self.folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = folder.lstat()
-            owned = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-            if not owned or found.st_mode & 0o022:
+            if not is_ours(folder, 0o022):
                 reason = "others own it or may write to it"
                 raise PermissionError(1, reason, str(folder))
 
