@@ -79,16 +79,19 @@ def _wait(
     started: list[subprocess.Popen[bytes]], signals: list[int], grace: float
 ) -> None:
     deadline = float("inf")
-    while left := [p for p in started if p.poll() is None]:
-        ended = [i for i, p in enumerate(started) if p.poll() is not None]
+    while True:
+        # Looked at once: all may end between two looks, and the first is to be named.
+        ended = [i for i, process in enumerate(started) if process.poll() is not None]
         if deadline == float("inf") and (ended or len(signals) > 1):
             deadline = time.monotonic() + grace
             for index in ended:
-                if _code(started[index]) not in (0, INTERRUPTED):
-                    code = _code(started[index])
+                if (code := _code(started[index])) not in (0, INTERRUPTED):
                     _say(f"process {index} ended with code {code}; so will the others")
+        left = len(started) - len(ended)
+        if not left:
+            return
         if time.monotonic() > deadline:
-            _say(f"{len(left)} still run after {grace:g} s: they are killed")
+            _say(f"{left} still run after {grace:g} s: they are killed")
             return
         time.sleep(_TICK)
 
