@@ -89,17 +89,6 @@ def encode(value: Any, kinds: Kinds, *, nan: bool = False, absent: bool = False)
     return _encode(value, head, nan, absent)
 
 
-def canonical(value: Any) -> Any:
-    """Returns JSON values that are equal for equal objects of the same classes only.
-
-    For digests: every object says its `class`, and nothing decodes it.
-
-    Raises:
-        ValueError: as `encode`.
-    """
-    return _encode(value, lambda cls: {"class": cls.__qualname__}, nan=False)
-
-
 def _encode(
     value: Any,
     head: Callable[[type], dict[str, str]],

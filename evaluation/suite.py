@@ -14,8 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from configuration import encoding
+from configuration import encoding, identity
+from configuration.folders import locked
 from evaluation import run, tuning_cache
+from evaluation.identity import Evaluation
 from evaluation.plan import (
     ADAM,
     ADAM_LONG,
@@ -68,28 +70,40 @@ class _Outcome(NamedTuple):
 
 
 class Parts:
-    """Outcomes of single jobs of one evaluation, each in a file."""
+    """Outcomes of single jobs of an evaluation, each in a file under its identity."""
 
-    def __init__(self, folder: Path, evaluation: Any) -> None:
-        """Args: where files are; JSON that identifies the evaluation."""
+    def __init__(self, folder: Path, evaluation: Evaluation) -> None:
+        """Args: where files are; what they belong to."""
         self._folder, self._evaluation = folder, evaluation
 
-    def _about(self, cell: Cell, name: str) -> Any:
-        return {"evaluation": self._evaluation, "cell": cell.name, "optimizer": name}
+    def of(self, cell: Cell, name: str, compute: Callable[[], _Outcome]) -> _Outcome:
+        """Returns a job's outcome; computes and stores it if it is not stored.
 
-    def read(self, cell: Cell, name: str) -> _Outcome | None:
-        """Returns a job's outcome; None if it is not stored, or is damaged."""
-        stored = tuning_cache.read(self._folder, self._about(cell, name))
-        if stored is None:
-            return None
+        One process at a time computes a job; others wait for it.
+
+        Raises:
+            ValueError: if the data has changed since the evaluation began.
+        """
+        about = self._evaluation.job(cell, name)
+        path = tuning_cache.file_of(self._folder, about)
+        with locked(path.with_suffix(".lock"), wait=True):
+            if (stored := tuning_cache.read(self._folder, about)) is not None:
+                return self._read(cell, name, stored)
+            outcome = compute()
+            self._evaluation.check(cell)
+            mark = {"identity": identity.digest(about)}
+            rows = tuple(
+                dataclasses.replace(row, provenance={**row.provenance, **mark})
+                for row in outcome.rows
+            )
+            kept = _Stored(rows, outcome.tuning, outcome.seconds)
+            encoded = encoding.encode(kept, {}, nan=True)
+            tuning_cache.write(self._folder, about, encoded)
+            return outcome._replace(rows=list(rows))
+
+    def _read(self, cell: Cell, name: str, stored: dict[str, Any]) -> _Outcome:
         decoded = encoding.decode(_Stored, stored, "part", {})
         return _Outcome(cell, name, list(decoded.rows), decoded.tuning, decoded.seconds)
-
-    def write(self, outcome: _Outcome) -> None:
-        """Stores a job's outcome."""
-        cell, name, rows, tuning, seconds = outcome
-        stored = encoding.encode(_Stored(tuple(rows), tuning, seconds), {}, nan=True)
-        tuning_cache.write(self._folder, self._about(cell, name), stored)
 
 
 def evaluate_suite(
@@ -114,7 +128,8 @@ def evaluate_suite(
         report: called with a line after each optimizer of each cell.
         stream: whether training rows stay on the host (see `metatrain.streaming`).
         also: more baselines, keys of `evaluation.plan.MORE`.
-        parts: stored jobs, which are read and not run again; others are added.
+        parts: stored jobs, which are read and not run again; others are added. Their
+            evaluation must be of these cells, this artifact and these seeds.
         only: the cell and optimizer of the only job to run, after that which it needs.
 
     Returns:
@@ -130,9 +145,11 @@ def evaluate_suite(
     transferred: Future[_Outcome]
 
     def work(cell: Cell, name: str) -> _Outcome:
+        compute = partial(run_job, cell, name)
+        return compute() if parts is None else parts.of(cell, name, compute)
+
+    def run_job(cell: Cell, name: str) -> _Outcome:
         begin = time.perf_counter()
-        if parts is not None and (stored := parts.read(cell, name)) is not None:
-            return stored
         data = load(cell.task, stream=stream)
         run_tuned = partial(_baseline_rows, cell, seeds, data)
         tuning = None
@@ -149,10 +166,7 @@ def evaluate_suite(
             rows = run_tuned(name, name, tuning, cell.name)
             if name == ADAM and suite.aggregate:
                 rows += run_tuned(ADAM_LONG, ADAM, tuning, cell.name)
-        outcome = _Outcome(cell, name, rows, tuning, time.perf_counter() - begin)
-        if parts is not None:
-            parts.write(outcome)
-        return outcome
+        return _Outcome(cell, name, rows, tuning, time.perf_counter() - begin)
 
     outcomes = []
     pool = ThreadPoolExecutor(WORKERS)

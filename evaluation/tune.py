@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configuration import encoding
+from configuration import encoding, identity
 from configuration.fields import configuration
+from configuration.identity import UnidentifiedError
 from evaluation import run, tuning_cache
 from lopt.base import Specs, Theta
 from lopt.baselines import (
@@ -36,11 +38,10 @@ from lopt.baselines import (
     learning_rate_schedule,
 )
 from metatrain.streaming import HostDataset
-from tasks import description
 from tasks.base import Dataset, Task
 
-SCHEMA_VERSION = 1
-"""Raised when the mathematics of a tuning changes, so that old caches are ignored."""
+TUNING = 2
+"""Raised when the mathematics of a tuning changes, so that old results are ignored."""
 TUNING_SEEDS = (1000, 1001, 1002)
 SCHEDULES: tuple[Schedule, ...] = ("constant", "cosine")
 
@@ -183,8 +184,9 @@ def tune(
         grid: first learning rates; by default those of the baseline.
         seeds: tuning seeds, none of which is reported.
         schedules: schedules to try, each with a grid of its own.
-        dataset: the task's data; None loads it.
-        cache_dir: folder of cached results; None computes anew.
+        dataset: the task's own data; None loads it.
+        cache_dir: folder of cached results; None computes anew, as does, with a
+            warning, a task that has no identity (see `configuration.identity`).
     """
     grid = grid or grid_for(baseline)
     scheduled = Scheduled(baseline)
@@ -196,27 +198,30 @@ def tune(
     if cache_dir is None:
         return compute()
     unit = dataclasses.replace(baseline, learning_rate=1.0, schedule="constant")
-    # The same name may stand for other contents.
-    contents = description.fingerprint(task)
-    about = encoding.canonical(
-        ({"data": contents} if contents else {})
-        | {
-            "schema": SCHEMA_VERSION,
-            "jax": jax.__version__,
-            "backend": jax.default_backend(),
-            "baseline": unit,
-            "task": task,
+
+    def identify() -> dict[str, Any]:
+        return {
+            "tuning": TUNING,
+            "baseline": identity.of(unit),
+            "task": identity.of(task),
             "num_steps": num_steps,
-            "grid": grid,
+            "grid": identity.of(grid),
             "seeds": list(seeds),
             "schedules": list(schedules),
-        }
-    )
+        } | identity.surroundings()
+
+    try:
+        about = identify()
+    except UnidentifiedError as error:
+        warnings.warn(f"this tuning is not cached: {error}", stacklevel=2)
+        return compute()
     stored = tuning_cache.read(cache_dir, about)
     if stored is not None:
         return encoding.decode(Tuning, stored, "tuning", {})
     tuning = compute()
-    tuning_cache.write(cache_dir, about, encoding.encode(tuning, {}))
+    # What was read may not be what was identified, if the data has changed since.
+    if identify() == about:
+        tuning_cache.write(cache_dir, about, encoding.encode(tuning, {}))
     return tuning
 
 

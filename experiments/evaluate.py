@@ -1,14 +1,15 @@
 """Evaluation of an artifact: `python -m experiments.evaluate --artifact DIR`.
 
 Writes `rows.jsonl` (every run), `report.html` (one static file) and `curves.png`, and
-prints the table. Baselines are tuned per cell and cached; a finished evaluation of the
-same artifact and suite is not repeated. Cells that cannot run on this machine, mostly
-for lack of data, are skipped, which every table says.
+prints the table. Baselines are tuned per cell and cached. Neither a finished evaluation
+nor the finished jobs of one that was stopped are repeated, while all they depend on is
+the same (`docs/reliability.md`). Cells that cannot run on this machine, mostly for lack
+of data, are skipped, which every table says.
 """
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
 import sys
 import tempfile
@@ -17,8 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from configuration import digests, identity
 from configuration.fields import configuration, later
-from configuration.files import SUMS, write_text
+from configuration.files import write_bytes
+from evaluation import folder
+from evaluation.folder import CURVES, REPORT, ROWS
+from evaluation.identity import Evaluation
 from evaluation.plan import (
     MORE,
     MU_ADAM,
@@ -30,13 +37,7 @@ from evaluation.plan import (
 from evaluation.report.html import write_report
 from evaluation.report.plots import plot_curves, png
 from evaluation.report.tables import text_summary
-from evaluation.results import (
-    SCHEMA_VERSION,
-    EvalRow,
-    missing_runs,
-    read_rows,
-    write_rows,
-)
+from evaluation.results import missing_runs, write_rows
 from evaluation.suite import Parts, evaluate_suite, suite_jobs
 from experiments import command_line
 from experiments.command_line import InputError, check_folder, reported
@@ -47,11 +48,7 @@ from experiments.presets.suites import find_suite
 from experiments.run import compilation_cache, run_directory
 from experiments.run.environment import describe_machine
 from lopt.release.artifact import Artifact
-from tasks import description
 from tasks.suites import Suite
-
-ROWS, REPORT, CURVES = "rows.jsonl", "report.html", "curves.png"
-STAMP = "evaluation.json"
 
 
 @configuration
@@ -92,36 +89,67 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
 
     Raises:
         InputError: if there is no such suite, none of its cells can run, the artifact
-            is damaged or the folder cannot be written.
+            is damaged, or the folder cannot be written, is in use or belongs to another
+            suite.
     """
-    whole, also = find_suite(arguments.suite), _more_baselines(arguments.also)
-    artifact, suite, skipped, stamp = _load(arguments, whole)
+    also = _more_baselines(arguments.also)
+    whole, skipped, evaluation = _load(arguments)
     out_dir = _out_dir(arguments)
-    report = out_dir / REPORT
-    rows = _finished(out_dir, stamp, list(expected_runs(suite, also=also)))
-    if rows is not None:
-        print(f"{report} is up to date")
-        print(text_summary(rows, skipped=skipped))
-        return report
+    if not _is_finished(out_dir, evaluation, also):
+        with reported(), folder.held(_writable(out_dir, arguments.cache_dir)):
+            # Another process may have finished it while this one looked.
+            if not _is_finished(out_dir, evaluation, also):
+                return _make(arguments, command, whole, skipped, evaluation)
+    print(f"{out_dir / REPORT} is up to date")
     with reported():
-        _check_writable(report, arguments.cache_dir)
-    training_rows = _training_rows(arguments.artifact)
-    (out_dir / STAMP).unlink(missing_ok=True)
+        print(text_summary(folder.stored_rows(out_dir), skipped=skipped))
+    return out_dir / REPORT
+
+
+def _make(
+    arguments: Evaluate,
+    command: str,
+    whole: Suite,
+    skipped: list[Skipped],
+    evaluation: Evaluation,
+) -> Path:
+    """Runs what is not stored and writes the report, in a folder that is held."""
+    out_dir, artifact = _out_dir(arguments), evaluation.artifact
+    also = _more_baselines(arguments.also)
+    before = folder.read_stamp(out_dir)
+    if before is not None:
+        if before.suite != arguments.suite:
+            raise InputError(
+                f"{out_dir} holds an evaluation on the suite {before.suite}: choose "
+                f"another folder, as --out-dir {out_dir / arguments.suite}"
+            )
+        if before.identity == evaluation.identity:
+            also = tuple(name for name in MORE if name in {*also, *before.also})
+        reason = folder.why_not(out_dir, before, evaluation.identity)
+        if reason and before.sha256:
+            print(f"evaluated anew: {reason}", file=sys.stderr)
+    stamp = folder.Stamp(arguments.suite, evaluation.identity, also)
+    folder.write_stamp(out_dir, stamp)
+    training_rows = _training_rows(arguments.artifact, artifact)
     warning = _mismatch(artifact, whole, skipped)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
     for cell, reason in skipped:
         print(f"skipped: {cell}: {reason}", file=sys.stderr)
+    if arguments.fleet:
+        _run_fleet(arguments, evaluation, also)
     begin = time.monotonic()
     rows, tunings = evaluate_suite(
         artifact,
-        suite,
+        evaluation.suite,
         arguments.cache_dir,
+        evaluation.seeds,
         report=lambda line: print(line, flush=True),
         stream=arguments.stream,
         also=also,
-        parts=_run_fleet(arguments, suite, stamp) if arguments.fleet else None,
+        parts=None if evaluation.unidentified else _parts(out_dir, evaluation),
     )
+    evaluation.check()
     environment = (
         {"command": command}
         | describe_machine()
@@ -136,48 +164,63 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
         )
     if warning:
         environment["warning"] = warning
-    with reported():
-        write_rows(out_dir / ROWS, rows)
-        write_report(
-            report,
-            f"A learned optimizer on the {arguments.suite} suite",
-            rows,
-            tunings,
-            training_rows,
-            {"artifact": dict(artifact.provenance), "cells": encode(suite.cells)},
-            environment,
-            missing_runs(rows, expected_runs(suite, also=also)),
-            skipped,
-            {cell.name: cell.note for cell in suite.cells if cell.note},
-        )
-        (out_dir / CURVES).write_bytes(png(plot_curves(rows)))
-        write_text(out_dir / STAMP, json.dumps(stamp) + "\n")
+    write_rows(out_dir / ROWS, rows)
+    environment["rows"] = (
+        f"{len(rows)} in {ROWS}, sha256 {digests.of_file(out_dir / ROWS)}"
+    )
+    environment["optimizers"] = ", ".join(dict.fromkeys(row.optimizer for row in rows))
+    environment["identity"] = identity.digest(evaluation.identity)
+    report = out_dir / REPORT
+    write_report(
+        report,
+        f"A learned optimizer on the {arguments.suite} suite",
+        rows,
+        tunings,
+        training_rows,
+        {"artifact": dict(artifact.provenance), "identity": evaluation.identity},
+        environment,
+        missing_runs(rows, expected_runs(evaluation.suite, also=also)),
+        skipped,
+        {cell.name: cell.note for cell in evaluation.suite.cells if cell.note},
+    )
+    write_bytes(out_dir / CURVES, png(plot_curves(rows)))
+    if not evaluation.unidentified:
+        stamp = dataclasses.replace(stamp, sha256=folder.sums(out_dir))
+        folder.write_stamp(out_dir, stamp)
     print(text_summary(rows, skipped=skipped))
     print(f"report: {report}")
     return report
 
 
-def _load(
-    arguments: Evaluate, whole: Suite
-) -> tuple[Artifact, Suite, list[Skipped], dict[str, Any]]:
-    """Returns the artifact, the cells that can run here, the others, and the stamp."""
+def _load(arguments: Evaluate) -> tuple[Suite, list[Skipped], Evaluation]:
+    """Returns the whole suite, the cells that cannot run here, and the evaluation."""
+    whole = find_suite(arguments.suite)
     with reported():
         artifact = Artifact.load(arguments.artifact)
         suite, skipped = runnable(whole, artifact)
         if not suite.cells:
             cell, reason = skipped[0]
             raise InputError(f"no cell of {whole.name} can run here: {cell}: {reason}")
-        return artifact, suite, skipped, _stamp(arguments.artifact, suite)
+        evaluation = Evaluation(suite, artifact, SEEDS)
+        if (reason := evaluation.unidentified) is not None:
+            print(f"warning: nothing is kept for later: {reason}", file=sys.stderr)
+        return whole, skipped, evaluation
+
+
+def _is_finished(out_dir: Path, evaluation: Evaluation, also: Sequence[str]) -> bool:
+    """Whether the folder holds all of this evaluation, with these baselines."""
+    stamp = folder.read_stamp(out_dir)
+    if stamp is None or evaluation.unidentified or not {*also} <= {*stamp.also}:
+        return False
+    return folder.why_not(out_dir, stamp, evaluation.identity) is None
+
+
+def _parts(out_dir: Path, evaluation: Evaluation) -> Parts:
+    return Parts(out_dir / folder.JOBS, evaluation)
 
 
 def _out_dir(arguments: Evaluate) -> Path:
     return arguments.out_dir or arguments.artifact.absolute().parent
-
-
-def _fleet_folder(arguments: Evaluate, stamp: dict[str, Any]) -> Path:
-    """Returns the folder of the jobs of one evaluation: of this artifact and suite."""
-    digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()
-    return _out_dir(arguments) / "fleet" / digest[:16]
 
 
 def run_part(arguments: Evaluate) -> None:
@@ -186,36 +229,41 @@ def run_part(arguments: Evaluate) -> None:
     Raises:
         InputError: if no cell that can run here has this optimizer.
     """
-    artifact, suite, _, stamp = _load(arguments, find_suite(arguments.suite))
+    _, _, evaluation = _load(arguments)
+    suite = evaluation.suite
     parts = [f"{cell.name}/{name}" for cell, name in suite_jobs(suite, tuple(MORE))]
     if arguments.part not in parts:
         raise InputError(f"--part {arguments.part!r} must be one of {', '.join(parts)}")
     cell, _, name = arguments.part.rpartition("/")
     with reported():
         evaluate_suite(
-            artifact,
+            evaluation.artifact,
             suite,
             arguments.cache_dir,
+            evaluation.seeds,
             report=lambda line: print(line, flush=True),
             stream=arguments.stream,
             also=tuple(MORE),
-            parts=Parts(_fleet_folder(arguments, stamp) / "parts", stamp),
+            parts=_parts(_out_dir(arguments), evaluation),
             only=(cell, name),
         )
 
 
-def _run_fleet(arguments: Evaluate, suite: Suite, stamp: dict[str, Any]) -> Parts:
-    """Runs each optimizer of each cell as a job, and returns what they stored.
+def _run_fleet(
+    arguments: Evaluate, evaluation: Evaluation, also: Sequence[str]
+) -> None:
+    """Runs each optimizer of each cell as a job, which stores its outcome.
 
     Raises:
         SystemExit: with the fleet's exit code, if some jobs are not done.
     """
     assert arguments.fleet is not None
-    names = suite_jobs(suite, _more_baselines(arguments.also))
+    names = suite_jobs(evaluation.suite, also)
+    out_dir = _out_dir(arguments).absolute()
     command = [
         *("experiments.evaluate", "--suite", arguments.suite),
         *("--artifact", str(arguments.artifact.absolute())),
-        *("--out-dir", str(_out_dir(arguments).absolute())),
+        *("--out-dir", str(out_dir)),
         *("--cache-dir", str(arguments.cache_dir.absolute())),
         *(["--stream"] if arguments.stream else []),
         *([] if arguments.compilation_cache else ["--no-compilation-cache"]),
@@ -224,14 +272,14 @@ def _run_fleet(arguments: Evaluate, suite: Suite, stamp: dict[str, Any]) -> Part
     for cell, name in names:
         part = f"{cell.name}/{name}"
         jobs.append(Job(file_name(part), (*command, "--part", part)))
-    folder = _fleet_folder(arguments, stamp)
+    # Of this artifact, data and surroundings: jobs of others are not taken for done.
+    calls = out_dir / "fleet" / identity.digest(evaluation.identity)[:16]
     # First the tuning that is transferred to other cells, if one is.
     transfers = any(name == MU_ADAM for _, name in names)
     for some in (jobs[:1], jobs) if transfers else (jobs,):
         place = (arguments.fleet, arguments.workers, arguments.slurm)
-        if code := run_jobs(some, folder, *place):
+        if code := run_jobs(some, calls, *place):
             raise SystemExit(code)
-    return Parts(folder / "parts", stamp)
 
 
 def _mismatch(
@@ -257,26 +305,6 @@ def _mismatch(
     )
 
 
-def _stamp(artifact: Path, suite: Suite) -> dict[str, Any]:
-    """Returns the identity of an evaluation: equal stamps need no repetition.
-
-    It covers the cells that can run and the contents of their data, so that data that
-    appears later is used.
-    """
-    about = {
-        "cells": encode(suite.cells),
-        "data": [description.fingerprint(cell.task) for cell in suite.cells],
-        "aggregate": suite.aggregate,
-    }
-    text = json.dumps(about, sort_keys=True)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "artifact": hashlib.sha256((artifact / SUMS).read_bytes()).hexdigest(),
-        "suite": hashlib.sha256(text.encode()).hexdigest(),
-        "seeds": list(SEEDS),
-    }
-
-
 def _more_baselines(names: Sequence[str]) -> tuple[str, ...]:
     """Returns the requested baselines in the order of tables."""
     for name in names:
@@ -286,35 +314,48 @@ def _more_baselines(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in MORE if name in names)
 
 
-def _check_writable(report: Path, cache_dir: Path) -> None:
-    """Refuses unwritable folders before an evaluation of minutes."""
-    for folder in (report.parent, cache_dir):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    if report.is_dir():
-        raise InputError(f"{report} is a folder; move it away")
+def _writable(out_dir: Path, cache_dir: Path) -> Path:
+    """Refuses unwritable folders before an evaluation of minutes; returns the first."""
+    for place in (out_dir, cache_dir):
+        place.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()
+    for name in (ROWS, REPORT, CURVES, folder.STAMP):
+        if (out_dir / name).is_dir():
+            raise InputError(f"{out_dir / name} is a folder; move it away")
+    return out_dir
 
 
-def _finished(
-    out_dir: Path, stamp: dict[str, Any], expected: list[tuple[str, str, int]]
-) -> list[EvalRow] | None:
-    """Returns the rows of a finished evaluation with this stamp, if there is one."""
-    try:
-        if json.loads((out_dir / STAMP).read_text()) != stamp:
-            return None
-        rows = read_rows(out_dir / ROWS)
-    except (OSError, ValueError, RecursionError):
-        return None
-    if missing_runs(rows, expected) or not (out_dir / REPORT).is_file():
-        return None
-    return rows
-
-
-def _training_rows(artifact: Path) -> list[dict[str, Any]]:
-    """Returns the metrics of the run directory that holds the artifact, if one does."""
-    folder = artifact.absolute().parent
+def _training_rows(path: Path, artifact: Artifact) -> list[dict[str, Any]]:
+    """Returns the metrics of the run that made an artifact, if they lie beside it."""
+    run = path.absolute().parent
     names = (run_directory.METRICS, run_directory.VALIDATION)
-    return [row for name in names for row in run_directory.read_rows(folder / name)]
+    if not any((run / name).exists() for name in names):
+        return []
+    if not _made_by(run, artifact):
+        print(
+            f"warning: {run} is not the run that made {path}: its curve is left out",
+            file=sys.stderr,
+        )
+        return []
+    return [row for name in names for row in run_directory.read_rows(run / name)]
+
+
+def _made_by(run: Path, artifact: Artifact) -> bool:
+    """Whether a run's configuration and validations are those of the provenance."""
+    about = artifact.provenance
+    config = {n: x for n, x in run_directory.read_config(run).items() if n != "run"}
+    stored = about.get("config")
+    if not isinstance(stored, dict):
+        return False
+    # A run can be made longer afterwards.
+    names = {n for n in stored | config if stored.get(n) != config.get(n)}
+    rows = run_directory.read_rows(run / run_directory.VALIDATION)
+    best = [row for row in rows if row["step"] == about.get("best_step")]
+    # Checkpoints hold the loss in float32.
+    losses = {
+        np.float32(row.get(f"{about.get('validation_figure')}_loss")) for row in best
+    }
+    return names <= {"num_steps"} and about.get("validation_loss") in losses
 
 
 def main() -> None:

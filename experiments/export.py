@@ -32,10 +32,10 @@ def main() -> None:
     arguments = command_line.parse(Export, "python -m experiments.export", sys.argv[1:])
     if arguments.out_dir.exists():
         raise InputError(f"{arguments.out_dir} exists already; choose a new folder")
-    config, state = load_trained(arguments.run_dir)
+    config, state, about = load_trained(arguments.run_dir)
     with reported():
         parent = read_parent(arguments.run_dir)
-        artifact = make_artifact(config, encode(config), state, parent)
+        artifact = make_artifact(config, encode(config), state, about, parent)
         artifact.save(arguments.out_dir)
     print(f"released {arguments.out_dir} (θ of step {int(state.best.step)})")
 

@@ -26,11 +26,12 @@ from experiments.presets.configs import (
 from experiments.presets.estimators import ESTIMATORS, check_full, take_estimator
 from experiments.presets.experts import EXPERTS, take_expert, with_expert
 from experiments.presets.optimizers import OPTIMIZERS, take_optimizer
-from experiments.presets.serialization import encode, identity
+from experiments.presets.serialization import decode, digest_of, encode
 from experiments.presets.suites import find_suite
 from experiments.run import compilation_cache, dry_run, processes
 from experiments.run.display import TrainingDisplay
 from experiments.run.interruption import Interruption
+from experiments.run.origin import REASON, origin
 from experiments.run.recorder import Recorder
 from experiments.run.release import base_sizes, release
 from experiments.run.run_directory import CHECKPOINTS, RunDirectory
@@ -63,10 +64,11 @@ def train(config: TrainConfig, name: str) -> Path:
     path = _directory(config, name)
     encoded = encode(config)
     with processes.run_directory(path) as directory:
+        _check_readable(config, encoded)
         processes.check_equal(encoded, "configuration")
         processes.on_first(lambda: directory and directory.claim(encoded))
         run = _prepare(config, encoded, path, directory)
-        state = resume(config, run.training, run.checkpoints, directory)
+        state = resume(config, run.training, run.checkpoints, directory, run.origin)
         if state is None:
             theta = initial_theta(config, run.training, path)
             state = first_state(run.training, theta)
@@ -75,7 +77,8 @@ def train(config: TrainConfig, name: str) -> Path:
         else:
             print(f"{path} is trained: {config.num_steps} outer steps")
         if int(state.outer.step) >= config.num_steps:
-            processes.on_first(partial(release, config, encoded, path, state))
+            about = run.checkpoints.about
+            processes.on_first(partial(release, config, encoded, path, state, about))
     return path
 
 
@@ -94,6 +97,17 @@ class _Run(NamedTuple):
     datasets: list[Dataset | HostDataset]
     validation: Validation | None
     checkpoints: Checkpoints
+    origin: dict[str, Any]  # data, versions and settings
+
+
+def _check_readable(config: TrainConfig, encoded: dict[str, Any]) -> None:
+    """Refuses what could not be read back, before hours are spent on it."""
+    with reported():
+        if decode(TrainConfig, encoded) != config:
+            raise ValueError(
+                "the configuration is another one once it was written and read: a "
+                "class in it is not registered (see tasks.registry.register)"
+            )
 
 
 def _prepare(
@@ -111,19 +125,29 @@ def _prepare(
         mesh = devices.make_mesh(per_process)
         # The task groups, the learned optimizer, the estimator, the outer optimizer.
         training = config.build(mesh)
+        before = origin(config)
         datasets = [
             data if isinstance(data, HostDataset) else devices.replicate(data, mesh)
             for group in config.distribution.groups
             for data in [streaming.load(group.task, stream=config.run.stream)]
         ]
+        if origin(config) != before:
+            raise ValueError("the data changed while it was read; run it again")
+    if REASON in before:
+        reason = (
+            "the run cannot be continued after a stop, for its data has no identity"
+        )
+        print(f"warning: {reason}: {before[REASON]}", file=sys.stderr)
+    processes.check_equal(before, "data, version or setting")
     validation = None
     if processes.is_first():
         validation = Validation(config, base_sizes(config), datasets)
     checkpoints = Checkpoints(
-        path / CHECKPOINTS, config.run.keep_checkpoints, identity(encoded)
+        path / CHECKPOINTS, config.run.keep_checkpoints, digest_of(encoded)
     )
     return _Run(
-        config, encoded, path, directory, training, datasets, validation, checkpoints
+        *(config, encoded, path, directory, training, datasets, validation),
+        *(checkpoints, before),
     )
 
 

@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,8 @@ class Restored(NamedTuple):
     step: int
     state: Any
     warnings: list[str]
+    about: Any
+    """What the checkpoint holds beside its state, as JSON; None in those of old."""
 
 
 class Checkpoints:
@@ -55,13 +57,14 @@ class Checkpoints:
         """Prepares to read and write checkpoints; of them the newest `keep` are kept.
 
         Checkpoints of runs with another identity than `run` are skipped, unless it is
-        None.
+        None. Each is saved with what `about` holds then, any JSON.
         """
         if keep < 1:
             raise ValueError(f"keep = {keep} checkpoints must be positive")
         self.folder = folder
         self.keep = keep
         self.run = run
+        self.about: Any = None
 
     def steps(self) -> list[int]:
         """Returns the steps of all published checkpoints, ascending."""
@@ -96,7 +99,8 @@ class Checkpoints:
             except (ValueError, RuntimeError) as error:
                 raise _as_os_error(error, path) from error
             (temporary / _TREE).write_text(json.dumps(_describe(state), indent=1))
-            (temporary / _ORIGIN).write_text(json.dumps(self._origin(step)))
+            origin = self._origin(step) | {"about": self.about}
+            (temporary / _ORIGIN).write_text(json.dumps(origin))
 
         publish(path, write, replace=True)
         earlier = [other for other in self.steps() if other <= step]
@@ -104,25 +108,33 @@ class Checkpoints:
             if other not in earlier[-self.keep :]:
                 discard(self._path(other))
 
-    def restore(self, template: Any) -> Restored | None:
+    def restore(
+        self,
+        template: Any,
+        check: Callable[[Path, Any], None] = lambda path, about: None,
+    ) -> Restored | None:
         """Restores the newest whole checkpoint; None if there are no checkpoints.
 
         Args:
             template: a state of the same structure (arrays or `ShapeDtypeStruct`).
+            check: takes the folder and what it was saved with (None in those of old),
+                and raises `ValueError` if the state must not be used.
 
         Raises:
-            ValueError: if all checkpoints are damaged, or the newest whole one has
-                another structure than the template, listing the leaves that differ.
+            ValueError: by `check`; if all checkpoints are damaged, or the newest whole
+                one has another structure than the template, listing the leaves that
+                differ.
         """
         warnings: list[str] = []
         for step, path in sorted(self._published().items(), reverse=True):
             try:
                 verify_sums(path, (_TREE, _ORIGIN))
                 stored = _read_object(path / _TREE)
-                self._check_origin(path, step)
+                about = self._check_origin(path, step)
             except (ValueError, OSError) as error:
                 warnings.append(f"checkpoint of step {step} is skipped: {error}")
                 continue
+            check(path, about)
             _check_tree(path, stored, _describe(template))
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
             try:
@@ -132,7 +144,7 @@ class Checkpoints:
                 reason = f"{path / 'state'} cannot be read: {_first_line(error)}"
                 warnings.append(f"checkpoint of step {step} is skipped: {reason}")
                 continue
-            return Restored(step, state, warnings)
+            return Restored(step, state, warnings, about)
         if warnings:
             raise ValueError(
                 f"no checkpoint in {self.folder} is whole ({'; '.join(warnings)}); "
@@ -156,7 +168,8 @@ class Checkpoints:
     def _origin(self, step: int) -> dict[str, Any]:
         return {"run": self.run, "step": step}
 
-    def _check_origin(self, path: Path, step: int) -> None:
+    def _check_origin(self, path: Path, step: int) -> Any:
+        """Checks run and step, and returns what else the checkpoint says."""
         stored, expected = _read_object(path / _ORIGIN), self._origin(step)
         for name, value in expected.items():
             if stored.get(name) != value and (name == "step" or self.run is not None):
@@ -164,6 +177,7 @@ class Checkpoints:
                     f"{path / _ORIGIN}: it is of {name} {stored.get(name)!r}, not of "
                     f"{value!r}"
                 )
+        return stored.get("about")
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"

@@ -11,12 +11,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configuration import identity
 from parametrization.rules import Rules
 from tasks.source import Source, tree_bytes
 
@@ -171,6 +173,13 @@ class BaseTask(Task):
     """
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def identified_by(self) -> Mapping[str, Any]:
+        """Returns the fields; of tasks from outside also the arrays that they load."""
+        fields = identity.own_fields(self)
+        if self.source is None and not identity.is_installed(type(self).__module__):
+            return fields | {"loaded": identity.of_arrays(self.load_data())}
+        return fields
 
 
 @runtime_checkable

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from configuration import identity
 from tasks.base import Task
 from tasks.modelled import ModelTask
 
@@ -22,10 +25,11 @@ def missing_data(task: Task) -> str | None:
     return None if task.source is None else task.source.missing()
 
 
-def fingerprint(task: Task) -> str | None:
-    """Returns what tells two contents of one name apart; None if there is one.
+def data_identity(task: Task) -> Any:
+    """Returns the identity of a task's data, or of the task if it makes its own.
 
     Raises:
+        UnidentifiedError: if it has none (see `configuration.identity`).
         ValueError: if the data is missing.
     """
-    return None if task.source is None else task.source.fingerprint()
+    return identity.of(task if task.source is None else task.source)

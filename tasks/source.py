@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+
+from configuration import identity
 
 
 class Source(abc.ABC):
@@ -30,13 +33,17 @@ class Source(abc.ABC):
         """
         return None
 
-    def fingerprint(self) -> str | None:
-        """Returns what tells two contents of one name apart; None if there is one.
+    def content(self) -> str:
+        """Returns the sha256 of what is loaded: of its files, or of all arrays.
 
         Raises:
             ValueError: if the data is not on this machine.
         """
-        return None
+        return identity.of_arrays(self.load())
+
+    def identified_by(self) -> Mapping[str, Any]:
+        """Returns the fields, and the content: one name may stand for several."""
+        return identity.own_fields(self) | {"content": self.content()}
 
     def num_bytes(self) -> int | None:
         """Returns the bytes of the dataset; None if only reading it would tell.

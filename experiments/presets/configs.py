@@ -43,6 +43,9 @@ from tasks.models.mlp import MLP
 from tasks.registry import NAMED, check_registered
 from tasks.variation import Variation
 
+DESPITE = ("versions.", "settings.")
+"""Beginnings of the names of differences despite which a run may go on."""
+
 
 @configuration
 class Validation:
@@ -93,6 +96,9 @@ class RunOptions:
     compilation_cache: bool = later(True)
     """Keep compiled programs in the cache folder (METATRAIN_CACHE_DIR, by default
     ~/.cache/metatrain), for the next start."""
+    despite: tuple[str, ...] = later(())
+    """Versions and settings that may differ from those of the checkpoint that is
+    continued, such as versions.jax; the artifact will say so."""
     tensorboard: bool = dataclasses.field(default=False, metadata={ABSENT: False})
     """Also write TensorBoard event files, to RUN/tensorboard."""
     wandb: str | None = dataclasses.field(default=None, metadata={ABSENT: None})
@@ -105,6 +111,12 @@ class RunOptions:
             raise ValueError(
                 f"run.directory = {str(self.directory)!r} must name a folder"
             )
+        for name in self.despite:
+            if not name.startswith(DESPITE):
+                raise ValueError(
+                    f"run.despite = {name!r} must begin with {' or '.join(DESPITE)}: "
+                    "a run never goes on with other data"
+                )
         if self.wandb is not None and not self.wandb.strip():
             raise ValueError(f"wandb = {self.wandb!r} must be the name of a project")
 

@@ -42,7 +42,7 @@ def decode(kind: type[T], data: Any, where: str = "config") -> T:
     return encoding.decode(kind, data, where, components())
 
 
-def identity(config: dict[str, Any]) -> str:
+def digest_of(config: dict[str, Any]) -> str:
     """Returns a digest of everything that a run's results depend on.
 
     Args:

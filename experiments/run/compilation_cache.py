@@ -28,7 +28,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from configuration.files import is_ours, write_bytes
-from tasks.data.cache import VARIABLE, cache_dir
+from configuration.folders import VARIABLE, cache_dir
 
 FOLDER = "compiled"
 """Name of the store in the cache folder."""

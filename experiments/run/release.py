@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments.command_line import InputError, reported
 from experiments.presets.configs import TrainConfig
 from experiments.run.run_directory import read_parent
@@ -19,9 +17,15 @@ from tasks.modelled import ModelTask
 
 
 def release(
-    config: TrainConfig, encoded: dict[str, Any], path: Path, state: TrainingState
+    config: TrainConfig,
+    encoded: dict[str, Any],
+    path: Path,
+    state: TrainingState,
+    about: dict[str, Any] | None,
 ) -> None:
     """Writes the artifact into the run directory, unless it is there already.
+
+    Args are those of `make_artifact`, and the run directory.
 
     Raises:
         InputError: if something else lies in its place, or it cannot be written.
@@ -29,7 +33,7 @@ def release(
     folder = path / "artifact"
     # Without init_from, a record of a parent is left from a start that never trained.
     parent = read_parent(path) if config.init_from is not None else None
-    artifact = make_artifact(config, encoded, state, parent)
+    artifact = make_artifact(config, encoded, state, about, parent)
     if folder.is_dir() and not folder.is_symlink():
         foreign = sorted({path.name for path in folder.iterdir()} - set(FILES))
         if foreign:
@@ -65,12 +69,17 @@ def make_artifact(
     config: TrainConfig,
     encoded: dict[str, Any],
     state: TrainingState,
+    about: dict[str, Any] | None,
     parent: dict[str, Any] | None = None,
 ) -> Artifact:
     """Returns the optimizer of the best validated θ, with its provenance.
 
-    `encoded` is the configuration as JSON, `parent` the record of the artifact that the
-    run began with.
+    Args:
+        config: the configuration.
+        encoded: the same as JSON.
+        state: the run's newest state.
+        about: origin of that state: its data, versions and settings.
+        parent: the record of the artifact that the run began with.
     """
     provenance = {
         "config": {name: value for name, value in encoded.items() if name != "run"},
@@ -78,9 +87,8 @@ def make_artifact(
         "best_step": int(state.best.step),
         "validation_figure": config.validation.figure,
         "validation_loss": float(state.best.loss),
-        "jax": jax.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
-        "backend": jax.default_backend(),
+        **(about or {}),
     }
     if parent is not None:
         provenance["parent"] = parent

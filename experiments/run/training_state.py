@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ import numpy as np
 
 from experiments.command_line import InputError, reported
 from experiments.presets.configs import TrainConfig
-from experiments.presets.serialization import decode, encode, identity
-from experiments.run import processes
+from experiments.presets.serialization import decode, digest_of, encode
+from experiments.run import origin, processes
 from experiments.run.run_directory import CHECKPOINTS, RunDirectory, read_config
 from lopt.base import Theta
 from metatrain import devices
@@ -49,15 +49,18 @@ def resume(
     training: MetaTraining,
     checkpoints: Checkpoints,
     directory: RunDirectory | None,
+    now: dict[str, Any],
 ) -> TrainingState | None:
     """Returns the state of the newest checkpoint, or None if there is none.
 
-    The first process reads it and drops what was recorded after it; the others receive
-    the same state.
+    `now` is the run's `origin`, which later checkpoints are saved with. The first
+    process reads the checkpoint and drops what was recorded after it; the others
+    receive the same state.
 
     Raises:
-        InputError: if the state cannot fit into memory, no checkpoint is whole, or the
-            records do not reach it.
+        InputError: if the state cannot fit into memory, no checkpoint is whole, the
+            newest is of other data, versions or settings, or the records do not reach
+            it.
     """
     template = jax.eval_shape(lambda: first_state(training))
     check_size(template)
@@ -66,8 +69,14 @@ def resume(
         assert directory is not None
         with reported():
             checkpoints.recover()
-            restored = checkpoints.restore(template)
+            restored = checkpoints.restore(
+                template,
+                lambda path, about: origin.check(path, about, now, config.run.despite),
+            )
         step = restored.step if restored else 0
+        checkpoints.about = (
+            origin.continued(restored.about, now, step) if restored else now
+        )
         _warn(restored)
         directory.truncate_after(step, _validated(config, step))
         return restored.state if restored else None
@@ -83,7 +92,16 @@ def resume(
     return TrainingState(training.place(state.outer), state.best)
 
 
-def load_trained(path: Path) -> tuple[TrainConfig, TrainingState]:
+class Trained(NamedTuple):
+    """A run that was read from its directory."""
+
+    config: TrainConfig
+    state: TrainingState
+    about: dict[str, Any] | None
+    """Origin of the checkpoint; None if it is of a version that kept none."""
+
+
+def load_trained(path: Path) -> Trained:
     """Reads a run directory's configuration and newest checkpoint.
 
     Raises:
@@ -92,13 +110,13 @@ def load_trained(path: Path) -> tuple[TrainConfig, TrainingState]:
     stored = read_config(path)
     with reported():
         config = decode(TrainConfig, stored, str(path / "config.json"))
-        checkpoints = Checkpoints(path / CHECKPOINTS, run=identity(encode(config)))
+        checkpoints = Checkpoints(path / CHECKPOINTS, run=digest_of(encode(config)))
         template = jax.eval_shape(lambda: first_state(config.build()))
         restored = checkpoints.restore(template)
     if restored is None or not np.isfinite(float(restored.state.best.loss)):
         raise InputError(f"{path} has no validated θ yet: run its command again")
     _warn(restored)
-    return config, restored.state
+    return Trained(config, restored.state, restored.about)
 
 
 def _warn(restored: Restored | None) -> None:

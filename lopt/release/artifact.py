@@ -22,7 +22,7 @@ import optax
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from configuration import encoding
+from configuration import encoding, identity
 from configuration.files import SUMS, publish, verify_sums
 from lopt.base import Specs, Theta
 from lopt.per_parameter.forms import Execution, with_execution
@@ -51,6 +51,13 @@ class Artifact:
     """Base width and depth of meta-training, where μP multipliers are 1."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Configuration, step, data and versions of the training run; any JSON."""
+
+    def identified_by(self) -> Mapping[str, Any]:
+        """Returns what identifies it, θ by its content."""
+        theta = identity.of_arrays(self.theta)
+        about = identity.digest(identity.of(dict(self.provenance)))
+        fields = {"optimizer": self.optimizer, "theta": theta, "base": self.base}
+        return fields | {"provenance": about}
 
     def as_optax(
         self, specs: Specs, num_steps: int

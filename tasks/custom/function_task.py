@@ -12,11 +12,12 @@ again, compiles again. Compiled programs keep the task and its data in memory.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self, final
 
 import jax
 
+from configuration import identity
 from configuration.fields import configuration
 from parametrization.inference import infer_specs
 from parametrization.rules import Rules
@@ -61,6 +62,9 @@ class FunctionTask(OpaqueTask):
     None if there are none."""
     name: str = "FunctionTask"
     """Name in messages."""
+    version: str | None = None
+    """Identifies the functions to caches, instead of their code and what it refers to:
+    change it whenever they change. Needed where they have no file of source."""
 
     def __post_init__(self) -> None:
         for field in ("init_fn", "loss_fn", "layers_fn"):
@@ -79,6 +83,13 @@ class FunctionTask(OpaqueTask):
             object.__setattr__(self, "data", hold(self.data))
         self.specs()
         self.check()
+
+    def identified_by(self) -> Mapping[str, Any]:
+        """Returns the fields, or the version in place of the functions."""
+        fields = identity.own_fields(self)
+        if self.version is None:
+            return fields
+        return {name: x for name, x in fields.items() if not callable(x)}
 
     def at_width(self, width: int) -> Self:
         """Returns the same task with parameters of another width."""

@@ -32,6 +32,7 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 
+from configuration import identity
 from parametrization.axes import Kind
 from parametrization.inference import guess_specs
 from tasks.base import (
@@ -82,6 +83,14 @@ class AdaptedTask(OpaqueTask):
     """A tree of `ParamSpec`."""
     chance: float | None = None
     """Loss at chance, if it was given."""
+    version: str | None = None
+    """Identifies the original to caches, instead of its own fields."""
+
+    def identified_by(self) -> Mapping[str, Any]:
+        """Returns the version, or else the original, and the stored batches."""
+        fields = {n: getattr(self, n) for n in ("name", "config", "chance")}
+        original = self.original if self.version is None else self.version
+        return fields | {"original": original, "data": identity.of_arrays(self.data)}
 
     @property
     def is_family(self) -> bool:
@@ -187,6 +196,7 @@ def adapt(
     kinds: Mapping[str, Kind] | None = None,
     name: str | None = None,
     loss_at_chance: float | None = None,
+    version: str | None = None,
 ) -> AdaptedTask:
     """Adapts a task or a family of google/learned_optimization.
 
@@ -202,6 +212,8 @@ def adapt(
         name: name in messages; the original's own if None.
         loss_at_chance: the unit of the normalized loss; if None, the loss at
             initialization averaged over 64 keys.
+        version: identifies the original to caches: change it whenever it changes. If
+            None, its fields do; without them nothing about the task is cached.
 
     Raises:
         ValueError: in one line, if the original is neither, if an iterator ends or its
@@ -229,7 +241,7 @@ def adapt(
     )
     specs = guess_specs(params, params, kinds)[0]
     task = AdaptedTask(
-        original, name, data, config, state, specs, chance=loss_at_chance
+        original, name, data, config, state, specs, loss_at_chance, version
     )
     task.check()
     _check_state(task, params)

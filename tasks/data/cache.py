@@ -1,7 +1,7 @@
 """A cache on disk of arrays that take long to make, verified whenever they are read.
 
-An entry is a folder of `.npy` files and a manifest with their sha256. It appears by one
-rename; afterwards only the manifest's record of the sources changes. Writers hold a
+An entry is a folder of `.npy` files and a manifest with their sha256, which appears by
+one rename. Writers hold a
 lock that the system releases when they die. A damaged entry is made again; a cache that
 cannot be written costs time but never the result.
 """
@@ -9,7 +9,6 @@ cannot be written costs time but never the result.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -17,27 +16,20 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from configuration import digests, identity
 from configuration.files import write_text
+from configuration.folders import VARIABLE, cache_dir, locked
 
-VARIABLE = "METATRAIN_CACHE_DIR"
 MANIFEST = "manifest.json"
-_SCHEMA = 1
+_SCHEMA = 2
 
 Arrays = dict[str, np.ndarray]
-
-
-def cache_dir() -> Path:
-    """Returns the folder of all entries, which need not exist."""
-    if given := os.environ.get(VARIABLE):
-        return Path(os.path.expanduser(given))  # keeps an unknown ~user
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(home)) / "metatrain"
 
 
 def cached(
@@ -54,15 +46,16 @@ def cached(
         fingerprint: plain JSON values that determine the arrays and identify the entry.
         make: makes the arrays, none of dtype object, in one process at a time; if it
             raises, nothing is kept.
-        sources: files that `make` reads. If the size or time of one changes, its
-            content is compared, and if that differs the arrays are made again.
+        sources: files that `make` reads, with different names. If the content of one
+            differs, the arrays are made again.
         read: called after `make`, returns the sources that it did read; only their
             content is ever compared. None if `make` reads all of them.
 
     Returns:
         The arrays by name, read-only if they come from disk.
     """
-    text = json.dumps([_SCHEMA, name, fingerprint], sort_keys=True)
+    about = {"identity": fingerprint, "version": identity.version(identity.PACKAGE)}
+    text = json.dumps([_SCHEMA, name, about], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     title = re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).strip("-.") or "data"
     entry = cache_dir() / f"{title}-{digest[:16]}"
@@ -72,7 +65,8 @@ def cached(
         return _load(entry, key, sources, partial)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_locked(entry))
+            lock = entry.with_name(f"{entry.name}.lock")
+            stack.enter_context(locked(lock, wait=True))
             writable = True
         except OSError as error:
             _warn_unwritable(entry, error)
@@ -83,11 +77,11 @@ def cached(
         except _UnusableError as error:
             if error.args:
                 warnings.warn(f"{error}: it is made again", stacklevel=2)
-        before = {path: _stat(path) for path in sources}
+        before = {path: path.stat() for path in sources}
         arrays = make()
         if writable:
             used = sources if read is None else read()
-            recorded = [_record(path, before[path]) for path in used]
+            recorded = {path.name: _record(path, before[path]) for path in used}
             try:
                 _write(entry, arrays, key, recorded)
             except OSError as error:
@@ -110,10 +104,12 @@ def _load(
             raise _UnusableError(f"{path} is damaged: its checksum differs")
         if [manifest["schema"], manifest["name"], manifest["fingerprint"]] != key:
             raise _UnusableError(f"{path} is damaged: it belongs to another entry")
-        seen = {source["name"]: source for source in manifest["sources"]}
-        if partial:
-            sources = [source for source in sources if source.name in seen]
-        fresh = [_compare(source, seen[source.name]) for source in sources]
+        seen = manifest["sources"]
+        for source in sources:
+            if partial and source.name not in seen:
+                continue
+            if digests.of_file(source) != seen[source.name]:
+                raise _UnusableError(f"{source} has changed since it was cached")
         arrays = {}
         for array, file in manifest["arrays"].items():
             path = entry / f"{array}.npy"
@@ -129,45 +125,20 @@ def _load(
     # Anything in the files may be missing or of another type.
     except Exception as error:
         raise _UnusableError(f"{path} is damaged: {error!r}") from None
-    if fresh != [seen[source.name] for source in sources]:
-        # Same content, other time: recorded, so that it is hashed only once.
-        with contextlib.suppress(OSError):
-            _write_manifest(entry, {**manifest, "sources": fresh})
     return arrays
 
 
-def _compare(source: Path, recorded: dict[str, Any]) -> dict[str, Any]:
-    """Returns the record of a source, whose content must be as recorded."""
-    if recorded.items() >= _stat(source).items():
-        return recorded
-    now = _describe(source)
-    if now["sha256"] != recorded["sha256"]:
-        raise _UnusableError(f"{source} has changed since it was cached")
-    return now
-
-
-def _describe(source: Path) -> dict[str, Any]:
-    # Size and time are taken before the content, so a later change is noticed.
-    return {"name": source.name, **_stat(source), "sha256": _digest(source)}
-
-
-def _stat(source: Path) -> dict[str, int]:
-    stat = source.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
-def _record(source: Path, before: dict[str, int]) -> dict[str, Any]:
-    """Returns the record of a source that was read, given its state before that."""
+def _record(path: Path, before: os.stat_result) -> str:
+    """Returns the digest of a source that was read, given its state before that."""
     with contextlib.suppress(OSError):
-        now = _describe(source)
-        if now.items() >= before.items():
-            return now
-    # Replaced while it was read: a record that matches no file.
-    return {"name": source.name, "size": -1, "mtime_ns": -1, "sha256": ""}
+        digest = digests.of_file(path)
+        if digests.state(path.stat()) == digests.state(before):
+            return digest
+    return ""  # replaced while it was read: no file has this digest
 
 
 def _write(
-    entry: Path, arrays: Arrays, key: list[Any], sources: list[dict[str, Any]]
+    entry: Path, arrays: Arrays, key: list[Any], sources: dict[str, str]
 ) -> None:
     """Writes an entry that appears as a whole; the caller holds the lock."""
     # Left by writers that died.
@@ -214,15 +185,6 @@ def _digest_of(manifest: dict[str, Any]) -> str:
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     checked = {**manifest, "sha256": _digest_of(manifest)}
     write_text(folder / MANIFEST, json.dumps(checked, indent=1))
-
-
-@contextlib.contextmanager
-def _locked(entry: Path) -> Iterator[None]:
-    """Waits until no other process writes this entry."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    with entry.with_name(f"{entry.name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _warn_unwritable(entry: Path, error: OSError) -> None:

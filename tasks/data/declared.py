@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -53,8 +52,8 @@ class Prepared:
     """Files of each split, in order."""
     shard_lengths: Mapping[str, tuple[int, ...]]
     """Number of rows of each file."""
-    fingerprint: Mapping[str, Any]
-    """Name, version, everything declared and the files' sizes, as plain JSON."""
+    declared: tuple[Path, ...]
+    """The files that declare it: information, features and names of labels."""
 
     @property
     def held_out(self) -> str | None:
@@ -87,8 +86,8 @@ def read_declaration(name: str, path: Path, root: Path) -> Prepared:
             missing or not what TFDS writes, or the shards are not ArrayRecord.
     """
     full = f"{name}:{path.name}"
-    info, info_digest = _read_json(path / INFO, full, root)
-    described, features_digest = _read_json(path / FEATURES, full, root)
+    info = _read_json(path / INFO, full, root)
+    described = _read_json(path / FEATURES, full, root)
     try:
         formats = [info["fileFormat"], *info.get("alternativeFileFormats", ())]
         if info["name"] != name.partition("/")[0]:
@@ -137,13 +136,7 @@ def read_declaration(name: str, path: Path, root: Path) -> Prepared:
         splits={split: sum(counts) for split, counts in lengths.items()},
         shards=shards,
         shard_lengths=lengths,
-        fingerprint={
-            "name": name,
-            "version": path.name,
-            INFO: info_digest,
-            FEATURES: features_digest,
-            "shards": sizes,
-        },
+        declared=(path / INFO, path / FEATURES, *sorted(path.glob("*.labels.txt"))),
     )
 
 
@@ -160,11 +153,9 @@ def command(name: str, root: Path) -> str:
     return f"tfds build {name} --file_format={FORMAT} --data_dir={root}"
 
 
-def _read_json(path: Path, name: str, root: Path) -> tuple[Any, str]:
-    """Returns the content and its sha256."""
+def _read_json(path: Path, name: str, root: Path) -> Any:
     try:
-        content = path.read_bytes()
-        return json.loads(content), hashlib.sha256(content).hexdigest()
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise damaged(name, path, f"cannot be read: {error.strerror}", root) from None
     except (ValueError, RecursionError) as error:

@@ -10,10 +10,11 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from configuration import digests
 from tasks.data import known
 from tasks.data.declared import (
     FORMAT,
@@ -119,13 +120,18 @@ def missing(name: str) -> str | None:
     return None
 
 
-def fingerprint(name: str) -> str:
-    """Returns what tells apart two prepared datasets of one name.
+def content(dataset: Prepared, shards: Sequence[Path]) -> str:
+    """Returns the sha256 of a dataset's declaration and of some of its files.
 
     Raises:
-        ValueError: as `open_dataset`.
+        ValueError: if a file cannot be read.
     """
-    return repr(sorted(open_dataset(name).fingerprint.items()))
+    try:
+        names = [*dataset.declared, *shards]
+        return digests.of_json([str(dataset), digests.of_files(names)])
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+        raise _damaged(dataset, Path(error.filename), what) from None
 
 
 def read(prepared: Prepared, split: str) -> Iterator[dict[str, Any]]:

@@ -57,9 +57,9 @@ class Resized(Images):
         """Name of the data."""
         return self.data.label
 
-    def fingerprint(self) -> str | None:
-        """Returns the fingerprint of the data."""
-        return self.data.fingerprint()
+    def content(self) -> str:
+        """Returns the content of the data."""
+        return self.data.content()
 
     def load(self) -> ImageDataset:
         """Returns the dataset as device arrays (see `Images.load`)."""

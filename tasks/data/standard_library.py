@@ -50,7 +50,7 @@ class StandardLibrary(TokenizedText):
     `SEPARATOR` in the order of their names, so windows may cross files but not splits.
 
     The text is that of the running Python, which differs between versions and
-    distributions: results are comparable where `fingerprint()` agrees.
+    distributions: results are comparable where `content()` agrees.
 
     Licence: PSF License Version 2.
     """
@@ -77,7 +77,7 @@ class StandardLibrary(TokenizedText):
             lambda: tokenize(tokenizer, texts),
         )
 
-    def fingerprint(self) -> str:
+    def content(self) -> str:
         """Returns a hexadecimal digest of the names and contents of all files."""
         digest = hashlib.sha256()
         for name, content in read_files().items():

@@ -75,9 +75,10 @@ class TFDSImages(Images):
         """Returns why the dataset is not on this machine; None if it is."""
         return prepared.missing(self.name)
 
-    def fingerprint(self) -> str:
-        """Returns what the prepared dataset declares."""
-        return prepared.fingerprint(self.name)
+    def content(self) -> str:
+        """Returns the sha256 of the files of the splits that are read."""
+        dataset = prepared.open_dataset(self.name)
+        return prepared.content(dataset, _shards(dataset))
 
     def num_bytes(self) -> int:
         """Returns the bytes of images and labels, as declared."""
@@ -159,7 +160,7 @@ def _load(source: TFDSImages, data_dir: Path) -> ImageDataset:
     columns = _columns(source.name, data_dir)
     dataset = columns.dataset
     shape = _shape(source, dataset.features[columns.image].shape)
-    splits = ("train", dataset.held_out) if dataset.held_out else ("train",)
+    splits = _splits(dataset)
     num = dataset.splits.get("train", 0)
     if num < 10:
         raise ValueError(
@@ -173,13 +174,21 @@ def _load(source: TFDSImages, data_dir: Path) -> ImageDataset:
             "size": source.size,
             "grey": source.grey,
             "splits": splits,
-            "dataset": dict(dataset.fingerprint),
+            "content": prepared.content(dataset, _shards(dataset)),
         },
         lambda: _read(columns, splits, shape, source),
-        [shard for split in splits for shard in dataset.shards[split]],
+        _shards(dataset),
     )
     bounds = split_bounds(num, test_apart=len(splits) == 2)
     return partition(arrays["images"], arrays["labels"], bounds)
+
+
+def _splits(dataset: Prepared) -> tuple[str, ...]:
+    return ("train", dataset.held_out) if dataset.held_out else ("train",)
+
+
+def _shards(dataset: Prepared) -> list[Path]:
+    return [s for split in _splits(dataset) for s in dataset.shards.get(split, ())]
 
 
 def _read(

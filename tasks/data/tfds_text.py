@@ -31,6 +31,8 @@ MIN_BYTES = 1000
 """Smallest `max_bytes`."""
 # Version of the way rows are joined and cut, part of the cache key: raise on changes.
 _CUT = 2
+_READ = "files"
+"""Name of the array of the numbers of the files that were read."""
 
 
 @configuration
@@ -81,15 +83,28 @@ class TFDSText(TokenizedText):
         """Returns why the dataset is not on this machine; None if it is."""
         return prepared.missing(self.name)
 
-    def fingerprint(self) -> str:
-        """Returns what the prepared dataset declares."""
-        return prepared.fingerprint(self.name)
+    def content(self) -> str:
+        """Returns the sha256 of the files that are read."""
+        dataset, shards = prepared.open_dataset(self.name), self._shards()
+        if self.max_bytes is not None:
+            shards = [shards[i] for i in self._read()[_READ]]
+        return prepared.content(dataset, shards)
 
     def num_bytes(self) -> None:
         """Returns None: the number of tokens shows when the text is cut."""
 
     def read_tokens(self) -> dict[str, np.ndarray]:
         """Reads the tokens of each split (see `TokenizedText.read_tokens`)."""
+        return {name: x for name, x in self._read().items() if name != _READ}
+
+    def _shards(self) -> list[Path]:
+        """Returns all files of the splits that are read."""
+        dataset = prepared.open_dataset(self.name)
+        splits = ("train", dataset.held_out or "")
+        return [s for split in splits for s in dataset.shards.get(split, ())]
+
+    def _read(self) -> dict[str, np.ndarray]:
+        """Returns the tokens of each split, and which files hold them."""
         dataset = prepared.open_dataset(self.name)
         feature = dataset.features.get(FEATURE)
         if feature is None or feature.kind != "text":
@@ -97,31 +112,28 @@ class TFDSText(TokenizedText):
                 f"dataset {str(dataset)!r} has no text feature {FEATURE!r}; its "
                 f"features are {dataset.listing}"
             )
-        tokenizer = self.tokenizer
-        fingerprint: dict[str, Any] = {
-            "dataset": dataset.fingerprint,
+        tokenizer, shards = self.tokenizer, self._shards()
+        whole = self.max_bytes is None
+        used: list[int] = []
+
+        def make() -> dict[str, np.ndarray]:
+            parts = read_splits(dataset, self.max_bytes)
+            used.extend(shards.index(shard) for shard in parts.shards)
+            try:
+                tokens = tokenize(tokenizer, parts.texts)
+            except ValueError as error:
+                raise ValueError(f"dataset {str(dataset)!r}: {error}") from None
+            return {**tokens, _READ: np.array(used)}
+
+        about: dict[str, Any] = {
+            "content": prepared.content(dataset, shards if whole else ()),
+            "shards": [shard.name for shard in shards],
             "cut": _CUT,
             "max_bytes": self.max_bytes,
             "tokenizer": [repr(tokenizer), tokenizer.version],
         }
-        shards: list[Path] = []
-        held_out = dataset.held_out or ""
-
-        def make() -> dict[str, np.ndarray]:
-            parts = read_splits(dataset, self.max_bytes)
-            shards.extend(parts.shards)
-            try:
-                return tokenize(tokenizer, parts.texts)
-            except ValueError as error:
-                raise ValueError(f"dataset {str(dataset)!r}: {error}") from None
-
-        return cached(
-            f"{dataset}-{type(tokenizer).__name__}",
-            fingerprint,
-            make,
-            [s for k in ("train", held_out) for s in dataset.shards.get(k, ())],
-            read=lambda: shards,
-        )
+        name = f"{dataset}-{type(tokenizer).__name__}"
+        return cached(name, about, make, shards, lambda: [shards[i] for i in used])
 
 
 class Parts(NamedTuple):

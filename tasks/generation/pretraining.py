@@ -2,14 +2,13 @@
 
 A stage needs a trained stage before it: random latents have no semantics to compress.
 The result takes up to minutes, so it is kept in the cache (`tasks.data.cache`) under
-everything that determines it: the task, the fields below, the data's sha256, the
-version of JAX and its backend.
+everything that determines it: the task, the fields below, the data's sha256, versions
+and settings.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
+from configuration import identity
 from configuration.fields import configuration
 from tasks.base import Dataset, Params, Task, check_seed, sample
 from tasks.data.cache import Arrays, cached
@@ -62,23 +62,13 @@ def _train(recipe: Pretraining, task: Task) -> Params:
         fingerprint = {
             "recipe": [_RECIPE, repr(recipe)],
             "task": repr(task),
-            "data": digest(dataset),
-            "jax": [jax.__version__, jax.default_backend()],
+            "data": identity.of_arrays(dataset),
+            **identity.surroundings(),
         }
         name = f"{type(task).__name__}-pretrained"
         arrays = cached(name, fingerprint, lambda: _run(recipe, task, dataset))
         flat = {tuple(path.split(".")): jnp.array(x) for path, x in arrays.items()}
         return traverse_util.unflatten_dict(flat)
-
-
-def digest(dataset: Dataset) -> str:
-    """Returns the sha256 of all arrays of a dataset, in order."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(dataset):
-        array = np.ascontiguousarray(leaf)
-        found.update(f"{array.dtype} {array.shape} ".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
 
 
 def _run(recipe: Pretraining, task: Task, dataset: Dataset) -> Arrays:

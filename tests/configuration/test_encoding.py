@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 import pytest
 
 from configuration.encoding import (
-    canonical,
     decode,
     decode_kind,
     encode,
@@ -257,12 +256,6 @@ def test_an_added_field_has_its_value_for_absent_where_json_lacks_it():
         decode(Grown, {"size": 1, "axes": 1}, "it", {})
 
 
-def test_an_added_field_leaves_keys_of_the_tuning_cache_as_they_were():
-    before = {"class": "Grown", "size": 1}
-    assert canonical(Grown(1, "tensor")) == before
-    assert canonical(Grown(1)) == before | {"axes": "layer"}
-
-
 @dataclasses.dataclass(frozen=True)
 class Later:
     old: int = 1
@@ -279,20 +272,6 @@ def test_a_later_field_is_written_only_where_it_differs_from_its_default():
         decode(Later, {"new": {"low": 0.5}}, "it", {})
     with pytest.raises(ValueError, match=r"it\.new = 3 must be of type Floors"):
         decode(Later, {"old": 1, "new": 3}, "it", {})
-
-
-@pytest.mark.parametrize("value", [float("nan"), object(), {"f": print}])
-def test_what_has_no_canonical_form_is_refused(value):
-    with pytest.raises(ValueError, match="JSON"):
-        canonical({"value": value})
-
-
-def test_the_canonical_form_is_that_of_stored_tunings():
-    """Digests of this form name cached tunings, so it must not change."""
-    assert canonical({"colour": Colour.RED, "shapes": (Square(2.0), None)}) == {
-        "colour": "RED",
-        "shapes": [{"class": "Square", "side": 2.0}, None],
-    }
 
 
 @dataclasses.dataclass(frozen=True)

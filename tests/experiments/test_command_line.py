@@ -25,7 +25,12 @@ from experiments.presets import configs
 from experiments.presets.estimators import ESTIMATORS, take_estimator
 from experiments.presets.families import on_families
 from experiments.presets.optimizers import OPTIMIZERS, take_optimizer
-from experiments.presets.serialization import decode, differences, encode, identity
+from experiments.presets.serialization import (
+    decode,
+    differences,
+    digest_of,
+    encode,
+)
 from experiments.run import run_directory
 from lopt.learned.celo2 import Celo2
 from lopt.release import registry
@@ -169,10 +174,10 @@ def test_equal_configurations_are_one_run():
         config = dataclasses.replace(configs.QUICKSTART, outer=outer)
         stored = json.loads(json.dumps(encode(config)))
         again = encode(decode(configs.TrainConfig, stored))
-        found |= {identity(stored), identity(again)}
+        found |= {digest_of(stored), digest_of(again)}
     low = dataclasses.replace(configs.QUICKSTART, feature_precision="bfloat16")
-    assert len(found) == 1 and identity(encode(low)) not in found
-    assert identity(encode(low)) != identity(encode(configs.QUICKSTART))
+    assert len(found) == 1 and digest_of(encode(low)) not in found
+    assert digest_of(encode(low)) != digest_of(encode(configs.QUICKSTART))
 
 
 def parse_with_estimator(*arguments):

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from evaluation import plan, run
+from configuration import identity
+from evaluation import folder, plan, run
+from evaluation.identity import Evaluation
 from evaluation.results import read_rows
 from experiments import command_line, evaluate
 from experiments.command_line import InputError
@@ -94,8 +96,9 @@ def test_a_suite_of_different_tasks_with_a_cell_that_cannot_run(
     whole, _ = plan.runnable(mine, Artifact.load(artifact))
     fewer = Suite("mine", "", lambda: CELLS[:1], aggregate=True)
     plain = dataclasses.replace(whole, aggregate=False)
-    stamps = [evaluate._stamp(artifact, x)["suite"] for x in (whole, fewer, plain)]
-    assert len(set(stamps)) == 3
+    loaded = Artifact.load(artifact)
+    found = [Evaluation(x, loaded, (0,)).identity for x in (whole, fewer, plain)]
+    assert len(set(map(identity.digest, found))) == 3
 
 
 @pytest.mark.slow
@@ -216,7 +219,7 @@ def test_a_fleet_of_parts_gives_the_rows_of_one_process(
     monkeypatch.setattr(evaluate, "run_jobs", fails)
     with pytest.raises(SystemExit, match="1"):
         evaluate.evaluate(one, "a command")
-    assert not (tmp_path / "one" / "evaluation.json").exists()
+    assert not folder.read_stamp(tmp_path / "one").sha256
     wrong = dataclasses.replace(one, part="bowl/SGD, tuned")
     with pytest.raises(InputError, match="--part 'bowl/SGD, tuned' must be one of tra"):
         evaluate.run_part(wrong)

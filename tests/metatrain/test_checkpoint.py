@@ -102,7 +102,7 @@ def test_damage_of_any_file_is_noticed_and_the_step_before_is_taken(copy, damage
         if path.is_file() and path.read_bytes() == kept:
             assert damage is zero_page or not kept  # nothing to damage
             continue
-        step, restored, warnings = copy.restore(large(0))
+        step, restored, warnings, _ = copy.restore(large(0))
         assert step == 1 and same(restored, large(1))
         [warning] = warnings
         assert warning.startswith("checkpoint of step 2 is skipped: ")
@@ -120,7 +120,7 @@ def test_a_broken_tree_under_a_right_checksum_is_damage(copy, text):
     newest = copy.folder / "step_00000002"
     (newest / "tree.json").write_text(text, encoding="latin-1")
     write_sums(newest)
-    step, restored, [warning] = copy.restore(large(0))
+    step, restored, [warning], _ = copy.restore(large(0))
     assert step == 1 and same(restored, large(1))
     assert f"step 2 is skipped: {newest / 'tree.json'} is damaged" in warning
 
@@ -131,7 +131,7 @@ def test_what_orbax_cannot_read_under_a_right_checksum_is_damage(copy, name):
     for text in ("{", ""):
         (newest / "state" / name).write_text(text)
         write_sums(newest)
-        step, restored, [warning] = copy.restore(large(0))
+        step, restored, [warning], _ = copy.restore(large(0))
         assert step == 1 and same(restored, large(1))
         assert f"step 2 is skipped: {newest / 'state'} cannot be read" in warning
 
@@ -236,7 +236,7 @@ def test_a_used_up_quota_names_the_folder_and_spoils_nothing(copy, size):
         copy.save(3, large(3))
     assert error.value.errno == errno.EFBIG
     assert copy.steps() == [1, 2]
-    step, restored, warnings = copy.restore(large(0))
+    step, restored, warnings, _ = copy.restore(large(0))
     assert (step, warnings) == (2, []) and same(restored, large(2))
     copy.save(3, large(3))
     assert copy.steps() == [1, 2, 3]
@@ -270,7 +270,7 @@ def test_a_full_disk_at_any_operation_spoils_nothing(copy, monkeypatch):
             failed += 1
         left = sorted(name for name in os.listdir(copy.folder) if name[0] != ".")
         assert left == ["step_00000001", "step_00000002"]
-        step, restored, _ = copy.restore(large(0))
+        step, restored, _, _ = copy.restore(large(0))
         assert step == 2 and (same(restored, large(2)) or same(restored, large(22)))
     assert failed > 10
     assert same(copy.restore(large(0)).state, large(22))
@@ -303,6 +303,6 @@ def test_sums_that_lead_elsewhere_are_damage(copy, tmp_path):
     digest = "0" * 64
     for name in ("../../secret", str(tmp_path / "secret"), "a\0b", "", "state"):
         (newest / SUMS).write_text(f"{digest}  {name}\n")
-        step, _, [warning] = copy.restore(large(0))
+        step, _, [warning], _ = copy.restore(large(0))
         assert step == 1 and str(newest) in warning
     assert json.loads((newest / "tree.json").read_text())

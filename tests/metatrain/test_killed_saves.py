@@ -65,7 +65,7 @@ def check(folder, case):
     """The checkpoints that a reader, the next process and its next save find."""
     new, old = SAVED[case], BEFORE[case]
     checkpoints = Checkpoints(folder, KEEP)
-    step, restored, _ = checkpoints.restore(state(0))
+    step, restored, _, _ = checkpoints.restore(state(0))
     # Steps that are the same twice may hold either state, but one of them whole.
     assert (step, True) in {(step, holds(restored, [m])) for step, m in (new, old)}
     checkpoints.recover()

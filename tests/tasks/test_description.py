@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configuration import identity
 from tasks import (
     MLP,
     VAE,
@@ -108,7 +109,7 @@ def test_data_that_is_not_there_is_named(monkeypatch):
     assert d.undescribed(text) is None
     assert text.batch_shapes().inputs.shape == (32, 4)
     with pytest.raises(ValueError, match="/nowhere"):
-        d.fingerprint(images)
+        d.data_identity(images)
 
 
 def test_names_of_prepared_data():
@@ -122,12 +123,14 @@ def test_names_of_prepared_data():
 def test_contents_of_one_name_are_told_apart(data_dir):
     data_dir("mnist"), data_dir("cifar10_subset")
     small, large = (TFDSImages("mnist", size=size) for size in (8, None))
-    prints = [d.fingerprint(ImageClassification(MLP(), x)) for x in (small, large)]
-    assert prints[0] == prints[1]  # the task itself says the size
+    found = [d.data_identity(ImageClassification(MLP(), x)) for x in (small, large)]
+    assert found[0] == found[1] | {"size": 8}
     other = ImageClassification(MLP(), TFDSImages("cifar10_subset"))
-    assert d.fingerprint(other) != prints[0]
-    assert d.fingerprint(LM) == StandardLibrary().fingerprint()
-    assert d.fingerprint(ImageClassification()) is None
+    assert d.data_identity(other)["content"] != found[0]["content"]
+    assert d.data_identity(LM)["content"] == StandardLibrary().content()
+    digits = d.data_identity(ImageClassification())
+    assert digits["class"] == "tasks.data.embedded.Digits"
+    assert digits["content"] == identity.of_arrays(Digits().load())
 
 
 def test_a_vae_with_squared_errors_starts_at_its_loss_at_chance_in_that_unit():

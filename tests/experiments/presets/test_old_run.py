@@ -3,7 +3,7 @@
 import json
 
 from experiments.presets.configs import TrainConfig
-from experiments.presets.serialization import decode, encode, identity
+from experiments.presets.serialization import decode, digest_of, encode
 from experiments.run.run_directory import read_config
 from lopt import Artifact
 
@@ -15,4 +15,4 @@ def test_an_old_run_factors_tensors_and_is_itself(golden):
     assert config.lopt.factored_axes == "tensor"
     assert Artifact.load(folder / "artifact").optimizer.factored_axes == "tensor"
     (origin,) = folder.glob("checkpoints/*/origin.json")
-    assert identity(encode(config)) == json.loads(origin.read_text())["run"]
+    assert digest_of(encode(config)) == json.loads(origin.read_text())["run"]

@@ -12,7 +12,7 @@ from experiments import command_line
 from experiments.command_line import InputError
 from experiments.presets.configs import QUICKSTART, TrainConfig, presets
 from experiments.presets.estimators import ESTIMATORS, earlier_form, migrated
-from experiments.presets.serialization import decode, encode, identity
+from experiments.presets.serialization import decode, digest_of, encode
 from experiments.run import run_directory
 from experiments.run.training_state import load_trained
 from experiments.train import train
@@ -58,12 +58,12 @@ def test_its_configuration_is_that_of_its_command_line_and_so_is_its_identity():
     wanted = parsed()
     assert config == wanted and isinstance(config.estimator, PES)
     origin = EARLIER / "checkpoints/step_00000020/origin.json"
-    assert json.loads(origin.read_text())["run"] == identity(encode(wanted))
+    assert json.loads(origin.read_text())["run"] == digest_of(encode(wanted))
     assert earlier_form(encode(wanted)["estimator"]) == stored()["estimator"]
 
 
 def test_its_theta_is_read():
-    config, state = load_trained(EARLIER)
+    config, state, _ = load_trained(EARLIER)
     assert int(state.outer.step) == config.num_steps == 20
 
 

@@ -16,7 +16,7 @@ from experiments import command_line
 from experiments import train as training_command
 from experiments.command_line import BAD_INPUT, InputError
 from experiments.presets.configs import TrainConfig, presets
-from experiments.presets.serialization import decode, encode, identity
+from experiments.presets.serialization import decode, digest_of, encode
 from experiments.run.run_directory import (
     METRICS,
     VALIDATION,
@@ -110,10 +110,10 @@ def test_all_checkpoints_bad_is_a_stop_and_no_fresh_start(copy, capfd):
 
 
 def test_a_checkpoint_of_something_else_is_refused_before_use(copy, capfd):
-    _, state = load_trained(copy)
+    _, state, _ = load_trained(copy)
     half = jax.tree.map(lambda x: np.asarray(x, np.float16), state.outer.average)
     other = state._replace(outer=state.outer._replace(average=half))
-    run = identity(encode(options(copy)))
+    run = digest_of(encode(options(copy)))
     Checkpoints(copy / "checkpoints", run=run).save(12, other)
     error = refused(copy, capfd)
     assert "step_00000012 does not fit this run: 2 leaves differ" in error

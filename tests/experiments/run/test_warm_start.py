@@ -185,8 +185,9 @@ def test_theta_can_be_chosen_on_a_suite(tmp_path):
     cells = [name for name in row if name.startswith("held_out_loss/")]
     assert len(cells) > 1
     assert row["held_out_loss"] == pytest.approx(np.mean([row[c] for c in cells]))
-    trained, state = load_trained(path)
-    assert make_artifact(trained, encode(trained), state).provenance["best_step"] == 1
+    trained, state, about = load_trained(path)
+    artifact = make_artifact(trained, encode(trained), state, about)
+    assert artifact.provenance["best_step"] == 1
     unknown = dataclasses.replace(validation, suite="quickstrat")
     with pytest.raises(InputError, match=r"quickstrat.*quickstart"):
         train(of(tmp_path / "other", validation=unknown), "tiny")

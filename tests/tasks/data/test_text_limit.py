@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record")
 
+from configuration import digests
 from tasks.base import SPLITS
 from tasks.data import cache, prepared
 from tasks.data.cutting import cut, end_within
@@ -131,8 +132,9 @@ def test_a_file_that_is_needed_is_verified_to_its_end(docs, monkeypatch):
 
 def test_the_cache_compares_only_the_files_that_were_read(docs, monkeypatch):
     first = load(1000)
-    hashed, digest = [], cache._digest
-    monkeypatch.setattr(cache, "_digest", lambda p: hashed.append(p.name) or digest(p))
+    hashed, digest = [], digests.of_file
+    spy = lambda p: hashed.append(p.name) or digest(p)  # noqa: E731
+    monkeypatch.setattr(digests, "of_file", spy)
     for index in range(3):
         os.utime(docs / HEAD.format(index), ns=(1, 1))
     with monkeypatch.context() as patch:

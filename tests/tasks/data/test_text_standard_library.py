@@ -92,13 +92,13 @@ def test_more_files_move_none_to_another_split(small):
     assert changed == [split_of("a_new_one.py")]
 
 
-def test_the_fingerprint_follows_names_and_contents(small):
-    seen = {StandardLibrary().fingerprint()}
-    assert StandardLibrary(BytePairs()).fingerprint() in seen
+def test_the_content_follows_names_and_contents(small):
+    seen = {StandardLibrary().content()}
+    assert StandardLibrary(BytePairs()).content() in seen
     small["module_0.py"] += b"\n"
-    seen.add(StandardLibrary().fingerprint())
+    seen.add(StandardLibrary().content())
     small["other.py"] = small.pop("module_0.py")
-    seen.add(StandardLibrary().fingerprint())
+    seen.add(StandardLibrary().content())
     assert len(seen) == 3
 
 

@@ -10,7 +10,7 @@ from tasks.base import SPLITS
 from tasks.classification import ImageClassification
 from tasks.data import cache
 from tasks.generation import pretraining
-from tasks.generation.pretraining import Pretraining, digest
+from tasks.generation.pretraining import Pretraining
 from tasks.models.mlp import MLP
 from tasks.registry import FAMILIES
 
@@ -51,18 +51,6 @@ def test_training_is_repeatable_and_kept_under_what_determines_it(monkeypatch):
     for recipe, task in others:
         with pytest.raises(AssertionError, match="trained again"):
             trained(recipe, task)
-
-
-def test_the_digest_is_of_content_type_and_shape():
-    data = {"a": np.arange(6, dtype=np.int32), "b": np.ones(2)}
-    digests = {
-        digest(data),
-        digest({**data, "a": data["a"][::-1]}),
-        digest({**data, "a": data["a"].reshape(2, 3)}),
-        digest({**data, "b": np.ones(2, np.float32)}),
-    }
-    assert len(digests) == 4
-    assert digest({"a": data["a"].copy(), "b": data["b"]}) == digest(data)
 
 
 def test_a_stage_that_diverged_is_refused_and_not_kept():

@@ -1,0 +1,117 @@
+"""SHA-256 of files, remembered on disk while they demonstrably stay the same.
+
+Files of data are hashed at every start. So a digest is kept under the device, the
+inode, the size and both times of its file. The time of change (ctime) cannot be set by
+a program, so a file that was written again has another. Where that is not certain the
+file is read anew: on network and foreign file systems, and if it changed within
+`_SETTLED` before it was read, since a clock has steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import stat
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from configuration.files import write_text
+from configuration.folders import cache_dir
+
+_RELIABLE = ("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs")
+"""File systems on which the kernel sets ctime at every change."""
+_SETTLED = 2_000_000_000  # nanoseconds
+
+
+def of_json(value: object) -> str:
+    """Returns the digest of a JSON value; the order of keys does not count."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def of_files(paths: Iterable[Path]) -> dict[str, str]:
+    """Returns the digests of files by name.
+
+    Raises:
+        OSError: naming the file that cannot be read, or is no file.
+    """
+    return {path.name: of_file(path) for path in paths}
+
+
+def of_file(path: Path) -> str:
+    """Returns the digest of a file's content.
+
+    Raises:
+        OSError: if it cannot be read, or is no file.
+    """
+    # O_NONBLOCK: opening a pipe would wait for a writer.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    before = os.fstat(handle)
+    if not stat.S_ISREG(before.st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "is not a file", str(path))
+    with os.fdopen(handle, "rb") as file:
+        entry = _entry(before)
+        if entry is not None and (known := _remembered(entry)):
+            return known
+        now = time.time_ns()
+        found = _hashed(file)
+        settled = now - max(before.st_ctime_ns, before.st_mtime_ns) > _SETTLED
+        same = state(os.fstat(handle)) == state(before)
+    if entry is not None and settled and same:
+        # A digest that cannot be kept is computed again.
+        with contextlib.suppress(OSError):
+            write_text(entry, f"{_checked(entry, found)}\n")
+    return found
+
+
+def _hashed(file: io.BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state(found: os.stat_result) -> Mapping[str, int]:
+    """Returns what differs once a file was written again or replaced."""
+    names = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+    return {name: getattr(found, name) for name in names}
+
+
+def _entry(found: os.stat_result) -> Path | None:
+    """Returns where a file's digest is remembered; None if it cannot be."""
+    if _file_system(found.st_dev) not in _RELIABLE:
+        return None
+    name = of_json(state(found))
+    return cache_dir() / "sha256" / name[:2] / name
+
+
+def _remembered(entry: Path) -> str | None:
+    try:
+        text = entry.read_text("ascii")
+    except (OSError, UnicodeDecodeError):
+        return None
+    digest = text[:64]
+    return digest if text == f"{_checked(entry, digest)}\n" else None
+
+
+def _checked(entry: Path, digest: str) -> str:
+    """Returns a digest with a checksum of it and of the entry that it belongs to."""
+    about = hashlib.sha256(f"{entry.name} {digest}".encode()).hexdigest()
+    return f"{digest} {about}"
+
+
+def _file_system(device: int) -> str | None:
+    """Returns the type of a mounted file system; None if the kernel does not say."""
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        mount, _, described = line.partition(" - ")
+        if mount.split()[2:3] == [wanted]:
+            return described.split()[0]
+    return None

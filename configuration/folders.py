@@ -1,0 +1,51 @@
+"""The folder of all caches, and locks that end with their process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+VARIABLE = "METATRAIN_CACHE_DIR"
+
+
+def cache_dir() -> Path:
+    """Returns the folder of all caches, which need not exist."""
+    if given := os.environ.get(VARIABLE):
+        return Path(os.path.expanduser(given))  # keeps an unknown ~user
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(home)) / "metatrain"
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Holds a lock file, of whose content the holder is told, while the block runs.
+
+    Args:
+        path: the lock file; it and its folder are created.
+        wait: until no other process holds it; else that is an error.
+
+    Raises:
+        BlockingIOError: if another process holds it; the message says which.
+        OSError: if it cannot be written, is a link, or its file system has no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    with os.fdopen(os.open(path, flags, 0o666), "r+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            owner = file.read(200).strip() or "unknown"
+            what = f"is in use by process {owner}"
+            raise BlockingIOError(errno.EWOULDBLOCK, what, str(path.parent)) from None
+        except OSError as error:
+            what = f"{error.strerror}; its file system may have no locks"
+            raise OSError(error.errno, what, str(path)) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
