@@ -107,6 +107,18 @@ def of(value: Any) -> Any:
     return _of(value, "", ())
 
 
+def sources(found: Any) -> dict[str, str]:
+    """Returns the sources in an identity: digests of files by class or function."""
+    if isinstance(found, list):
+        return {name: x for item in found for name, x in sources(item).items()}
+    if not isinstance(found, dict):
+        return {}
+    inside = sources(list(found.values()))
+    if "source" not in found:
+        return inside
+    return inside | {found.get("class") or found["function"]: found["source"]}
+
+
 def differences(stored: Any, now: Any) -> dict[str, str]:
     """Returns `stored → now` for every leaf that differs, by dotted path."""
     left, right = dict(_leaves(stored)), dict(_leaves(now))

@@ -1,8 +1,9 @@
 """What a training run's state depends on beside its configuration.
 
-Each checkpoint says which data, versions and settings made it. A run goes on where they
-are today's. After an upgrade it goes on if `--run.despite` names what may differ; the
-checkpoints after that, and the released artifact, say so.
+Each checkpoint says which data, versions and settings made it, and which code of
+classes from outside. A run goes on where all that is as it is today. After an upgrade
+it goes on if `--run.despite` names what may differ; the checkpoints after that, and the
+released artifact, say so.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ def origin(config: TrainConfig) -> dict[str, Any]:
     """
     try:
         data = {g.name: data_identity(g.task) for g in config.distribution.groups}
+        # Of classes that are registered from outside; ours have a version.
+        parts = (config.task, config.lopt, config.estimator)
+        code = identity.sources([identity.of(part) for part in parts])
     except UnidentifiedError as error:
         return {REASON: str(error)}
-    return {IDENTITY: {"data": data} | identity.surroundings()}
+    return {IDENTITY: {"data": data, "code": code} | identity.surroundings()}
 
 
 def check(

@@ -134,6 +134,21 @@ def content(dataset: Prepared, shards: Sequence[Path]) -> str:
         raise _damaged(dataset, Path(error.filename), what) from None
 
 
+def state(dataset: Prepared) -> tuple[tuple[int, ...], ...]:
+    """Returns what differs once a file was replaced, for caches of this process.
+
+    Raises:
+        ValueError: if a file is missing.
+    """
+    shards = itertools.chain.from_iterable(dataset.shards.values())
+    try:
+        found = [path.stat() for path in (*dataset.declared, *shards)]
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+        raise _damaged(dataset, Path(error.filename), what) from None
+    return tuple(tuple(digests.state(each).values()) for each in found)
+
+
 def read(prepared: Prepared, split: str) -> Iterator[dict[str, Any]]:
     """Yields the rows of a split in the order of the disk, images as encoded bytes.
 

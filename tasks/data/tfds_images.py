@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -88,7 +88,8 @@ class TFDSImages(Images):
 
     def load(self) -> ImageDataset:
         """Returns the dataset as device arrays (see `Images.load`)."""
-        return _load(self, prepared.data_dir())
+        state = prepared.state(prepared.open_dataset(self.name))
+        return _load(self, prepared.data_dir(), state)
 
 
 class _Columns(NamedTuple):
@@ -156,8 +157,9 @@ def _shape(source: TFDSImages, stored: tuple[int | None, ...]) -> tuple[int, int
 
 
 @functools.cache
-def _load(source: TFDSImages, data_dir: Path) -> ImageDataset:
-    columns = _columns(source.name, data_dir)
+def _load(source: TFDSImages, data_dir: Path, state: Any) -> ImageDataset:
+    del state  # part of the cache key, as the files may be replaced
+    columns = _columns.__wrapped__(source.name, data_dir)
     dataset = columns.dataset
     shape = _shape(source, dataset.features[columns.image].shape)
     splits = _splits(dataset)

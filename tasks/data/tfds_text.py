@@ -11,7 +11,7 @@ import array
 import bisect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,9 +70,10 @@ class TFDSText(TokenizedText):
                 "bytes, or None for the whole dataset"
             )
 
-    def folder(self) -> Path:
-        """Returns the folder of prepared datasets."""
-        return prepared.data_dir()
+    def state(self) -> Hashable:
+        """Returns the folder of prepared datasets and the state of the files."""
+        dataset = prepared.open_dataset(self.name)
+        return prepared.data_dir(), prepared.state(dataset)
 
     @property
     def label(self) -> str:

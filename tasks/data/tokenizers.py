@@ -11,8 +11,7 @@ import abc
 import functools
 import importlib.metadata
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -161,8 +160,8 @@ class TokenizedText(Text, abc.ABC):
         """Number of different tokens."""
         return self.tokenizer.vocab_size
 
-    def folder(self) -> Path | None:
-        """Returns the folder of datasets that the name refers to, if any."""
+    def state(self) -> Hashable:
+        """Returns what differs once the text was replaced, within one process."""
         return None
 
     @abc.abstractmethod
@@ -175,20 +174,19 @@ class TokenizedText(Text, abc.ABC):
         Raises:
             ValueError: in one line, if the text is missing or damaged.
         """
-        return load_tokens(self, self.folder())[0]
+        return load_tokens(self, self.state())[0]
 
     def decode(self, tokens: np.ndarray) -> str:
         """Returns the text of tokens `[n]`, for inspection."""
-        return self.tokenizer.decode(load_tokens(self, self.folder())[1], tokens)
+        return self.tokenizer.decode(load_tokens(self, self.state())[1], tokens)
 
 
 @functools.cache
 def load_tokens(
-    source: TokenizedText, folder: Path | None
+    source: TokenizedText, state: Hashable
 ) -> tuple[TextDataset, np.ndarray]:
     """Returns the dataset of a source, and what its tokenizer learned."""
-    # Part of the cache key: a name can mean another dataset elsewhere.
-    del folder
+    del state  # part of the cache key
     tokens = source.read_tokens()
     return to_device(tokens), tokens["learned"]
 
