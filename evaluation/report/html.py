@@ -99,7 +99,8 @@ _CURVES_NOTE = (
     "its panel at the top or ends where it stops being finite."
 )
 _WIDTH_NOTE = (
-    "The horizon and the depth are those of the trained cell. Dots are seeds. The "
+    "The horizon and the depth are those of the trained cell. Dots are seeds, crosses "
+    "seeds that diverged and count as the cap. The "
     "learned optimizer and transferred μAdam run in μP and were tuned at no width but "
     "the trained one; tuned Adam runs in the standard parametrization and was tuned at "
     "each width."
@@ -117,10 +118,12 @@ _TUNING_NOTE = (
     "of Adam in the trained cell."
 )
 _CAP_NOTE = (
-    "Before averaging, each loss is capped at 1.5 × the loss at chance, NaN included, "
-    "so that a diverged run counts as the cap and not as nothing; capped steps and "
-    "diverged runs are counted in the table. A run diverged if something in it was not "
-    "finite or its last loss stood at the cap."
+    "Before averaging over steps, each training loss is capped at 1.5 × the loss at "
+    "chance, NaN included, so that a diverged run counts as the cap and not as "
+    "nothing; capped steps and diverged runs are counted in the table. Validation and "
+    "test losses are as measured; a mean over seeds of which one is not finite is not "
+    "finite. A run diverged if something in it was not finite or its last training "
+    "loss stood at the cap."
 )
 
 

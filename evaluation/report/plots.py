@@ -132,9 +132,11 @@ def plot_widths(rows: Sequence[EvalRow]) -> Figure:
         here = [row for row in wide if row.optimizer == name]
         points = {w: [r.mean_loss for r in here if r.widths[0] == w] for w in widths}
         points = {w: losses for w, losses in points.items() if losses}
-        for width, losses in points.items():
-            x = [width * shift] * len(losses)
-            axes.plot(x, losses, ".", color=colour, alpha=0.45, markersize=5)
+        for row in here:
+            x, mark = row.widths[0] * shift, "x" if row.diverged else "."
+            axes.plot(
+                [x], [row.mean_loss], mark, color=colour, alpha=0.45, markersize=5
+            )
         axes.plot(
             [width * shift for width in points],
             [np.mean(losses) for losses in points.values()],
@@ -167,7 +169,9 @@ def plot_overview(rows: Sequence[EvalRow]) -> Figure:
     for summary in summaries:
         colour, marker, _ = _STYLES.get(summary.optimizer, _OTHER)
         x, y = summary.normalized_loss, cells.index(summary.cell)
-        axes.plot([x], [y], marker, color=colour, markersize=5, alpha=0.85)
+        inside = "none" if summary.flagged else colour
+        style = {"color": colour, "markersize": 5, "markerfacecolor": inside}
+        axes.plot([x], [y], marker, alpha=0.85, **style)
     axes.set_yticks(range(len(cells)), cells)
     axes.set_ylim(len(cells) - 0.5, -0.5)
     axes.set_xscale("log")
