@@ -29,7 +29,7 @@ def test_values_that_are_not_finite_are_refused_where_they_stand(value, dtype):
     message = r"\['x'\]\[6, 1\] is .*(nan|inf).*; data must be finite: leave"
     with pytest.raises(ValueError, match=f"^data{message}"):
         hold({"x": bad})
-    parts = dict.fromkeys(SPLITS, {"x": good})
+    parts = {split: {"x": good} for split in SPLITS}
     for split in SPLITS:
         with pytest.raises(ValueError, match=f"^{split}{message}"):
             hold(Splits(**parts | {split: {"x": bad}}))
