@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from configuration.fields import escaped
 from configuration.files import write_text
 from evaluation.plan import CellTuning, Skipped
 from evaluation.report import plots, tables
@@ -90,7 +91,8 @@ def write_report(
         f"<h2>Every run</h2>{_details('All seeds', tables.html_seeds(rows))}",
         _origin_section(config, environment),
     ]
-    write_text(path, _page(title, "\n".join(filter(None, sections))))
+    page = _page(title, "\n".join(filter(None, sections)))
+    write_text(path, escaped(page))  # the command line may be no Unicode text
 
 
 _CURVES_NOTE = (

@@ -1,5 +1,7 @@
 """Tables, figures and the report are complete and self-contained."""
 
+import dataclasses
+import html
 import math
 import re
 from html.parser import HTMLParser
@@ -397,6 +399,25 @@ def test_report_is_well_formed_and_escapes(page):
         MU_ADAM,
     ):
         assert part in text
+
+
+MATH = r"a $\frac{$ b"
+
+
+def test_names_are_no_formulas(tmp_path, rows, tunings):
+    rows = [dataclasses.replace(row, cell=MATH, unit="$x^$") for row in rows]
+    rows += [dataclasses.replace(row, cell="$$") for row in rows]
+    tunings = [entry._replace(cell=MATH) for entry in tunings]
+    path = tmp_path / "report.html"
+    environment = {"command": "python -m x '\udcff'"}
+    write_report(path, MATH, rows, tunings, [], {}, environment)
+    drawn = [plots.plot_curves(rows), plots.plot_overview(rows)]
+    assert all(MATH in plots.svg(figure) for figure in drawn)
+    assert plots.png(drawn[0])
+    page = path.read_text()
+    assert f"{ADAM}: {MATH}" in page and r"x '\udcff'" in html.unescape(page)
+    # Neither are the ticks, though matplotlib would write powers as formulas.
+    assert "mathdefault" not in page and ">2⁻⁴<" in page
 
 
 def test_report_needs_no_other_resource(page):

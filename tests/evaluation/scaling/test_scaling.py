@@ -159,9 +159,9 @@ def test_figures_are_pictures(checks):
     check = CoordinateCheck(WIDTHS, ("a", "b"), change[:, :, 0], change, change[..., 0])
     transfers = {"Adam": transfer([[3.0, 2.0, 1.0], [1.0, 1.5, 4.0]])}
     figures = [
-        plot_coordinates({"μP": check, "standard": check}),
-        plot_features(checks),
-        plot_transfer(transfers),
+        plot_coordinates({"μP": check, r"$\frac{$": check}, axis="$$"),
+        plot_features({f"$\\{label}$": value for label, value in checks.items()}),
+        plot_transfer(transfers | {r"$\frac{$": transfers["Adam"]}),
     ]
     for figure in figures:
         assert png(figure).startswith(b"\x89PNG") and len(png(figure)) > 5000
