@@ -72,7 +72,8 @@ class EvalRow:
     capped_steps: int
     """Number of steps whose loss was capped."""
     seconds: Measured
-    """The run's share of its program's wall time, compilation excluded."""
+    """Wall time of the cell's reported runs of this optimizer, which are vmapped, over
+    their number; training and the final losses, without compilation."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Learning rate, schedule and where they were tuned; or the learned optimizer."""
 

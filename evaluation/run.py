@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configuration.fields import checked
-from evaluation.training import Trained, train, train_streamed
+from evaluation.training import Trained, compile_streamed, train, train_streamed
 from lopt.base import LearnedOptimizer, Theta, own_theta
 from lopt.baselines import evaluation_params
 from metatrain.inner import InnerLoop
@@ -49,7 +49,7 @@ class RunResult(NamedTuple):
     test_accuracy: np.ndarray  # [R]
     diverged: np.ndarray  # [R] bool: somewhere not finite, or capped at the end
     capped_steps: np.ndarray  # [R] int, steps whose loss counted as the cap
-    seconds: np.ndarray  # [R] share of the wall time; with compilation only if streamed
+    seconds: np.ndarray  # [R] share of the wall time, without compilation
 
 
 def cap(losses: jax.Array, task: Task) -> jax.Array:
@@ -83,6 +83,12 @@ def evaluate(
     theta = own_theta(checked("lopt", lopt, LearnedOptimizer), theta)
     dataset = task.load_data() if dataset is None else dataset
     loop = InnerLoop(task, lopt)
+    if isinstance(dataset, HostDataset):
+        _outcomes(
+            task,
+            dataset.resident,
+            compile_streamed(loop, theta, seeds, dataset, num_steps),
+        )
     return _execute(loop, theta, num_steps, seeds, dataset, stacked=False)
 
 
@@ -99,8 +105,8 @@ def evaluate_each(
     Runs go through one compiled program in chunks of a fixed size: longer lists compile
     nothing new, and a run's figures do not depend on the length of the list. Its
     seconds are its share of its chunk, in which runs that only fill it up count as
-    others. They compare with those of other lists of this task alone; for optimizers
-    to be compared, `evaluate` vmaps exactly the runs that are asked for.
+    others, and with compilation if rows are streamed. To compare optimizers, take the
+    seconds of `evaluate`, which vmaps exactly the runs that are asked for.
 
     Args are those of `evaluate`, but `thetas` has `[R]` in front, a θ for each seed.
     """
@@ -252,7 +258,7 @@ def _execute(
             runs = train_streamed(
                 loop, theta, seeds, dataset, num_steps, stacked=stacked
             )
-            return _outcomes(loop.task, dataset.resident, runs)
+            return _outcomes(loop.task, dataset.resident, runs._replace(aux={}))
 
     else:
         args = (theta, jnp.asarray(seeds, jnp.int32), dataset)
