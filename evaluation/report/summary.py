@@ -176,10 +176,11 @@ def _held_out(rows: Sequence[EvalRow]) -> str:
     text = (
         f"Over the last 20 steps its training loss is {own.final_loss[0]:.2g}, tuned "
         f"Adam's {adam.final_loss[0]:.2g}. Its test loss after the last step, "
-        f"{own.test_loss[0]:.3f}{flag(own)}, is "
+        f"{format_held_out(own.test_loss[0])}{flag(own)}, is "
     )
     if not math.isfinite(difference.mean):
-        return f"{text}not comparable with tuned Adam's, {adam.test_loss[0]:.3f}."
+        other = format_held_out(adam.test_loss[0])
+        return f"{text}not comparable with tuned Adam's, {other}."
     return (
         f"{text}{words[difference.verdict]} tuned Adam's (paired difference "
         f"{format_paired(difference)})."
@@ -251,6 +252,11 @@ def scaling_lines(rows: Sequence[EvalRow]) -> list[str]:
             text += f" (tuned Adam: {ratio:.2f} ×)"
         lines.append(f"{text}, final loss {summary.final_loss[0]:.2g}{flag(summary)}")
     return lines
+
+
+def format_held_out(loss: float, digits: int = 3) -> str:
+    """Formats a held-out loss, which has no upper bound."""
+    return f"{loss:.3g}" if abs(loss) >= 1e4 else f"{loss:.{digits}f}"
 
 
 def format_error(value: tuple[float, float]) -> str:

@@ -166,6 +166,13 @@ def test_no_verdict_on_test_losses_that_are_not_finite(make_row, losses):
     assert "Diverged runs, which count as the cap: learned (2 of 2)." in text
 
 
+def test_huge_held_out_losses_are_short(make_row):
+    rows = [make_row(LEARNED, test_loss=2.25e10), make_row(ADAM)]
+    for text in (text_summary(rows), html_seeds(rows)):
+        assert "2.25e+10 †" in text
+    assert "after the last step, 2.25e+10 †" in headline(rows)
+
+
 def test_diverged_runs_have_marks_of_their_own_in_plots(make_row):
     rows = [
         make_row(LEARNED, cell, seed, widths=(width,), diverged=seed == 1)
