@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jax
 
-from configuration.fields import escaped
 from configuration.files import SUMS
 from experiments.command_line import reported
 from experiments.presets.configs import TrainConfig
@@ -47,7 +46,7 @@ def initial_theta(
     for line in differences(*(encode(side, absent=True) for side in sides)):
         print(f"warning: {folder} was trained with {line} here", file=sys.stderr)
     parent = {
-        "path": escaped(str(folder)),
+        "path": str(folder),
         "sha256": hashlib.sha256(sums).hexdigest(),
         "class": type(artifact.optimizer).__name__,
         "parts": parts,
