@@ -130,6 +130,31 @@ def checked(name: str, value: Any, hint: Any, read: Read | None = None) -> Any:
     raise ValueError(f"{name} = {shown(value)} must be {_described(hint)}")
 
 
+def encodable(name: str, text: str) -> str:
+    r"""Returns a text that a file can hold.
+
+    Raises:
+        ValueError: if it has a lone surrogate, as JSON's "\ud800" or a name on the
+            command line that is not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} = {shown(text)} must be Unicode text, without lone surrogates "
+            f"such as {text[error.start]!a}"
+        ) from None
+    return text
+
+
+def escaped(text: str) -> str:
+    """Returns a text that `encodable` accepts; lone surrogates become escapes.
+
+    For paths and command lines, whose bytes need not be UTF-8.
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
 def unmarked(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     """Splits `Annotated[X, ...]` into X and its marks."""
     if typing.get_origin(hint) is not Annotated:
@@ -178,6 +203,8 @@ def _fit(name: str, value: Any, hint: Any, read: Read | None) -> Any:
         return (*same, *fits, _UNFIT)[0]
     if hint in (float, int, bool):
         return _number(value, hint, nan=NAN in marks)
+    if hint is str and isinstance(value, str):
+        return encodable(name, value)
     items = entry_types(hint, value)
     if items is not None:
         # Shortcut for curves, which have thousands of entries.

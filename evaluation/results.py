@@ -17,7 +17,7 @@ from configuration.encoding import decode, encode
 from configuration.fields import Measured
 from configuration.files import write_text
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +59,21 @@ class EvalRow:
     final_loss: Measured
     """Mean of the last 20 losses, capped likewise."""
     valid_loss: Measured
+    """Loss on the whole of outer_valid after the last step, as measured: not capped,
+    and NaN or infinite where it was."""
     valid_accuracy: Measured
     """NaN where the task has none."""
     test_loss: Measured
+    """Loss on the whole of test, likewise."""
     test_accuracy: Measured
     diverged: bool
-    """Whether something was not finite, or the last loss was at the cap."""
+    """Whether a training or held-out loss or a parameter was not finite, or the last
+    training loss was at the cap."""
     capped_steps: int
     """Number of steps whose loss was capped."""
     seconds: Measured
-    """The run's share of its program's wall time, compilation excluded."""
+    """Wall time of the cell's reported runs of this optimizer, which are vmapped, over
+    their number; training and the final losses, without compilation."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Learning rate, schedule and where they were tuned; or the learned optimizer."""
 

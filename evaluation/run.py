@@ -2,9 +2,10 @@
 
 `evaluation.training` says what a seed determines; this module measures the outcome.
 
-Divergence is data. Every loss that is averaged is first capped as in meta-training, at
-1.5 × the loss at chance, NaN and infinity included. Curves are kept as they were, and
-results say how many steps were capped and which runs diverged.
+Divergence is data. Every training loss that is averaged over steps is first capped as
+in meta-training, at 1.5 × the loss at chance, NaN and infinity included. Curves and
+held-out losses are kept as they were, and results say how many steps were capped and
+which runs diverged.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configuration.fields import checked
-from evaluation.training import Trained, train, train_streamed
+from evaluation.training import Trained, compile_streamed, train, train_streamed
 from lopt.base import LearnedOptimizer, Theta, own_theta
 from lopt.baselines import evaluation_params
 from metatrain.inner import InnerLoop
@@ -37,18 +38,18 @@ _OBJECTIVE = Objective()
 
 
 class RunResult(NamedTuple):
-    """Figures of R runs; numpy arrays, losses in nats, capped except for the curve."""
+    """Figures of R runs; numpy arrays, losses in nats."""
 
     curve: np.ndarray  # [R, H] training-batch loss before each update
-    mean_loss: np.ndarray  # [R] mean of the curve: the reported figure
-    final_loss: np.ndarray  # [R] mean of the curve's last FINAL_STEPS
-    valid_loss: np.ndarray  # [R] on the whole of outer_valid, after the last step
+    mean_loss: np.ndarray  # [R] mean of the capped curve: the reported figure
+    final_loss: np.ndarray  # [R] mean of the capped curve's last FINAL_STEPS
+    valid_loss: np.ndarray  # [R] on the whole of outer_valid in the end, not capped
     valid_accuracy: np.ndarray  # [R] NaN if the task has no accuracy
-    test_loss: np.ndarray  # [R] on the whole of test, never chosen by
+    test_loss: np.ndarray  # [R] on the whole of test, not capped; never chosen by
     test_accuracy: np.ndarray  # [R]
     diverged: np.ndarray  # [R] bool: somewhere not finite, or capped at the end
     capped_steps: np.ndarray  # [R] int, steps whose loss counted as the cap
-    seconds: np.ndarray  # [R] share of the wall time; with compilation only if streamed
+    seconds: np.ndarray  # [R] share of the wall time, without compilation
 
 
 def cap(losses: jax.Array, task: Task) -> jax.Array:
@@ -82,6 +83,12 @@ def evaluate(
     theta = own_theta(checked("lopt", lopt, LearnedOptimizer), theta)
     dataset = task.load_data() if dataset is None else dataset
     loop = InnerLoop(task, lopt)
+    if isinstance(dataset, HostDataset):
+        _outcomes(
+            task,
+            dataset.resident,
+            compile_streamed(loop, theta, seeds, dataset, num_steps),
+        )
     return _execute(loop, theta, num_steps, seeds, dataset, stacked=False)
 
 
@@ -96,7 +103,10 @@ def evaluate_each(
     """Trains once per pair of a θ and a seed.
 
     Runs go through one compiled program in chunks of a fixed size: longer lists compile
-    nothing new, and a run's figures do not depend on the length of the list.
+    nothing new, and a run's figures do not depend on the length of the list. Its
+    seconds are its share of its chunk, in which runs that only fill it up count as
+    others, and with compilation if rows are streamed. To compare optimizers, take the
+    seconds of `evaluate`, which vmaps exactly the runs that are asked for.
 
     Args are those of `evaluate`, but `thetas` has `[R]` in front, a θ for each seed.
     """
@@ -110,7 +120,6 @@ def evaluate_each(
         here = [seeds[row] for row in rows]
         part = _execute(loop, theta, num_steps, here, dataset, stacked=True)
         used = min(size, num - begin)
-        part = part._replace(seconds=part.seconds * size / used)
         parts.append(jax.tree.map(lambda x, used=used: x[:used], part))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
@@ -199,16 +208,16 @@ def _outcome(task: Task, dataset: Dataset, run: Trained) -> dict[str, jax.Array]
         "curve": curve,
         "mean_loss": jnp.mean(losses),
         "final_loss": jnp.mean(losses[-FINAL_STEPS:]),
-        "diverged": ~finite | at_cap[-1],
         "capped_steps": jnp.sum(at_cap),
     }
     splits: dict[str, Split] = {"valid": "outer_valid", "test": "test"}
     for name, split in splits.items():
         batch = task.whole(dataset, split)
         loss, aux = _loss_of_whole(task, params, stream(key, split), batch)
-        fields[f"{name}_loss"] = cap(loss, task)
+        fields[f"{name}_loss"] = loss
         fields[f"{name}_accuracy"] = jnp.asarray(aux.get("accuracy", jnp.nan))
-    return fields
+        finite &= jnp.isfinite(loss)
+    return fields | {"diverged": ~finite | at_cap[-1]}
 
 
 def _loss_of_whole(
@@ -249,7 +258,7 @@ def _execute(
             runs = train_streamed(
                 loop, theta, seeds, dataset, num_steps, stacked=stacked
             )
-            return _outcomes(loop.task, dataset.resident, runs)
+            return _outcomes(loop.task, dataset.resident, runs._replace(aux={}))
 
     else:
         args = (theta, jnp.asarray(seeds, jnp.int32), dataset)

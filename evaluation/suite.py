@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from configuration import encoding, identity
 from configuration.folders import locked
 from evaluation import run, tuning_cache
@@ -35,7 +37,6 @@ from evaluation.plan import (
 from evaluation.report.speed_up import REFERENCE_HORIZONS
 from evaluation.results import EvalRow
 from evaluation.tune import Scheduled, Tuning, scheduled_theta, tune
-from lopt.baselines import Schedule
 from lopt.release import registry
 from lopt.release.artifact import Artifact
 from metatrain.streaming import HostDataset, load
@@ -249,11 +250,13 @@ def _baseline_rows(
     """
     lopt = BASELINES[baseline]
     task = parametrize(cell.task, lopt.rules)
-    num = len(seeds)
-    schedules: list[Schedule] = [tuning.schedule] * num
-    theta = scheduled_theta([tuning.learning_rate] * num, schedules)
+    theta = scheduled_theta([tuning.learning_rate], [tuning.schedule])
+    theta = jax.tree.map(lambda x: x[0], theta)
     steps = cell.num_steps * (REFERENCE_HORIZONS if name == ADAM_LONG else 1)
-    result = run.evaluate_each(task, Scheduled(lopt), theta, steps, seeds, data)
+    # As the learned optimizer runs: one program of exactly these seeds. Chunks of the
+    # tuning's size would save its compilation, but a run's share of their time depends
+    # on how many runs the chunk holds, so optimizers would not be timed alike.
+    result = run.evaluate(task, Scheduled(lopt), theta, steps, seeds, data)
     reused = name != baseline
     provenance = {
         "learning_rate": tuning.learning_rate,

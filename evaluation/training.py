@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +86,55 @@ def train_streamed(
     Args are those of `train`, but `theta` has `[R]` in front if `stacked`: then every
     run has a θ of its own. The result has `[R]` in front of everything.
     """
+    state, keys, window, num = _planned(
+        loop, theta, seeds, dataset, num_steps, split, stacked
+    )
+    parts = []
+    for piece in ahead(window, num):
+        state, *part = _advance(
+            loop, split, stacked, theta, state, dataset.resident, piece
+        )
+        parts.append(part)
+    losses, aux = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *parts)
+    return Trained(state, losses, aux, keys)
+
+
+def compile_streamed(
+    loop: InnerLoop,
+    theta: Theta,
+    seeds: Sequence[int],
+    dataset: HostDataset,
+    num_steps: int,
+) -> Trained:
+    """Compiles what `train_streamed` runs, so that its wall time can be measured.
+
+    Runs the first window and the last, whose length may differ, from initial states.
+
+    Returns:
+        Something with the shapes of the finished runs, to compile what follows them.
+    """
+    for last in (False, True):
+        # Each window gives away the memory of its state.
+        state, keys, window, num = _planned(
+            loop, theta, seeds, dataset, num_steps, "train", False
+        )
+        piece = window(num - 1 if last else 0)
+        state, losses, _ = _advance(
+            loop, "train", False, theta, state, dataset.resident, piece
+        )
+    return Trained(state, jnp.tile(losses[:, :1], (1, num_steps)), {}, keys)
+
+
+def _planned(
+    loop: InnerLoop,
+    theta: Theta,
+    seeds: Sequence[int],
+    dataset: HostDataset,
+    num_steps: int,
+    split: Split,
+    stacked: bool,
+) -> tuple[InnerState, jax.Array, Callable[[int], Plan], int]:
+    """Initial states, keys of what follows, and windows: by index, and how many."""
     task = loop.task
     state, unroll_keys, keys = _begin_all(
         loop, num_steps, stacked, theta, jnp.asarray(seeds, jnp.int32)
@@ -99,14 +148,7 @@ def train_streamed(
         steps = slice(index * size, (index + 1) * size)
         return dataset.window(task, jax.tree.map(lambda x: x[:, steps], plan))
 
-    parts = []
-    for piece in ahead(window, math.ceil(num_steps / size)):
-        state, *part = _advance(
-            loop, split, stacked, theta, state, dataset.resident, piece
-        )
-        parts.append(part)
-    losses, aux = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *parts)
-    return Trained(state, losses, aux, keys)
+    return state, keys, window, math.ceil(num_steps / size)
 
 
 def _begin(

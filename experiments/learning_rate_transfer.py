@@ -104,11 +104,12 @@ def run(config: TransferConfig, name: str) -> None:
     print()
     print("\n".join(verdict(*item) for item in transfers.items()))
     losses = {title: transfer.losses for title, transfer in transfers.items()}
+    diverged = {title: transfer.diverged for title, transfer in transfers.items()}
     write_results(
         out_dir,
         "learning_rate_transfer.json",
         config,
-        {"rates": rates, "losses": losses},
+        {"rates": rates, "losses": losses, "diverged": diverged},
         {"learning_rate_transfer.png": png(plot_transfer(transfers))},
     )
 

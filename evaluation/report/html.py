@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from configuration.fields import escaped
 from configuration.files import write_text
 from evaluation.plan import CellTuning, Skipped
 from evaluation.report import plots, tables
@@ -90,7 +91,8 @@ def write_report(
         f"<h2>Every run</h2>{_details('All seeds', tables.html_seeds(rows))}",
         _origin_section(config, environment),
     ]
-    write_text(path, _page(title, "\n".join(filter(None, sections))))
+    page = _page(title, "\n".join(filter(None, sections)))
+    write_text(path, escaped(page))  # the command line may be no Unicode text
 
 
 _CURVES_NOTE = (
@@ -99,7 +101,8 @@ _CURVES_NOTE = (
     "its panel at the top or ends where it stops being finite."
 )
 _WIDTH_NOTE = (
-    "The horizon and the depth are those of the trained cell. Dots are seeds. The "
+    "The horizon and the depth are those of the trained cell. Dots are seeds, crosses "
+    "seeds that diverged and count as the cap. The "
     "learned optimizer and transferred μAdam run in μP and were tuned at no width but "
     "the trained one; tuned Adam runs in the standard parametrization and was tuned at "
     "each width."
@@ -117,10 +120,12 @@ _TUNING_NOTE = (
     "of Adam in the trained cell."
 )
 _CAP_NOTE = (
-    "Before averaging, each loss is capped at 1.5 × the loss at chance, NaN included, "
-    "so that a diverged run counts as the cap and not as nothing; capped steps and "
-    "diverged runs are counted in the table. A run diverged if something in it was not "
-    "finite or its last loss stood at the cap."
+    "Before averaging over steps, each training loss is capped at 1.5 × the loss at "
+    "chance, NaN included, so that a diverged run counts as the cap and not as "
+    "nothing; capped steps and diverged runs are counted in the table. Validation and "
+    "test losses are as measured; a mean over seeds of which one is not finite is not "
+    "finite. A run diverged if something in it was not finite or its last training "
+    "loss stood at the cap."
 )
 
 

@@ -17,6 +17,7 @@ import matplotlib
 import matplotlib.lines
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -67,13 +68,13 @@ STYLE: dict[Any, Any] = {  # matplotlib's settings, the same for all figures
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "legend.frameon": False,
+    "text.parse_math": False,  # a name with dollar signs is no formula
     "svg.fonttype": "none",
     "svg.hashsalt": "evaluation",
 }
-
-
 _COLUMNS = 3
 """Largest number of panels side by side."""
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def svg(figure: Figure) -> str:
@@ -132,9 +133,11 @@ def plot_widths(rows: Sequence[EvalRow]) -> Figure:
         here = [row for row in wide if row.optimizer == name]
         points = {w: [r.mean_loss for r in here if r.widths[0] == w] for w in widths}
         points = {w: losses for w, losses in points.items() if losses}
-        for width, losses in points.items():
-            x = [width * shift] * len(losses)
-            axes.plot(x, losses, ".", color=colour, alpha=0.45, markersize=5)
+        for row in here:
+            x, mark = row.widths[0] * shift, "x" if row.diverged else "."
+            axes.plot(
+                [x], [row.mean_loss], mark, color=colour, alpha=0.45, markersize=5
+            )
         axes.plot(
             [width * shift for width in points],
             [np.mean(losses) for losses in points.values()],
@@ -167,10 +170,13 @@ def plot_overview(rows: Sequence[EvalRow]) -> Figure:
     for summary in summaries:
         colour, marker, _ = _STYLES.get(summary.optimizer, _OTHER)
         x, y = summary.normalized_loss, cells.index(summary.cell)
-        axes.plot([x], [y], marker, color=colour, markersize=5, alpha=0.85)
+        inside = "none" if summary.flagged else colour
+        style = {"color": colour, "markersize": 5, "markerfacecolor": inside}
+        axes.plot([x], [y], marker, alpha=0.85, **style)
     axes.set_yticks(range(len(cells)), cells)
     axes.set_ylim(len(cells) - 0.5, -0.5)
     axes.set_xscale("log")
+    plain_log_ticks(axes.xaxis)
     axes.axvline(1.0, color="black", linestyle=":", linewidth=1)
     axes.set_xlabel("mean training loss over the loss at chance")
     return _with_legend(figure, names)
@@ -190,9 +196,9 @@ def plot_tunings(tunings: Sequence[CellTuning]) -> Figure:
             axes.plot(x, y, markersize=3.5, label=schedule, **style)  # pyright: ignore
         ring = {"color": "black", "markersize": 11, "markerfacecolor": "none"}
         axes.plot([tuning.learning_rate], [tuning.mean_loss], "o", **ring)
-        axes.set_xscale("log", base=2)
+        scale_by_octaves(axes)
         axes.set_yscale("log")
-        _plain_log_ticks(axes)
+        plain_log_ticks(axes.yaxis)
         axes.set_title(f"{name}: {cell}")
         axes.set_xlabel("learning rate")
         axes.legend(fontsize=8)
@@ -232,7 +238,7 @@ def plot_training(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     if chosen:
         axes.axvline(chosen[-1], color="black", linestyle=":", label="released θ")
     axes.set_yscale("log")
-    _plain_log_ticks(axes)
+    plain_log_ticks(axes.yaxis)
     axes.set_xlabel("outer step")
     axes.set_ylabel("normalized loss (1 = chance)")
     if axes.get_legend_handles_labels()[0]:
@@ -273,20 +279,34 @@ def _limit_losses(axes: Axes, rows: Sequence[EvalRow]) -> None:
     if finite:
         low = max(low, 0.5 * float(np.percentile(finite, 1)), 1e-5)
     axes.set_ylim(min(low, top / 10), top)
-    _plain_log_ticks(axes)
+    plain_log_ticks(axes.yaxis)
 
 
-def _plain_log_ticks(axes: Axes) -> None:
+def plain_log_ticks(axis: Axis) -> None:
     """Writes 0.1 rather than 10⁻¹, with few enough labels that none overlap."""
 
     def label(value: float, _: Any) -> str:
         mantissa = value / 10 ** math.floor(math.log10(value))
         return f"{value:g}" if round(mantissa, 3) in (1, 2, 5) else ""
 
-    low, high = axes.get_ylim()
+    low, high = sorted(axis.get_view_interval())
     narrow = low > 0 and high / low < 30
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(label) if narrow else NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(FuncFormatter(label) if narrow else NullFormatter())
+
+
+def scale_by_octaves(axes: Axes) -> None:
+    """Makes the x axis logarithmic, with powers of two as labels."""
+
+    def label(value: float, _: Any) -> str:
+        exponent = math.log2(value)
+        if not exponent.is_integer():
+            return f"{value:.3g}"
+        return f"2{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(label))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _panels(

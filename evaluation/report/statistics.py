@@ -48,11 +48,16 @@ class Paired:
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean and its standard error, NaN with fewer than two values."""
+    """Returns the mean and its standard error, NaN with fewer than two values.
+
+    A value that is not finite is not left out: neither is the mean then.
+    """
     array = np.asarray(values, np.float64)
     if len(array) < 2:
         return float(array.mean()) if len(array) else math.nan, math.nan
-    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array)))
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        error = float(array.std(ddof=1) / math.sqrt(len(array)))
+        return float(array.mean()), error
 
 
 def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Paired:
@@ -69,7 +74,8 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Paire
     if len(a) != len(b) or not len(a):
         raise ValueError(f"cannot pair {len(a)} with {len(b)} figures")
     of_a, of_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    differences = of_a - of_b
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        differences = of_a - of_b
     mean, error = mean_and_error(differences.tolist())
     half = math.nan
     if len(differences) > 1:

@@ -8,16 +8,20 @@ interval excludes 0; everything else is a tie.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
 from evaluation.plan import ADAM, ADAM_LONG, LEARNED, OPTIMIZERS
 from evaluation.report.statistics import Paired, mean_and_error, paired
 from evaluation.results import EvalRow, by_cell
+from metatrain.objective import Objective
 
 MANY_CELLS = 5
 """With more cells they are counted rather than named, and there is an overview."""
 MARKS = {"lower": "▼", "higher": "▲", "tie": "≈"}
 """Signs of verdicts in tables."""
+FLAG = " †"
+"""Follows figures of runs that did not go well (see `is_flagged`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +44,10 @@ class Summary:
     diverged: int
     capped_steps: int
     """Number of capped steps of all seeds together."""
+    flagged: int
+    """Number of flagged seeds (see `is_flagged`)."""
     seconds: float
-    """Mean wall time of a run."""
+    """Mean of the seeds' shares of the wall time."""
     settings: str
     """Learning rate and schedule, or "no tuning"."""
     versus_adam: Paired | None
@@ -57,6 +63,23 @@ def summarize(rows: Sequence[EvalRow]) -> list[Summary]:
         for name in names
     )
     return [_summary(group, here) for group, here in groups if group]
+
+
+def is_flagged(row: EvalRow) -> bool:
+    """Whether a run diverged, or a held-out loss is above the cap or not finite.
+
+    Held-out losses are reported as measured, unlike training losses, so a single run
+    can determine their mean.
+    """
+    limit = Objective().cap * row.loss_at_chance
+    # NaN is not below anything.
+    fine = all(loss <= limit for loss in (row.valid_loss, row.test_loss))
+    return row.diverged or not fine
+
+
+def flag(summary: Summary) -> str:
+    """Returns the mark of a summary in which a run is flagged, else nothing."""
+    return FLAG if summary.flagged else ""
 
 
 def names_of(rows: Sequence[EvalRow]) -> list[str]:
@@ -93,6 +116,7 @@ def _summary(group: Sequence[EvalRow], here: Sequence[EvalRow]) -> Summary:
         normalized_loss=means["mean_loss"][0] / first.loss_at_chance,
         diverged=sum(row.diverged for row in group),
         capped_steps=sum(row.capped_steps for row in group),
+        flagged=sum(map(is_flagged, group)),
         seconds=mean_and_error([row.seconds for row in group])[0],
         settings=_settings(first),
         versus_adam=versus,
@@ -115,8 +139,9 @@ def headline(rows: Sequence[EvalRow]) -> str:
     Every baseline that is lower than the learned optimizer is named.
     """
     trained = next((row.cell for row in rows if row.axis == "trained"), None)
+    elsewhere = f"{_elsewhere(rows)}{_diverged(rows)}"
     if trained is None:
-        return f"No cell is the setting of meta-training. {_elsewhere(rows)}"
+        return f"No cell is the setting of meta-training. {elsewhere}"
     here = [row for row in rows if row.cell == trained]
     difference = compare(here, LEARNED, ADAM)
     if difference is None:
@@ -133,7 +158,7 @@ def headline(rows: Sequence[EvalRow]) -> str:
         f"{abs(percent):.1f} % {relation} tuned Adam's: paired difference "
         f"{format_paired(difference)}, lower on {difference.wins} of "
         f"{difference.num} seeds ({verdicts[difference.verdict]}). "
-        f"{_held_out(here)} {_elsewhere(rows)}"
+        f"{_held_out(here)} {elsewhere}"
     )
 
 
@@ -148,13 +173,29 @@ def _held_out(rows: Sequence[EvalRow]) -> str:
     }
     means = {s.optimizer: s for s in summarize(rows)}
     own, adam = means[LEARNED], means[ADAM]
-    return (
+    text = (
         f"Over the last 20 steps its training loss is {own.final_loss[0]:.2g}, tuned "
         f"Adam's {adam.final_loss[0]:.2g}. Its test loss after the last step, "
-        f"{own.test_loss[0]:.3f}, is "
-        f"{words[difference.verdict]} tuned Adam's (paired difference "
+        f"{format_held_out(own.test_loss[0])}{flag(own)}, is "
+    )
+    if not math.isfinite(difference.mean):
+        other = format_held_out(adam.test_loss[0])
+        return f"{text}not comparable with tuned Adam's, {other}."
+    return (
+        f"{text}{words[difference.verdict]} tuned Adam's (paired difference "
         f"{format_paired(difference)})."
     )
+
+
+def _diverged(rows: Sequence[EvalRow]) -> str:
+    """Counts diverged runs of each optimizer; empty without any."""
+    counts = []
+    for name in names_of(rows):
+        runs = [row.diverged for row in rows if row.optimizer == name]
+        if any(runs):
+            counts.append(f"{name} ({sum(runs)} of {len(runs)})")
+    text = f" Diverged runs, which count as the cap: {', '.join(counts)}."
+    return text if counts else ""
 
 
 def _elsewhere(rows: Sequence[EvalRow]) -> str:
@@ -209,8 +250,13 @@ def scaling_lines(rows: Sequence[EvalRow]) -> list[str]:
         if adam and (there := means.get((cell, ADAM))):
             ratio = there.normalized_loss / adam.normalized_loss
             text += f" (tuned Adam: {ratio:.2f} ×)"
-        lines.append(f"{text}, final loss {summary.final_loss[0]:.2g}")
+        lines.append(f"{text}, final loss {summary.final_loss[0]:.2g}{flag(summary)}")
     return lines
+
+
+def format_held_out(loss: float, digits: int = 3) -> str:
+    """Formats a held-out loss, which has no upper bound."""
+    return f"{loss:.3g}" if abs(loss) >= 1e4 else f"{loss:.{digits}f}"
 
 
 def format_error(value: tuple[float, float]) -> str:

@@ -13,12 +13,16 @@ from evaluation.plan import LEARNED, OPTIMIZERS, CellTuning, Skipped
 from evaluation.report.aggregate import aggregate_lines, speed_ups, wants_aggregates
 from evaluation.report.speed_up import format_speed_up
 from evaluation.report.summary import (
+    FLAG,
     MANY_CELLS,
     MARKS,
     Summary,
+    flag,
     format_error,
+    format_held_out,
     format_paired,
     headline,
+    is_flagged,
     names_of,
     scaling_lines,
     summarize,
@@ -31,6 +35,10 @@ _OVERVIEW_NOTE = (
     "Mean loss over the loss at chance: 1 is no better than a guess that knows "
     "nothing, and what diverges is capped at 1.5. ▼ the learned optimizer's is lower "
     "than tuned Adam's, ▲ higher, ≈ the 95 % interval of the paired difference holds 0."
+)
+_OVERVIEW_FLAG_NOTE = (
+    f"A hollow mark in the figure or{FLAG} in the table: a run diverged, or one of its "
+    "held-out losses is above 1.5 × the loss at chance or not finite."
 )
 _SPEED_UP_NOTE = (
     "Speed-up: steps until the smoothed training loss of tuned Adam reaches that of "
@@ -64,8 +72,8 @@ def summary_line(summary: Summary) -> Line:
         "minus tuned Adam [95 %]": versus,
         "wins": wins,
         "final loss": f"{summary.final_loss[0]:.2g}",
-        "valid loss": f"{summary.valid_loss[0]:.3f}",
-        "test loss": f"{summary.test_loss[0]:.3f}",
+        "valid loss": format_held_out(summary.valid_loss[0]) + flag(summary),
+        "test loss": format_held_out(summary.test_loss[0]) + flag(summary),
         "test acc.": _percent(summary.test_accuracy[0]),
         "diverged": diverged,
         "s/run": f"{summary.seconds:.1f}",
@@ -85,11 +93,21 @@ def legend(rows: Sequence[EvalRow]) -> str:
     first, *others = sorted(units, key=lambda unit: -len(units[unit])) or ["nats"]
     named = (f", in {other} ({', '.join(units[other])})" for other in others)
     unit = first + "".join(named)
-    return (
+    text = (
         f"Losses in {unit}; mean loss: mean over all steps of the training batch's "
         "loss before the update, ± standard error over seeds; ▼ lower than tuned Adam, "
         "▲ higher, ≈ the 95 % interval of the paired difference holds 0."
     )
+    if any(row.capped_steps for row in rows):
+        text += (
+            " Capped steps count in mean and final losses as 1.5 × the loss at chance."
+        )
+    if any(map(is_flagged, rows)):
+        text += (
+            f"{FLAG} a run diverged, or its validation or test loss, which are not "
+            "capped, is above 1.5 × the loss at chance or not finite."
+        )
+    return text
 
 
 def text_summary(
@@ -133,7 +151,7 @@ def overview(
     for row, *_ in by_cell(rows).values():
         about = (row.cell, row.axis, row.family, row.dataset, row.resolution, row.unit)
         here = [summaries.get((row.cell, name)) for name in names]
-        figures = (f"{s.normalized_loss:.3g}" if s else "–" for s in here)
+        figures = (f"{s.normalized_loss:.3g}{flag(s)}" if s else "–" for s in here)
         line = (*about, *figures, _mark(here))
         if speeds:
             line += (_speed(speeds.get(row.cell)),)
@@ -155,9 +173,9 @@ def _speed(values: Mapping[int, float] | None) -> str:
 
 def overview_notes(rows: Sequence[EvalRow]) -> list[str]:
     """Explains the overview."""
-    if wants_aggregates(rows):
-        return [_OVERVIEW_NOTE, _SPEED_UP_NOTE]
-    return [_OVERVIEW_NOTE]
+    flagged = [_OVERVIEW_FLAG_NOTE] if any(map(is_flagged, rows)) else []
+    speed = [_SPEED_UP_NOTE] if wants_aggregates(rows) else []
+    return [_OVERVIEW_NOTE, *flagged, *speed]
 
 
 def describe_missing(missing: Sequence[tuple[str, str, int]]) -> str:
@@ -220,11 +238,12 @@ def html_seeds(rows: Sequence[EvalRow]) -> str:
             "seed": row.seed,
             "mean loss": f"{row.mean_loss:.4f}",
             "final loss": f"{row.final_loss:.2g}",
-            "valid loss": f"{row.valid_loss:.4f}",
+            "valid loss": format_held_out(row.valid_loss, 4) + FLAG * is_flagged(row),
             "valid acc.": _percent(row.valid_accuracy),
-            "test loss": f"{row.test_loss:.4f}",
+            "test loss": format_held_out(row.test_loss, 4) + FLAG * is_flagged(row),
             "test acc.": _percent(row.test_accuracy),
             "diverged": "yes" if row.diverged else "no",
+            "steps capped": row.capped_steps,
             "s/run": f"{row.seconds:.2f}",
         }
         for here in by_cell(rows).values()

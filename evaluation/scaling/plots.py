@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.report.plots import STYLE
+from evaluation.report.plots import STYLE, plain_log_ticks, scale_by_octaves
 from evaluation.scaling.coordinate_check import CoordinateCheck
 from evaluation.scaling.feature_check import FeatureCheck
 from evaluation.scaling.transfer import Transfer
@@ -39,7 +39,7 @@ def plot_coordinates(
         _draw_check(axes, title, check, axis, step)
     num_steps = next(iter(checks.values())).change.shape[2]
     after = num_steps if step == -1 else step + 1
-    panels[0].set_ylabel(f"std(x$_{{{after}}}$ − x$_0$)")
+    panels[0].set_ylabel(f"std(x$_{{{after}}}$ − x$_0$)", parse_math=True)
     figure.tight_layout()
     return figure
 
@@ -121,7 +121,7 @@ def plot_transfer(transfers: Mapping[str, Transfer]) -> Figure:
             best = int(np.argmin(losses))
             axes.plot(transfer.rates[best], losses[best], "*", color=shade, ms=11)
             top = max(top, float(np.median(losses)))
-        axes.set_xscale("log", base=2)
+        scale_by_octaves(axes)
         axes.set_xlabel("learning rate")
         axes.set_title(
             f"{title}: best moves {transfer.shift():+.2g} octaves", loc="left"
@@ -144,6 +144,7 @@ def _label_sizes(axes: Axes, sizes: Sequence[int], label: str) -> None:
     drawn = [np.asarray(line.get_ydata(), np.float64) for line in axes.get_lines()]
     if any((y > 0).any() for y in drawn):
         axes.set_yscale("log")
+        plain_log_ticks(axes.yaxis)
     ticks: Any = list(sizes)
     axes.set_xticks(ticks, [str(size) for size in sizes])
     axes.set_xlabel(label)

@@ -31,6 +31,8 @@ class Transfer:
     """Learning rates, ascending (`R`)."""
     losses: np.ndarray
     """Mean loss over all steps in nats, capped at divergence, `[W, R, seeds]`."""
+    diverged: np.ndarray
+    """Which runs diverged, `[W, R, seeds]` bool."""
 
     def best(self) -> tuple[float, ...]:
         """Returns each width's best learning rate, on the mean over seeds."""
@@ -48,14 +50,21 @@ class Transfer:
         return float(kept / losses[-1].min() - 1.0)
 
     def table(self) -> str:
-        """Formats a line per learning rate, a column per width; `*` marks the best."""
-        losses = self.losses.mean(2)
+        """Formats a line per learning rate, a column per width.
+
+        `*` marks the best, `†` means of which a run diverged and counts as the cap.
+        """
+        losses, diverged = self.losses.mean(2), self.diverged.any(2)
         best = losses.argmin(1)
         lines = [f"{'rate':>10}" + "".join(f"{width:>11}" for width in self.widths)]
         for j, rate in enumerate(self.rates):
-            marks = ["*" if i == j else " " for i in best]
-            cells = zip(losses[:, j], marks, strict=True)
-            lines.append(f"{rate:>10.5f}" + "".join(f"{x:>10.4f}{m}" for x, m in cells))
+            line = f"{rate:>10.5f}"
+            for loss, flag, i in zip(losses[:, j], diverged[:, j], best, strict=True):
+                marks = "*" * int(i == j) + "†" * int(flag)
+                line += f"{loss:>9.4f}{marks:<2}"
+            lines.append(line.rstrip())
+        if diverged.any():
+            lines.append("† a run diverged; each capped loss is 1.5 × that at chance")
         return "\n".join(lines)
 
 
@@ -85,10 +94,12 @@ def learning_rate_transfer(
         raise ValueError(f"widths {widths} and rates {rates} must be at least two each")
     grid = {"learning_rate": jnp.repeat(jnp.asarray(rates, jnp.float32), len(seeds))}
     repeated = list(seeds) * len(rates)
-    losses = []
+    losses, diverged = [], []
     for width in widths:
         result = evaluate_each(tasks[width], baseline, grid, num_steps, repeated)
-        losses.append(result.mean_loss.reshape(len(rates), len(seeds)))
+        shape = (len(rates), len(seeds))
+        losses.append(result.mean_loss.reshape(shape))
+        diverged.append(result.diverged.reshape(shape))
         best = rates[int(losses[-1].mean(1).argmin())]
         report(f"width {width}: best learning rate {best:.4g}")
-    return Transfer(widths, rates, np.asarray(losses, np.float64))
+    return Transfer(widths, rates, np.asarray(losses, np.float64), np.asarray(diverged))

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from configuration.encoding import ABSENT
-from configuration.fields import configuration, later
+from configuration.fields import configuration, encodable, later
 from experiments.command_line import Components
 from experiments.presets.checks import require_positive
 from experiments.presets.estimators import ESTIMATORS, AnyEstimator
@@ -162,6 +162,9 @@ class TrainConfig:
             raise ValueError(f"num_steps = {self.num_steps} must lie in [1, 10⁸)")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed = {self.seed} must lie in [0, 2³¹)")
+        if self.init_from is not None:
+            # The released artifact names it: refused now, rather than in the end.
+            encodable("init_from", str(self.init_from))
         es = self.estimator
         if isinstance(es, AntitheticES) and (
             es.sigma_factors or es.controls.orthogonal

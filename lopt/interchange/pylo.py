@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
-from configuration.fields import configuration
+from configuration.fields import configuration, escaped
 from lopt.interchange import tables
 from lopt.interchange.tables import Source, Table
 from lopt.learned.celo2 import Celo2
@@ -276,4 +276,4 @@ def read_config(folder: Path, keys: Mapping[str, type]) -> dict[str, Any]:
 
 def source(folder: Path, kind: str) -> dict[str, Any]:
     """Returns the provenance of an imported folder."""
-    return {"imported": {"format": "PyLO", "class": kind, "from": folder.name}}
+    return {"imported": {"format": "PyLO", "class": kind, "from": escaped(folder.name)}}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configuration.fields import escaped
 from lopt.interchange import msgpack, tables
 from lopt.interchange.tables import Table
 from lopt.release import weights
@@ -65,7 +66,7 @@ def load(
     """
     tensors, kind = _find(msgpack.read_tree(path), formats, path)
     artifact = from_tensors(tensors, kind, fields, path)
-    imported = {"format": library, "class": kind.name, "from": Path(path).name}
+    imported = {"format": library, "class": kind.name, "from": escaped(Path(path).name)}
     return dataclasses.replace(artifact, provenance={"imported": imported})
 
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from configuration import encoding, identity
+from configuration.fields import encodable
 from configuration.files import SUMS, publish, verify_sums
 from lopt.base import Specs, Theta
 from lopt.per_parameter.forms import Execution, with_execution
@@ -51,6 +52,11 @@ class Artifact:
     """Base width and depth of meta-training, where μP multipliers are 1."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Configuration, step, data and versions of the training run; any JSON."""
+
+    def __post_init__(self) -> None:
+        # Reports show them: found here, rather than once an evaluation is done.
+        for name, value in (("base", self.base), ("provenance", self.provenance)):
+            _check_text(name, value)
 
     def identified_by(self) -> Mapping[str, Any]:
         """Returns what identifies it, θ by its content."""
@@ -186,6 +192,19 @@ def _decode_optimizer(config: dict[str, Any]) -> AnyLearned:
             f"optimizer.kind = {type(optimizer).__name__!r} is no learned optimizer"
         )
     return optimizer
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Checks every text of JSON (see `encodable`)."""
+    if isinstance(value, str):
+        encodable(name, value)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_text(f"a key of {name}", key)
+            _check_text(f"{name}.{key}", inner)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            _check_text(f"{name}[{index}]", inner)
 
 
 def _check_version(config: Mapping[str, Any], path: Path) -> None:

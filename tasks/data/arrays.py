@@ -86,8 +86,8 @@ def hold(data: Any) -> HeldSplits:
             of one film, must come as `Splits`, or held-out rows are not new.
 
     Raises:
-        ValueError: if a leaf is not an array of numbers, arrays differ in their number
-            of rows, there are too few rows, or splits differ in structure.
+        ValueError: if a leaf is not an array of finite numbers, arrays differ in their
+            number of rows, there are too few rows, or splits differ in structure.
     """
     parts = data if isinstance(data, Splits) else _deal(_as_arrays(data, "data"))
     trees = [_as_arrays(part, name) for name, part in zip(SPLITS, parts, strict=True)]
@@ -113,7 +113,7 @@ def _as_arrays(tree: Any, name: str) -> Any:
                 f"{where} has dtype {array.dtype} and shape {array.shape}; it must be "
                 "an array of numbers with one row per example"
             )
-        _check_range(array, where)
+        check_values(array, where)
         return array
 
     arrays = jax.tree_util.tree_map_with_path(convert, tree)
@@ -126,14 +126,30 @@ def _as_arrays(tree: Any, name: str) -> Any:
     return arrays
 
 
-def _check_range(array: np.ndarray, where: str) -> None:
-    """Raises ValueError if a value overflows the dtype in which JAX keeps it."""
+def check_values(array: np.ndarray, where: str) -> None:
+    """Checks numbers that a user passes in.
+
+    A single NaN in a held-out row makes the loss of its whole split NaN, for every
+    optimizer and after all the training.
+
+    Raises:
+        ValueError: if a value is not finite, or overflows the dtype in which JAX keeps
+            it.
+    """
+    if jnp.issubdtype(array.dtype, jnp.inexact):
+        finite = np.isfinite(array)
+        if not finite.all():
+            index = np.unravel_index(int(np.argmin(finite)), array.shape)
+            place = f"[{', '.join(map(str, index))}]" if index else ""
+            raise ValueError(
+                f"{where}{place} is {array[index]}; data must be finite: leave such "
+                "rows out, or mark them in an array of their own"
+            )
     kept = np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
     if kept == array.dtype or not array.size or kept.kind not in "iuf":
         return
     limits = np.iinfo(kept) if kept.kind in "iu" else np.finfo(kept)
-    values = array[np.isfinite(array)] if kept.kind == "f" else array
-    for value in (values.min(initial=0), values.max(initial=0)):
+    for value in (array.min(initial=0), array.max(initial=0)):
         if not limits.min <= value <= limits.max:
             raise ValueError(
                 f"{where} holds {value}, beyond {kept}, in which JAX keeps "

@@ -10,6 +10,8 @@ import numpy as np
 MODES = {1: "L", 3: "RGB"}
 """Pillow's mode by number of channels."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+MAX_PIXELS = 1 << 26
+"""Bound on an image's pixels: a file of a few bytes can declare any number."""
 
 
 def decoder(
@@ -38,7 +40,13 @@ def decoder(
     mode = "L" if grey else stored
 
     def decode(content: bytes) -> np.ndarray:
+        # Opening reads the header alone; pixels take memory from `convert` on.
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            if image.height * image.width > MAX_PIXELS:
+                raise ValueError(
+                    f"image of {image.height}×{image.width} pixels; at most "
+                    f"{MAX_PIXELS:,} are read"
+                )
             if (height or image.height, width or image.width) != image.size[::-1]:
                 raise ValueError(
                     f"image of {image.height}×{image.width} pixels instead of "

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from tasks.base import SPLITS, Batch, Split
-from tasks.data.arrays import Splits, is_numeric, on_device
+from tasks.data.arrays import Splits, check_values, is_numeric, on_device
 
 
 def store(datasets: Any, num_train: int, num_held_out: int) -> Splits:
@@ -27,7 +27,8 @@ def store(datasets: Any, num_train: int, num_held_out: int) -> Splits:
 
     Raises:
         ValueError: if an iterator is missing or ends early, or a batch does not consist
-            of arrays of numbers or differs in shape from the first one of its split.
+            of arrays of finite numbers or differs in shape from the first one of its
+            split.
     """
     missing = [split for split in SPLITS if getattr(datasets, split, None) is None]
     if missing:
@@ -67,12 +68,13 @@ def _copied(batch: Batch, where: str) -> Batch:
         raise ValueError(f"{where} holds no array")
 
     def copy(path: Any, leaf: Any) -> np.ndarray:
-        array = np.array(leaf)
+        array, name = np.array(leaf), f"{where}{jax.tree_util.keystr(path)}"
         if not is_numeric(array):
             raise ValueError(
-                f"{where}{jax.tree_util.keystr(path)} is a {type(leaf).__name__} of "
-                f"dtype {array.dtype}; a batch must be a tree of arrays of numbers"
+                f"{name} is a {type(leaf).__name__} of dtype {array.dtype}; a batch "
+                "must be a tree of arrays of numbers"
             )
+        check_values(array, name)
         return array
 
     return jax.tree_util.tree_map_with_path(copy, batch)

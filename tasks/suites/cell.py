@@ -32,7 +32,7 @@ class Cell:
     """One setting in which optimizers are compared."""
 
     name: str
-    """Unique in its suite; a heading of the report."""
+    """Unique in its suite, printable; a heading of the report."""
     axis: Axis
     """The only difference from the trained cell: width, depth, horizon, resolution of
     the data, data, or family (the model and its loss; data, batch and horizon stay).
@@ -46,6 +46,7 @@ class Cell:
     """Remarks, such as differences from the published task."""
 
     def __post_init__(self) -> None:
+        _check_printable(self.name)
         check_task(self.task)
         if self.num_steps < 1:
             raise ValueError(f"num_steps = {self.num_steps} must be positive")
@@ -66,6 +67,9 @@ class Suite:
     loss against tuned Adam's, and of the speed-up over it, for which Adam is also run
     to four times the horizon."""
 
+    def __post_init__(self) -> None:
+        _check_printable(self.name)
+
     @property
     def cells(self) -> tuple[Cell, ...]:
         """The cells (made once per process).
@@ -79,6 +83,14 @@ class Suite:
     def trained(self) -> Cell | None:
         """Cell with the setting of meta-training, if there is one."""
         return next((cell for cell in self.cells if cell.axis == "trained"), None)
+
+
+def _check_printable(name: str) -> None:
+    if not name.strip() or not name.isprintable():
+        raise ValueError(
+            f"name = {name!a} must be a printable text of one line, without control "
+            "characters"
+        )
 
 
 @functools.cache

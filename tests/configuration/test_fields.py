@@ -148,6 +148,8 @@ def test_numbers_become_the_field_s_own(field, value, kept):
         ("flag", 1, "flag = 1 must be True or False"),
         ("text", b"a", "text = b'a' must be a text"),
         ("text", 1, "text = 1 must be a text"),
+        ("text", "a\ud800b", r"text = 'a\ud800b' must be Unicode text, without lone"),
+        ("pair", (1.0, "\udcff"), r"pair[1] = '\udcff' must be Unicode text"),
         ("colour", "RED", "colour = 'RED' must be one of RED, BLUE"),
         ("choice", "max", "choice = 'max' must be one of mean, final, 3"),
         ("choice", 3.0, "choice = 3.0 must be one of mean, final, 3"),

@@ -17,7 +17,7 @@ def test_rows_come_back_as_they_were(tmp_path, make_row):
 
 
 LINE = (
-    '{"schema_version": 2, "optimizer": "learned", "cell": "trained", "axis": '
+    '{"schema_version": 3, "optimizer": "learned", "cell": "trained", "axis": '
     '"trained", "task": "ImageClassification", "family": "MLP", "widths": [32, 32], '
     '"depth": null, "base_width": 32, "parametrization": "ADAM_LIKE", "batch_size": '
     '64, "dataset": "Digits", "resolution": "8×8×1", "unit": "nats", '
@@ -26,7 +26,7 @@ LINE = (
     '"test_loss": 1.0, "test_accuracy": 0.5, "diverged": true, "capped_steps": 2, '
     '"seconds": 0.25, "provenance": {"schedule": "cosine"}}\n'
 )
-"""A row as the first version of schema 2 wrote it."""
+"""A row as the first version of schema 3 wrote it."""
 
 
 def test_earlier_rows_are_read_and_the_form_has_not_changed(tmp_path):
@@ -79,7 +79,7 @@ def test_every_figure_that_is_written_is_read(tmp_path, make_row, field, value):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("schema_version", 1, "schema_version = 1; this version reads 2"),
+        ("schema_version", 1, "schema_version = 1; this version reads 3"),
         ("schema_version", None, "schema_version"),
         ("surprise", 1, "row.surprise is not a field"),
         ("seed", "0", "seed = '0'"),

@@ -1,6 +1,7 @@
 """Evaluation runs: figures, pairing by seed, divergence."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -106,12 +107,45 @@ def test_a_run_that_is_not_finite_counts_as_the_cap():
     result = run.evaluate(TASK, Adam(), rate, 8, (0, 1, 2))
     cap = 1.5 * math.log(10)
     assert result.diverged.all()
+    assert np.isnan(result.valid_loss).all() and np.isnan(result.test_loss).all()
     assert not np.isfinite(result.curve).all()
     assert (result.capped_steps == 7).all()
     assert np.isfinite(result.mean_loss).all()
-    np.testing.assert_allclose(result.test_loss, cap, rtol=1e-6)
     losses = np.where(np.isnan(result.curve), cap, np.minimum(result.curve, cap))
     np.testing.assert_allclose(result.mean_loss, losses.mean(1), rtol=1e-5)
+
+
+def test_held_out_losses_are_not_capped(tasks):
+    # Each step multiplies x by 1 − 12/4.
+    rate = {"learning_rate": jnp.float32(12.0)}
+    result = run.evaluate(tasks.quadratic, SGD(), rate, 3, (0,))
+    assert result.valid_loss[0] == result.test_loss[0] == 0.5 * 4.0**3
+    np.testing.assert_allclose(result.mean_loss, (0.5 + 1.5 + 1.5) / 3, rtol=1e-6)
+    assert result.capped_steps[0] == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_held_out_loss_that_is_not_finite_is_reported_as_divergence(tasks, value):
+    class Broken(type(tasks.quadratic)):
+        def whole(self, dataset, split):
+            return jnp.float32(value if split == "test" else 0.0)
+
+        def loss(self, params, key, batch):
+            return super().loss(params, key, batch)[0] + 0.0 * batch, {}
+
+    result = run.evaluate(Broken(), SGD(), RATE, 3, (0,))
+    assert np.isnan(result.test_loss[0]) and result.diverged[0]
+    assert np.isfinite(result.valid_loss[0]) and not result.capped_steps[0]
+
+
+def test_the_time_of_runs_that_fill_up_a_chunk_is_not_billed(tasks, monkeypatch):
+    ticks = itertools.count()  # each program takes one second
+    monkeypatch.setattr(run.time, "perf_counter", lambda: float(next(ticks)))
+    size = run.chunk_size(tasks.quadratic)
+    theta = {"learning_rate": jnp.full(size + 1, 0.1)}
+    seeds = range(size + 1)
+    result = run.evaluate_each(tasks.quadratic, SGD(), theta, 2, seeds)
+    np.testing.assert_allclose(result.seconds, 1.0 / size)
 
 
 def test_a_spike_is_capped_and_counted_but_is_no_divergence(tasks):

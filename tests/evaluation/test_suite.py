@@ -83,6 +83,13 @@ def test_a_suite_is_complete_ordered_and_tuned_on_other_seeds(stubbed, artifact)
     assert seeds == {frozenset(plan.SEEDS), frozenset((1000, 1001, 1002))}
 
 
+def test_optimizers_are_timed_alike(stubbed, artifact):
+    """The reported runs of each are one program of exactly these seeds."""
+    suite.evaluate_suite(artifact, suite_of(TRAINED, WIDE, aggregate=True), None)
+    reported = [rates is None for *_, rates, seeds in stubbed if seeds == plan.SEEDS]
+    assert len(reported) == 9 and all(reported)
+
+
 def test_each_optimizer_runs_in_its_own_parametrization(stubbed, artifact):
     rows, _ = suite.evaluate_suite(artifact, SUITE, None)
     shown = {(row.optimizer, row.parametrization, row.base_width) for row in rows}

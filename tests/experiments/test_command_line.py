@@ -283,6 +283,15 @@ def test_a_wrong_name_is_refused_before_the_run_has_a_directory(
         assert str(given[1]) in error and not (tmp_path / "run").exists()
 
 
+def test_a_path_that_no_artifact_can_name_is_refused_at_the_start(
+    monkeypatch, capsys, tmp_path
+):
+    given = ["--init-from", tmp_path / "\udcff", "--run.directory", tmp_path / "run"]
+    code, error = exit_of(monkeypatch, capsys, train, "quickstart", *given)
+    assert_one_line(code, error)
+    assert "init_from = " in error and "must be Unicode text" in error
+
+
 def test_a_damaged_artifact_is_refused_before_anything_is_compiled(
     monkeypatch, capsys, tmp_path
 ):

@@ -136,6 +136,29 @@ def test_evaluation_is_the_same(monkeypatch):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 
 
+def test_nothing_is_compiled_while_the_clock_runs(monkeypatch):
+    task = dataclasses.replace(IMAGES, batch_size=5)  # no other test has compiled it
+    loss, traces, read = type(task).loss, [], []
+
+    def traced(self, *args):
+        traces.append(self)
+        return loss(self, *args)
+
+    def clock():
+        read.append(len(traces))
+        return 0.0
+
+    monkeypatch.setattr(type(task), "loss", traced)
+    monkeypatch.setattr("evaluation.run.time.perf_counter", clock)
+    # Windows of 2, 2 and 1 steps.
+    monkeypatch.setattr("evaluation.training.WINDOW_BYTES", 2 * 2 * 5 * (64 + 4))
+    lopt = Adam(0.05)
+    theta = lopt.init(jax.random.key(0))
+    run.evaluate(task, lopt, theta, 5, (0, 1), HostDataset(task))
+    begin, end = read
+    assert begin == end > 0
+
+
 def test_what_has_no_rows_lies_on_the_device():
     task = Quadratic(dimension=3)
     with pytest.raises(ValueError, match="a Quadratic has no rows of data"):

@@ -234,6 +234,17 @@ def test_nonsense_is_refused(field):
         dataclasses.replace(QUICKSTART.cells[0], **{field: 0})
 
 
+@pytest.mark.parametrize(
+    "name", ["", " ", "a\nb", "a\x00b", "a\u202eb", "\x1b[31mred", "a\ud800b"]
+)
+@pytest.mark.parametrize("named", [QUICKSTART, QUICKSTART.cells[0]])
+def test_names_that_cannot_be_printed_are_refused(named, name):
+    with pytest.raises(ValueError, match=r"^name = ") as caught:
+        dataclasses.replace(named, name=name)
+    text = str(caught.value)
+    assert text.isascii() and text.isprintable() and repr(name)[1:-1] in text
+
+
 def test_a_suite_has_one_trained_cell_and_one_cell_of_a_name():
     trained, wide, *_ = QUICKSTART.cells
     second = dataclasses.replace(wide, axis="trained")

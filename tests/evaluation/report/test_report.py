@@ -1,5 +1,7 @@
 """Tables, figures and the report are complete and self-contained."""
 
+import dataclasses
+import html
 import math
 import re
 from html.parser import HTMLParser
@@ -129,6 +131,62 @@ def test_diverged_runs_are_counted_in_every_table(rows, make_row):
     assert "1/6 (4 steps capped)" in text_summary(rows)
     assert "<td>yes</td>" in html_seeds(rows)
     assert plots.svg(plots.plot_curves(rows)).startswith("<svg")
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 3.5])
+def test_a_held_out_loss_beyond_the_cap_is_flagged_wherever_it_stands(
+    rows, make_row, loss, tmp_path
+):
+    assert "†" not in text_summary(rows) + html_seeds(rows)
+    rows = [make_row(LEARNED, seed=5, test_loss=loss), *rows]
+    mean = f"{(5 * 0.3 + loss) / 6:.3f}"
+    summary, *_ = summarize(rows)
+    assert summary.flagged == 1 and summary.diverged == 0
+    text = text_summary(rows)
+    assert f"{mean} †" in text.splitlines()[2] and "† a run diverged" in text
+    assert html_seeds(rows).count(f"{loss:.4f} †") == 1
+    _, lines = overview(rows)
+    assert [line[6].endswith("†") for line in lines] == [True, False]
+    page = tmp_path / "report.html"
+    write_report(page, "a title", rows, [], [], {}, {})
+    assert f"{mean} †" in page.read_text()
+    assert "Validation and test losses are as measured" in page.read_text()
+
+
+@pytest.mark.parametrize("losses", [(math.nan, 0.3), (math.inf, math.inf)])
+def test_no_verdict_on_test_losses_that_are_not_finite(make_row, losses):
+    rows = [
+        make_row(name, seed=seed, test_loss=loss, diverged=name == LEARNED)
+        for seed in range(2)
+        for name, loss in zip((LEARNED, ADAM), losses, strict=True)
+    ]
+    text = headline(rows)
+    shown = f"{losses[0]:.3f} †, is not comparable with tuned Adam's, {losses[1]:.3f}."
+    assert shown in text
+    assert "Diverged runs, which count as the cap: learned (2 of 2)." in text
+
+
+def test_huge_held_out_losses_are_short(make_row):
+    rows = [make_row(LEARNED, test_loss=2.25e10), make_row(ADAM)]
+    for text in (text_summary(rows), html_seeds(rows)):
+        assert "2.25e+10 †" in text
+    assert "after the last step, 2.25e+10 †" in headline(rows)
+
+
+def test_diverged_runs_have_marks_of_their_own_in_plots(make_row):
+    rows = [
+        make_row(LEARNED, cell, seed, widths=(width,), diverged=seed == 1)
+        for cell, width in (("trained", 8), ("width 16", 16))
+        for seed in range(3)
+    ]
+    (axes,) = plots.plot_widths(rows).axes
+    marks = [line.get_marker() for line in axes.lines if len(line.get_xdata()) == 1]
+    assert sorted(marks) == [".", ".", ".", ".", "x", "x"]
+    (axes,) = plots.plot_overview(rows).axes
+    assert axes.lines[0].get_markerfacecolor() == "none"
+    fine = [make_row(LEARNED)]
+    (axes,) = plots.plot_overview(fine).axes
+    assert axes.lines[0].get_markerfacecolor() != "none"
 
 
 def test_the_table_of_the_quickstart_looks_as_it_did(rows):
@@ -348,6 +406,25 @@ def test_report_is_well_formed_and_escapes(page):
         MU_ADAM,
     ):
         assert part in text
+
+
+MATH = r"a $\frac{$ b"
+
+
+def test_names_are_no_formulas(tmp_path, rows, tunings):
+    rows = [dataclasses.replace(row, cell=MATH, unit="$x^$") for row in rows]
+    rows += [dataclasses.replace(row, cell="$$") for row in rows]
+    tunings = [entry._replace(cell=MATH) for entry in tunings]
+    path = tmp_path / "report.html"
+    environment = {"command": "python -m x '\udcff'"}
+    write_report(path, MATH, rows, tunings, [], {}, environment)
+    drawn = [plots.plot_curves(rows), plots.plot_overview(rows)]
+    assert all(MATH in plots.svg(figure) for figure in drawn)
+    assert plots.png(drawn[0])
+    page = path.read_text()
+    assert f"{ADAM}: {MATH}" in page and r"x '\udcff'" in html.unescape(page)
+    # Neither are the ticks, though matplotlib would write powers as formulas.
+    assert "mathdefault" not in page and ">2⁻⁴<" in page
 
 
 def test_report_needs_no_other_resource(page):

@@ -135,7 +135,8 @@ def test_transfer_finds_the_losses_of_evaluation_and_their_minima(task):
 
 
 def transfer(losses):
-    return Transfer((8, 16), (0.25, 0.5, 1.0), np.asarray(losses)[..., None])
+    losses = np.asarray(losses)[..., None]
+    return Transfer((8, 16), (0.25, 0.5, 1.0), losses, losses == 4.0)
 
 
 def test_shift_and_penalty_in_closed_form():
@@ -146,6 +147,10 @@ def test_shift_and_penalty_in_closed_form():
     assert still.shift() == 0.0 and still.penalty() == 0.0
     line = still.table().splitlines()[2]
     assert line.split() == ["0.50000", "1.0000*", "0.5000*"]
+    assert "†" not in still.table()
+    *_, line, note = moved.table().splitlines()
+    assert line.split() == ["1.00000", "1.0000*", "4.0000†"]
+    assert note.startswith("† a run diverged")
 
 
 def test_one_width_is_no_transfer(task):
@@ -159,9 +164,9 @@ def test_figures_are_pictures(checks):
     check = CoordinateCheck(WIDTHS, ("a", "b"), change[:, :, 0], change, change[..., 0])
     transfers = {"Adam": transfer([[3.0, 2.0, 1.0], [1.0, 1.5, 4.0]])}
     figures = [
-        plot_coordinates({"μP": check, "standard": check}),
-        plot_features(checks),
-        plot_transfer(transfers),
+        plot_coordinates({"μP": check, r"$\frac{$": check}, axis="$$"),
+        plot_features({f"$\\{label}$": value for label, value in checks.items()}),
+        plot_transfer(transfers | {r"$\frac{$": transfers["Adam"]}),
     ]
     for figure in figures:
         assert png(figure).startswith(b"\x89PNG") and len(png(figure)) > 5000

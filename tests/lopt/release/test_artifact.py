@@ -333,6 +333,21 @@ def test_a_configuration_not_understood_is_refused(folder, refusal, case):
     assert str(folder / "config.json") in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("provenance", "where"),
+    [
+        ({"config": {"task": ["a", "b\ud800"]}}, r"provenance\.config\.task\[1\] = "),
+        ({"\udcff": 1}, "a key of provenance = "),
+    ],
+)
+def test_texts_that_no_file_can_hold_are_refused(artifact, folder, provenance, where):
+    with pytest.raises(ValueError, match=f"^{where}.* must be Unicode text"):
+        dataclasses.replace(artifact, provenance=provenance)
+    edit_config(folder, lambda c: c.update(provenance=provenance))
+    with pytest.raises(ValueError, match=rf"config\.json .*{where}.*Unicode text"):
+        Artifact.load(folder)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "3", "", "[" * 100_000, b"\xff\xfe\x00"])
 def test_broken_json_is_refused(folder, refusal, text):
     data = text if isinstance(text, bytes) else text.encode()

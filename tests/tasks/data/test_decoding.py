@@ -1,11 +1,14 @@
 """Decoding: pixels against NumPy, and files that are no such image."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 
 from tasks.data.decoding import decoder, shrink
 
-pytest.importorskip("PIL")
+Image = pytest.importorskip("PIL.Image")
 
 
 def random_image(height, width, channels, seed=0):
@@ -153,3 +156,38 @@ def test_files_that_are_no_images_are_refused(cut, encode):
         decode(encode(random_image(8, 8, 3))[:cut])
     with pytest.raises(OSError, match="cannot identify"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+
+
+def declared_png(height, width):
+    """A PNG of a few bytes whose header declares these sizes."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(bytes(1000)), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data
+        + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((60_000, 60_000), r"Image size \(3600000000 pixels\) exceeds limit"),
+        ((13_000, 12_000), "^image of 13000×12000 pixels; at most 67,108,864 are read"),
+        ((8_193, 8_192), "^image of 8193×8192 pixels; at most"),
+        ((8_192, 8_192), "decoded"),
+    ],
+)
+@pytest.mark.parametrize("declared", [False, True])
+def test_sizes_that_fill_memory_are_refused_before_decoding(
+    monkeypatch, shape, message, declared
+):
+    def convert(*_):
+        raise OSError("decoded")
+
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    sizes = shape if declared else (None, None)
+    decode = decoder((*sizes, 3), size=8, grey=False)
+    with pytest.raises(Exception, match=message):
+        decode(declared_png(*shape))

@@ -39,6 +39,12 @@ A, B = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
             r"^datasets.train, batch 0\['x'\] is a str of dtype <U",
         ),
         ("train", [types.MappingProxyType({"x": A})], "is a mappingproxy of dtype obj"),
+        (
+            "test",
+            [{"x": A}, {"x": np.float32([[0, 1, 2], [3, np.nan, np.nan]])}],
+            r"^datasets.test, batch 1\['x'\]\[1, 1\] is nan; data must be finite",
+        ),
+        ("train", [np.float64(1e39)], r"^datasets.train, batch 0 holds 1e\+39, beyond"),
         ("train", [{}], "^datasets.train, batch 0 holds no array$"),
     ],
 )

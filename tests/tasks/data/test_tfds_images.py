@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -200,6 +201,27 @@ def test_bad_rows_are_refused_with_their_file(
     refuse("has a bad row 2: label -1 is not one of 3")
 
 
+def test_an_image_that_would_fill_the_memory_is_refused_with_its_file(
+    prepare, tiny_rows, tmp_path, monkeypatch, encode
+):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setenv(prepared.VARIABLE, str(tmp_path))
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(num_classes=3),
+    }
+    rows = [{key: row[key] for key in features} for row in tiny_rows("train", 20)]
+    png = bytearray(encode(np.zeros((1, 1, 3), np.uint8)))
+    png[16:24] = (8193).to_bytes(4) * 2  # width and height
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4)
+    rows[3]["image"] = bytes(png)
+    shard = prepare(tmp_path, {"train": rows}, features=features)
+    shard /= "tiny-train.array_record-00000-of-00001"
+    message = f"{shard} has a bad row 3: image of 8193×8193 pixels; at most 67,108,864"
+    with pytest.raises(ValueError, match=f"tiny:1.0.0.*{message}"):
+        TFDSImages("tiny", size=4).load()
+
+
 def test_too_few_rows_are_refused(prepare, tiny_rows, tmp_path, monkeypatch):
     monkeypatch.setenv(prepared.VARIABLE, str(tmp_path))
     prepare(tmp_path, {"train": tiny_rows("train", 9), "test": tiny_rows("test", 2)})
@@ -264,6 +286,7 @@ def test_two_folders_with_the_same_name_are_two(tiny, tmp_path, monkeypatch):
 
 LOAD = """
 import sys
+import zlib
 from tasks.data.tfds_images import TFDSImages
 heavy = ("tensorflow", "tensorflow_datasets", "array_record", "PIL", "cv2")
 loaded = lambda: [name for name in heavy if name in sys.modules]
