@@ -43,7 +43,7 @@ from tasks.models.mlp import MLP
 from tasks.registry import NAMED, check_registered
 from tasks.variation import Variation
 
-DESPITE = ("versions.", "settings.")
+DESPITE = ("versions.", "settings.", "code.")
 """Beginnings of the names of differences despite which a run may go on."""
 
 
@@ -97,8 +97,8 @@ class RunOptions:
     """Keep compiled programs in the cache folder (METATRAIN_CACHE_DIR, by default
     ~/.cache/metatrain), for the next start."""
     despite: tuple[str, ...] = later(())
-    """Versions and settings that may differ from those of the checkpoint that is
-    continued, such as versions.jax; the artifact will say so."""
+    """Versions, settings and code of your own that may differ from those of the
+    checkpoint that is continued, such as versions.jax; the artifact will say so."""
     tensorboard: bool = dataclasses.field(default=False, metadata={ABSENT: False})
     """Also write TensorBoard event files, to RUN/tensorboard."""
     wandb: str | None = dataclasses.field(default=None, metadata={ABSENT: None})

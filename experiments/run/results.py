@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from configuration import identity
 from configuration.files import write_text
 from experiments.command_line import reported
 from experiments.presets.serialization import encode
@@ -27,12 +28,14 @@ def write_results(
 
     Args:
         folder: an existing folder.
-        name: file of the record, which also holds the configuration and the machine.
+        name: file of the record, which also holds the configuration, the machine,
+            versions and settings.
         config: the command's configuration.
         results: JSON values, tuples and arrays; non-finite numbers become null.
         figures: contents by file name.
     """
     record = {"config": encode(config), "machine": describe_machine()}
+    record |= identity.surroundings()
     text = json.dumps(record | storable(results), allow_nan=False) + "\n"
     with reported():
         for file, figure in figures.items():
