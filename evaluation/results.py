@@ -15,7 +15,7 @@ from typing import Any
 
 from configuration.encoding import decode, encode
 from configuration.fields import Measured
-from configuration.files import write_text
+from configuration.files import open_file, write_text
 
 SCHEMA_VERSION = 2
 
@@ -86,11 +86,12 @@ def read_rows(path: str | Path) -> list[EvalRow]:
         ValueError: naming file and line that is not a row of this schema.
     """
     rows = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
-        try:
-            rows.append(_decode(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
+    with open_file(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                rows.append(_decode(line.decode()))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
     return rows
 
 

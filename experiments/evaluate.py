@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from configuration.fields import configuration, later
-from configuration.files import SUMS, write_text
+from configuration.files import SUMS, read_bytes, read_text, write_text
 from evaluation.plan import (
     MORE,
     MU_ADAM,
@@ -271,7 +271,7 @@ def _stamp(artifact: Path, suite: Suite) -> dict[str, Any]:
     text = json.dumps(about, sort_keys=True)
     return {
         "schema_version": SCHEMA_VERSION,
-        "artifact": hashlib.sha256((artifact / SUMS).read_bytes()).hexdigest(),
+        "artifact": hashlib.sha256(read_bytes(artifact / SUMS)).hexdigest(),
         "suite": hashlib.sha256(text.encode()).hexdigest(),
         "seeds": list(SEEDS),
     }
@@ -300,7 +300,7 @@ def _finished(
 ) -> list[EvalRow] | None:
     """Returns the rows of a finished evaluation with this stamp, if there is one."""
     try:
-        if json.loads((out_dir / STAMP).read_text()) != stamp:
+        if json.loads(read_text(out_dir / STAMP)) != stamp:
             return None
         rows = read_rows(out_dir / ROWS)
     except (OSError, ValueError, RecursionError):

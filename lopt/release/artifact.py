@@ -23,7 +23,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from configuration import encoding
-from configuration.files import SUMS, publish, verify_sums
+from configuration.files import (
+    SUMS,
+    TEXT_LIMIT,
+    WEIGHTS_LIMIT,
+    publish,
+    verify_sums,
+)
 from lopt.base import Specs, Theta
 from lopt.per_parameter.forms import Execution, with_execution
 from lopt.release import pylo_form, registry, weights
@@ -95,7 +101,7 @@ class Artifact:
                 "by `python -m experiments.export RUN_DIR OUT_DIR`"
             )
         try:
-            verify_sums(folder, (WEIGHTS, CONFIG))
+            verify_sums(folder, (WEIGHTS, CONFIG), _limit)
         except OSError as error:
             raise ValueError(f"{folder} cannot be read: {error}") from None
         config = weights.read_json(folder / CONFIG)
@@ -158,6 +164,10 @@ class Artifact:
         return cls(optimizer, theta, base, config["provenance"])
 
 
+def _limit(name: str) -> int:
+    return TEXT_LIMIT if name == CONFIG else WEIGHTS_LIMIT
+
+
 def write_folder(folder: Path, tensors: Tensors, config: str, replace: bool) -> None:
     """Writes config.json and the weights, atomically (errors as `Artifact.save`)."""
 
@@ -167,7 +177,7 @@ def write_folder(folder: Path, tensors: Tensors, config: str, replace: bool) -> 
         # Raised on a full disk, too.
         except SafetensorError as error:
             raise OSError(errno.EIO, str(error), str(folder)) from error
-        (temporary / CONFIG).write_text(config)
+        (temporary / CONFIG).write_text(config, encoding="utf-8")
 
     publish(folder, write, replace=replace)
 

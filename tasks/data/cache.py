@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from configuration.files import write_text
+from configuration.files import make_hidden, read_bytes, write_text
 
 VARIABLE = "METATRAIN_CACHE_DIR"
 MANIFEST = "manifest.json"
@@ -105,7 +104,7 @@ def _load(
     """Reads and verifies an entry; with `partial`, unrecorded sources are ignored."""
     path = entry / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read_bytes(path))
         if manifest.pop("sha256") != _digest_of(manifest):
             raise _UnusableError(f"{path} is damaged: its checksum differs")
         if [manifest["schema"], manifest["name"], manifest["fingerprint"]] != key:
@@ -173,7 +172,7 @@ def _write(
     # Left by writers that died.
     for left in entry.parent.glob(f".{entry.name}-*"):
         _remove(left)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+    temporary = make_hidden(entry)
     old = temporary.with_name(temporary.name + "-old")
     try:
         files = {}
@@ -190,7 +189,6 @@ def _write(
             }
         manifest: Any = dict(zip(("schema", "name", "fingerprint"), key, strict=True))
         _write_manifest(temporary, {**manifest, "sources": sources, "arrays": files})
-        temporary.chmod(0o755)
         if entry.exists():
             os.rename(entry, old)
         os.rename(temporary, entry)
@@ -220,7 +218,7 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 def _locked(entry: Path) -> Iterator[None]:
     """Waits until no other process writes this entry."""
     entry.parent.mkdir(parents=True, exist_ok=True)
-    with entry.with_name(f"{entry.name}.lock").open("a") as file:
+    with entry.with_name(f"{entry.name}.lock").open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from configuration.files import read_bytes, read_text
+
 FORMAT = "array_record"
 INFO, FEATURES = "dataset_info.json", "features.json"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -163,7 +165,7 @@ def command(name: str, root: Path) -> str:
 def _read_json(path: Path, name: str, root: Path) -> tuple[Any, str]:
     """Returns the content and its sha256."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         return json.loads(content), hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise damaged(name, path, f"cannot be read: {error.strerror}", root) from None
@@ -197,7 +199,7 @@ def _feature(path: Path, key: str, value: Any) -> Feature:
         file = path / f"{key}.labels.txt"
         names = ()
         if _FILE.fullmatch(file.name) and file.is_file():
-            names = tuple(file.read_text("utf-8").splitlines())
+            names = tuple(read_text(file).splitlines())
         num_classes = int(value["classLabel"].get("numClasses", len(names)))
         return Feature("label", num_classes=num_classes, names=names)
     kind = str(value["pythonClassName"]).rpartition(".")[2]
