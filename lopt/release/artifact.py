@@ -58,6 +58,13 @@ class Artifact:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Configuration, step, data and versions of the training run; any JSON."""
 
+    def __post_init__(self) -> None:
+        for name, size in self.base.items():
+            if type(size) is not int or size < 1:
+                raise ValueError(
+                    f"base.{name} = {size!r} must be a whole number, at least 1"
+                )
+
     def as_optax(
         self, specs: Specs, num_steps: int
     ) -> optax.GradientTransformationExtraArgs:
