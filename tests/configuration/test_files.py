@@ -1,6 +1,9 @@
 """Files are opened only if they are files, and appear as a whole or not at all."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -146,3 +149,18 @@ def test_rights_are_those_that_the_umask_leaves(tmp_path, umask):
         assert (tmp_path / "artifact").stat().st_mode & 0o777 == 0o777 & ~umask
     finally:
         os.umask(before)
+
+
+def test_text_is_utf_8_where_the_locale_is_ascii(tmp_path):
+    code = """
+import sys
+from configuration.files import read_text, write_text
+write_text(sys.argv[1], "\\u03bc" + read_text(sys.argv[1]))
+"""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("√", encoding="utf-8")
+    ascii_only = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code, str(path)]
+    root = Path(__file__).parents[2]
+    subprocess.run(command, check=True, cwd=root, env=os.environ | ascii_only)
+    assert path.read_text(encoding="utf-8") == "μ√"
