@@ -18,6 +18,7 @@ from configuration.fields import Measured
 from configuration.files import open_file, write_text
 
 SCHEMA_VERSION = 2
+_LONGEST_LINE = 64 * 2**20  # bytes; a curve of millions of steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,8 @@ def read_rows(path: str | Path) -> list[EvalRow]:
     """
     rows = []
     with open_file(path) as file:
-        for number, line in enumerate(file, start=1):
+        lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
+        for number, line in enumerate(lines, start=1):
             try:
                 rows.append(_decode(line.decode()))
             except ValueError as error:
