@@ -110,7 +110,8 @@ class Artifact:
         try:
             verify_sums(folder, (WEIGHTS, CONFIG), _limit)
         except OSError as error:
-            raise ValueError(f"{folder} cannot be read: {error}") from None
+            where = error.filename or folder
+            raise ValueError(f"{where} cannot be read: {error.strerror}") from None
         config = weights.read_json(folder / CONFIG)
         _check_version(config, folder / CONFIG)
         try:
