@@ -223,7 +223,7 @@ def main() -> None:
     about = {"product_gflops": round(product(), 1), **describe_machine()}
     print(json.dumps(about))
     if arguments.out:
-        with arguments.out.open("a") as file:
+        with arguments.out.open("a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row | about) + "\n")
 

@@ -112,7 +112,7 @@ def main() -> None:
     print(f"2048³ product: {gflops:.0f} GFLOP/s; {json.dumps(describe_machine())}")
     if arguments.out:
         about = {"product_gflops": round(gflops, 1), **describe_machine()}
-        with arguments.out.open("a") as file:
+        with arguments.out.open("a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row | about) + "\n")
 

@@ -203,7 +203,7 @@ def main() -> None:
     lines = "".join(json.dumps(row | machine) + "\n" for row in rows)
     print(lines, end="")
     if arguments.out:
-        with arguments.out.open("a") as file:
+        with arguments.out.open("a", encoding="utf-8") as file:
             file.write(lines)
 
 

@@ -144,7 +144,7 @@ def main() -> None:
         rows.append(json.loads(output.stdout.splitlines()[-1]))
         print(describe(rows[-1]), flush=True)
     if arguments.out:
-        with arguments.out.open("a") as file:
+        with arguments.out.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -304,7 +304,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(describe(rows[-1]), flush=True)
     print(f"2048³ float32 product of this run: {gflops:.0f} GFLOP/s")
     if arguments.out:
-        with arguments.out.open("a") as file:
+        with arguments.out.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 

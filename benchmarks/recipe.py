@@ -159,7 +159,7 @@ def main() -> None:
         print(describe(row, limits), flush=True)
         if arguments.out:
             row |= limits | {"device": device.device_kind, "jax": jax.__version__}
-            with arguments.out.open("a") as file:
+            with arguments.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
 

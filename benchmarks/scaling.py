@@ -274,7 +274,7 @@ def main() -> None:
     about = {"machine": platform.machine(), "cores": os.cpu_count()}
     about["date"] = time.strftime("%Y-%m-%d")
     if arguments.out:
-        with arguments.out.open("a") as file:
+        with arguments.out.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(r | about) + "\n" for r in results))
     if arguments.plot:
         plot(results, arguments.plot)

@@ -174,7 +174,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
     }
     if arguments.out:
-        with arguments.out.open("a") as file:
+        with arguments.out.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row | where) + "\n" for row in rows))
 
 

@@ -10,17 +10,15 @@ file is read anew: on network and foreign file systems, and if it changed within
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
 import os
-import stat
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from configuration.files import write_text
+from configuration.files import open_file, read_text, write_text
 from configuration.folders import cache_dir
 
 _RELIABLE = ("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs")
@@ -49,20 +47,15 @@ def of_file(path: Path) -> str:
     Raises:
         OSError: if it cannot be read, or is no file.
     """
-    # O_NONBLOCK: opening a pipe would wait for a writer.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    before = os.fstat(handle)
-    if not stat.S_ISREG(before.st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, "is not a file", str(path))
-    with os.fdopen(handle, "rb") as file:
+    with open_file(path) as file:
+        before = os.fstat(file.fileno())
         entry = _entry(before)
         if entry is not None and (known := _remembered(entry)):
             return known
         now = time.time_ns()
         found = _hashed(file)
         settled = now - max(before.st_ctime_ns, before.st_mtime_ns) > _SETTLED
-        same = state(os.fstat(handle)) == state(before)
+        same = state(os.fstat(file.fileno())) == state(before)
     if entry is not None and settled and same:
         # A digest that cannot be kept is computed again.
         with contextlib.suppress(OSError):
@@ -90,8 +83,8 @@ def _entry(found: os.stat_result) -> Path | None:
 
 def _remembered(entry: Path) -> str | None:
     try:
-        text = entry.read_text("ascii")
-    except (OSError, UnicodeDecodeError):
+        text = read_text(entry)
+    except (OSError, ValueError):
         return None
     digest = text[:64]
     return digest if text == f"{_checked(entry, digest)}\n" else None

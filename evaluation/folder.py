@@ -21,7 +21,7 @@ from typing import Any
 
 from configuration import digests, identity
 from configuration.encoding import decode, encode
-from configuration.files import write_text
+from configuration.files import read_text, write_text
 from configuration.folders import locked
 from evaluation.results import EvalRow, read_rows
 
@@ -47,7 +47,7 @@ class Stamp:
 def read_stamp(folder: Path) -> Stamp | None:
     """Reads the stamp of a folder; None if there is none that this version knows."""
     try:
-        return decode(Stamp, json.loads((folder / STAMP).read_text("utf-8")), "", {})
+        return decode(Stamp, json.loads(read_text(folder / STAMP)), "", {})
     except (OSError, ValueError, RecursionError):
         return None
 

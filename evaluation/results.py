@@ -15,9 +15,10 @@ from typing import Any
 
 from configuration.encoding import decode, encode
 from configuration.fields import Measured
-from configuration.files import write_text
+from configuration.files import open_file, write_text
 
 SCHEMA_VERSION = 3
+_LONGEST_LINE = 64 * 2**20  # bytes; a curve of millions of steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +92,13 @@ def read_rows(path: str | Path) -> list[EvalRow]:
         ValueError: naming file and line that is not a row of this schema.
     """
     rows = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
-        try:
-            rows.append(_decode(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
+    with open_file(path) as file:
+        lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(_decode(line.decode()))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
     return rows
 
 

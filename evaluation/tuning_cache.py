@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from configuration.files import write_text
+from configuration.files import read_text, write_text
 
 
 def file_of(folder: str | Path, about: Any) -> Path:
@@ -25,7 +25,7 @@ def read(folder: str | Path, about: Any) -> dict[str, Any] | None:
     """Reads a result; None if there is none or, with a warning, if it is damaged."""
     path = file_of(folder, about)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
         stored = content["result"]
         if content["about"] != about or content["sha256"] != _digest(stored):
             raise ValueError("its checksum or its description does not agree")

@@ -17,7 +17,7 @@ import tyro
 
 from configuration import encoding
 from configuration.fields import configuration
-from configuration.files import SUMS
+from configuration.files import SUMS, read_text
 from experiments import command_line
 from experiments.command_line import InputError, reported
 from lopt.interchange import celo, learned_optimization, pylo, pylo_velo
@@ -83,7 +83,7 @@ def _is_artifact(folder: Path) -> bool:
     if not (folder / WEIGHTS).exists():
         return True
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads(read_text(folder / CONFIG))
     except (OSError, ValueError, RecursionError):
         return (folder / SUMS).is_file()
     return isinstance(config, dict) and "schema_version" in config

@@ -10,6 +10,8 @@ from parametrization.rules import ADAM_LIKE, STANDARD, Rules
 
 LARGEST = 1e38
 """Largest value of a field, well inside float32."""
+MOST_DECAYS = 100
+"""Most decays of one kind; each is an accumulator of the size of the parameters."""
 
 
 def positive_integer(owner: Any, *names: str) -> None:
@@ -70,6 +72,10 @@ def decays(owner: Any, *names: str) -> None:
         value = getattr(owner, name)
         if value == ():
             raise ValueError(f"{name} = () must name at least one decay")
+        if isinstance(value, tuple) and len(value) > MOST_DECAYS:
+            raise ValueError(
+                f"{name} has {len(value):,} decays, must have at most {MOST_DECAYS}"
+            )
         for decay in value if isinstance(value, tuple) else (value,):
             if not 0.0 <= decay < 1.0:
                 raise ValueError(f"{name}: decay {decay} must lie in [0, 1)")

@@ -25,7 +25,15 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from configuration.files import HIDDEN, SUMS, discard, publish, recover, verify_sums
+from configuration.files import (
+    HIDDEN,
+    SUMS,
+    discard,
+    publish,
+    read_text,
+    recover,
+    verify_sums,
+)
 
 # Only the first process of a run reads and writes; orbax must not wait for the others.
 _ALONE = ocp.options.MultiprocessingOptions(
@@ -98,9 +106,10 @@ class Checkpoints:
                     checkpointer.save((temporary / "state").absolute(), state)
             except (ValueError, RuntimeError) as error:
                 raise _as_os_error(error, path) from error
-            (temporary / _TREE).write_text(json.dumps(_describe(state), indent=1))
-            origin = self._origin(step) | {"about": self.about}
-            (temporary / _ORIGIN).write_text(json.dumps(origin))
+            tree = json.dumps(_describe(state), indent=1)
+            (temporary / _TREE).write_text(tree, encoding="utf-8")
+            origin = json.dumps(self._origin(step) | {"about": self.about})
+            (temporary / _ORIGIN).write_text(origin, encoding="utf-8")
 
         publish(path, write, replace=True)
         earlier = [other for other in self.steps() if other <= step]
@@ -217,7 +226,7 @@ def _describe(state: Any) -> dict[str, list[Any]]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(stored, dict):

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -17,12 +18,14 @@ import safetensors
 import safetensors.torch
 import torch
 
-from torch_lopt.rule import Epsilons, SmallFC
+from torch_lopt.rule import TIME_SCALES, Epsilons, SmallFC
 
 TENSOR_SCHEMA, MATRIX_SCHEMA = 1, 3
 SCHEMAS = (TENSOR_SCHEMA, MATRIX_SCHEMA)
 """Both hold small_fc_lopt; only the third names `factored_axes`, "tensor" before."""
 CONFIG, MODEL, SUMS = "config.json", "model.safetensors", "SHA256SUMS"
+TEXT_LIMIT, WEIGHTS_LIMIT = 16 * 2**20, 2**30
+"""Most bytes of `config.json` and `SHA256SUMS`, and of any other file."""
 
 
 class Artifact(NamedTuple):
@@ -55,39 +58,72 @@ def _refuse(path: Path, reason: object) -> NoReturn:
     raise ValueError(f"{path}: {' '.join(str(reason).split())}")
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limit: int) -> bytes:
+    """Reads a regular file: a FIFO would be waited for, and a device never ends."""
     try:
-        return path.read_bytes()
+        # Before it is opened, since that alone may act on a device.
+        if not stat.S_ISREG(path.stat().st_mode):
+            _refuse(path, "is not a file")
+        # Not blocking: a FIFO may have taken its place.
+        flags = getattr(os, "O_NONBLOCK", 0)
+        with open(path, "rb", opener=lambda name, f: os.open(name, f | flags)) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                _refuse(path, "is not a file")
+            if found.st_size > limit:
+                _refuse(
+                    path, f"has {found.st_size:,} bytes, at most {limit:,} are read"
+                )
+            return file.read(found.st_size)
     except OSError as error:
         _refuse(path, f"cannot be read ({error.strerror})")
 
 
-def _verified_files(folder: Path) -> dict[str, bytes]:
-    """Returns the contents of both files, which match `SHA256SUMS`."""
-    try:
-        lines = _read(folder / SUMS).decode().splitlines()
-    except UnicodeDecodeError:
-        _refuse(folder / SUMS, "is not a list of checksums")
-    pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
-    if any(len(pair) != 2 for pair in pairs):
-        _refuse(folder / SUMS, "is not a list of checksums")
-    sums = {name.removeprefix("*"): digest.lower() for digest, name in pairs}
-    files: dict[str, bytes] = {}
+def _read_sums(path: Path) -> dict[str, str]:
+    """Returns the listed checksums by name, of files below the same folder."""
+    text = _decode(path, _read(path, TEXT_LIMIT))
+    sums: dict[str, str] = {}
+    *lines, rest = text.split("\n")
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        whole = len(digest) == 64 and name and "\0" not in name and name not in sums
+        if not whole or Path(name).is_absolute() or ".." in name:
+            _refuse(path, f"is damaged at the line {line!r}")
+        sums[name] = digest
+    if rest:
+        _refuse(path, f"is cut off at the line {rest!r}")
     for name in (CONFIG, MODEL):
-        files[name] = _read(folder / name)
         if name not in sums:
-            _refuse(folder / SUMS, f"has no checksum for {name}")
-        if hashlib.sha256(files[name]).hexdigest() != sums[name]:
+            _refuse(path, f"has no checksum for {name}")
+    return sums
+
+
+def _decode(path: Path, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        _refuse(path, "is not UTF-8")
+
+
+def _verified_files(folder: Path) -> dict[str, bytes]:
+    """Returns the contents of all files that `SHA256SUMS` lists; they match it."""
+    files: dict[str, bytes] = {}
+    for name, digest in _read_sums(folder / SUMS).items():
+        limit = TEXT_LIMIT if name == CONFIG else WEIGHTS_LIMIT
+        files[name] = _read(folder / name, limit)
+        if hashlib.sha256(files[name]).hexdigest() != digest:
             _refuse(folder / name, f"does not match its checksum in {SUMS}")
     return files
 
 
 def _parse_rule(path: Path, data: bytes) -> SmallFC:
+    text = _decode(path, data)
+
     def not_json(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        config = json.loads(data, parse_constant=not_json)
+        config = json.loads(text, parse_constant=not_json)
         return _rule_from(config)
     except KeyError as error:
         _refuse(path, f"lacks {error.args[0]!r}")
@@ -135,6 +171,8 @@ def _check_consistent(
     config: Mapping[str, Any], block: Mapping[str, Any], rule: SmallFC
 ) -> None:
     """Checks the entries that the file holds twice."""
+    if rule.time_scales != TIME_SCALES:
+        raise ValueError("the time_scales are not those of this version")
     if block["features"] != list(rule.feature_names):
         raise ValueError("the features are not those of this version, in its order")
     outer = {
@@ -145,6 +183,12 @@ def _check_consistent(
     for key, value in outer.items():
         if config[key] != value:
             raise ValueError(f"{key} is {config[key]}, but its optimizer needs {value}")
+
+    _block(config["provenance"], "provenance")
+    base = _block(block["base"], "base")
+    for key in base:
+        if _integer(base, key) < 1:
+            raise ValueError(f"base.{key} must be >= 1, is {base[key]}")
 
 
 def _epsilons(block: Mapping[str, Any]) -> Epsilons:

@@ -18,6 +18,9 @@ from collections.abc import Sequence
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)
 RULES = ("STANDARD", "ADAM_LIKE")
 FACTORED_AXES = ("tensor", "matrix")
+MOST_DECAYS = 100
+LARGEST = 3.4028234663852886e38
+"""Largest number of float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +46,10 @@ class Epsilons:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not (math.isfinite(value) and value > 0.0):
-                raise ValueError(f"epsilon {field.name} must be > 0, is {value}")
+            if not 1e-37 <= value <= 1e10:
+                raise ValueError(
+                    f"epsilon {field.name} must be in [1e-37, 1e10], is {value}"
+                )
 
 
 def effective_decays(
@@ -97,14 +102,15 @@ class SmallFC:
     factored_axes: str = "matrix"
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "hidden_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, is {getattr(self, name)}")
-        for name in ("step_mult", "exp_mult"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, is {getattr(self, name)}")
-        if self.step_mult <= 0.0:
-            raise ValueError(f"step_mult must be > 0, is {self.step_mult}")
+        for name, most in (("hidden_size", 10**6), ("hidden_layers", 1000)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(
+                    f"{name} must be in [1, {most}], is {getattr(self, name)}"
+                )
+        if not 0.0 < self.step_mult <= 1e3:
+            raise ValueError(f"step_mult must be in (0, 1000], is {self.step_mult}")
+        if not -1e3 <= self.exp_mult <= 1e3:
+            raise ValueError(f"exp_mult must be in [-1000, 1000], is {self.exp_mult}")
         for kind in ("momentum", "rms", "adafactor"):
             self._check_decays(kind)
         if len(self.rms_decays) != 1:
@@ -129,11 +135,17 @@ class SmallFC:
             getattr(self, f"{kind}_decays"),
             getattr(self, f"{kind}_offsets"),
         )
+        if not 1 <= len(decays) <= MOST_DECAYS:
+            raise ValueError(
+                f"{kind}_decays must be 1 to {MOST_DECAYS}, are {len(decays)}"
+            )
         if not all(0.0 <= d < 1.0 for d in decays):
             raise ValueError(f"{kind}_decays must be in [0, 1), are {decays}")
-        if len(offsets) != len(decays) or not all(map(math.isfinite, offsets)):
+        finite = all(abs(offset) <= LARGEST for offset in offsets)
+        if len(offsets) != len(decays) or not finite:
             raise ValueError(
-                f"{kind}_offsets must be {len(decays)} finite numbers, are {offsets}"
+                f"{kind}_offsets must be {len(decays)} finite numbers of float32, are "
+                f"{offsets}"
             )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -16,7 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from configuration.files import write_text
+from configuration.files import (
+    TEXT_LIMIT,
+    open_file,
+    own_file,
+    read_text,
+    write_text,
+)
 
 _INTERRUPTED = 130
 _GPUS = "CUDA_VISIBLE_DEVICES"
@@ -56,7 +63,8 @@ class Call:
     def exit_code(self) -> int | None:
         """Returns how this command ended; None if it did not, or its result is gone."""
         try:
-            record = json.loads(self._record.read_text())
+            with open_file(self._record, TEXT_LIMIT, follow=False) as file:
+                record = json.load(file)
             code, same = record["exit_code"], record["sha256"] == self.sha256
             if type(code) is not int:
                 return None
@@ -65,18 +73,32 @@ class Call:
             return None
         return code if same and whole else None
 
+    def check(self) -> None:
+        """Refuses links in the fleet's folder: files elsewhere would be written.
+
+        Raises:
+            OSError: naming the link.
+        """
+        for path in (self.log, self._record):
+            for each in (path.parent, path):
+                if each.is_symlink():
+                    reason = "is a link, and is not followed; move it away"
+                    raise OSError(errno.ELOOP, reason, str(each))
+
     def _is_whole(self, result: Path) -> bool:
         if self.command[0] != "experiments.train":
             return result.is_dir()
-        run = json.loads((result / "config.json").read_text())["run"]
+        run = json.loads(read_text(result / "config.json"))["run"]
         last = "artifact" if run["stop_after"] is None else "checkpoints"
         return (result / last).is_dir()
 
     def is_running(self) -> bool:
         """Whether a process runs the job, on any machine."""
-        with contextlib.suppress(FileNotFoundError), self.log.open() as log:
-            return not _lock(log, fcntl.LOCK_SH)
-        return False
+        try:
+            with open_file(self.log, follow=False) as log:
+                return not _lock(log, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
 
     def state(self) -> str:
         """Returns "done", "running", "missing", or how the command failed."""
@@ -88,7 +110,8 @@ class Call:
     def __call__(self) -> None:
         """Runs the job, unless it is done or another process runs it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with handled(self._stop), self.log.open("ab") as log:
+        self.check()
+        with handled(self._stop), open(self.log, "ab", opener=own_file) as log:
             # Again and again: `is_running` locks for an instant.
             free = any(_lock(log) or time.sleep(0.1) for _ in range(5))
             if free and not self.stopping and self.exit_code() != 0:

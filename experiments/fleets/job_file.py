@@ -9,15 +9,17 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from configuration.files import read_text
 from experiments.command_line import COMMANDS, InputError, suggestion
 
 RUNNABLE = tuple(f"experiments.{name}" for name in COMMANDS if name != "fleet")
 """Modules that a job may run."""
 MOST_JOBS = 100_000
+_LARGEST = 64 * 2**20  # bytes of a file
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]{0,149}")
 _FOREIGN = re.compile(r"[^A-Za-z0-9._=,+@-]|\.(?=\.)")
 
@@ -61,7 +63,7 @@ def read_jobs(path: Path) -> tuple[Job, ...]:
         InputError: if the file is missing or damaged, or a job is wrong.
     """
     try:
-        data = json.loads(path.read_text(), object_pairs_hook=_unique)
+        data = json.loads(read_text(path, _LARGEST), object_pairs_hook=_unique)
     except OSError as error:
         raise InputError(f"job file {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -96,11 +98,18 @@ def _all(data: Any) -> Iterator[Job]:
     _check_keys(data, "the file", {"jobs"}, {"jobs"})
     if not isinstance(data["jobs"], list) or not data["jobs"]:
         raise ValueError(f"jobs = {data['jobs']!r} must be a list of jobs, not empty")
+    total = 0
     for number, entry in enumerate(data["jobs"]):
         where = f"jobs[{number}]"
-        sweep = isinstance(entry, dict) and "vary" in entry
-        required = {"command", "vary" if sweep else "name"}
+        required = {"command", "vary" if _is_sweep(entry) else "name"}
         _check_keys(entry, where, required, {"name", "command", "vary"})
+        total += _size(entry["vary"], f"{where}.vary") if _is_sweep(entry) else 1
+        if total > MOST_JOBS:
+            raise ValueError(
+                f"jobs makes {total:,} jobs or more, at most {MOST_JOBS:,} can run"
+            )
+    for number, entry in enumerate(data["jobs"]):
+        where, sweep = f"jobs[{number}]", _is_sweep(entry)
         if not isinstance(name := entry.get("name", ""), str):
             raise ValueError(f"{where}.name = {name!r} must be a text")
         command = _words(entry["command"], f"{where}.command")
@@ -112,8 +121,12 @@ def _all(data: Any) -> Iterator[Job]:
             yield Job(whole, tuple(words))
 
 
-def _varied(vary: Any, where: str) -> Iterator[tuple[str, list[str]]]:
-    """Yields a label and the added words of every combination of a sweep."""
+def _is_sweep(entry: Any) -> bool:
+    return isinstance(entry, dict) and "vary" in entry
+
+
+def _size(vary: Any, where: str) -> int:
+    """Checks the flags of a sweep, and returns the number of its jobs."""
     if not isinstance(vary, dict) or not vary:
         raise ValueError(
             f"{where} = {vary!r} must be an object: flag to list of values"
@@ -123,8 +136,18 @@ def _varied(vary: Any, where: str) -> Iterator[tuple[str, list[str]]]:
             raise ValueError(f"{where}: {flag!r} must be a flag, as '--seed'")
         if not isinstance(values, list) or not values:
             raise ValueError(f"{where}.{flag} = {values!r} must be a list of values")
-    if (size := math.prod(map(len, vary.values()))) > MOST_JOBS:
-        raise ValueError(f"{where} makes {size:,} jobs, at most {MOST_JOBS:,} can run")
+    size = 1
+    for values in vary.values():
+        # Stopped early: the product of thousands of lists takes long itself.
+        if (size := size * len(values)) > MOST_JOBS:
+            raise ValueError(
+                f"{where} makes {size:,} jobs or more, at most {MOST_JOBS:,} can run"
+            )
+    return size
+
+
+def _varied(vary: Mapping[str, Any], where: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields a label and the added words of every combination of a sweep."""
     options = [
         [(flag, _words(value, f"{where}.{flag}")) for value in values]
         for flag, values in vary.items()

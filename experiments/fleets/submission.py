@@ -40,13 +40,19 @@ def check(cluster: Cluster | None, workers: int, slurm: tuple[str, ...]) -> None
 
 
 def calls_of(jobs: Sequence[Job], folder: Path) -> list[Call]:
-    """Returns the calls of jobs, whose records and logs are in the fleet's folder."""
+    """Returns the calls of jobs, whose records and logs are in the fleet's folder.
+
+    Raises:
+        OSError: naming a link there.
+    """
     calls = []
     for job in jobs:
         flag = "--run.directory" if job.command[0].endswith(".train") else "--out-dir"
         result, _ = take_option(job.command, flag)
         path = Path(result).absolute() if result else None
-        calls.append(Call(job.name, job.command, job.sha256, folder.absolute(), path))
+        call = Call(job.name, job.command, job.sha256, folder.absolute(), path)
+        call.check()
+        calls.append(call)
     return calls
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from configuration.files import is_ours, write_bytes
+from configuration.files import is_ours, read_bytes, write_bytes
 from configuration.folders import VARIABLE, cache_dir
 
 FOLDER = "compiled"
@@ -106,7 +106,7 @@ class Store:
         """Returns a program, or None if there is none that is whole."""
         path = self._file(key)
         try:
-            content = path.read_bytes()
+            content = read_bytes(path, LIMIT + _DIGEST)
         except OSError:
             return None
         digest, program = content[:_DIGEST], content[_DIGEST:]
@@ -162,7 +162,7 @@ def _machine() -> bytes:
     names = ("vendor_id", "cpu family", "model", "flags")
     names += ("CPU implementer", "CPU part", "CPU variant", "Features")
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
         processor = sorted({x for x in lines if x.partition(":")[0].strip() in names})
     except OSError:
         processor = [platform.machine(), platform.processor(), platform.node()]

@@ -138,7 +138,8 @@ def join(meeting: Meeting | None, hosts: str, num_devices: int | None) -> None:
             ) from None
         raise InputError(f"the processes did not meet: {error}") from None
     if not is_first():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+        # Until the process ends.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def cpu_devices(num_chunks: int, shown: int = MOST_CPU_DEVICES) -> int:

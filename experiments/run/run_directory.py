@@ -15,6 +15,7 @@ A run directory belongs to one configuration. When a run is continued, the optio
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -22,12 +23,19 @@ import itertools
 import json
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from configuration.encoding import is_absent
-from configuration.files import recover, write_text
+from configuration.files import (
+    open_file,
+    own_file,
+    read_text,
+    recover,
+    replacing,
+    write_text,
+)
 from experiments.command_line import InputError
 from experiments.presets.configs import TrainConfig
 from experiments.presets.estimators import migrated
@@ -40,6 +48,7 @@ PARENT = "parent.json"
 CHECKPOINTS = "checkpoints"
 _RECORDS = (METRICS, VALIDATION, TIMING)
 _SAVED = ".saved"
+_LONGEST_LINE = 2**20  # bytes
 
 
 class RunDirectory:
@@ -65,9 +74,11 @@ class RunDirectory:
             ) from None
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] = _open(lock, os.O_RDWR | os.O_CREAT)
+            self._lock: IO[str] = _open(lock, "a+")
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = error
+            if isinstance(error, OSError):
+                reason = f"{error.filename}: {error.strerror}"
             raise InputError(
                 f"run directory {path} cannot be written: {reason}; choose another "
                 "with --run.directory"
@@ -89,6 +100,7 @@ class RunDirectory:
                 f"run directory {self.path} cannot be locked: {error.strerror}; its "
                 f"file system may have no locks: {choose}"
             )
+        self._lock.seek(0)
         owner = self._lock.read().strip() or "unknown"
         return (
             f"run directory {self.path} is in use by process {owner}; wait for it or "
@@ -124,8 +136,10 @@ class RunDirectory:
                 run are gone.
         """
         path = self.path / "config.json"
-        recorded = read_rows(self.path / METRICS)
-        begun = bool(recorded) or self.checkpoints.exists()
+        done = 0
+        for row, _ in _rows(self.path / METRICS, follow=False):
+            done = row["step"]
+        begun = done > 0 or self.checkpoints.exists()
         if path.exists() and begun:
             stored = read_config(self.path)
             changed = [
@@ -145,7 +159,6 @@ class RunDirectory:
             saved = os.path.lexists(self.path / _SAVED)
             if saved and not any(any(self.checkpoints.glob(n)) for n in names):
                 what = "holds none" if self.checkpoints.exists() else "is missing"
-                done = recorded[-1]["step"] if recorded else 0
                 raise InputError(
                     f"{self.checkpoints} {what}, though {done} steps are recorded and "
                     "there were checkpoints; bring it back or move the run away"
@@ -158,7 +171,7 @@ class RunDirectory:
         """Appends rows to a record."""
         path = self.path / name
         try:
-            with _open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file:
+            with _open(path, "a") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in rows))
                 file.flush()
                 os.fsync(file.fileno())
@@ -172,8 +185,10 @@ class RunDirectory:
 
     def skipped_in_a_row(self) -> int:
         """Returns how many of the last recorded steps in a row moved nothing."""
-        rows = reversed(read_rows(self.path / METRICS))
-        return sum(1 for _ in itertools.takewhile(lambda r: r.get("skipped"), rows))
+        number = 0
+        for row, _ in _rows(self.path / METRICS, follow=False):
+            number = number + 1 if row.get("skipped") else 0
+        return number
 
     def truncate_after(self, step: int, validated: Collection[int] = ()) -> None:
         """Drops records after a checkpoint's step, which will be run again.
@@ -186,38 +201,47 @@ class RunDirectory:
             InputError: if the records do not hold each step and validation up to the
                 checkpoint once, or if one is a link, which could lead elsewhere.
         """
-        for name in _RECORDS:
-            path = self.path / name
-            if path.is_symlink():
-                raise InputError(f"{path} is a link, not a file; move it away")
-            rows = [row for row in read_rows(path) if row["step"] <= step]
-            steps = [row["step"] for row in rows]
-            if name == METRICS and steps != [*range(1, step + 1)]:
-                raise InputError(
-                    f"{path} does not hold the steps 1 to {step} of the checkpoint "
-                    "that is continued, each once; bring it back or move the run away"
-                )
-            lost = sorted(set(validated) - set(steps)) if name == VALIDATION else ()
-            if lost:
-                raise InputError(
-                    f"{path} does not hold the validation of step {lost[0]}, though "
-                    f"the checkpoint of step {step} is continued; bring it back or "
-                    "move the run away"
-                )
-            if path.exists():
-                write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
+        # All are replaced, or none. They are copied, not cut: in a backup made of hard
+        # links they may be the same files.
+        with contextlib.ExitStack() as copies:
+            for name in _RECORDS:
+                path = self.path / name
+                steps = _copied(path, step, copies)
+                pairs = itertools.zip_longest(steps, range(1, step + 1))
+                if name == METRICS and any(a != b for a, b in pairs):
+                    raise InputError(
+                        f"{path} does not hold the steps 1 to {step} of the checkpoint "
+                        "that is continued, each once; bring it back or move the run "
+                        "away"
+                    )
+                lost = set(validated if name == VALIDATION else ())
+                for present in steps:
+                    lost.discard(present)
+                if lost:
+                    raise InputError(
+                        f"{path} does not hold the validation of step {min(lost)}, "
+                        f"though the checkpoint of step {step} is continued; bring it "
+                        "back or move the run away"
+                    )
 
 
-def _open(path: Path, flags: int) -> IO[str]:
+def _copied(path: Path, step: int, copies: contextlib.ExitStack) -> Iterator[int]:
+    """Copies a record's rows up to a step, and yields their steps.
+
+    The copy takes the record's place when `copies` end well.
+    """
+    rows = _rows(path, follow=False)
+    if os.path.lexists(path):
+        copy = copies.enter_context(replacing(path))
+        for row, line in rows:
+            if row["step"] <= step:
+                copy.write(line.rstrip(b"\n") + b"\n")
+                yield row["step"]
+
+
+def _open(path: Path, mode: str) -> IO[str]:
     """Opens a file of the run; refuses a link, which could lead elsewhere."""
-    try:
-        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise OSError(errno.ELOOP, f"{path.name} is a link", str(path)) from None
-    mode = "r+" if flags & os.O_RDWR else "a"
-    return os.fdopen(handle, mode, encoding="utf-8", errors="replace")
+    return open(path, mode, encoding="utf-8", errors="replace", opener=own_file)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -228,7 +252,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / "config.json"
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(read_text(file))
     except OSError as error:
         raise InputError(
             f"{path} is not a run directory: {file}: {error.strerror}"
@@ -261,7 +285,7 @@ def read_parent(path: Path) -> dict[str, Any] | None:
     """
     file = path / PARENT
     try:
-        return json.loads(file.read_text()) if os.path.lexists(file) else None
+        return json.loads(read_text(file)) if os.path.lexists(file) else None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is damaged: {error}") from None
 
@@ -270,23 +294,37 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Reads the rows of a record; a last line cut off by a kill is dropped.
 
     Raises:
-        InputError: naming the file and the line that is damaged.
+        InputError: naming the file, if it is none, or the line that is damaged.
     """
+    return [row for row, _ in _rows(path)]
+
+
+def _rows(path: Path, follow: bool = True) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yields the rows of a record and their lines, as `read_rows`.
+
+    Unless `follow`, the record may be no link, which could lead elsewhere.
+    """
+    if not os.path.lexists(path):
+        return
+    damaged = 0
     try:
-        lines = path.read_text().splitlines() if os.path.lexists(path) else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row["step"], int):
-                raise ValueError("step is not a number")
-            rows.append(row)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            if number < len(lines):
-                raise InputError(f"{path} is damaged in line {number}") from None
-    return rows
+        with open_file(path, follow=follow) as file:
+            lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
+            for number, line in enumerate(lines, start=1):
+                if damaged:
+                    raise InputError(f"{path} is damaged in line {damaged}")
+                try:
+                    row = json.loads(line.decode())
+                    if not isinstance(row["step"], int):
+                        raise ValueError("step is not a number")
+                except (ValueError, TypeError, KeyError, RecursionError):
+                    damaged = number
+                    continue
+                yield row, line
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}; move it away"
+        ) from None
 
 
 def _changes(stored: dict[str, Any], config: dict[str, Any]) -> list[str]:

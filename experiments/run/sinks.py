@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from configuration.files import write_text
+from configuration.files import read_text, write_text
 from experiments.command_line import InputError
 from experiments.presets.configs import RunOptions
 
@@ -106,7 +106,7 @@ class WeightsAndBiases:
             write_text(identity, secrets.token_hex(8) + "\n")
         self._run: Any = wandb.init(
             project=project,
-            id=identity.read_text().strip(),
+            id=read_text(identity).strip(),
             resume="allow",
             name=folder.name,
             dir=str(folder),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from configuration.files import SUMS
+from configuration.files import SUMS, read_bytes
 from experiments.command_line import reported
 from experiments.presets.configs import TrainConfig
 from experiments.presets.serialization import differences, encode
@@ -41,7 +41,7 @@ def initial_theta(
         artifact = Artifact.load(folder)
         fresh = jax.device_get(training.init().theta)
         theta, parts = begin_with(artifact, config.lopt, fresh, folder)
-        sums = (folder / SUMS).read_bytes()
+        sums = read_bytes(folder / SUMS)
     sides = (artifact.optimizer, config.lopt)
     for line in differences(*(encode(side, absent=True) for side in sides)):
         print(f"warning: {folder} was trained with {line} here", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from flax import serialization
 
+from configuration import files
 from lopt.release import weights
 from lopt.release.weights import Tensors
 
@@ -30,7 +31,8 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        tree = serialization.msgpack_restore(path.read_bytes())
+        content = files.read_bytes(path, files.WEIGHTS_LIMIT)
+        tree = serialization.msgpack_restore(content)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except _NOT_UNDERSTOOD as error:

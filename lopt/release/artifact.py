@@ -24,7 +24,13 @@ from safetensors.numpy import save_file
 
 from configuration import encoding, identity
 from configuration.fields import encodable
-from configuration.files import SUMS, publish, verify_sums
+from configuration.files import (
+    SUMS,
+    TEXT_LIMIT,
+    WEIGHTS_LIMIT,
+    publish,
+    verify_sums,
+)
 from lopt.base import Specs, Theta
 from lopt.per_parameter.forms import Execution, with_execution
 from lopt.release import pylo_form, registry, weights
@@ -54,6 +60,11 @@ class Artifact:
     """Configuration, step, data and versions of the training run; any JSON."""
 
     def __post_init__(self) -> None:
+        for name, size in self.base.items():
+            if type(size) is not int or size < 1:
+                raise ValueError(
+                    f"base.{name} = {size!r} must be a whole number, at least 1"
+                )
         # Reports show them: found here, rather than once an evaluation is done.
         for name, value in (("base", self.base), ("provenance", self.provenance)):
             _check_text(name, value)
@@ -108,9 +119,10 @@ class Artifact:
                 "by `python -m experiments.export RUN_DIR OUT_DIR`"
             )
         try:
-            verify_sums(folder, (WEIGHTS, CONFIG))
+            verify_sums(folder, (WEIGHTS, CONFIG), _limit)
         except OSError as error:
-            raise ValueError(f"{folder} cannot be read: {error}") from None
+            where = error.filename or folder
+            raise ValueError(f"{where} cannot be read: {error.strerror}") from None
         config = weights.read_json(folder / CONFIG)
         _check_version(config, folder / CONFIG)
         try:
@@ -171,6 +183,10 @@ class Artifact:
         return cls(optimizer, theta, base, config["provenance"])
 
 
+def _limit(name: str) -> int:
+    return TEXT_LIMIT if name == CONFIG else WEIGHTS_LIMIT
+
+
 def write_folder(folder: Path, tensors: Tensors, config: str, replace: bool) -> None:
     """Writes config.json and the weights, atomically (errors as `Artifact.save`)."""
 
@@ -180,7 +196,7 @@ def write_folder(folder: Path, tensors: Tensors, config: str, replace: bool) -> 
         # Raised on a full disk, too.
         except SafetensorError as error:
             raise OSError(errno.EIO, str(error), str(folder)) from error
-        (temporary / CONFIG).write_text(config)
+        (temporary / CONFIG).write_text(config, encoding="utf-8")
 
     publish(folder, write, replace=replace)
 

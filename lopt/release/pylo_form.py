@@ -154,11 +154,15 @@ def from_files(
     for name, word in OFFSETS:
         offsets = stored[f"{word}_offsets"]
         expected = len(stored[f"{word}_decays"])
-        finite = np.isfinite(np.asarray(offsets, np.float32)).all()
-        if len(offsets) != expected or not finite:
+        numbers = isinstance(offsets, list) and all(
+            # Not of float32: 1e39, and NaN.
+            type(x) in (int, float) and abs(x) <= float(np.finfo(np.float32).max)
+            for x in offsets
+        )
+        if not numbers or len(offsets) != expected:
             raise ValueError(
                 f"optimizer.{word}_offsets = {offsets} must be {expected} finite "
-                "numbers"
+                "numbers of float32"
             )
         theta[name] = jnp.asarray(offsets, jnp.float32)
     return theta

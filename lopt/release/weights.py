@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
+from configuration import files
 from lopt.base import LearnedOptimizer, Theta, first_difference
 
 Tensors = dict[str, np.ndarray]
@@ -93,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: naming the file, if it does not hold one.
     """
     try:
-        config = json.loads(path.read_text(), parse_constant=_refuse_constant)
+        config = json.loads(files.read_text(path), parse_constant=_refuse_constant)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -114,8 +115,11 @@ def read(path: Path) -> Tensors:
         ValueError: naming the file, if it cannot be read.
     """
     try:
-        return load_file(path)
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        return load(files.read_bytes(path, files.WEIGHTS_LIMIT))
+    except OSError as error:
+        reason = error.strerror
+        raise ValueError(f"{path} cannot be read as safetensors: {reason}") from None
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
         line = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as safetensors: {line}") from None
 

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from configuration import digests, identity
-from configuration.files import write_text
+from configuration.files import make_hidden, read_bytes, write_text
 from configuration.folders import VARIABLE, cache_dir, locked
 
 MANIFEST = "manifest.json"
@@ -99,7 +98,7 @@ def _load(
     """Reads and verifies an entry; with `partial`, unrecorded sources are ignored."""
     path = entry / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read_bytes(path))
         if manifest.pop("sha256") != _digest_of(manifest):
             raise _UnusableError(f"{path} is damaged: its checksum differs")
         if [manifest["schema"], manifest["name"], manifest["fingerprint"]] != key:
@@ -144,7 +143,7 @@ def _write(
     # Left by writers that died.
     for left in entry.parent.glob(f".{entry.name}-*"):
         _remove(left)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+    temporary = make_hidden(entry)
     old = temporary.with_name(temporary.name + "-old")
     try:
         files = {}
@@ -161,7 +160,6 @@ def _write(
             }
         manifest: Any = dict(zip(("schema", "name", "fingerprint"), key, strict=True))
         _write_manifest(temporary, {**manifest, "sources": sources, "arrays": files})
-        temporary.chmod(0o755)
         if entry.exists():
             os.rename(entry, old)
         os.rename(temporary, entry)

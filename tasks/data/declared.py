@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from configuration.files import read_bytes, read_text
+
 FORMAT = "array_record"
 INFO, FEATURES = "dataset_info.json", "features.json"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -155,7 +157,7 @@ def command(name: str, root: Path) -> str:
 
 def _read_json(path: Path, name: str, root: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_bytes(path))
     except OSError as error:
         raise damaged(name, path, f"cannot be read: {error.strerror}", root) from None
     except (ValueError, RecursionError) as error:
@@ -188,7 +190,7 @@ def _feature(path: Path, key: str, value: Any) -> Feature:
         file = path / f"{key}.labels.txt"
         names = ()
         if _FILE.fullmatch(file.name) and file.is_file():
-            names = tuple(file.read_text("utf-8").splitlines())
+            names = tuple(read_text(file).splitlines())
         num_classes = int(value["classLabel"].get("numClasses", len(names)))
         return Feature("label", num_classes=num_classes, names=names)
     kind = str(value["pythonClassName"]).rpartition(".")[2]

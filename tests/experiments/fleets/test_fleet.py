@@ -22,6 +22,7 @@ from experiments.fleet import FleetOptions
 from experiments.fleets.job_file import Job
 from experiments.fleets.submission import calls_of, run_jobs, summary
 from experiments.run.run_directory import METRICS, read_rows
+from tests.special_files import put
 
 pytest.importorskip("submitit")
 ROOT = Path(__file__).parents[3]
@@ -105,6 +106,55 @@ def test_a_record_without_an_exit_code_is_missing(tmp_path, code):
     record = f'{{"sha256": "{jobs[0].sha256}", "exit_code": {code}}}'
     (tmp_path / "results/one.json").write_text(record)
     assert summary(calls_of(jobs, tmp_path)) == "0 of 1 done; missing: one"
+
+
+@pytest.mark.parametrize("what", ["logs", "results", "logs/a.log", "results/a.json"])
+@pytest.mark.parametrize("to", ["mine", "nowhere"])
+def test_nothing_in_a_fleet_is_followed_through_a_link(tmp_path, seen, what, to):
+    """The fleet's own folder may be a link."""
+    mine = tmp_path / "mine"
+    mine.mkdir() if what in ("logs", "results") else mine.write_text("years of work")
+    (tmp_path / "elsewhere").mkdir()
+    folder = tmp_path / "fleet"
+    folder.symlink_to(tmp_path / "elsewhere")
+    (folder / what).parent.mkdir(exist_ok=True)
+    (folder / what).symlink_to(tmp_path / to)
+    jobs = jobs_that(a="0")
+    with pytest.raises(OSError, match="is a link, and is not followed") as error:
+        run_jobs(jobs, folder, "inline", 1, ())
+    assert error.value.filename == str(folder / what)
+    with pytest.raises(OSError, match="is a link, and is not followed"):
+        summary(calls_of(jobs, folder))
+    assert not seen.exists() and not (tmp_path / "nowhere").exists()
+    assert not any(mine.iterdir()) if mine.is_dir() else mine.read_text()
+
+
+def test_a_link_that_appears_later_is_not_written_through(tmp_path, seen):
+    (call,) = calls_of(jobs_that(a="0"), tmp_path / "fleet")
+    call.log.parent.mkdir(parents=True)
+    call.log.symlink_to(tmp_path / "thesis")
+    for act in (call, call.is_running, call.state):
+        with pytest.raises(OSError, match="is a link"):
+            act()
+    assert not (tmp_path / "thesis").exists()
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "socket"])
+def test_a_log_that_is_no_file_is_named_and_not_waited_for(tmp_path, kind):
+    (call,) = calls_of(jobs_that(a="0"), tmp_path / "fleet")
+    call.log.parent.mkdir(parents=True)
+    put(call.log, kind)
+    with pytest.raises(OSError, match=f"is a {kind}, not a file") as error:
+        run_jobs(jobs_that(a="0"), tmp_path / "fleet", "inline", 1, ())
+    assert error.value.filename == str(call.log)
+
+
+def test_a_record_that_is_no_file_is_missing_and_replaced(tmp_path, seen):
+    record = tmp_path / "fleet" / "results" / "a.json"
+    record.parent.mkdir(parents=True)
+    put(record, "FIFO")
+    assert run_jobs(jobs_that(a="0"), tmp_path / "fleet", "inline", 1, ()) == 0
+    assert record.is_file()
 
 
 def test_pickles_are_read_from_folders_of_ours_alone(tmp_path):

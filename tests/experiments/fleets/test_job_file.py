@@ -7,7 +7,9 @@ import json
 import pytest
 
 from experiments.command_line import InputError
+from experiments.fleets import job_file
 from experiments.fleets.job_file import Job, read_jobs
+from tests.special_files import SPECIAL, TOO_LARGE, put
 
 TRAIN = ["experiments.train", "quickstart"]
 
@@ -125,6 +127,15 @@ def test_a_name_that_is_no_plain_file_name_is_refused(tmp_path, name):
             {"command": TRAIN, "vary": {f"--{i}": [0] * 100 for i in range(3)}},
             "makes 1,000,000 jobs",
         ),
+        # Of thousands of flags the product alone takes seconds, and its digits more.
+        (
+            {"command": TRAIN, "vary": {f"--{i}": [0] * 9 for i in range(20_000)}},
+            "makes 531,441 jobs or more",
+        ),
+        (
+            {"jobs": [{"command": TRAIN, "vary": {"--a": [0] * 60_000}}] * 4},
+            "jobs makes 120,000 jobs or more, at most 100,000 can run",
+        ),
         (
             {"command": TRAIN, "vary": {"--a": ["x/y", "x y"]}},
             "the name 'a=x_y' is that of several jobs",
@@ -135,6 +146,20 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path, data, needle):
     with pytest.raises(InputError) as error:
         read(tmp_path, data)
     assert needle in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [*SPECIAL, *TOO_LARGE])
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, kind):
+    put(tmp_path / "jobs.json", kind)
+    with pytest.raises(InputError, match=rf"jobs.json: .*{kind}"):
+        read_jobs(tmp_path / "jobs.json")
+
+
+def test_sweeps_are_counted_before_any_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setattr(job_file, "Job", lambda *_: pytest.fail("a job was made"))
+    sweep = {"command": TRAIN, "vary": {"--seed": list(range(60_000))}}
+    with pytest.raises(InputError, match="makes 120,000 jobs or more"):
+        read(tmp_path, {"jobs": [sweep, sweep]})
 
 
 def test_a_missing_file_is_named(tmp_path):

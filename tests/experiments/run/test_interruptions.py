@@ -230,7 +230,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capfd):
     def read_only(*arguments, **named):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "run"))
 
-    monkeypatch.setattr(integrity.tempfile, "mkstemp", read_only)
+    monkeypatch.setattr(integrity, "replacing", read_only)
     code, error = ended(tmp_path / "run", capfd)
     assert code == BAD_INPUT
     assert error == f"error: {tmp_path / 'run'}: Read-only file system\n"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -29,6 +30,7 @@ from experiments.train import train
 from lopt.release.artifact import Artifact
 from metatrain.checkpoint import Checkpoints
 from tests.experiments.tiny_run import options, same_run
+from tests.special_files import SPECIAL, put
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,69 @@ def test_a_folder_in_the_place_of_a_file_is_named(copy, capfd, name):
     (copy / name).unlink()
     (copy / name).mkdir()
     assert str(copy / name) in refused(copy, capfd)
+
+
+@pytest.mark.parametrize("name", [METRICS, VALIDATION, "timing.jsonl", ".lock"])
+@pytest.mark.parametrize("kind", [*SPECIAL, "link"])
+def test_a_record_that_is_no_file_is_named_and_never_waited_for(tmp_path, name, kind):
+    path = tmp_path / "run"
+    rows = [{"step": step} for step in range(1, 4)]
+    with RunDirectory(path) as directory:
+        for record in (METRICS, VALIDATION, "timing.jsonl"):
+            directory.append(record, rows)
+    if kind == "link":
+        (path / name).rename(tmp_path / "elsewhere")
+        (path / name).symlink_to(tmp_path / "elsewhere")
+    else:
+        put(path / name, kind)
+    what = "link" if kind == "device" else kind  # it is put there as a link
+    refusal = pytest.raises(InputError, match=f"{path / name}.*is a {what}, not a file")
+    with refusal, RunDirectory(path) as directory:
+        directory.truncate_after(2, [1, 2])
+    if kind == "link" and name != ".lock":
+        refusal = pytest.raises(InputError, match=f"{path / name} cannot be written")
+        with RunDirectory(path) as directory, refusal:
+            directory.append(name, rows)
+        assert read_rows(tmp_path / "elsewhere") == rows
+
+
+def test_a_record_of_gigabytes_is_not_held_in_memory(tmp_path):
+    put(tmp_path / METRICS, "3,000,000,000 bytes")
+    tracemalloc.start()
+    refusal = pytest.raises(InputError, match=f"{METRICS} is damaged in line 1")
+    with RunDirectory(tmp_path) as directory, refusal:
+        directory.truncate_after(2)
+    (tmp_path / METRICS).unlink()
+    rows = [{"step": step, "skipped": 1.0} for step in range(1, 4001)]
+    with RunDirectory(tmp_path) as directory:
+        directory.append(METRICS, rows)
+        del rows
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        directory.truncate_after(3999)
+        assert directory.skipped_in_a_row() == 3999
+        # The rows take about 1 MB.
+        assert tracemalloc.get_traced_memory()[1] - before < 3e5
+    tracemalloc.stop()
+
+
+def test_a_backup_of_hard_links_keeps_its_records(tmp_path):
+    rows = [{"step": step} for step in range(1, 4)]
+    with RunDirectory(tmp_path / "run") as directory:
+        directory.append(METRICS, rows)
+        os.link(tmp_path / "run" / METRICS, tmp_path / "backup")
+        directory.truncate_after(2)
+        directory.append(METRICS, [{"step": 3, "other": True}])
+    assert read_rows(tmp_path / "backup") == rows
+
+
+def test_no_record_is_shortened_unless_all_can_be(tmp_path):
+    with RunDirectory(tmp_path) as directory:
+        directory.append(METRICS, [{"step": step} for step in range(1, 4)])
+        before = (tmp_path / METRICS).read_bytes()
+        with pytest.raises(InputError, match="does not hold the validation of step 2"):
+            directory.truncate_after(2, [2])
+        assert (tmp_path / METRICS).read_bytes() == before
 
 
 @pytest.mark.parametrize("instead", ["file", "empty", "leavings"])

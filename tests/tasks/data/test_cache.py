@@ -56,6 +56,18 @@ def entry(folder):
     return path
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_rights_of_an_entry_are_those_that_the_umask_leaves(folder, umask):
+    before = os.umask(umask)
+    try:
+        get(Maker())
+    finally:
+        os.umask(before)
+    assert entry(folder).stat().st_mode & 0o777 == 0o777 & ~umask
+    modes = {path.stat().st_mode & 0o777 for path in entry(folder).iterdir()}
+    assert modes == {0o666 & ~umask}
+
+
 def test_arrays_are_made_once(folder):
     make = Maker()
     for _ in range(3):

@@ -1,0 +1,215 @@
+"""What one reader of artifacts refuses, the one of the PyTorch adapter refuses too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lopt.learned.small_fc import SmallFC
+from lopt.release.artifact import Artifact
+from tests.special_files import SPECIAL, TOO_LARGE, put
+
+FILES = ("config.json", "model.safetensors", "SHA256SUMS")
+
+
+def load_in_torch(folder):
+    return pytest.importorskip("torch_lopt").load_artifact(folder)
+
+
+READERS = {"jax": Artifact.load, "torch": load_in_torch}
+
+
+@pytest.fixture(params=READERS)
+def reader(request):
+    if request.param == "torch":
+        pytest.importorskip("torch")
+    return READERS[request.param]
+
+
+def sum_up(folder):
+    """Renews SHA256SUMS, as an attacker or a broken exporter would."""
+    lines = [
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in FILES[:2]
+    ]
+    (folder / FILES[2]).write_text("".join(lines), encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    optimizer = SmallFC(hidden_size=4)
+    theta = optimizer.init(jax.random.key(0))
+    artifact = Artifact(optimizer, theta, {"width": 32, "depth": 2})
+    artifact.save(tmp_path / "artifact")
+    return tmp_path / "artifact"
+
+
+def refusal(reader, folder):
+    with pytest.raises(ValueError) as error:
+        reader(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", [*SPECIAL, *TOO_LARGE])
+def test_what_is_no_file_of_a_sensible_size_is_never_read(reader, folder, name, kind):
+    put(folder / name, kind)
+    assert name in refusal(reader, folder)
+
+
+def test_links_to_files_are_read(reader, folder, tmp_path):
+    for name in FILES:
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+    reader(folder)
+
+
+LONG = 10**5
+# Keys of config.json, below `optimizer` where they are there, and wrong values.
+BAD_VALUES = [
+    ("optimizer", []),
+    ("provenance", None),
+    ("provenance", []),
+    ("schema_version", True),
+    ("schema_version", 3.5),
+    ("hidden_size", 0),
+    ("hidden_size", 10**6 + 1),
+    ("hidden_size", 4.0),
+    ("hidden_layers", 10**7),
+    ("hidden_layers", True),
+    ("step_mult", 0),
+    ("step_mult", 1e4),
+    ("step_mult", 10**400),
+    ("step_mult", "0.1"),
+    ("exp_mult", 1e308),
+    ("exp_mult", -1001),
+    ("momentum_decays", []),
+    ("momentum_decays", [0.9] * LONG),
+    ("momentum_decays", [0.9, 0.99, 1.0]),
+    ("momentum_decays", 0.9),
+    ("rms_decays", [0.9, 0.99]),
+    ("adafactor_decays", [0.9]),
+    ("momentum_offsets", [1e39, 0.0, 0.0]),
+    ("momentum_offsets", [[0.0], [0.0], [0.0]]),
+    ("momentum_offsets", [True, 0.0, 0.0]),
+    ("momentum_offsets", ["0", 0.0, 0.0]),
+    ("momentum_offsets", [0.0] * 4),
+    ("rms_offsets", [-1e39]),
+    ("rms_offsets", 0.0),
+    ("adafactor_offsets", [0.0, 0.0, 10**400]),
+    ("epsilons", {}),
+    ("time_scales", [1.0] * 11),
+    ("features", ["gradient"]),
+    ("rules", "COMPLETEP"),
+    ("rules", "NONE"),
+    ("factored_axes", "rows"),
+    ("base", []),
+    ("base", {"width": 0}),
+    ("base", {"width": False}),
+    ("base", {"width": True}),
+    ("base", {"width": 1.5}),
+    ("base", {"width": "32"}),
+    ("base", {"width": -1}),
+    ("base", {"width": None}),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), BAD_VALUES, ids=[f"{k}={v!r:.30}" for k, v in BAD_VALUES]
+)
+def test_a_value_out_of_its_range_is_refused(reader, folder, key, value):
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    inner = config["optimizer"]
+    if key in ("hidden_size", "hidden_layers"):
+        # PyLO's own keys agree with it.
+        config[key] = value - (key == "hidden_layers") if value else value
+    if key == "momentum_decays" and isinstance(value, list) and len(value) == LONG:
+        inner |= {"adafactor_decays": value, "momentum_offsets": [0.0] * LONG}
+        inner["adafactor_offsets"] = [0.0] * LONG
+    (inner if key in inner else config)[key] = value
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    sum_up(folder)
+    assert "config.json" in refusal(reader, folder)
+
+
+@pytest.mark.parametrize("value", [1e-38, 1e11, 0, -1e-8, "1e-8", True])
+def test_a_floor_that_float32_does_not_keep_is_refused(reader, folder, value):
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["optimizer"]["epsilons"]["row_col"] = value
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    sum_up(folder)
+    assert "row_col" in refusal(reader, folder)
+
+
+@pytest.mark.parametrize("prefix", [b"\xef\xbb\xbf", b"\xff"], ids=["BOM", "latin"])
+@pytest.mark.parametrize("name", ["config.json", "SHA256SUMS"])
+def test_what_is_not_utf_8_is_refused(reader, folder, name, prefix):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(prefix + content)
+    if name == "config.json":
+        sum_up(folder)
+    assert name in refusal(reader, folder)
+
+
+def test_utf_16_is_refused(reader, folder):
+    text = (folder / "config.json").read_text("utf-8")
+    (folder / "config.json").write_text(text, encoding="utf-16")
+    sum_up(folder)
+    assert "config.json" in refusal(reader, folder)
+
+
+CHANGES = {
+    "foreign": lambda text: text + f"{'0' * 64}  elsewhere\n",
+    "comment": lambda text: "# a comment\n" + text,
+    "blank line": lambda text: "\n" + text,
+    "twice": lambda text: text + text.splitlines()[0] + "\n",
+    "cut off": lambda text: text[:-1],
+    "one blank": lambda text: text.replace("  ", " "),
+    "binary": lambda text: text.replace("  ", " *"),
+    "tab": lambda text: text.replace("  ", "\t"),
+    "CR": lambda text: text.replace("\n", "\r\n"),
+    "capitals": lambda text: text.upper(),
+    "outside": lambda text: text.replace("  model", "  ../artifact/model"),
+    "absolute": lambda text: text + f"{'0' * 64}  /dev/zero\n",
+    "short": lambda text: text[1:],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_line_that_is_no_checksum_is_refused(reader, folder, change):
+    sums = folder / "SHA256SUMS"
+    text = CHANGES[change](sums.read_text("utf-8"))
+    sums.write_bytes(text.encode())
+    refusal(reader, folder)
+
+
+def test_every_listed_file_is_checked(reader, folder):
+    (folder / "README").write_text("read", encoding="utf-8")
+    digest = hashlib.sha256(b"read").hexdigest()
+    with (folder / "SHA256SUMS").open("a", encoding="utf-8") as sums:
+        sums.write(f"{digest}  README\n")
+    reader(folder)
+    (folder / "README").write_text("other", encoding="utf-8")
+    assert "README" in refusal(reader, folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(reader, folder, value):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    next(iter(tensors.values())).flat[0] = value
+    save_file(tensors, path)
+    sum_up(folder)
+    assert "model.safetensors" in refusal(reader, folder)
+
+
+@pytest.mark.parametrize("size", [0, False, 1.5, "32", None, np.int64(32)])
+def test_a_base_size_is_a_whole_number_when_it_is_made(size):
+    with pytest.raises(ValueError, match=r"base\.width = .* must be a whole number"):
+        Artifact(SmallFC(), {}, {"width": size})
