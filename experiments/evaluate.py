@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from configuration.fields import configuration, later
-from configuration.files import SUMS, write_text
+from configuration.files import SUMS, write_bytes, write_text
 from evaluation.plan import (
     MORE,
     MU_ADAM,
@@ -46,6 +46,7 @@ from experiments.presets.serialization import encode
 from experiments.presets.suites import find_suite
 from experiments.run import compilation_cache, run_directory
 from experiments.run.environment import describe_machine
+from experiments.signals import unwinding
 from lopt.release.artifact import Artifact
 from tasks import description
 from tasks.suites import Suite
@@ -136,7 +137,7 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
         )
     if warning:
         environment["warning"] = warning
-    with reported():
+    with reported(), unwinding():
         write_rows(out_dir / ROWS, rows)
         write_report(
             report,
@@ -150,7 +151,7 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
             skipped,
             {cell.name: cell.note for cell in suite.cells if cell.note},
         )
-        (out_dir / CURVES).write_bytes(png(plot_curves(rows)))
+        write_bytes(out_dir / CURVES, png(plot_curves(rows)))
         write_text(out_dir / STAMP, json.dumps(stamp) + "\n")
     print(text_summary(rows, skipped=skipped))
     print(f"report: {report}")

@@ -17,8 +17,10 @@ import pytest
 
 from experiments import signals, start
 from experiments.run.interruption import Interruption
+from experiments.run.results import write_results
 
 ROOT = Path(__file__).parents[2]
+STORED_RUN = ROOT / "tests" / "golden" / "run_schema_1"
 INTERRUPTED_IN_A_CALLBACK = """
 import gc, os, signal
 gc.callbacks.append(lambda *_: os.kill(os.getpid(), signal.SIGINT))
@@ -76,6 +78,39 @@ command_line.run(main)
     )
     assert (ended.returncode, ended.stdout) == (130, "begun\n")
     assert ended.stderr == "interrupted; finished work is kept\n"
+
+
+def test_nothing_is_left_of_an_artifact_whose_writing_is_interrupted(tmp_path):
+    out = tmp_path / "out" / "artifact"
+    code = f"""
+import os, signal, sys
+from experiments import command_line, export
+from lopt.release import artifact
+real = artifact.save_file
+def save_file(*arguments):
+    real(*arguments)
+    os.kill(os.getpid(), signal.SIGINT)
+artifact.save_file = save_file
+sys.argv = ["export", {str(STORED_RUN)!r}, {str(out)!r}]
+command_line.run(export.main)
+"""
+    line = [sys.executable, "-c", code]
+    ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 130
+    assert ended.stderr == "interrupted; finished work is kept\n"
+    assert list(out.parent.iterdir()) == []
+
+
+def test_nothing_is_left_of_a_figure_whose_writing_is_interrupted(
+    tmp_path, monkeypatch
+):
+    def fsync(descriptor):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with signals.handled(lambda *_: None), pytest.raises(KeyboardInterrupt):
+        write_results(tmp_path, "record.json", {}, {}, {"figure.png": b"png"})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_imported_elsewhere_the_package_changes_no_signal():
