@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar, get_args
 
+import jax
 import tyro
 
 # Private, but tyro's only structured account of an error; the version is pinned.
@@ -100,6 +101,14 @@ def run(main: Callable[[], None]) -> None:
             discard_output(1)  # or the interpreter fails again when it ends
             fail(f"standard output: {_describe(error)}")
         fail(_describe(error))
+    except MemoryError as error:
+        fail(str(error) or "out of memory")
+    except jax.errors.JaxRuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        with contextlib.suppress(SystemExit):
+            fail(str(error).splitlines()[0])
+        os._exit(BAD_INPUT)  # other devices may compute for long
     except KeyboardInterrupt:
         _interrupt()
 
