@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from lopt.per_parameter.forms import with_execution
 from parametrization.axes import Axes
 from parametrization.rules import STANDARD, Rules
 from parametrization.spec import ParamSpec
-from tasks.base import Task
+from tasks.base import RowBatches, Task
 from tasks.modelled import ModelTask
 from tasks.source import tree_bytes
 
@@ -138,6 +139,84 @@ def optimizer_cost(lopt: LearnedOptimizer) -> OptimizerCost:
         state_bytes=_state_bytes(lopt, specs, params) / side**2,
         needs_loss=needs_loss,
     )
+
+
+class UnrollBytes(NamedTuple):
+    """Bytes that unrolls need at the same time, beside their states: lower bounds."""
+
+    layer: int
+    """Outputs of the widest layer, in bfloat16."""
+    batches: int
+    """Batches, in bfloat16."""
+    draws: int
+    """Indices of the rows of all batches."""
+
+
+def unroll_bytes(
+    task: Task, num_steps: int, runs: int, members: int = 1
+) -> UnrollBytes:
+    """Returns what unrolls that run in one program need, from shapes alone.
+
+    Args:
+        task: what is trained.
+        num_steps: inner steps, whose batches are drawn before the first.
+        runs: unrolls with batches of their own.
+        members: unrolls that share each of these batches.
+
+    Raises:
+        ValueError: if the shapes are only known from data that is not there.
+    """
+    batch = task.batch_shapes()
+    outputs = jax.eval_shape(task.activations, param_shapes(task), _key(), batch)
+    widest = max((x.size for x in jax.tree.leaves(outputs)), default=0)
+    rows = task.batch_size if isinstance(task, RowBatches) else 0
+    return UnrollBytes(
+        layer=2 * runs * members * widest,
+        batches=2 * runs * sum(x.size for x in jax.tree.leaves(batch)),
+        draws=4 * runs * num_steps * rows,
+    )
+
+
+def run_bytes(task: Task, lopt: LearnedOptimizer, num_steps: int, runs: int) -> int:
+    """Returns what whole training runs in one program need at least (see above)."""
+    params = param_shapes(task)
+    state = tree_bytes(params) + _state_bytes(lopt, task.specs(), params)
+    return runs * state + sum(unroll_bytes(task, num_steps, runs))
+
+
+def memory_bytes() -> int | None:
+    """Returns the memory of this process's devices; None if they do not tell."""
+    if jax.default_backend() == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    limits = [its["bytes_limit"] for its in stats if "bytes_limit" in its]
+    return sum(limits) if len(limits) == len(stats) else None
+
+
+def check_memory(needed: int, what: str, remedy: str) -> None:
+    """Checks that some bytes fit into the memory of all processes.
+
+    Raises:
+        MemoryError: in one line, with the bytes, the memory and the remedy.
+    """
+    memory = memory_bytes()
+    if memory is not None and needed > memory * jax.process_count():
+        raise MemoryError(
+            f"{what} needs at least {needed:.1e} bytes of memory, and there are "
+            f"{memory * jax.process_count():.1e}: make {remedy} smaller"
+        )
+
+
+def check_program(program: jax.stages.Compiled, what: str, remedy: str) -> None:
+    """Checks that a compiled program fits into the memory, before it runs.
+
+    Raises:
+        MemoryError: in one line, with the bytes, the memory and the remedy.
+    """
+    found = program.memory_analysis()
+    if found is not None:
+        needed = found.argument_size_in_bytes + found.temp_size_in_bytes
+        check_memory(needed + found.output_size_in_bytes, what, remedy)
 
 
 def param_shapes(task: Task) -> Any:

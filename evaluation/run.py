@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configuration.fields import checked
+from evaluation.cost import check_program
 from evaluation.training import Trained, compile_streamed, train, train_streamed
 from lopt.base import LearnedOptimizer, Theta, own_theta
 from lopt.baselines import evaluation_params
@@ -292,4 +293,10 @@ def _compile(
         return _outcome(loop.task, dataset, run)
 
     runs = jax.vmap(one, in_axes=(0 if stacked else None, 0, None))
-    return jax.jit(runs).lower(*structure.unflatten(leaves)).compile()
+    program = jax.jit(runs).lower(*structure.unflatten(leaves)).compile()
+    check_program(
+        program,
+        f"{num_steps} steps of {type(loop.task).__name__}",
+        "the task or its batches",
+    )
+    return program

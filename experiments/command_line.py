@@ -13,17 +13,20 @@ import difflib
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar, get_args
 
+import jax
 import tyro
 
 # Private, but tyro's only structured account of an error; the version is pinned.
 from tyro import _errors as tyro_errors
 
+from experiments.signals import discard_output, handled, tell
 from tasks.data.prepared import VARIABLE as DATA_DIR
 
 T = TypeVar("T")
@@ -68,7 +71,10 @@ def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
     """Prints one line to standard error and exits."""
     line = " ".join(message.split())
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    print(f"error: {line}", file=sys.stderr)
+    try:
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    except OSError:
+        discard_output(2)
     raise SystemExit(code)
 
 
@@ -76,13 +82,14 @@ def run(main: Callable[[], None]) -> None:
     """Runs a command and turns its errors into one line and an exit code.
 
     An `OSError` (a full disk, a folder without permission) counts as bad input. Any
-    other exception is a defect and keeps its traceback.
+    other exception is a defect and keeps its traceback. SIGINT ends the process.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every sign
             stream.reconfigure(errors="replace")
     try:
-        main()
+        with handled(_interrupt, (signal.SIGINT,)):
+            _run_flushed(main)
     except InputError as error:
         fail(str(error))
     except ComputationError as error:
@@ -90,12 +97,51 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         os._exit(UNREAD)
     except OSError as error:
+        if error.filename is None and not _can_print():
+            discard_output(1)  # or the interpreter fails again when it ends
+            fail(f"standard output: {_describe(error)}")
         fail(_describe(error))
+    except MemoryError as error:
+        fail(str(error) or "out of memory")
+    except jax.errors.JaxRuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        with contextlib.suppress(SystemExit):
+            fail(str(error).splitlines()[0])
+        os._exit(BAD_INPUT)  # other devices may compute for long
     except KeyboardInterrupt:
-        print("interrupted; finished work is kept", file=sys.stderr, flush=True)
+        _interrupt()
+
+
+def _run_flushed(main: Callable[[], None]) -> None:
+    """Runs a command and writes all its output, also if it exits."""
+    try:
+        main()
+    except SystemExit:
         sys.stdout.flush()
-        # Every file is whole, so there is no need to wait for worker threads.
-        os._exit(INTERRUPTED)
+        raise
+    sys.stdout.flush()
+
+
+def _can_print() -> bool:
+    """Whether standard output can be written, of which errors do not tell the name."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
+
+
+def _interrupt(*arguments: Any) -> NoReturn:
+    """Ends the process at once, as a handler of SIGINT.
+
+    An exception could be raised inside a callback that drops it. Every file is whole,
+    so there is no need to clean up or to wait for worker threads.
+    """
+    tell("interrupted; finished work is kept")
+    with contextlib.suppress(OSError, RuntimeError):  # it may be printing
+        sys.stdout.flush()
+    os._exit(INTERRUPTED)
 
 
 def check_folder(flag: str, path: Path | None) -> None:

@@ -20,6 +20,7 @@ from configuration.fields import configuration
 from configuration.files import SUMS, read_text
 from experiments import command_line
 from experiments.command_line import InputError, reported
+from experiments.signals import unwinding
 from lopt.interchange import celo, learned_optimization, pylo, pylo_velo
 from lopt.release import registry
 from lopt.release.artifact import CONFIG, WEIGHTS, Artifact
@@ -131,7 +132,8 @@ def main() -> None:
             raise InputError(f"{folder} exists already; choose a new folder")
     with reported():
         artifact = with_fields(read(convert), convert.fields)
-        write(artifact, convert)
+        with unwinding():
+            write(artifact, convert)
     print(f"wrote {convert.target}: {artifact.optimizer}")
 
 

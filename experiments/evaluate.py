@@ -47,6 +47,7 @@ from experiments.presets.serialization import encode
 from experiments.presets.suites import find_suite
 from experiments.run import compilation_cache, run_directory
 from experiments.run.environment import describe_machine
+from experiments.signals import unwinding
 from lopt.release.artifact import Artifact
 from tasks.suites import Suite
 
@@ -164,29 +165,32 @@ def _make(
         )
     if warning:
         environment["warning"] = warning
-    write_rows(out_dir / ROWS, rows)
-    environment["rows"] = (
-        f"{len(rows)} in {ROWS}, sha256 {digests.of_file(out_dir / ROWS)}"
-    )
-    environment["optimizers"] = ", ".join(dict.fromkeys(row.optimizer for row in rows))
-    environment["identity"] = identity.digest(evaluation.identity)
-    report = out_dir / REPORT
-    write_report(
-        report,
-        f"A learned optimizer on the {arguments.suite} suite",
-        rows,
-        tunings,
-        training_rows,
-        {"artifact": dict(artifact.provenance), "identity": evaluation.identity},
-        environment,
-        missing_runs(rows, expected_runs(evaluation.suite, also=also)),
-        skipped,
-        {cell.name: cell.note for cell in evaluation.suite.cells if cell.note},
-    )
-    write_bytes(out_dir / CURVES, png(plot_curves(rows)))
-    if not evaluation.unidentified:
-        stamp = dataclasses.replace(stamp, sha256=folder.sums(out_dir))
-        folder.write_stamp(out_dir, stamp)
+    with unwinding():
+        write_rows(out_dir / ROWS, rows)
+        environment["rows"] = (
+            f"{len(rows)} in {ROWS}, sha256 {digests.of_file(out_dir / ROWS)}"
+        )
+        environment["optimizers"] = ", ".join(
+            dict.fromkeys(row.optimizer for row in rows)
+        )
+        environment["identity"] = identity.digest(evaluation.identity)
+        report = out_dir / REPORT
+        write_report(
+            report,
+            f"A learned optimizer on the {arguments.suite} suite",
+            rows,
+            tunings,
+            training_rows,
+            {"artifact": dict(artifact.provenance), "identity": evaluation.identity},
+            environment,
+            missing_runs(rows, expected_runs(evaluation.suite, also=also)),
+            skipped,
+            {cell.name: cell.note for cell in evaluation.suite.cells if cell.note},
+        )
+        write_bytes(out_dir / CURVES, png(plot_curves(rows)))
+        if not evaluation.unidentified:
+            stamp = dataclasses.replace(stamp, sha256=folder.sums(out_dir))
+            folder.write_stamp(out_dir, stamp)
     print(text_summary(rows, skipped=skipped))
     print(f"report: {report}")
     return report

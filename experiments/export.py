@@ -15,6 +15,7 @@ from experiments.presets.serialization import encode
 from experiments.run.release import make_artifact
 from experiments.run.run_directory import read_parent
 from experiments.run.training_state import load_trained
+from experiments.signals import unwinding
 
 
 @configuration
@@ -36,7 +37,8 @@ def main() -> None:
     with reported():
         parent = read_parent(arguments.run_dir)
         artifact = make_artifact(config, encode(config), state, about, parent)
-        artifact.save(arguments.out_dir)
+        with unwinding():
+            artifact.save(arguments.out_dir)
     print(f"released {arguments.out_dir} (θ of step {int(state.best.step)})")
 
 

@@ -11,7 +11,6 @@ largest of theirs, where signal n counts as 128 + n.
 from __future__ import annotations
 
 import argparse
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any, NoReturn
 
 from experiments import command_line
 from experiments.command_line import INTERRUPTED, InputError
+from experiments.signals import handled, tell
 
 GRACE = 60.0
 TRAIN = (sys.executable, "-m", "experiments.train")
@@ -57,21 +57,19 @@ def launch(
         for process in started:
             process.send_signal(number)
 
-    old = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for index in range(num):
-            # In their own session, so that Ctrl-C reaches them once, through us.
-            started.append(
-                subprocess.Popen([*command, str(index)], start_new_session=True)
-            )
-        _wait(started, signals, grace)
-    finally:
-        for process in started:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    with handled(pass_on):
+        try:
+            for index in range(num):
+                # In their own session, so that Ctrl-C reaches them once, through us.
+                started.append(
+                    subprocess.Popen([*command, str(index)], start_new_session=True)
+                )
+            _wait(started, signals, grace)
+        finally:
+            for process in started:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
     return max(_code(process) for process in started)
 
 
@@ -102,7 +100,7 @@ def _code(process: subprocess.Popen[bytes]) -> int:
 
 
 def _say(message: str) -> None:
-    print(f"hosts: {message}", file=sys.stderr, flush=True)
+    tell(f"hosts: {message}")
 
 
 class _OneLine(argparse.ArgumentParser):

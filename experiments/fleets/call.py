@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,21 +23,11 @@ from configuration.files import (
     read_text,
     write_text,
 )
+from experiments.signals import handled
 
 _INTERRUPTED = 130
 _GPUS = "CUDA_VISIBLE_DEVICES"
 _NOTICE = 60  # seconds in which SLURM's SIGUSR2 may follow its SIGTERM
-
-
-@contextlib.contextmanager
-def handled(handler: Callable[[int, Any], object]) -> Iterator[None]:
-    """Handles SIGINT and SIGTERM while the block runs."""
-    old = {n: signal.signal(n, handler) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, before in old.items():
-            signal.signal(number, before)
 
 
 @dataclasses.dataclass
@@ -126,9 +115,10 @@ class Call:
         if scheduler == "local":  # submitit's local jobs see no GPU
             variables.pop(_GPUS, None)
             variables |= self._gpus
-        # A terminal sends SIGINT and SLURM SIGUSR2 to all processes. The job hears of
-        # both through us, as SIGTERM: what is blocked here stays so in a new process.
-        held = (signal.SIGINT, signal.SIGUSR2)
+        # A terminal sends SIGINT and SIGHUP, SLURM SIGUSR2, to all processes. The job
+        # hears of them through us, as SIGTERM: what is blocked here stays so in a new
+        # process.
+        held = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)
         try:
             # It inherits the lock of the log, which holds until the last of us ends.

@@ -15,8 +15,9 @@ from rich.progress import Progress
 
 from configuration.files import is_ours
 from experiments.command_line import FAILED, INTERRUPTED, InputError, take_option
-from experiments.fleets.call import Call, handled
+from experiments.fleets.call import Call
 from experiments.fleets.job_file import Job
+from experiments.signals import handled
 
 Cluster = Literal["local", "slurm", "inline"]
 
@@ -75,7 +76,7 @@ def run_jobs(
 ) -> int:
     """Runs the jobs that are not done, prints a summary, and returns the exit code.
 
-    After SIGINT or SIGTERM jobs on SLURM go on, and others save and end.
+    After SIGINT, SIGTERM or SIGHUP jobs on SLURM go on, and others save and end.
 
     Raises:
         InputError: if submitit or SLURM is missing, or SLURM refuses the jobs.
@@ -170,8 +171,8 @@ def _submitter(
         raise InputError(f"a fleet on {cluster!r}: {error}") from None
 
     def submit(batch: Sequence[Call]) -> list[Any]:
-        # A terminal's SIGINT is ours alone: jobs hear of it as SIGTERM.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        # A terminal's signals are ours alone: jobs hear of them as SIGTERM.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
         try:
             with executor.batch():
                 return [executor.submit(call) for call in batch]

@@ -29,6 +29,7 @@ from experiments.presets.inventory import (
 )
 from experiments.presets.suites import find_suite
 from experiments.run.environment import product_rate
+from experiments.run.memory import check_training
 from experiments.run.warm_start import begin_with
 from lopt.base import Theta, frozen_parts
 from lopt.per_parameter.forms import precisions
@@ -90,6 +91,7 @@ def report(config: TrainConfig, name: str) -> str:
             if problem:
                 raise InputError(f"{entry.title}: {problem}")
         state = jax.eval_shape(training.init)
+        check_training(config, training, state)
         _check_beginning(config, state.theta)
         groups = [describe(entry, MEASURED_TO) for entry in entries]
         work = group_work(config, training, groups)

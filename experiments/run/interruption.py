@@ -9,27 +9,30 @@ from typing import Any
 from jax.experimental import multihost_utils
 
 from experiments.run import processes
+from experiments.signals import STOPPING, handled, tell
 
 
 class Interruption:
-    """A request to stop, made by SIGINT or SIGTERM while the `with` block runs.
+    """A request to stop, made by a signal while the `with` block runs.
 
-    Among several processes SIGTERM is JAX's, which tells it to all of them; SIGINT is
-    passed on as SIGTERM.
+    SIGINT, SIGTERM and SIGHUP are such signals, unless they are ignored. Among several
+    processes SIGTERM is JAX's, which tells it to all of them; the others are passed on
+    as SIGTERM.
     """
 
     def __init__(self) -> None:
         self._requested = False
-        self._old: dict[signal.Signals, Any] = {}
+        jax_has = {signal.SIGTERM} if processes.several() else set()
+        self._handlers = handled(
+            self._handle, [n for n in STOPPING if n not in jax_has]
+        )
 
     def __enter__(self) -> Interruption:
-        caught = [signal.SIGINT] + [signal.SIGTERM] * (not processes.several())
-        self._old = {number: signal.signal(number, self._handle) for number in caught}
+        self._handlers.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        self._handlers.__exit__(None, None, None)
 
     def after(self, step: int) -> bool:
         """Whether to stop after this outer step; the same answer in all processes.
@@ -44,6 +47,6 @@ class Interruption:
     def _handle(self, number: int, frame: Any) -> None:
         del number, frame
         self._requested = True
-        os.write(2, b"\nstopping after this step, with a checkpoint\n")
+        tell("\nstopping after this step, with a checkpoint")
         if processes.several():
             os.kill(os.getpid(), signal.SIGTERM)

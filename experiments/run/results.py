@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from configuration import identity
-from configuration.files import write_text
+from configuration.files import write_bytes, write_text
 from experiments.command_line import reported
 from experiments.presets.serialization import encode
 from experiments.run.environment import describe_machine
+from experiments.signals import unwinding
 
 
 def write_results(
@@ -37,9 +38,9 @@ def write_results(
     record = {"config": encode(config), "machine": describe_machine()}
     record |= identity.surroundings()
     text = json.dumps(record | storable(results), allow_nan=False) + "\n"
-    with reported():
+    with reported(), unwinding():
         for file, figure in figures.items():
-            (folder / file).write_bytes(figure)
+            write_bytes(folder / file, figure)
         write_text(folder / name, text)
     print(f"wrote {', '.join([*figures, name])} to {folder}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from experiments.command_line import InputError, reported
 from experiments.presets.configs import TrainConfig
 from experiments.presets.serialization import decode, digest_of, encode
 from experiments.run import origin, processes
+from experiments.run.memory import check_training
 from experiments.run.run_directory import CHECKPOINTS, RunDirectory, read_config
 from lopt.base import Theta
 from metatrain import devices
@@ -58,12 +58,12 @@ def resume(
     receive the same state.
 
     Raises:
-        InputError: if the state cannot fit into memory, no checkpoint is whole, the
-            newest is of other data, versions or settings, or the records do not reach
-            it.
+        InputError: if no checkpoint is whole, the newest is of other data, versions or
+            settings, or the records do not reach it.
+        MemoryError: if the run cannot fit into memory.
     """
     template = jax.eval_shape(lambda: first_state(training))
-    check_size(template)
+    check_training(config, training, template.outer)
 
     def read() -> TrainingState | None:
         assert directory is not None
@@ -128,14 +128,3 @@ def _validated(config: TrainConfig, step: int) -> list[int]:
     """Returns the steps up to this one after which the run has validated."""
     every, last = config.validation.every, config.num_steps
     return [*range(every, step + 1, every), *([last] if step >= last else [])]
-
-
-def check_size(template: TrainingState) -> None:
-    """Refuses a state larger than the memory, before anything is compiled."""
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(template))
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > memory * jax.process_count():
-        raise InputError(
-            f"the state of this run has {size:.1e} bytes, this machine {memory:.1e}: "
-            "make the task, the optimizer or the number of particles smaller"
-        )

@@ -86,6 +86,6 @@ def test_only_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
     for name in ("pipe", "device", "."):
-        with pytest.raises(OSError, match="is not a file|FIFO|device|folder") as error:
+        with pytest.raises(OSError, match=r"FIFO|device|folder") as error:
             digests.of_file(tmp_path / name)
         assert error.value.filename == str(tmp_path / name)

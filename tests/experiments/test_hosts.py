@@ -14,7 +14,6 @@ import pytest
 from experiments import hosts
 from experiments.command_line import INTERRUPTED, InputError
 from experiments.run import processes
-from experiments.run.interruption import Interruption
 from experiments.run.processes import PEER_LOST, Meeting, take_meeting
 from experiments.run.run_directory import METRICS, RunDirectory, read_rows
 
@@ -82,16 +81,6 @@ def test_a_process_that_is_not_the_first_has_no_run_directory(tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_a_process_alone_after_the_step(number):
-    before = signal.getsignal(number)
-    with Interruption() as interruption:
-        assert not interruption.after(1)
-        os.kill(os.getpid(), number)
-        assert interruption.after(2)
-    assert signal.getsignal(number) is before
-
-
 # Started instead of training: it does what it is told to as process 0 and as process 1.
 STUB = """
 import os, signal, sys, time
@@ -99,7 +88,8 @@ what = sys.argv[1].split(",")[int(sys.argv[-1])]
 if what == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if what == "polite":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(130))
 print(sys.argv[2:], flush=True)
 if what == "dies":
     os.kill(os.getpid(), signal.SIGKILL)
@@ -133,8 +123,15 @@ def test_the_end_of_one_is_the_end_of_all(what, capfd):
     assert "'--num-processes', '2', '--process-id', '1'" in told.out
 
 
-@pytest.mark.parametrize(("kind", "code"), [("polite", 130), ("deaf", 137)])
-def test_signals_are_passed_on(kind, code):
+@pytest.mark.parametrize(
+    ("kind", "number", "code"),
+    [
+        ("polite", signal.SIGTERM, 130),
+        ("polite", signal.SIGHUP, 130),
+        ("deaf", signal.SIGTERM, 137),
+    ],
+)
+def test_signals_are_passed_on(kind, number, code):
     """A second one begins the grace of those that do not hear."""
     call = f"from experiments import hosts; import sys; sys.exit(hosts.launch(2, \
 ['{kind},{kind}'], 0.5, (sys.executable, '-c', {STUB!r})))"
@@ -144,10 +141,10 @@ def test_signals_are_passed_on(kind, code):
     try:
         for _ in range(2):  # both have started, and hear
             launcher.stdout.readline()
-        launcher.send_signal(signal.SIGTERM)
+        launcher.send_signal(number)
         if kind == "deaf":
             time.sleep(0.2)  # two signals at once are one
-            launcher.send_signal(signal.SIGTERM)
+            launcher.send_signal(number)
         assert launcher.wait(timeout=20) == code
     finally:
         launcher.kill()
