@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from configuration.files import make_hidden, read_bytes, write_text
+from configuration.files import make_hidden, open_file, read_bytes, write_text
 
 VARIABLE = "METATRAIN_CACHE_DIR"
 MANIFEST = "manifest.json"
@@ -232,5 +232,5 @@ def _warn_unwritable(entry: Path, error: OSError) -> None:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
