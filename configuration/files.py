@@ -163,7 +163,7 @@ def verify_sums(
         path = folder / name
         whole = line is not rest and len(digest) == 64 and name and "\0" not in name
         if not whole or name in listed or Path(name).is_absolute() or ".." in name:
-            raise ValueError(f"{sums} is damaged at the line {line!r}")
+            raise ValueError(f"{sums} is damaged at the line {line!r:.100}")
         try:
             found = _digest(path, limit(name))
         except (FileNotFoundError, NotADirectoryError):

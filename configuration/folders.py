@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from configuration.files import own_file
+
 VARIABLE = "METATRAIN_CACHE_DIR"
 
 
@@ -31,21 +33,21 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
 
     Raises:
         BlockingIOError: if another process holds it; the message says which.
-        OSError: if it cannot be written, is a link, or its file system has no locks.
+        OSError: if it cannot be written, is no file, or its file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    with os.fdopen(os.open(path, flags, 0o666), "r+", encoding="utf-8") as file:
+    handle = own_file(str(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    with os.fdopen(handle, "r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            owner = file.read(200).strip() or "unknown"
+            owner = file.read(200).decode(errors="replace").strip() or "unknown"
             what = f"is in use by process {owner}"
             raise BlockingIOError(errno.EWOULDBLOCK, what, str(path.parent)) from None
         except OSError as error:
             what = f"{error.strerror}; its file system may have no locks"
             raise OSError(error.errno, what, str(path)) from None
         file.truncate(0)
-        file.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        file.write(f"{os.getpid()} on {socket.gethostname()}\n".encode())
         file.flush()
         yield

@@ -37,7 +37,7 @@ from evaluation.plan import (
 from evaluation.report.html import write_report
 from evaluation.report.plots import plot_curves, png
 from evaluation.report.tables import text_summary
-from evaluation.results import missing_runs, write_rows
+from evaluation.results import EvalRow, missing_runs, write_rows
 from evaluation.suite import Parts, evaluate_suite, suite_jobs
 from experiments import command_line
 from experiments.command_line import InputError, check_folder, reported
@@ -151,38 +151,22 @@ def _make(
         parts=None if evaluation.unidentified else _parts(out_dir, evaluation),
     )
     evaluation.check()
-    environment = (
-        {"command": command}
-        | describe_machine()
-        | {
-            "evaluation took": f"{time.monotonic() - begin:.0f} s",
-            "reported seeds": ", ".join(map(str, SEEDS)),
-        }
-    )
+    took = {"evaluation took": f"{time.monotonic() - begin:.0f} s"}
+    about = {"command": command} | describe_machine() | took
     if arguments.fleet:
-        environment["runs on"] = (
-            f"a fleet ({arguments.fleet}), collected by the machine"
-        )
+        about["runs on"] = f"a fleet ({arguments.fleet}), collected by the machine"
     if warning:
-        environment["warning"] = warning
+        about["warning"] = warning
     with unwinding():
         write_rows(out_dir / ROWS, rows)
-        environment["rows"] = (
-            f"{len(rows)} in {ROWS}, sha256 {digests.of_file(out_dir / ROWS)}"
-        )
-        environment["optimizers"] = ", ".join(
-            dict.fromkeys(row.optimizer for row in rows)
-        )
-        environment["identity"] = identity.digest(evaluation.identity)
-        report = out_dir / REPORT
         write_report(
-            report,
+            out_dir / REPORT,
             f"A learned optimizer on the {arguments.suite} suite",
             rows,
             tunings,
             training_rows,
             {"artifact": dict(artifact.provenance), "identity": evaluation.identity},
-            environment,
+            about | _origin(out_dir / ROWS, rows, evaluation),
             missing_runs(rows, expected_runs(evaluation.suite, also=also)),
             skipped,
             {cell.name: cell.note for cell in evaluation.suite.cells if cell.note},
@@ -192,8 +176,20 @@ def _make(
             stamp = dataclasses.replace(stamp, sha256=folder.sums(out_dir))
             folder.write_stamp(out_dir, stamp)
     print(text_summary(rows, skipped=skipped))
-    print(f"report: {report}")
-    return report
+    print(f"report: {out_dir / REPORT}")
+    return out_dir / REPORT
+
+
+def _origin(
+    path: Path, rows: Sequence[EvalRow], evaluation: Evaluation
+) -> dict[str, str]:
+    """Returns which rows a report holds, and what they depend on."""
+    return {
+        "reported seeds": ", ".join(map(str, evaluation.seeds)),
+        "optimizers": ", ".join(dict.fromkeys(row.optimizer for row in rows)),
+        "rows": f"{len(rows)} in {path.name}, sha256 {digests.of_file(path)}",
+        "identity": identity.digest(evaluation.identity),
+    }
 
 
 def _load(arguments: Evaluate) -> tuple[Suite, list[Skipped], Evaluation]:

@@ -88,10 +88,10 @@ def _read_sums(path: Path) -> dict[str, str]:
         digest, _, name = line.partition("  ")
         whole = len(digest) == 64 and name and "\0" not in name and name not in sums
         if not whole or Path(name).is_absolute() or ".." in name:
-            _refuse(path, f"is damaged at the line {line!r}")
+            _refuse(path, f"is damaged at the line {line!r:.100}")
         sums[name] = digest
     if rest:
-        _refuse(path, f"is cut off at the line {rest!r}")
+        _refuse(path, f"is cut off at the line {rest!r:.100}")
     for name in (CONFIG, MODEL):
         if name not in sums:
             _refuse(path, f"has no checksum for {name}")
@@ -106,13 +106,15 @@ def _decode(path: Path, data: bytes) -> str:
 
 
 def _verified_files(folder: Path) -> dict[str, bytes]:
-    """Returns the contents of all files that `SHA256SUMS` lists; they match it."""
+    """Returns the contents of both files; all that are listed match `SHA256SUMS`."""
     files: dict[str, bytes] = {}
     for name, digest in _read_sums(folder / SUMS).items():
         limit = TEXT_LIMIT if name == CONFIG else WEIGHTS_LIMIT
-        files[name] = _read(folder / name, limit)
-        if hashlib.sha256(files[name]).hexdigest() != digest:
+        data = _read(folder / name, limit)
+        if hashlib.sha256(data).hexdigest() != digest:
             _refuse(folder / name, f"does not match its checksum in {SUMS}")
+        if name in (CONFIG, MODEL):
+            files[name] = data
     return files
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from configuration import digests, identity
-from configuration.files import make_hidden, read_bytes, write_text
+from configuration.files import make_hidden, open_file, read_bytes, write_text
 from configuration.folders import VARIABLE, cache_dir, locked
 
 MANIFEST = "manifest.json"
@@ -194,5 +194,5 @@ def _warn_unwritable(entry: Path, error: OSError) -> None:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,6 +13,7 @@ import pytest
 from configuration import digests
 from tasks.data import cache
 from tasks.data.cache import cached
+from tests.special_files import put
 
 ARRAYS = {
     "images": np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8),
@@ -66,6 +67,16 @@ def test_the_rights_of_an_entry_are_those_that_the_umask_leaves(folder, umask):
     assert entry(folder).stat().st_mode & 0o777 == 0o777 & ~umask
     modes = {path.stat().st_mode & 0o777 for path in entry(folder).iterdir()}
     assert modes == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("name", ["labels.npy", cache.MANIFEST])
+@pytest.mark.parametrize("kind", ["FIFO", "device", "folder"])
+def test_a_file_that_is_none_is_made_again_and_not_waited_for(folder, name, kind):
+    get(make := Maker())
+    put(entry(folder) / name, kind)
+    with pytest.warns(UserWarning, match="is made again"):
+        same(get(make))
+    assert make.calls == 2 and (entry(folder) / name).is_file()
 
 
 def test_arrays_are_made_once(folder):
