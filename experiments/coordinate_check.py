@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from configuration.fields import configuration, later
+from configuration.ranges import check_range
 from evaluation.report.plots import png
 from evaluation.scaling.coordinate_check import CoordinateCheck, coordinate_check
 from evaluation.scaling.feature_check import FeatureCheck, HasFeatures, feature_check
@@ -30,6 +31,7 @@ from experiments.presets.checks import require_positive
 from experiments.presets.families import on_families
 from experiments.presets.optimizers import OPTIMIZERS, named
 from experiments.run import compilation_cache
+from experiments.run.memory import check_run
 from experiments.run.results import write_results
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import SGD, Adam
@@ -83,7 +85,9 @@ class CoordinateConfig:
             raise ValueError(
                 f"sizes = {self.sizes} must be at least two different positive numbers"
             )
-        require_positive(self, "num_steps", "num_seeds", "learning_rate")
+        require_positive(self, "learning_rate")
+        check_range("num_steps", self.num_steps, "[1, 1e8)")
+        check_range("num_seeds", self.num_seeds, "[1, 1e6]")
         if self.optimizer not in (known := ("adam", "sgd", "artifact", *OPTIMIZERS)):
             raise ValueError(f"optimizer = {self.optimizer!r} must be one of {known}")
         if (self.optimizer == "artifact") != (self.artifact is not None):
@@ -241,7 +245,9 @@ def run(config: CoordinateConfig, name: str) -> None:
             Artifact.load(config.artifact)
         columns = COLUMNS[config.axis]
         for rules in columns.values():
-            resized(config, rules)
+            for task in resized(config, rules).values():
+                # The batch is drawn once.
+                check_run(task, optimizer(config, rules)[0], num_steps=1)
         batch = sample(config.task, config.task.load_data(), jax.random.key(0))
         checks = {}
         print(f"{name}: {len(columns)} parametrizations at {len(config.sizes)} sizes")

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from configuration.fields import configuration, later
+from configuration.ranges import check_range
 from evaluation.diagnosis.reader_study import Study, diagnose, image_logits, train
 from evaluation.diagnosis.readers import PANEL, read_panel
 from evaluation.diagnosis.report import plot_study, text_report
@@ -26,6 +27,7 @@ from experiments import command_line
 from experiments.command_line import InputError, check_folder, reported
 from experiments.presets.checks import require_positive
 from experiments.run import compilation_cache
+from experiments.run.memory import check_run
 from experiments.run.results import write_results
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import Adam
@@ -66,11 +68,13 @@ class DiagnoseConfig:
     """Keep compiled programs in the cache folder, for the next start."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_steps", 1), ("num_sessions", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name} = {getattr(self, name)} must be at least {least}"
-                )
+        for name, interval in (
+            ("num_steps", "[1, 1e8)"),
+            ("num_sessions", "[1, 1e4]"),
+            ("num_resamples", "[1, 1e6]"),
+            ("seed", "[0, 2147483648)"),
+        ):
+            check_range(name, getattr(self, name), interval)
         if self.num_resamples < 100:
             raise ValueError(
                 f"num_resamples = {self.num_resamples} must be at least 100: the ends "
@@ -94,6 +98,7 @@ def study(config: DiagnoseConfig) -> tuple[Study, dict[str, float]]:
     lopt, theta, rules = optimizer(config)
     model = config.model.with_rules(rules)
     task = GradedDiagnosis(model, config.data, config.batch_size)
+    check_run(task, lopt, config.num_steps)
     dataset = task.load_data()
     params, losses = train(task, lopt, theta, config.num_steps, config.seed, dataset)
     whole = task.whole(dataset, "outer_valid")

@@ -347,6 +347,7 @@ def _made_by(run: Path, artifact: Artifact) -> bool:
     stored = about.get("config")
     if not isinstance(stored, dict):
         return False
+    stored = run_directory.in_form_of_today(stored)
     # A run can be made longer afterwards.
     names = {n for n in stored | config if stored.get(n) != config.get(n)}
     rows = run_directory.read_rows(run / run_directory.VALIDATION)

@@ -15,13 +15,14 @@ from pathlib import Path
 import jax
 
 from configuration.fields import configuration, later
+from configuration.ranges import check_range
 from evaluation.generation.plots import plot_pictures
 from evaluation.generation.scores import draw_pictures, train_stages
 from evaluation.report.plots import png
 from experiments import command_line
 from experiments.command_line import check_folder, reported
-from experiments.presets.checks import require_positive
 from experiments.run import compilation_cache
+from experiments.run.memory import check_run
 from experiments.run.results import write_results
 from lopt.base import LearnedOptimizer, Theta
 from lopt.baselines import Adam
@@ -56,11 +57,11 @@ class GenerateConfig:
     """Keep compiled programs in the cache folder, for the next start."""
 
     def __post_init__(self) -> None:
-        if min(self.num_steps) < 1:
-            raise ValueError(f"num_steps = {self.num_steps} must be positive")
+        for index, steps in enumerate(self.num_steps):
+            check_range(f"num_steps[{index}]", steps, "[1, 1e8)")
         if not all(math.isfinite(r) and r > 0 for r in self.learning_rates):
             raise ValueError(f"learning_rates = {self.learning_rates} must be positive")
-        require_positive(self, "num_samples")
+        check_range("num_samples", self.num_samples, "[1, 1e4]")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed = {self.seed} must lie in [0, 2³¹)")
 
@@ -93,6 +94,11 @@ def run(config: GenerateConfig) -> None:
         config.out_dir.mkdir(parents=True, exist_ok=True)
         lopt, thetas = optimizer(config)
         names = captions(config)
+        stage_b = config.task.stage_b
+        for task, num_steps in zip(
+            (stage_b.stage_a, stage_b, config.task), config.num_steps, strict=True
+        ):
+            check_run(task, lopt, num_steps)
         begin = time.perf_counter()
 
         def report(line: str) -> None:

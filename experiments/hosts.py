@@ -11,6 +11,7 @@ largest of theirs, where signal n counts as 128 + n.
 from __future__ import annotations
 
 import argparse
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from experiments.signals import handled, tell
 
 GRACE = 60.0
 TRAIN = (sys.executable, "-m", "experiments.train")
+SILENT = ", as JAX ends where another one was silent for long"
 _TICK = 0.1  # seconds between looks at the processes
 
 
@@ -84,7 +86,8 @@ def _wait(
             deadline = time.monotonic() + grace
             for index in ended:
                 if (code := _code(started[index])) not in (0, INTERRUPTED):
-                    _say(f"process {index} ended with code {code}; so will the others")
+                    how = f"{code}{SILENT * (code == 128 + signal.SIGABRT)}"
+                    _say(f"process {index} ended with code {how}; so will the others")
         left = len(started) - len(ended)
         if not left:
             return

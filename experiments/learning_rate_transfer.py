@@ -11,14 +11,15 @@ import sys
 from pathlib import Path
 
 from configuration.fields import configuration, later
+from configuration.ranges import check_range
 from evaluation.report.plots import png
 from evaluation.scaling.plots import plot_transfer
 from evaluation.scaling.transfer import Transfer, learning_rate_transfer
 from experiments import command_line
 from experiments.command_line import reported
-from experiments.presets.checks import require_positive
 from experiments.presets.families import on_families
 from experiments.run import compilation_cache
+from experiments.run.memory import check_run
 from experiments.run.results import write_results
 from lopt.baselines import Adam
 from parametrization.rules import ADAM_LIKE, STANDARD
@@ -59,7 +60,8 @@ class TransferConfig:
                 f"lowest = {self.lowest} must be below highest = {self.highest}, both "
                 "powers of 2 in [-30, 10]"
             )
-        require_positive(self, "num_steps", "num_seeds")
+        check_range("num_steps", self.num_steps, "[1, 1e8)")
+        check_range("num_seeds", self.num_seeds, "[1, 1e6]")
         if not isinstance(self.task, ModelTask):
             raise ValueError(f"a {type(self.task).__name__} has no width")
         if self.task.model.rules is not ADAM_LIKE:
@@ -90,6 +92,8 @@ def run(config: TransferConfig, name: str) -> None:
         for title, rules in COLUMNS.items():
             task = config.task.with_rules(rules)
             tasks = {width: task.at_width(width) for width in config.widths}
+            for resized in tasks.values():
+                check_run(resized, Adam(rules=rules), config.num_steps)
             transfers[title] = learning_rate_transfer(
                 tasks,
                 Adam(rules=rules),

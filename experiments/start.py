@@ -40,5 +40,7 @@ def _open_standard_streams() -> None:
             os.set_inheritable(descriptor, True)
         if getattr(sys, name) is None:
             mode = "w" if descriptor else "r"
-            stream = open(descriptor, mode, closefd=False)  # noqa: SIM115 (stays open)
+            stream = open(  # noqa: SIM115 (stays open)
+                descriptor, mode, encoding="utf-8", closefd=False
+            )
             setattr(sys, name, stream)

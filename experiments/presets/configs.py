@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from configuration.encoding import ABSENT
 from configuration.fields import configuration, encodable, later
+from configuration.ranges import check_range
 from experiments.command_line import Components
 from experiments.presets.checks import require_positive
 from experiments.presets.estimators import ESTIMATORS, AnyEstimator
@@ -65,7 +66,9 @@ class Validation:
     default the tasks of the training."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "every", "num_steps", "num_seeds")
+        require_positive(self, "every")
+        check_range("num_steps", self.num_steps, "[1, 1e8)")
+        check_range("num_seeds", self.num_seeds, "[1, 1e6]")
 
 
 @configuration

@@ -10,6 +10,7 @@ from typing import Any
 from evaluation.cost import check_memory, param_shapes, run_bytes, unroll_bytes
 from experiments.presets.configs import TrainConfig
 from experiments.presets.suites import find_suite
+from lopt.base import LearnedOptimizer
 from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.outer import MetaTraining, OuterState
 from tasks.base import Task
@@ -47,6 +48,17 @@ def check_training(
             f"validation on {name}",
             "validation.num_seeds, validation.num_steps, batch_size or the model",
         )
+
+
+def check_run(task: Task, lopt: LearnedOptimizer, num_steps: int) -> None:
+    """Checks that one training run fits into the memory.
+
+    Raises:
+        MemoryError: in one line, naming the fields to make smaller.
+    """
+    needed = run_bytes(task, lopt, num_steps, 1)
+    what = f"training a {task.family}"
+    check_memory(needed, what, "the model, batch_size or num_steps")
 
 
 def window_bytes(

@@ -261,6 +261,12 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{file} is damaged: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("num_steps"), int):
         raise InputError(f"{file} is damaged: it holds no configuration")
+    return in_form_of_today(config)
+
+
+def in_form_of_today(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns an encoded configuration of any version as this version writes it."""
+    config = dict(config)
     for field in dataclasses.fields(TrainConfig):
         if field.name in config and is_absent(field, config[field.name]):
             del config[field.name]

@@ -223,4 +223,4 @@ def test_a_state_larger_than_the_memory_is_refused_before_the_start(
     directory = ["--run.directory", tmp_path / "run"]
     code, error = exit_of(monkeypatch, capsys, *given_, *directory)
     assert code == BAD_INPUT
-    assert "the state of this run has " in error and "smaller" in error
+    assert "the state of this run needs at least " in error and "smaller" in error

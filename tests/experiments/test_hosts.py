@@ -93,6 +93,8 @@ if what == "polite":
 print(sys.argv[2:], flush=True)
 if what == "dies":
     os.kill(os.getpid(), signal.SIGKILL)
+if what == "stopped":
+    os.kill(os.getpid(), signal.SIGSTOP)
 if what.isdigit():
     sys.exit(int(what))
 time.sleep(60)
@@ -112,12 +114,18 @@ def test_the_largest_exit_code_counts(what, code):
     assert launch(what, 30.0)[0] == code
 
 
-@pytest.mark.parametrize("what", ["dies,deaf", "3,sleeps"])
-def test_the_end_of_one_is_the_end_of_all(what, capfd):
+@pytest.mark.parametrize(
+    ("what", "first"),
+    [
+        ("dies,deaf", "137"),
+        ("3,sleeps", "3"),
+        ("134,stopped", "134, as JAX ends where another one was silent for long"),
+    ],
+)
+def test_the_end_of_one_is_the_end_of_all(what, first, capfd):
     code, seconds = launch(what, 0.5)
     assert code == 137 and seconds < 20.0
     told = capfd.readouterr()
-    first = "137" if "dies" in what else "3"
     assert f"hosts: process 0 ended with code {first}; so will the others" in told.err
     assert "hosts: 1 still run after 0.5 s: they are killed" in told.err
     assert "'--num-processes', '2', '--process-id', '1'" in told.out

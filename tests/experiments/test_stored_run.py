@@ -28,7 +28,9 @@ def test_export_releases_what_the_run_had_released(tmp_path, monkeypatch):
 
 
 def test_an_evaluation_reads_the_training_rows_beside_the_artifact():
-    rows = evaluate._training_rows(STORED / "artifact")
+    rows = evaluate._training_rows(
+        STORED / "artifact", Artifact.load(STORED / "artifact")
+    )
     losses = [row["meta_loss"] for row in rows if "meta_loss" in row]
     held_out = [row["held_out_loss"] for row in rows if "held_out_loss" in row]
     assert len(losses) == 20 and np.isfinite(losses).all()

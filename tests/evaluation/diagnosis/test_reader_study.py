@@ -219,7 +219,7 @@ def test_a_trained_model_sees_nearly_all_there_is(monkeypatch, capsys, tmp_path)
     ("arguments", "message"),
     [
         (["--artifact", "/nowhere"], "--artifact /nowhere is not a folder"),
-        (["--num-steps", "0"], "num_steps = 0 must be at least 1"),
+        (["--num-steps", "0"], "num_steps = 0 must be a whole number in"),
         (["--num-resamples", "99"], "num_resamples = 99 must be at least 100"),
         (["--learning-rate", "0"], "learning_rate = 0.0 must be positive"),
         (["--data.num-test", "3"], "num_test = 3 must be at least 4"),

@@ -13,10 +13,18 @@ import pytest
 
 from evaluation import cost
 from evaluation.cost import run_bytes
-from evaluation.run import _mean_loss
-from experiments import command_line, train
+from evaluation.run import _mean_loss, evaluate
+from experiments import (
+    command_line,
+    coordinate_check,
+    diagnose,
+    generate,
+    learning_rate_transfer,
+    train,
+)
 from experiments.presets import configs
 from experiments.run.memory import window_bytes
+from lopt.baselines import Adam
 from lopt.learned.learnable import LearnableAdam
 from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.estimators.pes import PES
@@ -91,8 +99,8 @@ def test_a_validation_needs_no_less_than_is_counted():
         (["--task.model.widths", "1000000"], "an outer step on task", "the model"),
         (["--task.batch-size", "100000000"], "an outer step on task", "batch_size"),
         (["--estimator.num-pairs", "1000000"], "the state of this run", "particles"),
-        (["--validation.num-seeds", "999999999"], "validation on task", "num_seeds"),
-        (["--validation.num-steps", "999999999"], "validation on task", "num_steps"),
+        (["--validation.num-seeds", "999999"], "validation on task", "num_seeds"),
+        (["--validation.num-steps", "99999999"], "validation on task", "num_steps"),
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
@@ -110,6 +118,40 @@ def test_what_cannot_fit_is_refused_in_one_line(
     assert error.startswith(f"error: {what} needs at least ")
     assert "bytes of memory, and there are 3.0e+10: make " in error
     assert fields in error.partition("make")[2]
+
+
+def test_an_evaluation_that_cannot_fit_does_not_run(monkeypatch):
+    monkeypatch.setattr(cost, "memory_bytes", lambda: 10**4)
+    adam = Adam()
+    theta = adam.init(jax.random.key(0))
+    with pytest.raises(MemoryError, match="2 steps of ImageClassification needs at"):
+        evaluate(SMALL.task, adam, theta, 2, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        (diagnose, ["--batch-size", "99999999"], "training a ConvNet needs at least"),
+        (diagnose, ["--model.width", "99999999"], "training a ConvNet needs at least"),
+        (diagnose, ["--num-sessions", "99999999"], "num_sessions = 99999999 must be"),
+        (diagnose, ["--num-resamples", "99999999"], "num_resamples = 99999999 must"),
+        (generate, ["--task.batch-size", "99999999"], "needs at least"),
+        (generate, ["--num-samples", "99999999"], "num_samples = 99999999 must be"),
+        (learning_rate_transfer, ["mlp", "--widths", "8", "99999999"], "a MLP needs"),
+        (coordinate_check, ["mlp", "--sizes", "8", "99999999"], "a MLP needs at least"),
+    ],
+)
+def test_other_commands_refuse_it_as_well(
+    tmp_path, monkeypatch, capsys, command, words, message
+):
+    out = ["--out-dir", str(tmp_path), "--no-compilation-cache"]
+    monkeypatch.setattr(sys, "argv", ["command", *words, *out])
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(command.main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
 
 
 def test_what_is_not_counted_is_one_line_too():
