@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configuration import folders, identity
-from evaluation import folder, plan, run, tune
+from evaluation import folder, plan, run, suite, tune
 from evaluation.results import read_rows
 from experiments import evaluate
 from experiments.command_line import InputError
@@ -216,12 +216,12 @@ def evaluated(artifact, tmp_path, monkeypatch, few_runs, capsys):
     for name in ("evaluate", "evaluate_each"):
         monkeypatch.setattr(run, name, result)
     for name, cells in (("mine", CELLS), ("other", CELLS[:1])):
-        suite = Suite(name, "for tests", lambda cells=cells: cells)
-        monkeypatch.setitem(SUITES, name, suite)
+        made = Suite(name, "for tests", lambda cells=cells: cells)
+        monkeypatch.setitem(SUITES, name, made)
 
-    def go(suite="mine", **fields):
+    def go(name="mine", **fields):
         ran.clear()
-        given = Evaluate(artifact, suite, tmp_path / "out", tmp_path / "cache")
+        given = Evaluate(artifact, name, tmp_path / "out", tmp_path / "cache")
         evaluate.evaluate(dataclasses.replace(given, **fields), "a command")
         out, error = capsys.readouterr()
         return len(ran), out + error
@@ -272,6 +272,28 @@ def test_other_data_versions_and_settings_are_evaluated_anew(
     upgrade()
     num, words = evaluated()
     assert num == first and "versions.jax: " in words
+
+
+def test_a_stopped_evaluation_keeps_its_finished_jobs(evaluated, monkeypatch, tmp_path):
+    real, seen = run.evaluate, []
+
+    def stop(*given, **named):
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "evaluate", stop)
+        patch.setattr(suite, "WORKERS", 1)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated()
+    rest, _ = evaluated()
+    whole, _ = evaluated(out_dir=tmp_path / "whole", cache_dir=tmp_path / "new")
+    assert 0 < rest < whole
+    names = ("out", "whole")
+    rows = [(tmp_path / name / folder.ROWS).read_bytes() for name in names]
+    assert rows[0] == rows[1]
 
 
 def test_another_artifact_reuses_the_baselines(evaluated, artifact, tmp_path):

@@ -167,3 +167,12 @@ def test_what_could_not_be_read_back_is_refused_at_once(tmp_path):
     task = ImageClassification(MLP((4,), base_width=4), Mine())
     with pytest.raises((ValueError, InputError), match=r"Mine.*regist"):
         train(dataclasses.replace(options(tmp_path / "run"), task=task), "tiny")
+
+
+def test_data_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    contents = iter((A, B))
+    monkeypatch.setattr(
+        origin, "data_identity", lambda task: {"content": next(contents)}
+    )
+    with pytest.raises(InputError, match="the data changed while it was read"):
+        train(options(tmp_path / "run"), "tiny")
