@@ -29,6 +29,7 @@ from configuration.files import (
     TEXT_LIMIT,
     WEIGHTS_LIMIT,
     publish,
+    read_bytes,
     verify_sums,
 )
 from lopt.base import Specs, Theta
@@ -118,15 +119,11 @@ class Artifact:
                 "or incomplete; a training run, but no checkpoint of it, becomes one "
                 "by `python -m experiments.export RUN_DIR OUT_DIR`"
             )
-        try:
-            verify_sums(folder, (WEIGHTS, CONFIG), _limit)
-        except OSError as error:
-            where = error.filename or folder
-            raise ValueError(f"{where} cannot be read: {error.strerror}") from None
+        before = _verified(folder)
         config = weights.read_json(folder / CONFIG)
         _check_version(config, folder / CONFIG)
         try:
-            return cls._from_config(config, folder / WEIGHTS)
+            artifact = cls._from_config(config, folder / WEIGHTS)
         except _NOT_UNDERSTOOD as error:
             message = str(error)
             if str(folder) in message:
@@ -135,6 +132,10 @@ class Artifact:
             raise ValueError(
                 f"{folder / CONFIG} does not describe an optimizer: {what}"
             ) from None
+        # Else it could be the configuration of one and the weights of another.
+        if _verified(folder) != before:
+            raise ValueError(f"{folder} was replaced while it was read; load it again")
+        return artifact
 
     def _config(self) -> dict[str, Any]:
         lopt, provenance = self.optimizer, dict(self.provenance)
@@ -185,6 +186,16 @@ class Artifact:
 
 def _limit(name: str) -> int:
     return TEXT_LIMIT if name == CONFIG else WEIGHTS_LIMIT
+
+
+def _verified(folder: Path) -> bytes:
+    """Returns the checksums of a folder, with which its files agree."""
+    try:
+        verify_sums(folder, (WEIGHTS, CONFIG), _limit)
+        return read_bytes(folder / SUMS)
+    except OSError as error:
+        where = error.filename or folder
+        raise ValueError(f"{where} cannot be read: {error.strerror}") from None
 
 
 def write_folder(folder: Path, tensors: Tensors, config: str, replace: bool) -> None:

@@ -391,3 +391,21 @@ def test_other_factored_axes_in_the_first_schema_are_refused(folder):
     ) as info:
         Artifact.load(folder)
     assert "\n" not in str(info.value)
+
+
+def test_an_artifact_that_is_replaced_while_it_is_read_is_refused(
+    artifact, folder, monkeypatch
+):
+    other = dataclasses.replace(artifact, provenance={"another": 1})
+    real = lopt.release.artifact.weights.read_json
+
+    def read_and_replace(path):
+        config = real(path)
+        other.save(folder, replace=True)
+        return config
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lopt.release.artifact.weights, "read_json", read_and_replace)
+        with pytest.raises(ValueError, match="was replaced while it was read"):
+            Artifact.load(folder)
+    assert Artifact.load(folder).provenance == {"another": 1}
