@@ -40,13 +40,13 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
     with os.fdopen(handle, "r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                what = f"{error.strerror}; its file system may have no locks"
+                raise OSError(error.errno, what, str(path)) from None
             owner = file.read(200).decode(errors="replace").strip() or "unknown"
             what = f"is in use by process {owner}"
             raise BlockingIOError(errno.EWOULDBLOCK, what, str(path.parent)) from None
-        except OSError as error:
-            what = f"{error.strerror}; its file system may have no locks"
-            raise OSError(error.errno, what, str(path)) from None
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}\n".encode())
         file.flush()

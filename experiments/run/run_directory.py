@@ -17,12 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import itertools
 import json
 import os
-import socket
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +33,7 @@ from configuration.files import (
     replacing,
     write_text,
 )
+from configuration.folders import locked
 from experiments.command_line import InputError
 from experiments.presets.configs import TrainConfig
 from experiments.presets.estimators import migrated
@@ -64,7 +62,6 @@ class RunDirectory:
             InputError: if it cannot be written, or another process trains in it.
         """
         self.path = path
-        lock = path / ".lock"
         try:
             os.fsencode(path).decode()
         except UnicodeDecodeError:
@@ -72,40 +69,22 @@ class RunDirectory:
                 f"run directory {path} has a name that is not UTF-8; choose another "
                 "with --run.directory"
             ) from None
+        self._held = contextlib.ExitStack()
+        choose = "choose another with --run.directory"
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] = _open(lock, "a+")
+            self._held.enter_context(locked(path / ".lock", wait=False))
+        except BlockingIOError as error:
+            raise InputError(
+                f"run directory {path} {error.strerror}; wait for it or {choose}"
+            ) from None
         except (OSError, ValueError) as error:
             reason = error
             if isinstance(error, OSError):
                 reason = f"{error.filename}: {error.strerror}"
             raise InputError(
-                f"run directory {path} cannot be written: {reason}; choose another "
-                "with --run.directory"
+                f"run directory {path} cannot be written: {reason}; {choose}"
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            with self._lock:
-                raise InputError(self._not_locked(error)) from None
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
         self._recover()
-
-    def _not_locked(self, error: OSError) -> str:
-        choose = "choose another with --run.directory"
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return (
-                f"run directory {self.path} cannot be locked: {error.strerror}; its "
-                f"file system may have no locks: {choose}"
-            )
-        self._lock.seek(0)
-        owner = self._lock.read().strip() or "unknown"
-        return (
-            f"run directory {self.path} is in use by process {owner}; wait for it or "
-            f"{choose}"
-        )
 
     def _recover(self) -> None:
         """Completes or removes what a killed process left unfinished."""
@@ -118,7 +97,7 @@ class RunDirectory:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._lock.close()
+        self._held.close()
 
     @property
     def checkpoints(self) -> Path:
