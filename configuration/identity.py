@@ -15,7 +15,6 @@ import dataclasses
 import enum
 import functools
 import hashlib
-import inspect
 import math
 import os
 import re
@@ -48,6 +47,7 @@ VARIABLES = ("NVIDIA_TF32_OVERRIDE", "LIBTPU_INIT_ARGS")
 HARMLESS = re.compile(r"--xla_(force_host_platform_device_count|dump_\w+)(=.*)?")
 """Words of XLA_FLAGS that do not; all others count, known or not."""
 ABSENT = "absent"
+_SOURCES = "sources"
 _SHOWN = 12  # characters of a digest in messages
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -104,19 +104,16 @@ def of(value: Any) -> Any:
     Raises:
         UnidentifiedError: naming what cannot be identified, and why.
     """
-    return _of(value, "", ())
+    return _Walk().of(value, "")
 
 
 def sources(found: Any) -> dict[str, str]:
-    """Returns the sources in an identity: digests of files by class or function."""
+    """Returns the sources in an identity: digests of files by module."""
     if isinstance(found, list):
         return {name: x for item in found for name, x in sources(item).items()}
     if not isinstance(found, dict):
         return {}
-    inside = sources(list(found.values()))
-    if "source" not in found:
-        return inside
-    return inside | {found.get("class") or found["function"]: found["source"]}
+    return sources(list(found.values())) | found.get(_SOURCES, {})
 
 
 def differences(stored: Any, now: Any) -> dict[str, str]:
@@ -146,7 +143,7 @@ def of_arrays(tree: Any) -> str:
     """Returns the sha256 of all arrays of a tree, in order, with their places."""
     found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
+        array = _plain(leaf)
         if array.dtype == object:
             where = jax.tree_util.keystr(path)
             raise UnidentifiedError(f"{where} is a {type(leaf).__name__}, no array")
@@ -170,55 +167,13 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _of(value: Any, where: str, seen: tuple[Any, ...]) -> Any:
-    """`seen` are the functions that the value is a part of."""
-    if isinstance(value, enum.Enum):
-        return value.name
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, bytes | complex | np.dtype | range | slice):
-        return {type(value).__name__: repr(value)}
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return {"sha256": of_arrays(_plain(value))}
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        # As pairs if keys are no texts: 1 and "1" are different keys.
-        named = all(isinstance(key, str) for key in value)
-        pairs = {str(k): _of(x, f"{where}.{k}", seen) for k, x in value.items()}
-        return pairs if named else {"keys": sorted(map(repr, value))} | pairs
-    if isinstance(value, tuple | list):
-        return [_of(x, f"{where}[{i}]", seen) for i, x in enumerate(value)]
-    if isinstance(value, set | frozenset):
-        items = [_of(x, where, seen) for x in value]
-        return {"set": sorted(items, key=digest)}
-    if isinstance(value, type):
-        return _of_class(value)
-    if isinstance(value, types.ModuleType):
-        return {"module": value.__name__} | _source(value.__name__)
-    if callable(value) and not dataclasses.is_dataclass(value):
-        return _of_function(value, where, seen)
-    return _of_object(value, where, seen)
-
-
 def _plain(array: Any) -> np.ndarray:
     """Returns an array of numbers; keys of JAX as their words."""
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if isinstance(array, jax.Array) and jnp.issubdtype(
+        array.dtype, jax.dtypes.prng_key
+    ):
         array = jax.random.key_data(array)
     return np.asarray(array)
-
-
-def _of_object(value: Any, where: str, seen: tuple[Any, ...]) -> dict[str, Any]:
-    if isinstance(value, Identified):
-        parts = value.identified_by()
-    elif dataclasses.is_dataclass(value):
-        parts = own_fields(value)
-    else:
-        raise _unknown(where, value, "has no fields and no identified_by()")
-    inside = {name: _of(part, f"{where}.{name}", seen) for name, part in parts.items()}
-    return _of_class(type(value)) | inside
 
 
 def own_fields(value: Any) -> dict[str, Any]:
@@ -230,50 +185,163 @@ def own_fields(value: Any) -> dict[str, Any]:
     }
 
 
-def _of_class(cls: type) -> dict[str, Any]:
-    return {"class": f"{cls.__module__}.{cls.__qualname__}"} | _source(cls.__module__)
+class _Walk:
+    """One walk over an object; what was met before is only named."""
 
+    def __init__(self) -> None:
+        self._met: list[Any] = []
 
-def _of_function(function: Any, where: str, seen: tuple[Any, ...]) -> dict[str, Any]:
-    if isinstance(function, functools.partial):
-        parts = (function.func, function.args, function.keywords)
-        return {"partial": _of(parts, where, seen)}
-    if isinstance(function, types.MethodType):
-        parts = (function.__self__, function.__func__)
-        return {"method": _of(parts, where, seen)}
-    inner = inspect.unwrap(function)
-    scope = getattr(inner, "__globals__", {})
-    module = scope.get("__name__") or getattr(inner, "__module__", None) or "builtins"
-    name = getattr(inner, "__qualname__", None) or getattr(inner, "__name__", None)
-    if name is None or (scope and scope is not vars(sys.modules.get(module, inner))):
-        raise _unknown(where, inner, "is of no module: give a version")
-    named = {"function": f"{module}.{name}"} | _source(module)
-    if any(inner is other for other in seen):
-        return named
-    installed = is_installed(module)
-    if not isinstance(inner, types.FunctionType):  # compiled, as NumPy's are
+    def of(self, value: Any, where: str) -> Any:
+        """Returns the identity of a value; `where` is its place, for messages."""
+        match value:
+            case enum.Enum():
+                return value.name
+            case None | bool() | int() | str():
+                return value
+            case float():
+                return value if math.isfinite(value) else {"float": str(value)}
+            case bytes() | complex() | np.dtype() | range() | slice():
+                return {type(value).__name__: repr(value)}
+            case np.ndarray() | np.generic() | jax.Array():
+                return {"sha256": of_arrays(value)}
+            case Path():
+                return str(value)
+            case Mapping() if all(isinstance(key, str) for key in value):
+                return {key: self.of(x, f"{where}.{key}") for key, x in value.items()}
+            case Mapping():  # 1 and "1" are different keys
+                pairs = {
+                    repr(k): self.of(x, f"{where}[{k!r}]") for k, x in value.items()
+                }
+                return {"keys": pairs}
+            case tuple() | list():
+                return [self.of(x, f"{where}[{i}]") for i, x in enumerate(value)]
+            case set() | frozenset():
+                items = [self.of(x, where) for x in value]
+                return {"set": sorted(items, key=digest)}
+            case type():
+                return self._of_class(value, where)
+            case types.ModuleType():
+                return {"module": value.__name__} | self._sources(value.__name__)
+        if callable(value) and not dataclasses.is_dataclass(value):
+            return self._of_callable(value, where)
+        if isinstance(value, Identified):
+            return self._of_object(value, value.identified_by(), where)
+        if dataclasses.is_dataclass(value):
+            return self._of_object(value, own_fields(value), where)
+        raise _unknown(where, value, "has no fields and no identified_by()")
+
+    def _of_object(
+        self, value: Any, parts: Mapping[str, Any], where: str
+    ) -> dict[str, Any]:
+        inside = {
+            name: self.of(part, f"{where}.{name}") for name, part in parts.items()
+        }
+        return self._of_class(type(value), where) | inside
+
+    def _of_class(self, cls: type, where: str) -> dict[str, Any]:
+        """Identifies a class; of one from outside its bases and members count, too."""
+        named = {"class": f"{cls.__module__}.{cls.__qualname__}"}
+        outside = [c for c in cls.__mro__ if not is_installed(c.__module__)]
+        if not outside or self._is_met(cls):
+            return named
+        named |= self._sources(*(c.__module__ for c in outside))
+        inside = {}
+        for name, member in ((n, x) for c in outside[::-1] for n, x in vars(c).items()):
+            part = _without_descriptor(member)
+            counts = not name.startswith("__") and isinstance(part, _CONSTANTS)
+            if counts or (callable(part) and not _is_made(part)):
+                inside[name] = self.of(part, f"{where}.{name}")
+        return named | {"members": inside}
+
+    def _of_callable(self, value: Any, where: str) -> Any:
+        if isinstance(value, functools.partial):
+            return {"partial": self.of([value.func, value.args, value.keywords], where)}
+        if isinstance(value, types.MethodType):
+            return {"method": self.of([value.__self__, value.__func__], where)}
+        if isinstance(value, types.FunctionType):
+            return self._of_function(value, where)
+        if not is_installed(type(value).__module__):
+            raise _unknown(where, value, "is called, but no function: give a version")
+        if type(value).__name__ == "PjitFunction":  # of jax.jit
+            return self.of(value.__wrapped__, where)
+        attributes = getattr(value, "__dict__", {})
+        if inside := {n: x for n, x in attributes.items() if n != "__wrapped__"}:
+            return self._of_object(value, inside, where)
+        named = {"function": f"{value.__module__}.{value.__qualname__}"}
+        owner = getattr(value, "__self__", None)  # of a method that is compiled
+        bound = owner is not None and not isinstance(owner, types.ModuleType)
+        return named | ({"self": self.of(owner, where)} if bound else {})
+
+    def _of_function(self, function: types.FunctionType, where: str) -> dict[str, Any]:
+        code, scope = function.__code__, function.__globals__
+        module = scope.get("__name__", "builtins")
+        if scope is not vars(sys.modules.get(module, function)):
+            raise _unknown(where, function, "is of no module: give a version")
+        # Decorated functions have the name of what they wrap, not their code.
+        named: dict[str, Any] = {"function": f"{module}.{code.co_qualname}"}
+        installed = is_installed(module)
+        if self._is_met(function) or (installed and "<locals>" not in code.co_qualname):
+            return named | self._defaults(function, where)
+        parts: dict[str, Any] = {}
+        cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+        parts["closure"] = {name: cell.cell_contents for name, cell in cells}
+        parts["attributes"] = vars(function)
+        if not installed or "<locals>" in code.co_qualname:
+            named["code"] = _code(code)
         if not installed:
-            raise _unknown(where, inner, "is no function of Python: give a version")
-        return named
-    if installed and "<locals>" not in name:
-        return named
-    code, cells = inner.__code__, inner.__closure__ or ()
-    parts = {
-        "closure": {
-            free: cell.cell_contents
-            for free, cell in zip(code.co_freevars, cells, strict=True)
-        },
-        "defaults": (inner.__defaults__, inner.__kwdefaults__),
-    }
-    if not installed:
-        known = inner.__globals__
-        parts["globals"] = {n: known[n] for n in sorted(_names(code)) if n in known}
-        named["code"] = _code(code)
-    inside = {
-        part: _of(given, f"{where}.{name}", (*seen, inner))
-        for part, given in parts.items()
-    }
-    return named | inside
+            names = sorted(_names(code))
+            parts["globals"] = {name: scope[name] for name in names if name in scope}
+            named |= self._sources(module)
+        inside = {n: self.of(x, f"{where}.{code.co_name}") for n, x in parts.items()}
+        return named | self._defaults(function, where) | inside
+
+    def _defaults(self, function: types.FunctionType, where: str) -> dict[str, Any]:
+        given = [function.__defaults__, function.__kwdefaults__]
+        return {"defaults": self.of(given, where)} if any(given) else {}
+
+    def _is_met(self, value: Any) -> bool:
+        if any(value is other for other in self._met):
+            return True
+        self._met.append(value)
+        return False
+
+    def _sources(self, *modules: str) -> dict[str, Any]:
+        """Returns the files of modules from outside, and of those they refer to."""
+        found: dict[str, str] = {}
+        waiting = list(modules)
+        while waiting:
+            module = waiting.pop()
+            if module in found or is_installed(module):
+                continue
+            found[module] = digests.of_file(_file_of(module))
+            for value in vars(sys.modules[module]).values():
+                if isinstance(value, types.ModuleType):
+                    waiting.append(value.__name__)
+                elif isinstance(value, type | types.FunctionType):
+                    waiting.append(value.__module__)
+        return {_SOURCES: dict(sorted(found.items()))} if found else {}
+
+
+_CONSTANTS = (np.ndarray, jax.Array, int, float, str, tuple, list, dict)
+"""Types of the attributes of a class that count."""
+
+
+def _without_descriptor(member: Any) -> Any:
+    """Returns the function of a method, a property and the like."""
+    match member:
+        case staticmethod() | classmethod():
+            return member.__func__
+        case property():
+            return member.fget
+        case functools.cached_property():
+            return member.func
+    return member
+
+
+def _is_made(member: Any) -> bool:
+    """Whether a function was made from text, as those of dataclasses are."""
+    code = getattr(member, "__code__", None)
+    return code is not None and code.co_filename.startswith("<")
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -303,21 +371,19 @@ def _unknown(where: str, value: Any, reason: str) -> UnidentifiedError:
     return UnidentifiedError(f"{place}{title} {reason}")
 
 
-def _source(module: str) -> dict[str, str]:
-    """Returns the digest of a module's file; nothing for what is installed.
+def _file_of(module: str) -> Path:
+    """Returns the file of a module.
 
     Raises:
-        UnidentifiedError: if there is no such file, as of what is typed at a prompt.
+        UnidentifiedError: if there is none, as of what is typed at a prompt.
     """
-    if is_installed(module):
-        return {}
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None or not os.path.isfile(file):
         raise UnidentifiedError(
             f"the module {module} has no file: what is typed at a prompt has no "
             "identity; put it into a module, or give a version where one can be given"
         )
-    return {"source": digests.of_file(Path(file))}
+    return Path(file)
 
 
 _OURS = (

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import enum
 import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -235,6 +236,84 @@ def test_a_function_is_its_code_and_what_it_refers_to(monkeypatch):
 
     assert identity.of(partial(1)) == identity.of(partial(1)) != identity.of(partial(2))
     assert identity.of(lambda x: x + 1) != identity.of(lambda x: x + 2)
+
+
+def scaled(factor):
+    def decorate(function):
+        @functools.wraps(function)
+        def wrapper(*arguments):
+            return factor * function(*arguments)
+
+        return wrapper
+
+    return decorate
+
+
+def with_rule(factor):
+    @jax.custom_vjp
+    def square(x):
+        return x * x
+
+    square.defvjp(lambda x: (x * x, x), lambda x, g: (factor * x * g,))
+    return square
+
+
+def test_decorators_and_rules_of_differentiation_count():
+    halves = [identity.of(scaled(x)(helper)) for x in (0.5, 0.5, 2.0)]
+    assert halves[0] == halves[1] != halves[2] != identity.of(helper)
+    rules = [identity.of(with_rule(x)) for x in (2.0, 2.0, 3.0)]
+    assert rules[0] == rules[1] != rules[2]
+    jitted = [identity.of(jax.jit(scaled(x)(helper))) for x in (0.5, 2.0)]
+    assert jitted[0] == halves[0] and jitted[1] == halves[2]
+    scales = [identity.of(optax.scale_by_schedule(lambda n, k=k: k)) for k in (1, 2)]
+    assert scales[0] != scales[1]
+    assert identity.of({1: 2, "1": 3}) != identity.of({1: 3, "1": 2})
+
+
+class Base:
+    factor = 2.0
+
+    def scale(self, x):
+        return x @ TABLE
+
+    @property
+    def twice(self):
+        return helper(2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived(Base):
+    size: int = 1
+
+
+def test_a_class_from_outside_is_its_bases_and_what_they_refer_to(monkeypatch):
+    before = identity.of(Derived())
+    assert identity.of(Derived()) == before != identity.of(Derived(2))
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "TABLE", TABLE + 1)
+        assert identity.of(Derived()) != before
+    with monkeypatch.context() as patch:
+        patch.setattr(Base, "factor", 3.0)
+        assert identity.of(Derived()) != before
+    with monkeypatch.context() as patch:
+        patch.setattr(Base, "scale", lambda self, x: x)
+        assert identity.of(Derived()) != before
+    assert identity.of(Derived()) == before
+
+
+def test_modules_that_a_module_refers_to_count(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "far_away.py").write_text("def tripled(x):\n    return 3 * x\n")
+    (tmp_path / "halfway.py").write_text("from far_away import tripled\n")
+    (tmp_path / "nearby.py").write_text(
+        "import halfway\n\n\ndef loss(x):\n    return halfway.tripled(x)\n"
+    )
+    nearby = importlib.import_module("nearby")
+    before = identity.of(nearby.loss)
+    assert set(identity.sources(before)) == {"nearby", "halfway", "far_away"}
+    (tmp_path / "far_away.py").write_text("def tripled(x):\n    return 4 * x\n")
+    changed = identity.differences(before, identity.of(nearby.loss))
+    assert list(changed) and all(name.endswith("far_away") for name in changed)
 
 
 def recursive(n):

@@ -1,5 +1,7 @@
 """Evaluations of two seeds against few baselines."""
 
+import signal
+
 import pytest
 
 from evaluation import plan, suite, tune
@@ -20,3 +22,18 @@ def few_runs(monkeypatch):
             for value in function.__defaults__
         )
         monkeypatch.setattr(function, "__defaults__", seeds)
+
+
+@pytest.fixture(autouse=True)
+def no_signal_is_ignored():
+    """Tests that are begun with nohup, or in the background, inherit ignored signals."""
+    handlers = {
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    ignored = [n for n in handlers if signal.getsignal(n) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, handlers[number])
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
