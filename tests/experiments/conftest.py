@@ -1,4 +1,4 @@
-"""Evaluations of two seeds against few baselines."""
+"""Evaluations of two seeds against few baselines; signals as a terminal has them."""
 
 import signal
 
@@ -26,7 +26,7 @@ def few_runs(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_signal_is_ignored():
-    """Tests that are begun with nohup, or in the background, inherit ignored signals."""
+    """Tests that are begun with nohup or in the background inherit ignored ones."""
     handlers = {
         signal.SIGHUP: signal.SIG_DFL,
         signal.SIGINT: signal.default_int_handler,
