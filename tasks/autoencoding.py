@@ -19,7 +19,6 @@ its loss is the negative ELBO in nats per pixel. The values of `reconstruction`:
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Literal, NamedTuple, final
 
@@ -34,6 +33,7 @@ from tasks.data.embedded import Digits
 from tasks.image_rows import ImageTask
 from tasks.models.autoencoder import VAE, AutoEncoder, Inference
 from tasks.models.base import Model
+from tasks.source import kept
 
 Reconstruction = Literal["mse", "bernoulli"]
 
@@ -157,7 +157,7 @@ def reconstruction_loss(
     return jnp.mean(jax.nn.softplus(guess) - targets * guess)
 
 
-@functools.cache
+@kept
 def load_pictures(data: images.Images, kind: Reconstruction) -> tuple[Pictures, float]:
     """Returns the dataset of the task, and its loss at chance."""
     # Concrete even where a caller is being traced, as the result is kept.

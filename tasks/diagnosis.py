@@ -13,7 +13,6 @@ constant. So a model with a zero readout starts at the loss at chance.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple, final
 
 import jax
@@ -28,6 +27,7 @@ from tasks.data.speckle import Speckle
 from tasks.image_rows import LabelledImageTask
 from tasks.models.base import Model
 from tasks.models.convolutional import ConvNet
+from tasks.source import kept
 
 
 class Graded(NamedTuple):
@@ -139,7 +139,7 @@ def grade(logits: jax.Array) -> jax.Array:
     return jnp.sum(scores(logits) > 0, axis=-1, dtype=jnp.int32)
 
 
-@functools.cache
+@kept
 def _load(data: images.Images) -> tuple[Graded, float]:
     """Returns the dataset of the task, and its loss at chance."""
     # Concrete even where a caller is being traced, as the result is kept.

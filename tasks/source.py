@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
 
 import jax
 
 from configuration import identity
+
+T = TypeVar("T")
 
 
 class Source(abc.ABC):
@@ -45,6 +50,15 @@ class Source(abc.ABC):
         """Returns the fields, and the content: one name may stand for several."""
         return identity.own_fields(self) | {"content": self.content()}
 
+    def state(self) -> Hashable:
+        """Returns what differs once files were replaced, for caches of this process.
+
+        Raises:
+            ValueError: if the data is not on this machine.
+        """
+        names = (field.name for field in dataclasses.fields(typing.cast(Any, self)))
+        return tuple(state_of(getattr(self, name)) for name in names)
+
     def num_bytes(self) -> int | None:
         """Returns the bytes of the dataset; None if only reading it would tell.
 
@@ -52,6 +66,36 @@ class Source(abc.ABC):
             ValueError: if the data is not on this machine.
         """
         return tree_bytes(self.load())
+
+
+def state_of(value: Any) -> Hashable:
+    """Returns the states of all sources in a task, a source or their parts."""
+    if isinstance(value, Source):
+        return value.state()
+    if dataclasses.is_dataclass(value):
+        names = (field.name for field in dataclasses.fields(value))
+        return tuple(state_of(getattr(value, name)) for name in names)
+    return None
+
+
+def kept(load: Callable[..., T]) -> Callable[..., T]:
+    """Keeps the results of a function of tasks and sources while their files stay.
+
+    As `functools.cache`, whose `cache_clear` it has; but another process may replace
+    files of data.
+    """
+
+    @functools.cache
+    def of_state(states: Hashable, *given: Any) -> T:
+        del states  # part of the key
+        return load(*given)
+
+    @functools.wraps(load)
+    def of(*given: Any) -> T:
+        return of_state(tuple(map(state_of, given)), *given)
+
+    of.cache_clear = of_state.cache_clear  # pyright: ignore[reportAttributeAccessIssue]
+    return of
 
 
 def tree_bytes(tree: Any) -> int:

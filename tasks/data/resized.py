@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from configuration.fields import configuration
 from tasks.data.decoding import shrink
 from tasks.data.images import ImageDataset, Images, partition
 from tasks.data.tfds_images import MAX_SIZE
+from tasks.source import kept
 
 
 @configuration
@@ -74,7 +73,7 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
     return images.repeat(size // height, axis=1).repeat(size // height, axis=2)
 
 
-@functools.cache
+@kept
 def _load(source: Resized) -> ImageDataset:
     dataset = source.data.load()
     splits = dataset[:4]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from configuration import identity
 from configuration.fields import configuration
 from tasks.data import cache, decoding, known, prepared
 from tasks.data.declared import Prepared
 from tasks.data.images import ImageDataset, Images, partition, split_bounds
+from tasks.source import kept
 
 MAX_SIZE = 1024
 # Part of the cache key: raise when pixels or order of the same files change.
@@ -88,8 +91,11 @@ class TFDSImages(Images):
 
     def load(self) -> ImageDataset:
         """Returns the dataset as device arrays (see `Images.load`)."""
-        state = prepared.state(prepared.open_dataset(self.name))
-        return _load(self, prepared.data_dir(), state)
+        return _load(self)
+
+    def state(self) -> Hashable:
+        """Returns the folder of prepared datasets and the state of the files."""
+        return prepared.data_dir(), prepared.state(prepared.open_dataset(self.name))
 
 
 class _Columns(NamedTuple):
@@ -156,10 +162,10 @@ def _shape(source: TFDSImages, stored: tuple[int | None, ...]) -> tuple[int, int
     return (height, width, 1 if source.grey else channels)
 
 
-@functools.cache
-def _load(source: TFDSImages, data_dir: Path, state: Any) -> ImageDataset:
-    del state  # part of the cache key, as the files may be replaced
-    columns = _columns.__wrapped__(source.name, data_dir)
+@kept
+def _load(source: TFDSImages) -> ImageDataset:
+    # Not what is kept: the files may have been replaced.
+    columns = _columns.__wrapped__(source.name, prepared.data_dir())
     dataset = columns.dataset
     shape = _shape(source, dataset.features[columns.image].shape)
     splits = _splits(dataset)
@@ -176,6 +182,7 @@ def _load(source: TFDSImages, data_dir: Path, state: Any) -> ImageDataset:
             "size": source.size,
             "grey": source.grey,
             "splits": splits,
+            "pillow": identity.version("pillow"),
             "content": prepared.content(dataset, _shards(dataset)),
         },
         lambda: _read(columns, splits, shape, source),

@@ -8,10 +8,9 @@ from held-out text.
 from __future__ import annotations
 
 import abc
-import functools
 import importlib.metadata
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from configuration.fields import configuration
 from tasks.base import Split
 from tasks.data.text import Text, TextDataset, to_device, token_dtype
+from tasks.source import kept
 
 _MISSING = (
     "BytePairs needs the package tokenizers, which is not installed: "
@@ -160,10 +160,6 @@ class TokenizedText(Text, abc.ABC):
         """Number of different tokens."""
         return self.tokenizer.vocab_size
 
-    def state(self) -> Hashable:
-        """Returns what differs once the text was replaced, within one process."""
-        return None
-
     @abc.abstractmethod
     def read_tokens(self) -> dict[str, np.ndarray]:
         """Reads the tokens of each split, and "learned" (see `tokenize`)."""
@@ -174,19 +170,18 @@ class TokenizedText(Text, abc.ABC):
         Raises:
             ValueError: in one line, if the text is missing or damaged.
         """
-        return load_tokens(self, self.state())[0]
+        return load_tokens(self)[0]
 
     def decode(self, tokens: np.ndarray) -> str:
         """Returns the text of tokens `[n]`, for inspection."""
-        return self.tokenizer.decode(load_tokens(self, self.state())[1], tokens)
+        return self.tokenizer.decode(load_tokens(self)[1], tokens)
 
 
-@functools.cache
+@kept
 def load_tokens(
-    source: TokenizedText, state: Hashable
+    source: TokenizedText,
 ) -> tuple[TextDataset, np.ndarray]:
     """Returns the dataset of a source, and what its tokenizer learned."""
-    del state  # part of the cache key
     tokens = source.read_tokens()
     return to_device(tokens), tokens["learned"]
 

@@ -13,7 +13,6 @@ caption of these pictures says.)
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import NamedTuple, final
 
 import jax
@@ -30,6 +29,7 @@ from tasks.generation.pretraining import Pretraining
 from tasks.generation.vector_quantization import VectorQuantization
 from tasks.models.latent_denoiser import LatentDenoiser, LatentInputs
 from tasks.models.vq_autoencoder import COMPRESSION
+from tasks.source import kept
 
 DROPPED = 0.05
 """Share of codes that are set to zero."""
@@ -150,6 +150,6 @@ def encode_latents(stage_a: VectorQuantization, params: Params) -> LatentDataset
     )
 
 
-@functools.cache
+@kept
 def _load(stage_a: VectorQuantization, pretraining: Pretraining) -> LatentDataset:
     return encode_latents(stage_a, pretraining.train(stage_a))

@@ -8,7 +8,6 @@ and settings.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -23,6 +22,7 @@ from configuration.fields import configuration
 from tasks.base import Dataset, Params, Task, check_seed, sample
 from tasks.data.cache import Arrays, cached
 from tasks.models.base import check_positive
+from tasks.source import kept
 
 _RECIPE = 1
 """Raised whenever the same description is to give other parameters."""
@@ -54,7 +54,7 @@ class Pretraining:
         return _train(self, task)
 
 
-@functools.cache
+@kept
 def _train(recipe: Pretraining, task: Task) -> Params:
     # Concrete even where a caller is being traced, for the result is kept.
     with jax.ensure_compile_time_eval():

@@ -9,7 +9,6 @@ guesses without one, which guidance needs.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import final
 
 import jax
@@ -25,6 +24,7 @@ from tasks.generation.encoding import encode_all
 from tasks.generation.latent_diffusion import LatentDiffusion
 from tasks.generation.pretraining import Pretraining
 from tasks.models.code_prior import CodeInputs, CodePrior
+from tasks.source import kept
 
 DROPPED = 0.05
 """Share of examples whose class is left out."""
@@ -116,6 +116,6 @@ def encode_codes(stage_b: LatentDiffusion, params: Params) -> ImageDataset:
     return encode_all(pictures, lambda x: stage_b.model.compress(params, x))
 
 
-@functools.cache
+@kept
 def _load(stage_b: LatentDiffusion, pretraining: Pretraining) -> ImageDataset:
     return encode_codes(stage_b, pretraining.train(stage_b))
