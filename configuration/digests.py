@@ -21,8 +21,9 @@ from pathlib import Path
 from configuration.files import open_file, read_text, write_text
 from configuration.folders import cache_dir
 
-_RELIABLE = ("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs")
-"""File systems on which the kernel sets ctime at every change."""
+_RELIABLE = ("btrfs", "ext2", "ext3", "ext4", "f2fs", "xfs")
+"""File systems on which the kernel sets ctime at every change, or after a sync at every
+write to a memory map."""
 _SETTLED = 2_000_000_000  # nanoseconds
 
 
@@ -49,6 +50,11 @@ def of_file(path: Path) -> str:
     """
     with open_file(path) as file:
         before = os.fstat(file.fileno())
+        if _entry(before) is not None:
+            # What lies in memory maps is written, so that later writes change the time.
+            with contextlib.suppress(OSError):
+                os.fsync(file.fileno())
+            before = os.fstat(file.fileno())
         entry = _entry(before)
         if entry is not None and (known := _remembered(entry)):
             return known

@@ -12,6 +12,7 @@ no identity.
 from __future__ import annotations
 
 import dataclasses
+import dis
 import enum
 import functools
 import hashlib
@@ -24,7 +25,7 @@ import types
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ import numpy as np
 
 from configuration import digests
 from configuration.encoding import is_absent
+from configuration.files import read_text
 
 PACKAGE = "metatrain"
 SETTINGS = (
@@ -39,15 +41,20 @@ SETTINGS = (
     *("default_prng_impl", "enable_custom_prng", "random_seed_offset"),
     *("threefry_partitionable", "threefry_gpu_kernel_lowering"),
     *("default_matmul_precision", "disable_most_optimizations", "optimization_level"),
-    *("softmax_custom_jvp", "use_direct_linearize"),
+    *("softmax_custom_jvp", "use_direct_linearize", "high_dynamic_range_gumbel"),
 )
 """Settings of JAX (without `jax_`) that change arithmetic or randomness."""
 VARIABLES = ("NVIDIA_TF32_OVERRIDE", "LIBTPU_INIT_ARGS")
 """Variables of the environment that change arithmetic."""
-HARMLESS = re.compile(r"--xla_(force_host_platform_device_count|dump_\w+)(=.*)?")
-"""Words of XLA_FLAGS that do not; all others count, known or not."""
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+"""Libraries that compute; others count where something refers to them."""
+HARMLESS = re.compile(r"--xla_(force_host_platform_device_count|dump_\w+)")
+"""Flags of XLA that do not; all others count, known or not."""
 ABSENT = "absent"
-_SOURCES = "sources"
+_CODE = "its code"  # no name of a field
+_ROOT = Path(__file__).parents[1]
+_ROOMS = ("configuration", "parametrization", "tasks", "lopt", "metatrain")
+_ROOMS += ("evaluation", "experiments")
 _SHOWN = 12  # characters of a digest in messages
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -67,15 +74,31 @@ class Identified(Protocol):
 
 def surroundings() -> dict[str, Any]:
     """Returns versions, and the settings that change arithmetic or randomness."""
-    versions = {name: version(name) for name in (PACKAGE, "jax", "jaxlib")}
+    versions = {name: version(name) for name in (PACKAGE, *LIBRARIES)}
     settings = {name: _setting(name) for name in SETTINGS}
-    settings |= {name: os.environ.get(name) for name in VARIABLES}
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    settings["xla_flags"] = sorted(
-        word for word in set(flags) if not HARMLESS.fullmatch(word)
-    )
     settings["backend"] = jax.default_backend()
-    return {"versions": versions, "settings": settings}
+    return {"versions": versions, "settings": settings | environment()}
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """Returns what the environment said when this process began to compute."""
+    found: dict[str, Any] = {name: os.environ.get(name) for name in VARIABLES}
+    return found | {"xla_flags": flags(os.environ.get("XLA_FLAGS", ""))}
+
+
+def flags(text: str) -> dict[str, str]:
+    """Returns the value of each flag of XLA, of which the last one counts.
+
+    A text that does not begin with a dash is the name of a file with flags.
+    """
+    if text.strip() and not text.strip().startswith("-"):
+        try:
+            text = read_text(text.strip())
+        except (OSError, ValueError):
+            text = ""  # XLA reads no flags, too
+    pairs = (word.partition("=") for word in text.split())
+    return {n: x for n, _, x in pairs if not HARMLESS.fullmatch(n)}
 
 
 def _setting(name: str) -> Any:
@@ -87,33 +110,60 @@ def _setting(name: str) -> Any:
 
 @functools.cache
 def version(name: str) -> str:
-    """Returns the version of an installed package."""
+    """Returns the version of a package; of this one also a digest of its code."""
     try:
-        return metadata.version(name)
+        found = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "unknown"
+        found = "unknown"
+    return f"{found}+{_own_code()[:_SHOWN]}" if name == PACKAGE else found
+
+
+def _own_code() -> str:
+    """Returns the digest of the modules that compute: this package may be edited."""
+    found = hashlib.sha256()
+    paths = [path for room in _ROOMS[1:5] for path in (_ROOT / room).rglob("*.py")]
+    paths += (_ROOT / "evaluation").glob("*.py")
+    for path in sorted(paths):
+        found.update(f"{path.relative_to(_ROOT).as_posix()}\0".encode())
+        found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def of(value: Any) -> Any:
     """Returns the identity of an object.
 
     An object is its class, by module and name, and its fields; an array is its dtype,
-    shape and content; a function is its code, its module's source, and what it refers
-    to. The source of classes that are installed nowhere is a part, too.
+    shape and content. A function is its code and what that refers to: arrays, numbers,
+    other functions, modules and their files. So is a class that is installed nowhere.
 
     Raises:
         UnidentifiedError: naming what cannot be identified, and why.
     """
-    return _Walk().of(value, "")
+    try:
+        return _Walk().of(value, "")
+    except RecursionError:
+        name = type(value).__name__
+        raise UnidentifiedError(f"{name} contains itself, or too much") from None
 
 
-def sources(found: Any) -> dict[str, str]:
-    """Returns the sources in an identity: digests of files by module."""
+def split(found: Any) -> tuple[Any, dict[str, str]]:
+    """Splits the code off an identity: the rest, and digests by class or function."""
     if isinstance(found, list):
-        return {name: x for item in found for name, x in sources(item).items()}
+        pairs = [split(item) for item in found]
+        return [x for x, _ in pairs], {
+            n: x for _, code in pairs for n, x in code.items()
+        }
     if not isinstance(found, dict):
-        return {}
-    return sources(list(found.values())) | found.get(_SOURCES, {})
+        return found, {}
+    rest, code = {}, {}
+    for name, item in found.items():
+        if name == _CODE:
+            owner = found.get("class") or found.get("function") or found["module"]
+            code[owner] = digest(item)
+        else:
+            rest[name], inside = split(item)
+            code |= inside
+    return rest, code
 
 
 def differences(stored: Any, now: Any) -> dict[str, str]:
@@ -122,8 +172,10 @@ def differences(stored: Any, now: Any) -> dict[str, str]:
     found = {}
     for name in left | right:
         old, new = left.get(name, ABSENT), right.get(name, ABSENT)
-        if old != new:
+        if digest(old) != digest(new):  # 1 is not True
             found[name] = f"{_shown(old)} → {_shown(new)}"
+    if not found and digest(stored) != digest(now):
+        found["identity"] = "another form"  # only empty parts differ
     return found
 
 
@@ -154,7 +206,7 @@ def of_arrays(tree: Any) -> str:
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping):
         for name, item in value.items():
             yield from _leaves(item, f"{prefix}.{name}" if prefix else str(name))
     else:
@@ -190,29 +242,30 @@ class _Walk:
 
     def __init__(self) -> None:
         self._met: list[Any] = []
+        self._looked_up: set[tuple[str, str]] = set()
 
     def of(self, value: Any, where: str) -> Any:
         """Returns the identity of a value; `where` is its place, for messages."""
         match value:
-            case enum.Enum():
+            case enum.Enum() if is_installed(type(value).__module__):
                 return value.name
+            case enum.Enum():
+                return {"name": value.name, "value": self.of(value.value, where)}
+            case np.ndarray() | np.generic() | jax.Array():
+                return {"sha256": of_arrays(value)}
             case None | bool() | int() | str():
                 return value
             case float():
                 return value if math.isfinite(value) else {"float": str(value)}
             case bytes() | complex() | np.dtype() | range() | slice():
                 return {type(value).__name__: repr(value)}
-            case np.ndarray() | np.generic() | jax.Array():
-                return {"sha256": of_arrays(value)}
             case Path():
                 return str(value)
             case Mapping() if all(isinstance(key, str) for key in value):
                 return {key: self.of(x, f"{where}.{key}") for key, x in value.items()}
             case Mapping():  # 1 and "1" are different keys
-                pairs = {
-                    repr(k): self.of(x, f"{where}[{k!r}]") for k, x in value.items()
-                }
-                return {"keys": pairs}
+                items = value.items()
+                return {"keys": {repr(k): self.of(x, where) for k, x in items}}
             case tuple() | list():
                 return [self.of(x, f"{where}[{i}]") for i, x in enumerate(value)]
             case set() | frozenset():
@@ -221,7 +274,7 @@ class _Walk:
             case type():
                 return self._of_class(value, where)
             case types.ModuleType():
-                return {"module": value.__name__} | self._sources(value.__name__)
+                return self._of_module(value, frozenset(), where)
         if callable(value) and not dataclasses.is_dataclass(value):
             return self._of_callable(value, where)
         if isinstance(value, Identified):
@@ -233,25 +286,22 @@ class _Walk:
     def _of_object(
         self, value: Any, parts: Mapping[str, Any], where: str
     ) -> dict[str, Any]:
-        inside = {
-            name: self.of(part, f"{where}.{name}") for name, part in parts.items()
-        }
-        return self._of_class(type(value), where) | inside
+        inside = {n: self.of(part, f"{where}.{n}") for n, part in parts.items()}
+        return inside | self._of_class(type(value), where)
 
     def _of_class(self, cls: type, where: str) -> dict[str, Any]:
-        """Identifies a class; of one from outside its bases and members count, too."""
         named = {"class": f"{cls.__module__}.{cls.__qualname__}"}
         outside = [c for c in cls.__mro__ if not is_installed(c.__module__)]
         if not outside or self._is_met(cls):
-            return named
-        named |= self._sources(*(c.__module__ for c in outside))
+            return named | _library(cls.__module__)
         inside = {}
         for name, member in ((n, x) for c in outside[::-1] for n, x in vars(c).items()):
             part = _without_descriptor(member)
             counts = not name.startswith("__") and isinstance(part, _CONSTANTS)
             if counts or (callable(part) and not _is_made(part)):
                 inside[name] = self.of(part, f"{where}.{name}")
-        return named | {"members": inside}
+        files = self._files(*(c.__module__ for c in outside))
+        return named | {_CODE: {"files": files, "members": inside}}
 
     def _of_callable(self, value: Any, where: str) -> Any:
         if isinstance(value, functools.partial):
@@ -269,8 +319,9 @@ class _Walk:
             return self._of_object(value, inside, where)
         named = {"function": f"{value.__module__}.{value.__qualname__}"}
         owner = getattr(value, "__self__", None)  # of a method that is compiled
-        bound = owner is not None and not isinstance(owner, types.ModuleType)
-        return named | ({"self": self.of(owner, where)} if bound else {})
+        if owner is not None and not isinstance(owner, types.ModuleType):
+            named["self"] = self.of(owner, where)
+        return named | _library(value.__module__ or "builtins")
 
     def _of_function(self, function: types.FunctionType, where: str) -> dict[str, Any]:
         code, scope = function.__code__, function.__globals__
@@ -279,25 +330,59 @@ class _Walk:
             raise _unknown(where, function, "is of no module: give a version")
         # Decorated functions have the name of what they wrap, not their code.
         named: dict[str, Any] = {"function": f"{module}.{code.co_qualname}"}
-        installed = is_installed(module)
-        if self._is_met(function) or (installed and "<locals>" not in code.co_qualname):
-            return named | self._defaults(function, where)
-        parts: dict[str, Any] = {}
+        installed, where = is_installed(module), f"{where}.{code.co_name}"
+        named |= _library(module)
+        if self._is_met(function):
+            return named
+        if any(given := [function.__defaults__, function.__kwdefaults__]):
+            named["defaults"] = self.of(given, where)
+        if installed and "<locals>" not in code.co_qualname:
+            return named
         cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
-        parts["closure"] = {name: cell.cell_contents for name, cell in cells}
-        parts["attributes"] = vars(function)
-        if not installed or "<locals>" in code.co_qualname:
-            named["code"] = _code(code)
+        closed = {name: cell.cell_contents for name, cell in cells}
+        inside = {"words": _words(code), "attributes": self.of(vars(function), where)}
+        inside["closure"] = self.of(closed, where)
         if not installed:
-            names = sorted(_names(code))
-            parts["globals"] = {name: scope[name] for name in names if name in scope}
-            named |= self._sources(module)
-        inside = {n: self.of(x, f"{where}.{code.co_name}") for n, x in parts.items()}
-        return named | self._defaults(function, where) | inside
+            inside["files"] = self._files(module)
+            inside["globals"] = self._referred(function, where)
+        return named | {_CODE: inside}
 
-    def _defaults(self, function: types.FunctionType, where: str) -> dict[str, Any]:
-        given = [function.__defaults__, function.__kwdefaults__]
-        return {"defaults": self.of(given, where)} if any(given) else {}
+    def _referred(self, function: types.FunctionType, where: str) -> dict[str, Any]:
+        """Identifies the globals that a function uses, and of modules what it uses."""
+        uses, scope = _uses(function.__code__), function.__globals__
+        if read := sorted(uses.attributes & _READS | uses.globals & {"open"}):
+            what = f"uses {read[0]}, and may read anything: give a version"
+            raise _unknown(where, function, what)
+        names = frozenset(uses.attributes)
+        found = {}
+        for name in sorted(uses.globals & scope.keys()):
+            found[name] = self._part(scope[name], names, f"{where}.{name}")
+        package = scope.get("__package__") or ""
+        for name in sorted(uses.modules):
+            for whole in {name, f"{package}.{name}".strip(".")}:
+                if whole in sys.modules and not is_installed(whole):
+                    found[whole] = self._part(sys.modules[whole], names, where)
+        return found
+
+    def _part(self, value: Any, names: frozenset[str], where: str) -> Any:
+        if isinstance(value, types.ModuleType):
+            return self._of_module(value, names, where)
+        return self.of(value, where)
+
+    def _of_module(
+        self, module: types.ModuleType, names: frozenset[str], where: str
+    ) -> dict[str, Any]:
+        """Identifies a module, and what some names mean in it."""
+        title = module.__name__
+        if is_installed(title):
+            return {"module": title} | _library(title)
+        inside = {}
+        for name in sorted(names & vars(module).keys()):
+            if (title, name) not in self._looked_up:
+                self._looked_up.add((title, name))
+                part = vars(module)[name]
+                inside[name] = self._part(part, names, f"{where}.{name}")
+        return {"module": title, _CODE: {"files": self._files(title), "values": inside}}
 
     def _is_met(self, value: Any) -> bool:
         if any(value is other for other in self._met):
@@ -305,25 +390,53 @@ class _Walk:
         self._met.append(value)
         return False
 
-    def _sources(self, *modules: str) -> dict[str, Any]:
-        """Returns the files of modules from outside, and of those they refer to."""
+    def _files(self, *modules: str) -> dict[str, str]:
+        """Returns digests of the files of modules, and of those that they refer to."""
         found: dict[str, str] = {}
         waiting = list(modules)
         while waiting:
             module = waiting.pop()
-            if module in found or is_installed(module):
+            if module in found or is_installed(module) or _is_namespace(module):
                 continue
             found[module] = digests.of_file(_file_of(module))
             for value in vars(sys.modules[module]).values():
                 if isinstance(value, types.ModuleType):
                     waiting.append(value.__name__)
                 elif isinstance(value, type | types.FunctionType):
-                    waiting.append(value.__module__)
-        return {_SOURCES: dict(sorted(found.items()))} if found else {}
+                    waiting.append(value.__module__ or "builtins")
+        return dict(sorted(found.items()))
 
 
 _CONSTANTS = (np.ndarray, jax.Array, int, float, str, tuple, list, dict)
 """Types of the attributes of a class that count."""
+_READS = {"environ", "getenv", "load", "loadtxt", "genfromtxt", "fromfile", "memmap"}
+_READS |= {"read_text", "read_bytes", "read_csv"}
+"""Attributes by which a function may depend on what has no identity here."""
+
+
+class _Uses(NamedTuple):
+    """Names in the code of a function and of those inside it."""
+
+    globals: set[str]
+    attributes: set[str]
+    modules: set[str]
+
+
+def _uses(code: types.CodeType) -> _Uses:
+    found = _Uses(set(), set(), set())
+    for step in dis.get_instructions(code):
+        name = step.argval
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            found.globals.add(name)
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
+            found.attributes.add(name)
+        elif step.opname == "IMPORT_NAME" or isinstance(name, str):
+            # A text may be a name for importlib.
+            found.modules.add(name)
+        elif isinstance(name, types.CodeType):
+            for mine, inner in zip(found, _uses(name), strict=True):
+                mine |= inner
+    return found
 
 
 def _without_descriptor(member: Any) -> Any:
@@ -344,18 +457,12 @@ def _is_made(member: Any) -> bool:
     return code is not None and code.co_filename.startswith("<")
 
 
-def _names(code: types.CodeType) -> set[str]:
-    """Returns the names that a function and those inside it refer to."""
-    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))
-
-
-def _code(code: types.CodeType) -> str:
+def _words(code: types.CodeType) -> str:
     """Returns the digest of what runs, which may be older than the source."""
     found = hashlib.sha256(code.co_code)
     for constant in code.co_consts:
         inner = isinstance(constant, types.CodeType)
-        text = _code(constant) if inner else repr(_ordered(constant))
+        text = _words(constant) if inner else repr(_ordered(constant))
         found.update(text.encode())
     found.update(repr((code.co_names, code.co_varnames)).encode())
     return found.hexdigest()
@@ -386,20 +493,55 @@ def _file_of(module: str) -> Path:
     return Path(file)
 
 
-_OURS = (
-    *("configuration", "parametrization", "tasks", "lopt", "metatrain"),
-    *("evaluation", "experiments"),
-)
+def _is_namespace(module: str) -> bool:
+    found = sys.modules.get(module)
+    return hasattr(found, "__path__") and getattr(found, "__file__", None) is None
+
+
+def _library(module: str) -> dict[str, str]:
+    """Returns the version of a library that `LIBRARIES` does not hold."""
+    top = module.partition(".")[0]
+    place = _place(top)
+    if place != "library" or top in LIBRARIES:
+        return {}
+    return {"version": _version_of_import(top)}
 
 
 @functools.cache
+def _version_of_import(top: str) -> str:
+    try:
+        return metadata.version(top)
+    except metadata.PackageNotFoundError:
+        names = metadata.packages_distributions().get(top, [])
+        return ", ".join(f"{name} {metadata.version(name)}" for name in sorted(names))
+
+
 def is_installed(module: str) -> bool:
     """Whether a module is of this package, a library or Python: versions name them."""
-    top = module.partition(".")[0]
-    if top == "__main__":
-        return False
-    if top in _OURS or top in sys.stdlib_module_names:
-        return True
-    file = getattr(sys.modules.get(top), "__file__", None)
-    places = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
-    return file is not None and any(Path(file).is_relative_to(p) for p in places)
+    return _place(module.partition(".")[0]) is not None
+
+
+@functools.cache
+def _place(top: str) -> str | None:
+    """Returns where a module of the top level comes from; None if from outside."""
+    found = sys.modules.get(top)
+    file = getattr(found, "__file__", None) or next(iter(_folders_of(found)), None)
+    if top == "__main__" or (file is None and top not in sys.stdlib_module_names):
+        return None
+    if file is None:
+        return "Python"
+    path = Path(file).resolve()
+    if top in _ROOMS and path.is_relative_to(_ROOT.resolve()):
+        return "package"
+    for kind, names in _PLACES.items():
+        for name in names:
+            if path.is_relative_to(Path(sysconfig.get_path(name)).resolve()):
+                return kind
+    return None
+
+
+_PLACES = {"library": ("purelib", "platlib"), "Python": ("stdlib", "platstdlib")}
+
+
+def _folders_of(module: types.ModuleType | None) -> list[str]:
+    return list(getattr(module, "__path__", []))

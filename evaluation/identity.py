@@ -35,6 +35,10 @@ class Evaluation:
     suite: Suite
     artifact: Artifact
     seeds: Sequence[int]
+    skipped: Sequence[str] = ()
+    """Cells that cannot run here: a report names them."""
+    stream: bool = False
+    """Whether training rows are streamed: programs round differently."""
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -47,6 +51,8 @@ class Evaluation:
                 "cells": {cell.name: identity.of(cell) for cell in self.suite.cells},
                 "artifact": identity.of(self.artifact),
                 "seeds": list(self.seeds),
+                "skipped": list(self.skipped),
+                "stream": self.stream,
                 "tuning": TUNING,
             } | identity.surroundings()
         except UnidentifiedError as error:
@@ -73,7 +79,7 @@ class Evaluation:
             optimizer |= {"baseline": baseline, "tuned": [source, trained]}
         else:
             optimizer |= {"baseline": identity.of(BASELINES[name])}
-        left_out = ("suite", "cells", "artifact")
+        left_out = ("suite", "cells", "artifact", "skipped")
         about = {n: part for n, part in whole.items() if n not in left_out}
         return about | {"cell": whole["cells"][cell.name], "optimizer": optimizer}
 

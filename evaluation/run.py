@@ -28,7 +28,7 @@ from metatrain.inner import InnerLoop
 from metatrain.keys import stream
 from metatrain.objective import Objective
 from metatrain.streaming import HostDataset
-from tasks.base import Dataset, Split, Task
+from tasks.base import Dataset, Split, Task, initial_loss
 
 PIECE = 1000
 """Rows of a split whose loss is computed at once."""
@@ -51,6 +51,22 @@ class RunResult(NamedTuple):
     diverged: np.ndarray  # [R] bool: somewhere not finite, or capped at the end
     capped_steps: np.ndarray  # [R] int, steps whose loss counted as the cap
     seconds: np.ndarray  # [R] share of the wall time, without compilation
+
+
+_identities: dict[Any, str] = {}
+
+
+def renew(task: Task, about: str) -> None:
+    """Forgets what is compiled if a task has another identity than before.
+
+    Compiled programs keep what functions referred to, and settings, when they were
+    traced. So results that are stored under an identity begin with this.
+    """
+    if _identities.setdefault(task, about) != about:
+        _identities[task] = about
+        _compile.cache_clear()
+        initial_loss.cache_clear()
+        jax.clear_caches()
 
 
 def cap(losses: jax.Array, task: Task) -> jax.Array:

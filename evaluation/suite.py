@@ -68,6 +68,7 @@ class _Outcome(NamedTuple):
     rows: list[EvalRow]
     tuning: Tuning | None
     seconds: float
+    stored: bool = False
 
 
 class Parts:
@@ -76,18 +77,31 @@ class Parts:
     def __init__(self, folder: Path, evaluation: Evaluation) -> None:
         """Args: where files are; what they belong to."""
         self._folder, self._evaluation = folder, evaluation
+        for cell in evaluation.suite.cells:
+            about = [evaluation.identity["cells"][cell.name], identity.surroundings()]
+            run.renew(cell.task, identity.digest(about))
 
-    def of(self, cell: Cell, name: str, compute: Callable[[], _Outcome]) -> _Outcome:
+    def of(
+        self,
+        cell: Cell,
+        name: str,
+        compute: Callable[[], _Outcome],
+        report: Callable[[str], None],
+    ) -> _Outcome:
         """Returns a job's outcome; computes and stores it if it is not stored.
 
-        One process at a time computes a job; others wait for it.
+        One process at a time computes a job; others report whom they wait for.
 
         Raises:
             ValueError: if the data has changed since the evaluation began.
         """
         about = self._evaluation.job(cell, name)
         path = tuning_cache.file_of(self._folder, about)
-        with locked(path.with_suffix(".lock"), wait=True):
+
+        def waiting(owner: str) -> None:
+            report(f"{cell.name}: {name}: waiting for process {owner}")
+
+        with locked(path.with_suffix(".lock"), wait=True, waiting=waiting):
             if (stored := tuning_cache.read(self._folder, about)) is not None:
                 return self._read(cell, name, stored)
             outcome = compute()
@@ -104,7 +118,8 @@ class Parts:
 
     def _read(self, cell: Cell, name: str, stored: dict[str, Any]) -> _Outcome:
         decoded = encoding.decode(_Stored, stored, "part", {})
-        return _Outcome(cell, name, list(decoded.rows), decoded.tuning, decoded.seconds)
+        rows, tuning, seconds = list(decoded.rows), decoded.tuning, decoded.seconds
+        return _Outcome(cell, name, rows, tuning, seconds, stored=True)
 
 
 def evaluate_suite(
@@ -147,10 +162,19 @@ def evaluate_suite(
 
     def work(cell: Cell, name: str) -> _Outcome:
         compute = partial(run_job, cell, name)
-        return compute() if parts is None else parts.of(cell, name, compute)
+        if parts is None:
+            return compute()
+        return parts.of(cell, name, compute, report)
+
+    here = identity.surroundings()
 
     def run_job(cell: Cell, name: str) -> _Outcome:
         begin = time.perf_counter()
+        if changed := identity.differences(here, identity.surroundings()):
+            raise ValueError(
+                f"{identity.described(changed)} in a thread: a setting that is made by "
+                "a `with` block does not reach the jobs; use jax.config.update"
+            )
         data = load(cell.task, stream=stream)
         run_tuned = partial(_baseline_rows, cell, seeds, data)
         tuning = None
@@ -177,7 +201,7 @@ def evaluate_suite(
         pending = [transferred, *(pool.submit(work, *job) for job in jobs[1:])]
         for done in as_completed(pending):
             outcomes.append(done.result())
-            report(_line(outcomes[-1]))
+            report(f"[{len(outcomes)}/{len(pending)}] {_line(outcomes[-1])}")
     finally:
         # After an error or an interruption, do not wait for running jobs.
         pool.shutdown(wait=False, cancel_futures=True)
@@ -310,7 +334,5 @@ def _line(outcome: _Outcome) -> str:
     mean = sum(row.mean_loss for row in rows) / len(rows)
     diverged = sum(row.diverged for row in rows)
     note = f", {diverged} of {len(rows)} diverged" if diverged else ""
-    return (
-        f"{outcome.cell.name}: {outcome.name}: mean loss {mean:.4f}{note} "
-        f"({outcome.seconds:.1f} s)"
-    )
+    took = "stored" if outcome.stored else f"{outcome.seconds:.1f} s"
+    return f"{outcome.cell.name}: {outcome.name}: mean loss {mean:.4f}{note} ({took})"

@@ -11,6 +11,7 @@ Results are cached on disk under a hash of everything that determines them.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -215,14 +216,33 @@ def tune(
     except UnidentifiedError as error:
         warnings.warn(f"this tuning is not cached: {error}", stacklevel=2)
         return compute()
+    if dataset is not None and not _is_own(task, dataset):
+        raise ValueError(
+            f"dataset is not the task's own data ({task.data_name}), which identifies "
+            "a tuning in cache_dir: leave one of them out"
+        )
+    run.renew(task, identity.digest([about["task"], identity.surroundings()]))
     stored = tuning_cache.read(cache_dir, about)
     if stored is not None:
         return encoding.decode(Tuning, stored, "tuning", {})
     tuning = compute()
-    # What was read may not be what was identified, if the data has changed since.
-    if identify() == about:
+    # What was read may not be what was identified, if something has changed since.
+    if changed := identity.differences(about, identify()):
+        what = f"{identity.described(changed)}: changed while it ran"
+        warnings.warn(f"this tuning is not cached: {what}", stacklevel=2)
+    else:
         tuning_cache.write(cache_dir, about, encoding.encode(tuning, {}))
     return tuning
+
+
+def _is_own(task: Task, dataset: Dataset | HostDataset) -> bool:
+    """Whether a dataset is the task's own; one on the host is taken to be."""
+    if isinstance(dataset, HostDataset):
+        return True
+    given, own = (jax.tree.leaves(tree) for tree in (dataset, task.load_data()))
+    if len(given) == len(own) and all(map(operator.is_, given, own)):
+        return True
+    return identity.of_arrays(dataset) == identity.of_arrays(task.load_data())
 
 
 def _tune(

@@ -155,6 +155,8 @@ def reported() -> Iterator[None]:
     """Turns a `ValueError` or an `OSError` into an `InputError`."""
     try:
         yield
+    except BrokenPipeError:  # nobody reads the output any more: `run` ends
+        raise
     except (ValueError, OSError) as error:
         raise InputError(_describe(error)) from None
 

@@ -130,7 +130,10 @@ def _make(
         if reason and before.sha256:
             print(f"evaluated anew: {reason}", file=sys.stderr)
     stamp = folder.Stamp(arguments.suite, evaluation.identity, also)
-    folder.write_stamp(out_dir, stamp)
+    if before is None or before.identity != stamp.identity:
+        # The folder is this suite's from now on. A finished report stays so while
+        # optimizers are added.
+        folder.write_stamp(out_dir, stamp)
     training_rows = _training_rows(arguments.artifact, artifact)
     warning = _mismatch(artifact, whole, skipped)
     if warning:
@@ -151,7 +154,7 @@ def _make(
         parts=None if evaluation.unidentified else _parts(out_dir, evaluation),
     )
     evaluation.check()
-    took = {"evaluation took": f"{time.monotonic() - begin:.0f} s"}
+    took = {"the last start took": f"{time.monotonic() - begin:.0f} s"}
     about = {"command": command} | describe_machine() | took
     if arguments.fleet:
         about["runs on"] = f"a fleet ({arguments.fleet}), collected by the machine"
@@ -201,7 +204,8 @@ def _load(arguments: Evaluate) -> tuple[Suite, list[Skipped], Evaluation]:
         if not suite.cells:
             cell, reason = skipped[0]
             raise InputError(f"no cell of {whole.name} can run here: {cell}: {reason}")
-        evaluation = Evaluation(suite, artifact, SEEDS)
+        names = tuple(cell for cell, _ in skipped)
+        evaluation = Evaluation(suite, artifact, SEEDS, names, arguments.stream)
         if (reason := evaluation.unidentified) is not None:
             print(f"warning: nothing is kept for later: {reason}", file=sys.stderr)
         return whole, skipped, evaluation

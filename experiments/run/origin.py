@@ -27,10 +27,11 @@ def origin(config: TrainConfig) -> dict[str, Any]:
         ValueError: if data is missing.
     """
     try:
-        data = {g.name: data_identity(g.task) for g in config.distribution.groups}
+        found = {g.name: data_identity(g.task) for g in config.distribution.groups}
+        data, code = identity.split(found)
         # Of classes that are registered from outside; ours have a version.
-        parts = (config.task, config.lopt, config.estimator)
-        code = identity.sources([identity.of(part) for part in parts])
+        for part in (config.task, config.lopt, config.estimator):
+            code |= identity.split(identity.of(part))[1]
     except UnidentifiedError as error:
         return {REASON: str(error)}
     return {IDENTITY: {"data": data, "code": code} | identity.surroundings()}
@@ -63,8 +64,9 @@ def check(
     changed = _changed(stored, now)
     refused = {name: line for name, line in changed.items() if name not in despite}
     if refused:
+        kinds = dict.fromkeys(name.partition(".")[0] for name in refused)
         raise ValueError(
-            f"{path} was made with other data, versions or settings "
+            f"{path} was made with other {' and '.join(kinds)} "
             f"({identity.described(refused)}): bring them back"
             f"{_remedy(refused)}, or choose another --run.directory"
         )

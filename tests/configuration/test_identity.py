@@ -5,6 +5,7 @@ import dataclasses
 import enum
 import functools
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -128,25 +129,40 @@ def test_settings_of_jax_count(name, value):
     assert identity.surroundings() == before
 
 
-def test_flags_and_variables_count_unless_they_are_harmless(monkeypatch):
+def test_flags_and_variables_count_unless_they_are_harmless(monkeypatch, tmp_path):
     def now(flags):
         monkeypatch.setenv("XLA_FLAGS", flags)
+        identity.environment.cache_clear()
         return identity.surroundings()
 
     plain = now("")
     fast = now("--xla_cpu_enable_fast_math=true")
-    assert list(identity.differences(plain, fast)) == ["settings.xla_flags"]
+    assert list(identity.differences(plain, fast)) == [
+        "settings.xla_flags.--xla_cpu_enable_fast_math"
+    ]
     assert now("--xla_gpu_something_new=1") != plain
     assert now("--xla_force_host_platform_device_count=8 --xla_dump_to=/x") == plain
     assert now(" --a=1   --b=2") == now("--b=2 --a=1")
+    # The last of several counts.
+    assert now("--a=1 --a=2") == now("--a=2") != now("--a=2 --a=1")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     assert now("") != plain
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    # What is set later has no effect, and is not told.
+    assert now("") == plain
+    monkeypatch.setenv("XLA_FLAGS", "--a=1")
+    assert identity.surroundings() == plain
+    # Flags may stand in a file.
+    (tmp_path / "flags").write_text("--a=1 --b=2")
+    assert now(str(tmp_path / "flags")) == now("--a=1 --b=2")
+    monkeypatch.undo()
+    identity.environment.cache_clear()
 
 
 def test_versions_count(monkeypatch):
     before = identity.surroundings()
     assert before["versions"]["jax"] == jax.__version__
-    for name in ("metatrain", "jax", "jaxlib"):
+    for name in ("metatrain", "jax", "jaxlib", "optax", "flax", "numpy"):
         with monkeypatch.context() as patched:
             real = identity.version
             patched.setattr(
@@ -310,10 +326,88 @@ def test_modules_that_a_module_refers_to_count(tmp_path, monkeypatch):
     )
     nearby = importlib.import_module("nearby")
     before = identity.of(nearby.loss)
-    assert set(identity.sources(before)) == {"nearby", "halfway", "far_away"}
+    assert set(before["its code"]["files"]) == {"nearby", "halfway", "far_away"}
     (tmp_path / "far_away.py").write_text("def tripled(x):\n    return 4 * x\n")
     changed = identity.differences(before, identity.of(nearby.loss))
     assert list(changed) and all(name.endswith("far_away") for name in changed)
+    rest, code = identity.split(identity.of({"loss": nearby.loss, "size": 3}))
+    assert rest == {"loss": {"function": "nearby.loss"}, "size": 3}
+    assert list(code) == ["nearby.loss"]
+
+
+@pytest.mark.parametrize(
+    ("body", "change"),
+    [
+        ("return near.SCALE * x", "SCALE = 2"),
+        ("return near.far.tripled(x)", "far.tripled = lambda x: x"),
+        ("return near.Net().cost(x)", "Net.cost = lambda self, x: x"),
+        ("from near import SCALE\n    return SCALE * x", "SCALE = 2"),
+        (
+            "import importlib\n    return importlib.import_module('near').SCALE",
+            "SCALE = 2",
+        ),
+        ("return near.Kind.ONE.value * x", "Kind.ONE._value_ = 9"),
+        ("return near.JITTED(x)", "JITTED = jax.jit(lambda x: x)"),
+    ],
+)
+def test_what_modules_hold_at_run_time_counts(body, change, tmp_path, monkeypatch):
+    """Their files stay as they are."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "far.py").write_text("def tripled(x):\n    return 3 * x\n")
+    (tmp_path / "near.py").write_text(
+        "import enum, jax, far\nSCALE = 1\nJITTED = jax.jit(far.tripled)\n"
+        "class Net:\n    def cost(self, x):\n        return far.tripled(x)\n"
+        "class Kind(enum.Enum):\n    ONE = 1\n"
+    )
+    (tmp_path / "mine.py").write_text(f"import near\ndef loss(x):\n    {body}\n")
+    for name in ("mine", "near", "far"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    mine = importlib.import_module("mine")
+    before = identity.of(mine.loss)
+    assert identity.of(mine.loss) == before
+    exec(change, vars(sys.modules["near"]))
+    assert identity.of(mine.loss) != before
+
+
+def test_a_module_of_ones_own_may_have_the_name_of_a_standard_one(
+    tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "colorsys.py").write_text("def loss(x):\n    return x\n")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    identity._place.cache_clear()
+    mine = importlib.import_module("colorsys")
+    assert "its code" in identity.of(mine.loss)
+    monkeypatch.undo()
+    sys.modules.pop("colorsys")
+    identity._place.cache_clear()
+
+
+def test_functions_that_read_and_values_that_contain_themselves_have_none():
+    def reads(x):
+        return x * float(os.environ["SCALE"])
+
+    with pytest.raises(UnidentifiedError, match="reads uses environ, and may read"):
+        identity.of(reads)
+    endless = []
+    endless.append(endless)
+    with pytest.raises(UnidentifiedError, match="list contains itself"):
+        identity.of(endless)
+
+
+def test_an_attribute_is_no_global():
+    def loss(batch):
+        return batch.TABLE
+
+    assert "TABLE" not in identity.of(loss)["its code"]["globals"]
+
+
+def test_a_walk_meets_everything_once():
+    functions = [lambda x: x]
+    for _ in range(60):
+        one, two = functions[-1], functions[-2:][0]
+        functions.append(lambda x, one=one, two=two: one(x) + two(x))
+    assert len(json.dumps(identity.of(functions[-1]))) < 200_000
 
 
 def recursive(n):

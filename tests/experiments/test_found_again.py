@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,7 +26,7 @@ from lopt import Artifact, SmallFC
 from lopt.baselines import SGD
 from metatrain import checkpoint
 from parametrization import ADAM_LIKE
-from tasks import MLP, ImageClassification, Quadratic
+from tasks import MLP, FunctionTask, ImageClassification, Quadratic
 from tasks.data.cache import cached
 from tasks.data.embedded import Digits
 from tasks.generation.pretraining import Pretraining
@@ -120,7 +121,7 @@ def test_a_tuning(tmp_path, monkeypatch, upgrade):
     task = ImageClassification(MLP((4,), base_width=4))
 
     def again():
-        tune.tune(task, SGD(), 3, dataset=(), cache_dir=tmp_path)
+        tune.tune(task, SGD(), 3, cache_dir=tmp_path)
         return len(made)
 
     assert [again(), again()] == [1, 1]
@@ -145,7 +146,7 @@ def test_a_tuning_of_what_has_no_identity_is_not_kept(tmp_path, monkeypatch):
     task = ImageClassification(MLP((4,), base_width=4))
     for _ in range(2):
         with pytest.warns(UserWarning, match="not cached: its content is unknown"):
-            tune.tune(task, SGD(), 3, dataset=(), cache_dir=tmp_path)
+            tune.tune(task, SGD(), 3, cache_dir=tmp_path)
     assert len(made) == 2 and not list(tmp_path.iterdir())
 
 
@@ -159,8 +160,52 @@ def test_data_that_changes_while_it_is_tuned_on_is_not_kept(tmp_path, monkeypatc
 
     monkeypatch.setattr(tune, "_tune", change)
     task = ImageClassification(MLP((4,), base_width=4))
-    tune.tune(task, SGD(), 3, dataset=(), cache_dir=tmp_path)
+    with pytest.warns(UserWarning, match="content: .*: changed while it ran"):
+        tune.tune(task, SGD(), 3, cache_dir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+SCALE = 1.0
+
+
+def start(key):
+    return jnp.ones(2)
+
+
+def loss(params, key, batch):
+    return SCALE * ((params - batch.mean()) ** 2).sum()
+
+
+def test_what_a_loss_refers_to_may_change_within_a_process(tmp_path, monkeypatch):
+    """Programs that were compiled before are not used for the new identity."""
+    rows = np.arange(24.0).reshape(12, 2) / 24
+    task = FunctionTask(start, loss, rows, batch_size=2, chance=2.0)
+    grid = tune.Grid(-8, -6, 0)
+
+    def figure(cache):
+        return tune.tune(
+            task, SGD(), 3, grid=grid, seeds=(1000,), cache_dir=cache
+        ).mean_loss
+
+    before = figure(tmp_path)
+    monkeypatch.setitem(globals(), "SCALE", 2.0)
+    after = figure(tmp_path)
+    assert after != before and figure(tmp_path) == after
+    assert figure(tmp_path / "new") == after
+    was = jax.config.jax_default_prng_impl
+    try:
+        jax.config.update("jax_default_prng_impl", "rbg")
+        assert figure(tmp_path) != after
+    finally:
+        jax.config.update("jax_default_prng_impl", was)
+    assert figure(tmp_path) == after
+
+
+def test_other_data_than_the_tasks_own_is_not_cached_under_its_name(tmp_path):
+    rows = np.arange(24.0).reshape(12, 2) / 24
+    one, two = (FunctionTask(start, loss, x, batch_size=2) for x in (rows, 1 - rows))
+    with pytest.raises(ValueError, match="dataset is not the task's own data"):
+        tune.tune(one, SGD(), 3, dataset=two.load_data(), cache_dir=tmp_path)
 
 
 def test_a_checkpoint(tmp_path):
@@ -312,6 +357,37 @@ def test_more_optimizers_add_jobs_and_stay(evaluated, tmp_path):
     num, words = evaluated()
     assert num == 0 and "is up to date" in words and "Muon, tuned" in words
     assert "Muon, tuned" in (tmp_path / "out" / folder.REPORT).read_text()
+
+
+def test_a_finished_report_stays_so_while_an_optimizer_is_added(evaluated, monkeypatch):
+    evaluated()
+
+    def stop(*given, **named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        for name in ("evaluate", "evaluate_each"):
+            patch.setattr(run, name, stop)
+        patch.setattr(suite, "WORKERS", 1)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(also=("muon",))
+    num, words = evaluated()
+    assert num == 0 and "is up to date" in words and "Muon" not in words
+
+
+def test_a_setting_of_a_with_block_is_refused(evaluated):
+    with (
+        jax.default_prng_impl("rbg"),
+        pytest.raises(InputError, match=r"rbg → threefry2x32 in a thread: a setting"),
+    ):
+        evaluated()
+
+
+def test_kept_jobs_are_told_and_counted(evaluated):
+    _, words = evaluated()
+    assert "[1/7] " in words and "[7/7] " in words and "(stored)" not in words
+    _, words = evaluated(also=("muon",))
+    assert words.count("(stored)") == 7 and "[9/9] " in words
 
 
 def test_a_folder_belongs_to_one_suite(evaluated, tmp_path):

@@ -21,7 +21,7 @@ from experiments.run.release import make_artifact
 config = presets()["mulo_s"][1]()
 best = SimpleNamespace(theta=config.lopt.init(jax.random.key(0)), step=3, loss=1.0)
 state = SimpleNamespace(outer=SimpleNamespace(step=3), best=best)
-make_artifact(config, encode(config), state).save(Path(sys.argv[1]))
+make_artifact(config, encode(config), state, None).save(Path(sys.argv[1]))
 """
 
 
