@@ -96,6 +96,11 @@ def evaluate(arguments: Evaluate, command: str) -> Path:
     also = _more_baselines(arguments.also)
     whole, skipped, evaluation = _load(arguments)
     out_dir = _out_dir(arguments)
+    if arguments.fleet:
+        _run_fleet(arguments, evaluation, also)
+        with reported():
+            print(text_summary(folder.stored_rows(out_dir), skipped=skipped))
+        return out_dir / REPORT
     if not _is_finished(out_dir, evaluation, also):
         with reported(), folder.held(_writable(out_dir, arguments.cache_dir)):
             # Another process may have finished it while this one looked.
@@ -140,8 +145,6 @@ def _make(
         print(f"warning: {warning}", file=sys.stderr)
     for cell, reason in skipped:
         print(f"skipped: {cell}: {reason}", file=sys.stderr)
-    if arguments.fleet:
-        _run_fleet(arguments, evaluation, also)
     begin = time.monotonic()
     rows, tunings = evaluate_suite(
         artifact,
@@ -156,8 +159,6 @@ def _make(
     evaluation.check()
     took = {"the last start took": f"{time.monotonic() - begin:.0f} s"}
     about = {"command": command} | describe_machine() | took
-    if arguments.fleet:
-        about["runs on"] = f"a fleet ({arguments.fleet}), collected by the machine"
     if warning:
         about["warning"] = warning
     with unwinding():
@@ -256,14 +257,17 @@ def run_part(arguments: Evaluate) -> None:
 def _run_fleet(
     arguments: Evaluate, evaluation: Evaluation, also: Sequence[str]
 ) -> None:
-    """Runs each optimizer of each cell as a job, which stores its outcome.
+    """Runs each optimizer of each cell as a job, and then one that writes the report.
+
+    The report is made where the jobs ran: what they stored depends on the backend and
+    the versions there.
 
     Raises:
         SystemExit: with the fleet's exit code, if some jobs are not done.
     """
     assert arguments.fleet is not None
-    names = suite_jobs(evaluation.suite, also)
-    out_dir = _out_dir(arguments).absolute()
+    with reported():
+        out_dir = _writable(_out_dir(arguments).absolute(), arguments.cache_dir)
     command = [
         *("experiments.evaluate", "--suite", arguments.suite),
         *("--artifact", str(arguments.artifact.absolute())),
@@ -272,15 +276,18 @@ def _run_fleet(
         *(["--stream"] if arguments.stream else []),
         *([] if arguments.compilation_cache else ["--no-compilation-cache"]),
     ]
+    names = suite_jobs(evaluation.suite, also)
     jobs = []
     for cell, name in names:
         part = f"{cell.name}/{name}"
         jobs.append(Job(file_name(part), (*command, "--part", part)))
-    # Of this artifact, data and surroundings: jobs of others are not taken for done.
+    report = Job("report", (*command, *(["--also", *also] if also else [])))
+    # Of this artifact and data: jobs of others are not taken for done.
     calls = out_dir / "fleet" / identity.digest(evaluation.identity)[:16]
+    (calls / "results" / f"{report.name}.json").unlink(missing_ok=True)
     # First the tuning that is transferred to other cells, if one is.
-    transfers = any(name == MU_ADAM for _, name in names)
-    for some in (jobs[:1], jobs) if transfers else (jobs,):
+    first = [jobs[:1]] if any(name == MU_ADAM for _, name in names) else []
+    for some in (*first, jobs, [report]):
         place = (arguments.fleet, arguments.workers, arguments.slurm)
         if code := run_jobs(some, calls, *place):
             raise SystemExit(code)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configuration import identity
-from evaluation import folder, plan, run
+from evaluation import plan, run
 from evaluation.identity import Evaluation
 from evaluation.results import read_rows
 from experiments import command_line, evaluate
@@ -192,7 +192,11 @@ def test_a_fleet_of_parts_gives_the_rows_of_one_process(
         for job in jobs:
             assert job.command[0] == "experiments.evaluate"
             words = [*job.command[1:]]
-            evaluate.run_part(command_line.parse(Evaluate, "evaluate", words))
+            given = command_line.parse(Evaluate, "evaluate", words)
+            if given.part is None:
+                evaluate.evaluate(given, "a command")
+            else:
+                evaluate.run_part(given)
         return 0
 
     monkeypatch.setattr(evaluate, "run_jobs", run_jobs)
@@ -200,26 +204,23 @@ def test_a_fleet_of_parts_gives_the_rows_of_one_process(
     # The tuning that others reuse comes first and alone.
     assert batches[0] == ["trained_Adam,_tuned"] and batches[0][0] in batches[1]
     assert len(batches[1]) == len(set(batches[1])) == 9
+    assert batches[2:] == [["report"]]
 
     rows, expected = (read_rows(x.out_dir / "rows.jsonl") for x in (one, alone))
     muon = [row for row in rows if row.optimizer.startswith("Muon")]
     assert {row.cell for row in muon} == {"trained", "bowl"}
     assert list(map(repr, expected)) == [repr(row) for row in rows if row not in muon]
 
-    # A part that is there is not run again; a fleet that fails leaves no report.
-    def fails(jobs, folder, *place):
-        return 1
-
+    # A part that is there is not run again; of a fleet that fails no report is told.
     (tmp_path / "one" / "evaluation.json").unlink()
     monkeypatch.setattr(run, "evaluate_each", None)
     monkeypatch.setattr(run, "evaluate", None)
-    monkeypatch.setattr(evaluate, "run_jobs", lambda *arguments: 0)
     evaluate.evaluate(one, "a command")
-    (tmp_path / "one" / "evaluation.json").unlink()
-    monkeypatch.setattr(evaluate, "run_jobs", fails)
+    assert "Muon" in capsys.readouterr().out
+    monkeypatch.setattr(evaluate, "run_jobs", lambda *arguments: 1)
     with pytest.raises(SystemExit, match="1"):
         evaluate.evaluate(one, "a command")
-    assert not folder.read_stamp(tmp_path / "one").sha256
+    assert "Muon" not in capsys.readouterr().out
     wrong = dataclasses.replace(one, part="bowl/SGD, tuned")
     with pytest.raises(InputError, match="--part 'bowl/SGD, tuned' must be one of tra"):
         evaluate.run_part(wrong)
