@@ -2,14 +2,15 @@
 
 Files of data are hashed at every start. So a digest is kept under the device, the
 inode, the size and both times of its file. The time of change (ctime) cannot be set by
-a program, so a file that was written again has another. Where that is not certain the
-file is read anew: on network and foreign file systems, and if it changed within
-`_SETTLED` before it was read, since a clock has steps.
+a program, so a file that was written again has another. Where that is not certain, on
+network and foreign file systems, a digest is kept for this process alone; and nowhere
+if the file changed within `_SETTLED` before it was read, since a clock has steps.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -49,24 +50,27 @@ def of_file(path: Path) -> str:
         OSError: if it cannot be read, or is no file.
     """
     with open_file(path) as file:
+        # What lies in memory maps is written, so that later writes change the time.
+        with contextlib.suppress(OSError):
+            os.fsync(file.fileno())
         before = os.fstat(file.fileno())
-        if _entry(before) is not None:
-            # What lies in memory maps is written, so that later writes change the time.
-            with contextlib.suppress(OSError):
-                os.fsync(file.fileno())
-            before = os.fstat(file.fileno())
-        entry = _entry(before)
-        if entry is not None and (known := _remembered(entry)):
+        key, entry = of_json(state(before)), _entry(before)
+        if known := _seen.get(key) or (entry and _remembered(entry)):
             return known
         now = time.time_ns()
         found = _hashed(file)
         settled = now - max(before.st_ctime_ns, before.st_mtime_ns) > _SETTLED
         same = state(os.fstat(file.fileno())) == state(before)
-    if entry is not None and settled and same:
+    if settled and same:
+        _seen[key] = found
         # A digest that cannot be kept is computed again.
         with contextlib.suppress(OSError):
-            write_text(entry, f"{_checked(entry, found)}\n")
+            if entry is not None:
+                write_text(entry, f"{_checked(entry, found)}\n")
     return found
+
+
+_seen: dict[str, str] = {}
 
 
 def _hashed(file: io.BufferedReader) -> str:
@@ -102,6 +106,7 @@ def _checked(entry: Path, digest: str) -> str:
     return f"{digest} {about}"
 
 
+@functools.cache
 def _file_system(device: int) -> str | None:
     """Returns the type of a mounted file system; None if the kernel does not say."""
     wanted = f"{os.major(device)}:{os.minor(device)}"
