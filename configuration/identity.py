@@ -20,7 +20,6 @@ import math
 import os
 import re
 import sys
-import sysconfig
 import types
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -31,9 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configuration import digests
+from configuration import digests, modules
 from configuration.encoding import is_absent
 from configuration.files import read_text
+from configuration.modules import is_installed, is_namespace
 
 PACKAGE = "metatrain"
 SETTINGS = (
@@ -52,9 +52,6 @@ HARMLESS = re.compile(r"--xla_(force_host_platform_device_count|dump_\w+)")
 """Flags of XLA that do not; all others count, known or not."""
 ABSENT = "absent"
 _CODE = "its code"  # no name of a field
-_ROOT = Path(__file__).parents[1]
-_ROOMS = ("configuration", "parametrization", "tasks", "lopt", "metatrain")
-_ROOMS += ("evaluation", "experiments")
 _SHOWN = 12  # characters of a digest in messages
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -115,18 +112,7 @@ def version(name: str) -> str:
         found = metadata.version(name)
     except metadata.PackageNotFoundError:
         found = "unknown"
-    return f"{found}+{_own_code()[:_SHOWN]}" if name == PACKAGE else found
-
-
-def _own_code() -> str:
-    """Returns the digest of the modules that compute: this package may be edited."""
-    found = hashlib.sha256()
-    paths = [path for room in _ROOMS[1:5] for path in (_ROOT / room).rglob("*.py")]
-    paths += (_ROOT / "evaluation").glob("*.py")
-    for path in sorted(paths):
-        found.update(f"{path.relative_to(_ROOT).as_posix()}\0".encode())
-        found.update(hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()
+    return f"{found}+{modules.own_code()[:_SHOWN]}" if name == PACKAGE else found
 
 
 def of(value: Any) -> Any:
@@ -390,13 +376,13 @@ class _Walk:
         self._met.append(value)
         return False
 
-    def _files(self, *modules: str) -> dict[str, str]:
+    def _files(self, *titles: str) -> dict[str, str]:
         """Returns digests of the files of modules, and of those that they refer to."""
         found: dict[str, str] = {}
-        waiting = list(modules)
+        waiting = list(titles)
         while waiting:
             module = waiting.pop()
-            if module in found or is_installed(module) or _is_namespace(module):
+            if module in found or is_installed(module) or is_namespace(module):
                 continue
             found[module] = digests.of_file(_file_of(module))
             for value in vars(sys.modules[module]).values():
@@ -493,55 +479,9 @@ def _file_of(module: str) -> Path:
     return Path(file)
 
 
-def _is_namespace(module: str) -> bool:
-    found = sys.modules.get(module)
-    return hasattr(found, "__path__") and getattr(found, "__file__", None) is None
-
-
 def _library(module: str) -> dict[str, str]:
     """Returns the version of a library that `LIBRARIES` does not hold."""
-    top = module.partition(".")[0]
-    place = _place(top)
-    if place != "library" or top in LIBRARIES:
+    library = modules.library_of(module)
+    if library is None or library in LIBRARIES:
         return {}
-    return {"version": _version_of_import(top)}
-
-
-@functools.cache
-def _version_of_import(top: str) -> str:
-    try:
-        return metadata.version(top)
-    except metadata.PackageNotFoundError:
-        names = metadata.packages_distributions().get(top, [])
-        return ", ".join(f"{name} {metadata.version(name)}" for name in sorted(names))
-
-
-def is_installed(module: str) -> bool:
-    """Whether a module is of this package, a library or Python: versions name them."""
-    return _place(module.partition(".")[0]) is not None
-
-
-@functools.cache
-def _place(top: str) -> str | None:
-    """Returns where a module of the top level comes from; None if from outside."""
-    found = sys.modules.get(top)
-    file = getattr(found, "__file__", None) or next(iter(_folders_of(found)), None)
-    if top == "__main__" or (file is None and top not in sys.stdlib_module_names):
-        return None
-    if file is None:
-        return "Python"
-    path = Path(file).resolve()
-    if top in _ROOMS and path.is_relative_to(_ROOT.resolve()):
-        return "package"
-    for kind, names in _PLACES.items():
-        for name in names:
-            if path.is_relative_to(Path(sysconfig.get_path(name)).resolve()):
-                return kind
-    return None
-
-
-_PLACES = {"library": ("purelib", "platlib"), "Python": ("stdlib", "platstdlib")}
-
-
-def _folders_of(module: types.ModuleType | None) -> list[str]:
-    return list(getattr(module, "__path__", []))
+    return {"version": modules.version_of_import(library)}

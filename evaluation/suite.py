@@ -77,8 +77,9 @@ class Parts:
     def __init__(self, folder: Path, evaluation: Evaluation) -> None:
         """Args: where files are; what they belong to."""
         self._folder, self._evaluation = folder, evaluation
+        here = identity.surroundings()
         for cell in evaluation.suite.cells:
-            about = [evaluation.identity["cells"][cell.name], identity.surroundings()]
+            about = [evaluation.identity["cells"][cell.name], here]
             run.renew(cell.task, identity.digest(about))
 
     def of(
@@ -205,6 +206,13 @@ def evaluate_suite(
     finally:
         # After an error or an interruption, do not wait for running jobs.
         pool.shutdown(wait=False, cancel_futures=True)
+    return _in_order(outcomes, suite, also)
+
+
+def _in_order(
+    outcomes: Sequence[_Outcome], suite: Suite, also: Sequence[str]
+) -> tuple[list[EvalRow], list[CellTuning]]:
+    """Returns rows and tunings in the order of cells and optimizers."""
     order = [(c.name, n) for c in suite.cells for n in optimizers(suite, c, also)]
     rows = [row for outcome in outcomes for row in outcome.rows]
     rows.sort(key=lambda row: order.index((row.cell, row.optimizer)))

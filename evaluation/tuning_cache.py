@@ -7,18 +7,18 @@ of them wins with the same content. A damaged file is reported and computed anew
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from pathlib import Path
 from typing import Any
 
+from configuration.digests import of_json
 from configuration.files import read_text, write_text
 
 
 def file_of(folder: str | Path, about: Any) -> Path:
     """Returns the path of the result with this canonical description."""
-    return Path(folder) / f"{_digest(about)[:32]}.json"
+    return Path(folder) / f"{of_json(about)[:32]}.json"
 
 
 def read(folder: str | Path, about: Any) -> dict[str, Any] | None:
@@ -27,7 +27,7 @@ def read(folder: str | Path, about: Any) -> dict[str, Any] | None:
     try:
         content = json.loads(read_text(path))
         stored = content["result"]
-        if content["about"] != about or content["sha256"] != _digest(stored):
+        if content["about"] != about or content["sha256"] != of_json(stored):
             raise ValueError("its checksum or its description does not agree")
         return stored
     except FileNotFoundError:
@@ -42,11 +42,6 @@ def read(folder: str | Path, about: Any) -> dict[str, Any] | None:
 
 def write(folder: str | Path, about: Any, result: dict[str, Any]) -> None:
     """Writes a result, replacing an earlier one."""
-    content = {"about": about, "sha256": _digest(result), "result": result}
+    content = {"about": about, "sha256": of_json(result), "result": result}
     text = json.dumps(content, indent=1, allow_nan=False)
     write_text(file_of(folder, about), text + "\n")
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configuration import identity
+from configuration.modules import is_installed
 from parametrization.rules import Rules
 from tasks.source import Source, tree_bytes
 
@@ -177,7 +178,7 @@ class BaseTask(Task):
     def identified_by(self) -> Mapping[str, Any]:
         """Returns the fields; of tasks from outside also the arrays that they load."""
         fields = identity.own_fields(self)
-        if self.source is None and not identity.is_installed(type(self).__module__):
+        if self.source is None and not is_installed(type(self).__module__):
             return fields | {"loaded": identity.of_arrays(self.load_data())}
         return fields
 

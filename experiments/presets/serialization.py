@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any, TypeVar
 
-from configuration import encoding
+from configuration import digests, encoding
 from experiments.presets.estimators import earlier_form
 from lopt.release import registry as optimizers
 from metatrain.estimators.backpropagation import Backpropagation
@@ -51,7 +49,7 @@ def digest_of(config: dict[str, Any]) -> str:
     """
     counts = {k: v for k, v in config.items() if k not in ("run", "num_steps")}
     counts["estimator"] = earlier_form(config["estimator"])
-    return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()
+    return digests.of_json(counts)
 
 
 def flatten(data: Any, prefix: str = "") -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _load(
     path = entry / MANIFEST
     try:
         manifest = json.loads(read_bytes(path))
-        if manifest.pop("sha256") != _digest_of(manifest):
+        if manifest.pop("sha256") != digests.of_json(manifest):
             raise _UnusableError(f"{path} is damaged: its checksum differs")
         if [manifest["schema"], manifest["name"], manifest["fingerprint"]] != key:
             raise _UnusableError(f"{path} is damaged: it belongs to another entry")
@@ -175,13 +175,8 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _digest_of(manifest: dict[str, Any]) -> str:
-    text = json.dumps(manifest, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    checked = {**manifest, "sha256": _digest_of(manifest)}
+    checked = {**manifest, "sha256": digests.of_json(manifest)}
     write_text(folder / MANIFEST, json.dumps(checked, indent=1))
 
 

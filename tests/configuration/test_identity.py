@@ -18,7 +18,7 @@ import optax
 import pytest
 from flax import linen
 
-from configuration import identity
+from configuration import identity, modules
 from configuration.identity import UnidentifiedError
 from experiments.presets.configs import presets
 from lopt.release import registry as optimizers
@@ -175,7 +175,7 @@ def test_versions_count(monkeypatch):
 
 SCRIPT = """
 import sys; sys.path.insert(0, {root!r})
-from configuration import identity
+from configuration import identity, modules
 from tasks.suites import SUITES
 cells = identity.of(SUITES["quickstart"].cells)
 print(identity.digest([cells, identity.of({{"b", "a", 3}}), identity.surroundings()]))
@@ -375,12 +375,12 @@ def test_a_module_of_ones_own_may_have_the_name_of_a_standard_one(
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "colorsys.py").write_text("def loss(x):\n    return x\n")
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    identity._place.cache_clear()
+    modules._place.cache_clear()
     mine = importlib.import_module("colorsys")
     assert "its code" in identity.of(mine.loss)
     monkeypatch.undo()
     sys.modules.pop("colorsys")
-    identity._place.cache_clear()
+    modules._place.cache_clear()
 
 
 def test_functions_that_read_and_values_that_contain_themselves_have_none():

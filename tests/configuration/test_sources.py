@@ -12,7 +12,7 @@ ROOMS = ("configuration", "parametrization", "tasks", "lopt", "metatrain")
 ROOMS += ("evaluation", "experiments", "torch_lopt", "examples", "benchmarks")
 # Files that nobody hands in.
 OWN = {
-    "configuration/identity.py": "the sources of this package",
+    "configuration/modules.py": "the sources of this package",
     "configuration/digests.py": "/proc/self/mountinfo",
     "experiments/run/compilation_cache.py": "/proc/cpuinfo",
     "experiments/run/environment.py": "/proc/cpuinfo",

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import numpy as np
 import pytest
 
 from configuration import identity
@@ -18,6 +17,7 @@ from lopt import Artifact, SmallFC
 from parametrization import ADAM_LIKE
 from tasks import MLP, ImageClassification, Quadratic, TFDSImages
 from tasks.suites import LADDER_CPU, SUITES, Cell, Suite
+from tests.experiments.stubs import falling_losses
 
 TASK = ImageClassification(MLP((4,), base_width=4), batch_size=8)
 ABSENT = dataclasses.replace(TASK, data=TFDSImages("no_such_images"))
@@ -43,15 +43,7 @@ def stubbed(monkeypatch, few_runs):
     """Runs without training: the loss is the seed's, and falls."""
 
     def evaluate_each(task, lopt, theta, num_steps, seeds, dataset=None):
-        losses = 0.1 + 0.01 * np.asarray(seeds, float)
-        figures = ("mean_loss", "final_loss", "valid_loss", "test_loss", "seconds")
-        return run.RunResult(
-            curve=losses[:, None] * np.linspace(2.0, 1.0, num_steps)[None],
-            **dict.fromkeys(figures, losses),
-            **dict.fromkeys(("valid_accuracy", "test_accuracy"), losses * np.nan),
-            diverged=losses < 0,
-            capped_steps=np.zeros(len(losses), int),
-        )
+        return falling_losses(seeds, num_steps)
 
     monkeypatch.setattr(run, "evaluate", evaluate_each)
     monkeypatch.setattr(run, "evaluate_each", evaluate_each)

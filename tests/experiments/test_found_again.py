@@ -31,6 +31,7 @@ from tasks.data.cache import cached
 from tasks.data.embedded import Digits
 from tasks.generation.pretraining import Pretraining
 from tasks.suites import SUITES, Cell, Suite
+from tests.experiments.stubs import falling_losses
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("configuration", "parametrization", "tasks", "lopt", "metatrain")
@@ -248,15 +249,7 @@ def evaluated(artifact, tmp_path, monkeypatch, few_runs, capsys):
 
     def result(task, lopt, theta, num_steps, seeds, dataset=None):
         ran.append(type(lopt).__name__)
-        losses = 0.1 + 0.01 * np.asarray(seeds, float)
-        figures = ("mean_loss", "final_loss", "valid_loss", "test_loss", "seconds")
-        return run.RunResult(
-            curve=losses[:, None] * np.linspace(2.0, 1.0, num_steps)[None],
-            **dict.fromkeys(figures, losses),
-            **dict.fromkeys(("valid_accuracy", "test_accuracy"), losses * np.nan),
-            diverged=losses < 0,
-            capped_steps=np.zeros(len(losses), int),
-        )
+        return falling_losses(seeds, num_steps)
 
     for name in ("evaluate", "evaluate_each"):
         monkeypatch.setattr(run, name, result)

@@ -191,7 +191,7 @@ def test_nothing_is_ever_unpickled(folder, tmp_path):
     content = json.loads(manifest.read_text())
     content["arrays"]["labels"]["sha256"] = cache._digest(path)
     del content["sha256"]
-    content["sha256"] = cache._digest_of(content)
+    content["sha256"] = digests.of_json(content)
     manifest.write_text(json.dumps(content))
     with pytest.warns(UserWarning, match=r"labels\.npy is damaged"):
         same(get(make))
