@@ -47,6 +47,10 @@ class SmallFC:
     output_scale: float = 1.0
     """Factor on the last layer at initialization. At 1, as in the papers, an untrained
     optimizer takes random steps; at 0 it takes none, so no early episode diverges."""
+    initial_step: float = later(0.0)
+    """Root mean square of an untrained optimizer's steps along Adam's direction, the
+    first momentum over the root of the second moment, in units of step_mult. Two units
+    of each hidden layer then begin by passing that feature on."""
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
     """Initial decays of the momenta."""
     second_moment_decay: float = 0.999
@@ -68,6 +72,12 @@ class SmallFC:
         checks.decays(self, "momentum_decays", "second_moment_decay", "factored_decays")
         checks.as_many(self, "factored_decays", "momentum_decays")
         checks.step_rules(self.rules)
+        checks.within(self, "initial_step", 0.0, 1e3)
+        if self.initial_step and self.hidden_size < 2:
+            raise ValueError(
+                f"hidden_size = {self.hidden_size} must be at least 2 with "
+                f"initial_step = {self.initial_step}, which takes two units"
+            )
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -85,6 +95,9 @@ class SmallFC:
         num_decays = len(self.momentum_decays)
         sizes = (len(self.feature_names), self.hidden_size, self.hidden_layers, 2)
         layers = per_parameter_mlp.init(key, *sizes, self.output_scale)
+        if self.initial_step:
+            adam = self.feature_names.index("normalized_momentum_0")
+            layers = per_parameter_mlp.pass_on(layers, adam, self.initial_step)
         return {
             **layers,
             "momentum_offsets": jnp.zeros(num_decays),

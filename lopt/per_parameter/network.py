@@ -52,6 +52,28 @@ def init(
     }
 
 
+def pass_on(layers: Layers, feature: int, scale: float) -> Layers:
+    """Returns the layers, the first output increased by `scale` times a feature.
+
+    The first two units of each hidden layer carry the feature's positive and negative
+    part, and nothing else.
+    """
+    signs = jnp.array([1.0, -1.0])
+    found, last = {}, len(layers) - 1
+    for i in range(last + 1):
+        kernel, bias = layers[f"layer_{i}"]["kernel"], layers[f"layer_{i}"]["bias"]
+        if i < last:
+            kernel, bias = kernel.at[:, :2].set(0.0), bias.at[:2].set(0.0)
+        if i == 0:
+            kernel = kernel.at[feature, :2].set(signs)
+        elif i < last:
+            kernel = kernel.at[:2, :2].set(jnp.eye(2))
+        else:
+            kernel = kernel.at[:2, 0].set(scale * signs)
+        found[f"layer_{i}"] = {"kernel": kernel, "bias": bias}
+    return found
+
+
 def displacement(
     layers: Layers,
     feature_set: FeatureSet,

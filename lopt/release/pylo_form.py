@@ -34,7 +34,7 @@ OFFSETS = (
 TENSOR_SCHEMA, MATRIX_SCHEMA = 1, 3
 """Versions of the form. The third adds `factored_axes`, which is "tensor" in the first:
 a new version, since readers of the first would ignore the field."""
-NOT_STORED = ("output_scale", "execution")
+NOT_STORED = ("output_scale", "initial_step", "execution")
 """Fields of SmallFC that are no property of trained weights."""
 
 

@@ -336,3 +336,27 @@ def test_optimizers_are_values():
     assert SmallFC() == SmallFC() and hash(SmallFC()) == hash(SmallFC())
     assert dataclasses.replace(SmallFC(), rules=ADAM_LIKE) != SmallFC(rules=STANDARD)
     assert len(set(SmallFC().feature_names)) == 39
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_an_untrained_rule_can_step_along_adams_direction(layers):
+    rule = dataclasses.replace(
+        SMALL, hidden_layers=layers, output_scale=0.0, initial_step=3.0
+    )
+    theta = rule.init(jax.random.key(1))
+    params, grads = values(0), values(1)
+    state = start(params, theta, optimizer=rule)
+    inputs = rule.features(theta, state, grads, params)
+    steps, _ = rule.as_optax(theta, SPECS, 10).update(grads, state, params)
+    adam = rule.feature_names.index("normalized_momentum_0")
+    for name, step in steps.items():
+        wanted = -0.1 * 3.0 * inputs[name][..., adam]
+        np.testing.assert_allclose(step, wanted, rtol=1e-5, atol=1e-7)
+        # A feature's root mean square is 1, so this is the step's.
+        np.testing.assert_allclose(jnp.sqrt(jnp.mean(step**2)), 0.3, rtol=1e-3)
+
+
+def test_the_initial_step_needs_two_units():
+    with pytest.raises(ValueError, match="hidden_size = 1 must be at least 2"):
+        SmallFC(hidden_size=1, initial_step=1.0)
+    assert SmallFC(hidden_size=1).initial_step == 0.0
