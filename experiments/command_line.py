@@ -201,13 +201,34 @@ def choose_preset(
     del rest[place]
     return name, _parse(
         type(preset),
-        rest,
+        _in_wrapped(preset, rest),
         partial(_places, presets, named or {}),
         prog=f"{program} {name}",
         description=description,
         default=preset,
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def _in_wrapped(preset: Any, words: Sequence[str]) -> list[str]:
+    """Returns the words with options of wrapped optimizers written in full.
+
+    `--lopt.hidden-size` is the nearest field of that name, from the outside in: that
+    of the optimizer, else of its `inner`, else of that one's.
+    """
+    full: dict[str, str] = {}
+    for flag in sorted(_leaves(preset), key=len):
+        full.setdefault(re.sub(r"(\.inner)+\.", ".", flag), flag)
+    found = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        option = option.replace("_", "-") if option.startswith("--") else option
+        plain = re.sub(r"\.no-([^.]*)$", r".\1", option)
+        if plain in full and full[plain] != plain:
+            path = full[plain].rpartition(".")[0]
+            word = f"{path}.{option.rpartition('.')[2]}{equals}{value}"
+        found.append(word)
+    return found
 
 
 def _places(

@@ -22,11 +22,13 @@ from experiments.presets.configs import (
     TrainConfig,
     with_estimator,
     with_optimizer,
+    with_steps,
 )
 from experiments.presets.estimators import ESTIMATORS, check_full, take_estimator
 from experiments.presets.experts import EXPERTS, take_expert, with_expert
 from experiments.presets.optimizers import OPTIMIZERS, take_optimizer
 from experiments.presets.serialization import decode, digest_of, encode
+from experiments.presets.steps import EPSILONS, SCHEDULES, take_steps
 from experiments.presets.suites import find_suite
 from experiments.run import compilation_cache, dry_run, processes
 from experiments.run.display import TrainingDisplay
@@ -238,6 +240,9 @@ def _validate(run: _Run, outer: OuterState, best: Best, recorder: Recorder) -> B
 HELP = f"""\
 --dry-run only prints what the run would be, and how long it may take
 --lopt NAME puts another optimizer into a preset: {", ".join(OPTIMIZERS)}
+--lopt.schedule NAME lets it learn under a schedule: {", ".join(SCHEDULES)}
+--lopt.weight-decay RATE gives it decoupled weight decay, under the schedule
+--lopt.epsilons NAME sets the floors of its features: {", ".join(EPSILONS)}
 --estimator NAME does so with the estimator: {", ".join(ESTIMATORS)}
 --expert NAME adds an expert to imitate: {", ".join(EXPERTS)}
 --coordinator HOST:PORT --num-processes N --process-id I: this is one of N processes \
@@ -258,6 +263,7 @@ def main() -> None:
     """Command line."""
     meeting, arguments = processes.take_meeting(sys.argv[1:])
     lopt, arguments = take_optimizer(arguments)
+    steps, arguments = take_steps(arguments)
     estimator, arguments = take_estimator(arguments)
     expert, arguments = take_expert(arguments)
     dry, arguments = dry_run.take_flag(arguments)
@@ -266,6 +272,7 @@ def main() -> None:
     with reported():
         presets = configs.presets()
     presets = presets if lopt is None else with_optimizer(presets, lopt)
+    presets = with_steps(presets, steps)
     presets = presets if estimator is None else with_estimator(presets, estimator)
     presets = presets if expert is None else with_expert(presets, expert)
     program = "python -m experiments.train"

@@ -56,6 +56,11 @@ class EpisodeLengths:
             )
         _check_stages(self.stages)
 
+    @property
+    def longest(self) -> int:
+        """Longest episode of the whole meta-training, in inner steps."""
+        return max(self.maximum, *(high for _, _, high in self.stages), 0)
+
     def bounds(self, outer_step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the shortest and longest episode `[]` that may begin at a step.
 

@@ -21,6 +21,7 @@ from experiments.command_line import Components
 from experiments.presets.checks import require_positive
 from experiments.presets.estimators import ESTIMATORS, AnyEstimator
 from experiments.presets.optimizers import OPTIMIZERS
+from experiments.presets.steps import Steps
 from lopt.learned.small_fc import SmallFC
 from lopt.per_parameter.precision import Precision
 from lopt.release.registry import AnyLearned
@@ -54,8 +55,9 @@ class Validation:
 
     every: int = 100
     """Outer steps between validations of the running average of θ."""
-    num_steps: int = 400
-    """Inner steps of a validation run."""
+    num_steps: int | None = None
+    """Inner steps of a validation run; by default those of the longest episode, so θ is
+    chosen at the length that training reaches."""
     figure: Literal["held_out", "train"] = "held_out"
     """Loss that chooses θ: held_out, the mean over fresh outer_valid batches after each
     update; train, over the training batches before it, as baselines are tuned."""
@@ -67,7 +69,8 @@ class Validation:
 
     def __post_init__(self) -> None:
         require_positive(self, "every")
-        check_range("num_steps", self.num_steps, "[1, 1e8)")
+        if self.num_steps is not None:
+            check_range("num_steps", self.num_steps, "[1, 1e8)")
         check_range("num_seeds", self.num_seeds, "[1, 1e6]")
 
 
@@ -190,6 +193,11 @@ class TrainConfig:
             return self.task
         return TaskDistribution.single(self.task, self.variation)
 
+    @property
+    def validation_steps(self) -> int:
+        """Inner steps of a validation run."""
+        return self.validation.num_steps or self.estimator.lengths.longest
+
     def build(self, mesh: Mesh | None = None) -> MetaTraining:
         """Builds the meta-training, on the devices of a mesh."""
         return MetaTraining.on(
@@ -248,7 +256,7 @@ def on_family(name: str) -> TrainConfig:
             lengths=EpisodeLengths(minimum=20, maximum=200),
         ),
         num_steps=200,
-        validation=Validation(every=50, num_steps=100, num_seeds=2),
+        validation=Validation(every=50, num_seeds=2),
     )
 
 
@@ -267,7 +275,7 @@ def on_distribution(name: str) -> TrainConfig:
         estimator=PES(num_pairs=8, truncation=50, lengths=EpisodeLengths(100, 1000)),
         outer=OuterOptimizer(),
         num_steps=5000 if name in ("mulo_s", "mulo_m") else 500,
-        validation=Validation(num_steps=1000, num_seeds=2),
+        validation=Validation(num_seeds=2),
     )
     if name.startswith("mulo"):
         return recipe
@@ -278,7 +286,7 @@ def on_distribution(name: str) -> TrainConfig:
                 num_pairs=4, chunk=4, truncation=20, lengths=EpisodeLengths(20, 400)
             ),
             num_steps=1000,
-            validation=Validation(every=250, num_steps=100, num_seeds=2),
+            validation=Validation(every=250, num_seeds=2),
         )
     return dataclasses.replace(
         recipe,
@@ -342,6 +350,15 @@ def _changed(presets: Presets, change: Callable[[TrainConfig], TrainConfig]) -> 
 def with_optimizer(presets: Presets, lopt: AnyLearned) -> Presets:
     """Returns the presets with another learned optimizer."""
     return _changed(presets, lambda config: dataclasses.replace(config, lopt=lopt))
+
+
+def with_steps(presets: Presets, steps: Steps) -> Presets:
+    """Returns the presets with another schedule, weight decay or floors."""
+
+    def change(config: TrainConfig) -> TrainConfig:
+        return dataclasses.replace(config, lopt=steps.of(config.lopt))
+
+    return presets if steps == Steps() else _changed(presets, change)
 
 
 def with_estimator(presets: Presets, name: str) -> Presets:

@@ -70,8 +70,7 @@ def check_full(estimator: AnyEstimator) -> None:
     Raises:
         InputError: if a window is shorter than the longest episode.
     """
-    lengths, window = estimator.lengths, estimator.truncation
-    longest = max(lengths.maximum, *(high for _, _, high in lengths.stages), 0)
+    longest, window = estimator.lengths.longest, estimator.truncation
     if window < longest:
         raise InputError(
             f"--estimator full_es: truncation = {window} must be at least the longest "

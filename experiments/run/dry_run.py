@@ -190,7 +190,7 @@ def _time(
     total = per_step * config.num_steps
     validation, inner = config.validation, training.inner_steps_per_step
     count = -(-config.num_steps // validation.every)
-    validated = count * validation.num_seeds * validation.num_steps * len(work)
+    validated = count * validation.num_seeds * config.validation_steps * len(work)
     backend, rate = jax.default_backend(), product_rate()
     low, high = FRACTIONS.get(backend, ELSEWHERE)
     least, most = (_duration(total / (fraction * rate)) for fraction in (high, low))

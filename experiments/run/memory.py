@@ -92,7 +92,7 @@ def window_bytes(
 def _validated(config: TrainConfig) -> list[tuple[str, Task, int]]:
     """Returns the tasks of a validation, with names and steps drawn on the device."""
     # Where rows are streamed, the host draws.
-    steps = 0 if config.run.stream else config.validation.num_steps
+    steps = 0 if config.run.stream else config.validation_steps
     if config.validation.suite is None:
         return [(g.name, g.task, steps) for g in config.distribution.groups]
     cells = find_suite(config.validation.suite).cells

@@ -52,7 +52,7 @@ class Validation:
             InputError: if the suite is unknown, or one of its cells cannot run here.
         """
         self._config = config
-        steps = config.validation.num_steps
+        steps = config.validation_steps
         if config.validation.suite is not None:
             self._problems = _of_suite(config, config.validation.suite, base)
         else:
@@ -96,6 +96,6 @@ def _of_suite(config: TrainConfig, name: str, base: dict[str, int]) -> list[Prob
         task = parametrize(cell.task, config.lopt.rules, base.get("width"))
         with reported():
             data = streaming.load(task, stream=config.run.stream)
-        length = min(cell.num_steps, config.validation.num_steps)
+        length = min(cell.num_steps, config.validation_steps)
         problems.append(Problem(cell.name, task, 1.0, length, data))
     return problems
