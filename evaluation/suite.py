@@ -256,7 +256,11 @@ def _learned_rows(
     task = for_learned(cell.task, artifact)
     result = run.evaluate(task, lopt, artifact.theta, cell.num_steps, seeds, data)
     encoded = encoding.encode(lopt, registry.KINDS)
-    about = {"class": type(lopt).__name__, "optimizer": encoded}
+    about = {
+        "class": type(lopt).__name__,
+        "optimizer": encoded,
+        "meta_training_inner_steps": artifact.provenance.get("inner_steps"),
+    }
     return _rows(LEARNED, cell, task, seeds, result, about)
 
 

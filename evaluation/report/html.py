@@ -16,6 +16,7 @@ from configuration.files import write_text
 from evaluation.plan import CellTuning, Skipped
 from evaluation.report import plots, tables
 from evaluation.report.aggregate import aggregate_lines
+from evaluation.report.budget import budget_lines
 from evaluation.report.summary import headline, scaling_lines
 from evaluation.results import EvalRow
 
@@ -148,6 +149,8 @@ def _summary_section(
         parts.append(_figure("overview", plots.plot_overview(rows), notes))
     parts += ["<h2>Summary</h2>", tables.html_summary(rows)]
     parts += [_tag("p", text, "note") for text in (tables.legend(rows), _CAP_NOTE)]
+    if lines := budget_lines(rows):
+        parts.append("<p>Before the reported runs:</p>" + _list(lines))
     if lines := scaling_lines(rows):
         parts.append("<p>The learned optimizer beyond its training:</p>" + _list(lines))
     return "\n".join(parts)

@@ -227,6 +227,16 @@ def _elsewhere(rows: Sequence[EvalRow]) -> str:
         parts.append(f"Baselines with a lower mean loss: {', '.join(shown)}.")
     else:
         parts.append("No baseline has a lower mean loss in any cell.")
+    for figure in ("final", "test"):
+        worse = [
+            cell
+            for cell, here in cells.items()
+            if (pair := compare(here, LEARNED, ADAM, f"{figure}_loss"))
+            and pair.verdict == "higher"
+        ]
+        if worse:
+            where = counted(worse)
+            parts.append(f"Tuned Adam has the lower {figure} loss in: {where}.")
     return " ".join(parts)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from evaluation.plan import LEARNED, OPTIMIZERS, CellTuning, Skipped
 from evaluation.report.aggregate import aggregate_lines, speed_ups, wants_aggregates
+from evaluation.report.budget import budget_lines
 from evaluation.report.speed_up import format_speed_up
 from evaluation.report.summary import (
     FLAG,
@@ -122,7 +123,8 @@ def text_summary(
         names, cells = overview(rows)
         table = text_table([names, *cells], grouped=False)
         text += ["", *table, "", *overview_notes(rows)]
-    text += ["", legend(rows), "", headline(rows), *scaling_lines(rows)]
+    text += ["", legend(rows), "", headline(rows), *budget_lines(rows)]
+    text += scaling_lines(rows)
     text += aggregate_lines(rows, skipped)
     text += [f"SKIPPED: {cell}: {reason}" for cell, reason in skipped]
     if missing:

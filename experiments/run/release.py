@@ -51,6 +51,13 @@ def release(
     print(f"released {folder} (θ of step {int(state.best.step)})")
 
 
+def inner_steps(config: TrainConfig) -> int:
+    """Returns the inner steps of one outer step, over all particles and groups."""
+    distribution, estimator = config.distribution, config.estimator
+    groups = len(distribution.groups) if distribution.each_step == "all" else 1
+    return groups * estimator.num_members * estimator.truncation
+
+
 def base_sizes(config: TrainConfig) -> dict[str, int]:
     """Returns the sizes of the base model that all task groups agree on."""
     tasks = [group.task for group in config.distribution.groups]
@@ -84,6 +91,7 @@ def make_artifact(
     provenance = {
         "config": {name: value for name, value in encoded.items() if name != "run"},
         "outer_steps": int(state.outer.step),
+        "inner_steps": int(state.outer.step) * inner_steps(config),
         "best_step": int(state.best.step),
         "validation_figure": config.validation.figure,
         "validation_loss": float(state.best.loss),

@@ -10,6 +10,7 @@ import pytest
 
 from evaluation.plan import ADAM, ADAM_LONG, LEARNED, MU_ADAM, CellTuning, Skipped
 from evaluation.report import plots
+from evaluation.report.budget import budget_lines
 from evaluation.report.html import write_report
 from evaluation.report.summary import compare, headline, scaling_lines, summarize
 from evaluation.report.tables import (
@@ -25,6 +26,7 @@ RATE = {
     "schedule": "cosine",
     "tuned_at": "trained",
     "tuning_runs": 90,
+    "tuning_inner_steps": 36_000,
 }
 
 
@@ -91,6 +93,42 @@ def test_headline_names_the_winner_and_the_baseline_that_wins(rows, make_row):
     assert "100.0 % above tuned Adam's" in text
     assert "tuned Adam wins" in text
     assert f"{ADAM} (trained)" in text
+
+
+def test_headline_names_cells_where_tuned_adam_ends_lower(make_row):
+    rows = [
+        make_row(name, cell, seed, 0.1, final_loss=final, test_loss=test + seed * 1e-3)
+        for seed in range(5)
+        for cell, test in (("trained", 0.3), ("width 128", 0.1))
+        for name, final, test in ((LEARNED, 2e-3, test), (ADAM, 1e-3, 0.2))
+    ]
+    text = headline(rows)
+    assert "Tuned Adam has the lower final loss in: trained, width 128." in text
+    assert text.endswith("Tuned Adam has the lower test loss in: trained.")
+
+
+def test_the_budget_of_every_optimizer_is_printed(rows, make_row):
+    trained = {"meta_training_inner_steps": 2_400_000}
+    other = [make_row(ADAM, "width 128", seed, provenance=RATE) for seed in (0, 1)]
+    reused = RATE | {"tuning_runs": 0, "tuning_inner_steps": 0}
+    rows = [
+        dataclasses.replace(
+            row,
+            provenance={LEARNED: trained, MU_ADAM: reused}.get(row.optimizer, RATE),
+        )
+        for row in rows
+    ]
+    lines = budget_lines([*rows, *other])
+    assert lines == [
+        f"budget of {LEARNED}: meta-trained once (2,400,000 inner steps), tuned in no "
+        "cell",
+        f"budget of {ADAM}: 180 tuning runs over all cells (72,000 inner steps)",
+        f"budget of {MU_ADAM}: the learning rate tuned in trained",
+    ]
+    assert all(line in text_summary(rows + other) for line in lines)
+    # Artifacts of earlier versions.
+    (line,) = budget_lines([make_row(LEARNED, provenance={})])
+    assert "its artifact does not say how long" in line
 
 
 def test_runs_that_share_no_seed_are_not_compared(make_row):
@@ -287,7 +325,8 @@ def test_many_cells_without_accuracy_or_trained_cell(mixed):
     assert headline(mixed) == (
         "No cell is the setting of meta-training. Its mean loss is lower than tuned "
         "Adam's in: 5 of 7 cells. Not distinguishable from tuned Adam: 1 of 7 cells. "
-        f"Baselines with a lower mean loss: {ADAM} (in 1 of 7 cells)."
+        f"Baselines with a lower mean loss: {ADAM} (in 1 of 7 cells). "
+        "Tuned Adam has the lower final loss in: 1 of 7 cells."
     )
     few = [r for r in mixed if r.cell in ("text", "bowl", "width 16")]
     assert f"Baselines with a lower mean loss: {ADAM} (text)." in headline(few)
