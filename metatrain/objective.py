@@ -11,6 +11,8 @@ the minimum of the first i losses (m_0 = 0):
 * `mean`: x_i.
 * `final`: L · x_i at the last step, 0 before.
 * `last_k`: (L / k) · x_i at the last k steps; all steps of a shorter episode.
+* `mean_log`: ln(x_i + floor). A loss that halves counts alike at 1 and at .01, so the
+  tail of a run counts as much as its beginning.
 * `minimum`: L · (m_{i+1} − m_i); the sum telescopes to the smallest loss of all.
 
 The sum does not depend on where windows are cut, so PES is unbiased for each of them.
@@ -23,11 +25,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from configuration.ranges import check_range
 
 Split = Literal["train", "inner_valid"]
-Figure = Literal["mean", "final", "last_k", "minimum"]
+Figure = Literal["mean", "final", "last_k", "minimum", "mean_log"]
 CapForm = Literal["hard", "smooth"]
 
 
@@ -42,9 +44,12 @@ class Objective:
     """Largest normalized loss (chance is 1); NaN counts as the cap."""
     figure: Figure = "mean"
     """mean: over all steps; final: the last step's; last_k: the mean of the last k
-    steps; minimum: the smallest of the episode."""
+    steps; minimum: the smallest of the episode; mean_log: over all steps, of
+    ln(loss + floor)."""
     k: int = 20
     """Steps at the end of an episode that count for `last_k`."""
+    floor: float = later(1e-3)
+    """Normalized loss below which a smaller one gains little, for `mean_log`."""
     cap_form: CapForm = "hard"
     """hard: losses are clipped at the cap; smooth: above chance they approach it, so
     the worse of two diverging members still counts as worse."""
@@ -52,6 +57,7 @@ class Objective:
     def __post_init__(self) -> None:
         check_range("objective.cap", self.cap, "(0, 1e6]")
         check_range("objective.k", self.k, "[1, 1e9]")
+        check_range("objective.floor", self.floor, "[1e-30, 1e6]")
         if self.cap_form == "smooth" and self.cap <= 1:
             raise ValueError(
                 f"objective.cap = {self.cap} must be above 1 with cap_form = 'smooth', "
@@ -103,6 +109,8 @@ class Objective:
         """
         if self.figure == "mean":
             return losses, minimum
+        if self.figure == "mean_log":
+            return jnp.log(losses + self.floor), minimum
         scale = length.astype(losses.dtype)
         if self.figure == "minimum":
             assert minimum is not None

@@ -80,6 +80,7 @@ FIGURES = {
     ("last_k", 4): lambda x: x[-4:].mean(),
     ("last_k", 7): lambda x: x[-7:].mean(),
     ("last_k", 99): lambda x: x.mean(),
+    ("mean_log", 1): lambda x: np.log(x + 1e-3).mean(),
     ("minimum", 1): lambda x: x.min(),
 }
 
@@ -135,6 +136,7 @@ def test_the_mean_contributes_its_losses_as_they_are():
         ({"figure": "median"}, r"figure = 'median' must be one of mean, fin"),
         ({"cap_form": "soft"}, r"cap_form = 'soft' must be one of hard, smo"),
         ({"figure": "last_k", "k": 0}, r"objective.k = 0 must be a whole number"),
+        ({"floor": 0.0}, r"objective.floor = 0.0 must lie in \[1e-30, 1e6\]"),
         ({"k": 2.0}, r"k = 2.0 must be a whole number"),
         ({"split": "test"}, r"split = 'test'"),
     ],
