@@ -199,36 +199,48 @@ def choose_preset(
         preset = make()
     _check_not_a_value(rest[: place + 1], preset)
     del rest[place]
-    return name, _parse(
-        type(preset),
-        _in_wrapped(preset, rest),
-        partial(_places, presets, named or {}),
-        prog=f"{program} {name}",
-        description=description,
-        default=preset,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    rest, written = _in_wrapped(preset, rest)
+    try:
+        return name, _parse(
+            type(preset),
+            rest,
+            partial(_places, presets, named or {}),
+            prog=f"{program} {name}",
+            description=description,
+            default=preset,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+    except InputError as error:
+        message = str(error)
+        for full, short in written.items():
+            message = message.replace(full, short)
+        raise InputError(message) from None
 
 
-def _in_wrapped(preset: Any, words: Sequence[str]) -> list[str]:
-    """Returns the words with options of wrapped optimizers written in full.
+def _in_wrapped(preset: Any, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Writes options of wrapped optimizers in full.
 
     `--lopt.hidden-size` is the nearest field of that name, from the outside in: that
     of the optimizer, else of its `inner`, else of that one's.
+
+    Returns:
+        The words, and the options that were changed, as they stood, by their full form.
     """
     full: dict[str, str] = {}
     for flag in sorted(_leaves(preset), key=len):
         full.setdefault(re.sub(r"(\.inner)+\.", ".", flag), flag)
-    found = []
+    found, written = [], {}
     for word in words:
         option, equals, value = word.partition("=")
         option = option.replace("_", "-") if option.startswith("--") else option
         plain = re.sub(r"\.no-([^.]*)$", r".\1", option)
         if plain in full and full[plain] != plain:
             path = full[plain].rpartition(".")[0]
-            word = f"{path}.{option.rpartition('.')[2]}{equals}{value}"
+            whole = f"{path}.{option.rpartition('.')[2]}"
+            written[whole] = option
+            word = f"{whole}{equals}{value}"
         found.append(word)
-    return found
+    return found, written
 
 
 def _places(

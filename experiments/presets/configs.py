@@ -25,6 +25,7 @@ from experiments.presets.steps import Steps
 from lopt.learned.small_fc import SmallFC
 from lopt.per_parameter.precision import Precision
 from lopt.release.registry import AnyLearned
+from lopt.wrappers import ScheduledSteps, WeightDecay
 from metatrain.estimators.antithetic import AntitheticES
 from metatrain.estimators.pes import PES
 from metatrain.expert import Expert
@@ -220,17 +221,34 @@ QUICKSTART = TrainConfig(
         data=Digits(),
         batch_size=128,
     ),
-    lopt=SmallFC(hidden_size=8, step_mult=0.01, output_scale=0.0, rules=ADAM_LIKE),
+    lopt=ScheduledSteps(
+        WeightDecay(
+            SmallFC(
+                hidden_size=8,
+                step_mult=0.01,
+                exp_mult=1.0,
+                output_scale=0.0,
+                initial_step=1.0,
+                rules=ADAM_LIKE,
+            ),
+            weight_decay=4e-3,
+        ),
+        schedule="cosine",
+    ),
     estimator=PES(
         num_pairs=8,
         chunk=4,
         truncation=50,
-        sigma=0.03,
-        lengths=EpisodeLengths(minimum=50, maximum=600),
+        sigma=0.01,
+        # Short episodes first: early steps decide most of the mean loss, and an
+        # immature rule diverges in long ones.
+        lengths=EpisodeLengths(
+            minimum=50, maximum=2000, stages=((1000, 50, 60),), growth="log_linear"
+        ),
     ),
-    outer=OuterOptimizer(learning_rate=1e-2, warmup_steps=50, final_fraction=0.1),
-    num_steps=1200,
-    validation=Validation(figure="train"),
+    outer=OuterOptimizer(learning_rate=8e-3, warmup_steps=50, final_fraction=0.1),
+    num_steps=2000,
+    validation=Validation(every=200, figure="train"),
 )
 
 
@@ -252,7 +270,7 @@ def on_family(name: str) -> TrainConfig:
             num_pairs=4,
             chunk=4,
             truncation=20,
-            sigma=0.03,
+            sigma=0.01,
             lengths=EpisodeLengths(minimum=20, maximum=200),
         ),
         num_steps=200,

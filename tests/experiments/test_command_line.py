@@ -33,10 +33,12 @@ from experiments.presets.serialization import (
 )
 from experiments.run import run_directory
 from lopt.learned.celo2 import Celo2
+from lopt.learned.small_fc import SmallFC
 from lopt.release import registry
 from lopt.wrappers.base import Wrapper
 from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.estimators.pes import PES
+from metatrain.truncation import EpisodeLengths
 from parametrization import ADAM_LIKE, STANDARD
 from tasks.registry import FAMILIES
 
@@ -73,7 +75,7 @@ def test_fields_are_overridden_by_dotted_names():
             ["estimator: sigma = nan", "must be a number"],
         ),
         (["--lopt.rules", "FOO"], ["--lopt.rules", "'FOO'", "ADAM_LIKE"]),
-        (["--estimator.lengths.minimum", "900"], ["lengths.maximum = ", "900"]),
+        (["--estimator.lengths.minimum", "2100"], ["lengths.maximum = ", "2100"]),
         (["--num-steps"], ["--num-steps needs INT"]),
         (["--run.hosts", "two"], ["--run.hosts 'two' must be one of one, auto"]),
         (["extra"], ["unknown field or value: extra; --help"]),
@@ -158,12 +160,13 @@ def test_a_wrong_optimizer_is_named(arguments, needle):
 
 
 def test_runs_of_the_time_of_one_optimizer_go_on(tmp_path):
-    stored = encode(configs.QUICKSTART)
+    config = dataclasses.replace(configs.QUICKSTART, lopt=SmallFC())
+    stored = encode(config)
     assert stored["lopt"].pop("kind") == "SmallFC"
     (tmp_path / "config.json").write_text(json.dumps(stored))
     again = run_directory.read_config(tmp_path)
-    assert again == encode(configs.QUICKSTART)
-    assert decode(configs.TrainConfig, again) == configs.QUICKSTART
+    assert again == encode(config)
+    assert decode(configs.TrainConfig, again) == config
 
 
 def test_equal_configurations_are_one_run():
@@ -233,17 +236,17 @@ def test_a_wrong_estimator_is_named(arguments, needle):
 
 def test_full_es_unrolls_whole_episodes(monkeypatch, capsys):
     full = ["quickstart", "--estimator", "full_es", "--init-from", "/nowhere"]
-    window = ["--estimator.truncation", "599"]
-    stages = ["--estimator.lengths.stages", "9", "600", "601"]
+    window = ["--estimator.truncation", "1999"]
+    stages = ["--estimator.lengths.stages", "9", "2000", "2001"]
     for given, words in (
-        (window, "truncation = 599 must be at least the longest episode, 600"),
-        (stages, "truncation = 600 must be at least the longest episode, 601"),
+        (window, "truncation = 1999 must be at least the longest episode, 2000"),
+        (stages, "truncation = 2000 must be at least the longest episode, 2001"),
     ):
         code, error = exit_of(monkeypatch, capsys, train, *full, *given)
         assert_one_line(code, error)
         assert f"--estimator full_es: {words} steps" in error
-    lengths = ("--estimator.lengths.minimum", "599", "--estimator.lengths.maximum")
-    for given in (["--estimator.truncation", "601"], [*window, *lengths, "599"]):
+    lengths = ("--estimator.lengths.minimum", "1999", "--estimator.lengths.maximum")
+    for given in (["--estimator.truncation", "2001"], [*window, *lengths, "1999"]):
         # Only the artifact is refused.
         code, error = exit_of(monkeypatch, capsys, train, *full, *given)
         assert "error: --init-from /nowhere" in error
@@ -317,7 +320,10 @@ def test_runs_of_the_time_of_one_estimator_go_on(tmp_path, credit, name):
     old["lengths"] = {name: old["lengths"][name] for name in lengths}
     (tmp_path / "config.json").write_text(json.dumps(stored | {"estimator": old}))
     again = decode(configs.TrainConfig, run_directory.read_config(tmp_path)).estimator
-    assert again == ESTIMATORS[name](configs.QUICKSTART.estimator)
+    # Lengths had no stages then.
+    lengths = EpisodeLengths(**old["lengths"])
+    own = dataclasses.replace(configs.QUICKSTART.estimator, lengths=lengths)
+    assert again == ESTIMATORS[name](own)
 
 
 def test_an_unknown_preset_lists_the_known_ones():
