@@ -5,7 +5,6 @@ mathematics of one tensor, `layout` the meaning of its axes.
 """
 
 import enum
-import numbers
 import os
 import warnings
 from collections import Counter
@@ -40,6 +39,7 @@ from torch_lopt.wrappers import (
     ScheduledSteps,
     Wrapper,
     factors,
+    length_of_run,
     unwrapped,
 )
 
@@ -130,7 +130,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise ValueError(f"decay must be one of {DECAYS}, is {decay!r}")
         check_weights(weights, inner)
         self._rule = inner
-        self._num_steps = _length_of_run(num_steps, self._wrappers)
+        self._num_steps = length_of_run(num_steps, self._wrappers)
         self._updates = 0
         self._warned = False
         self._weights = {name: w.detach().clone() for name, w in weights.items()}
@@ -463,21 +463,3 @@ _OWN = (
     *("_rule", "_weights", "_base", "_layouts", "_readout", "_decay"),
     *("_tensor_layouts", "_wrappers", "_num_steps", "_updates", "_warned"),
 )
-
-
-def _length_of_run(num_steps: int | None, wrappers: tuple[Wrapper, ...]) -> int | None:
-    """Returns the checked length of the run, None if no schedule depends on it."""
-    if num_steps is not None:
-        whole = isinstance(num_steps, numbers.Integral)
-        if isinstance(num_steps, bool) or not whole or num_steps < 1:
-            raise ValueError(
-                f"num_steps must be a whole number >= 1, is {num_steps!r:.80}"
-            )
-    if not any(wrapper.needs_num_steps for wrapper in wrappers):
-        return None
-    if num_steps is None:
-        raise ValueError(
-            "this rule's schedule depends on the length of the run: give num_steps= "
-            "the number of its updates"
-        )
-    return int(num_steps)

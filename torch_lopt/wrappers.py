@@ -5,6 +5,7 @@ parameter. Wrappers nest in any order, around one rule of `torch_lopt.rule`.
 """
 
 import dataclasses
+import numbers
 from typing import NamedTuple, TypeAlias
 
 from torch_lopt import schedules
@@ -140,3 +141,29 @@ def factors(wrappers: tuple[Wrapper, ...], step: int, num_steps: int) -> Factors
     for wrapper in wrappers:
         both = wrapper.wrap(both, step, num_steps)
     return both
+
+
+def length_of_run(num_steps: int | None, wrappers: tuple[Wrapper, ...]) -> int | None:
+    """Returns the length of the run, None if no wrapper depends on it.
+
+    Args:
+        num_steps: the length as the user gave it, or None.
+        wrappers: from the inside out.
+
+    Raises:
+        ValueError: if it is no whole number above 0, or is missing and needed.
+    """
+    if num_steps is not None:
+        whole = isinstance(num_steps, numbers.Integral)
+        if isinstance(num_steps, bool) or not whole or num_steps < 1:
+            raise ValueError(
+                f"num_steps must be a whole number >= 1, is {num_steps!r:.80}"
+            )
+    if not any(wrapper.needs_num_steps for wrapper in wrappers):
+        return None
+    if num_steps is None:
+        raise ValueError(
+            "this rule's schedule depends on the length of the run: give num_steps= "
+            "the number of its updates"
+        )
+    return int(num_steps)
