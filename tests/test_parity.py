@@ -146,6 +146,7 @@ def in_jax(folder, problem, dtype, wrap=lambda optimizer: optimizer):
     specs = {
         name: ParamSpec(Axes.parse(tensor.axes), tensor.shape, tensor.base)
         for name, tensor in TENSORS.items()
+        if name in problem[0]
     }
 
     def trajectory(theta, params, grads):
@@ -175,7 +176,7 @@ def in_torch(
 ):
     """Trajectories of all tensors, or of those in `layouts`, laid out otherwise."""
     start, grads = problem
-    layouts = layouts or {name: tensor.layout for name, tensor in TENSORS.items()}
+    layouts = layouts or {name: TENSORS[name].layout for name in start}
     params = {
         name: torch.nn.Parameter(
             torch.tensor(tensor.to_torch(start[name].astype(dtype)))

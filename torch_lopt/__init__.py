@@ -7,5 +7,13 @@ One class, `LearnedOptimizer`, runs a meta-trained update rule from an artifact 
 from torch_lopt.artifact import load_artifact
 from torch_lopt.optimizer import LearnedOptimizer
 from torch_lopt.rule import Epsilons, SmallFC
+from torch_lopt.wrappers import ScheduledSteps, WeightDecay
 
-__all__ = ["Epsilons", "LearnedOptimizer", "SmallFC", "load_artifact"]
+__all__ = [
+    "Epsilons",
+    "LearnedOptimizer",
+    "ScheduledSteps",
+    "SmallFC",
+    "WeightDecay",
+    "load_artifact",
+]

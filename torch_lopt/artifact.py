@@ -12,17 +12,16 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import safetensors
 import safetensors.torch
 import torch
 
-from torch_lopt.rule import TIME_SCALES, Epsilons, SmallFC
+from torch_lopt.config import GENERAL_SCHEMA, rule_from, version_of
+from torch_lopt.rule import SmallFC
+from torch_lopt.wrappers import Rule, unwrapped, with_innermost
 
-TENSOR_SCHEMA, MATRIX_SCHEMA = 1, 3
-SCHEMAS = (TENSOR_SCHEMA, MATRIX_SCHEMA)
-"""Both hold small_fc_lopt; only the third names `factored_axes`, "tensor" before."""
 CONFIG, MODEL, SUMS = "config.json", "model.safetensors", "SHA256SUMS"
 TEXT_LIMIT, WEIGHTS_LIMIT = 16 * 2**20, 2**30
 """Most bytes of `config.json` and `SHA256SUMS`, and of any other file."""
@@ -31,7 +30,7 @@ TEXT_LIMIT, WEIGHTS_LIMIT = 16 * 2**20, 2**30
 class Artifact(NamedTuple):
     """A learned optimizer: its hyperparameters and its network's float32 weights."""
 
-    rule: SmallFC
+    rule: Rule
     weights: dict[str, torch.Tensor]
 
 
@@ -50,8 +49,13 @@ def load_artifact(folder: str | os.PathLike[str]) -> Artifact:
     """
     folder = Path(folder)
     files = _verified_files(folder)
-    rule = _parse_rule(folder / CONFIG, files[CONFIG])
-    return Artifact(rule, _parse_weights(folder / MODEL, files[MODEL], rule))
+    rule, version = _parse_rule(folder / CONFIG, files[CONFIG])
+    tensors = _parse_tensors(folder / MODEL, files[MODEL])
+    where = f"{folder / MODEL}: "
+    if version == GENERAL_SCHEMA:
+        return _from_general(rule, tensors, where)
+    check_weights(tensors, unwrapped(rule)[0], where)
+    return Artifact(rule, tensors)
 
 
 def _refuse(path: Path, reason: object) -> NoReturn:
@@ -118,7 +122,8 @@ def _verified_files(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _parse_rule(path: Path, data: bytes) -> SmallFC:
+def _parse_rule(path: Path, data: bytes) -> tuple[Rule, int]:
+    """Returns the rule and the schema."""
     text = _decode(path, data)
 
     def not_json(constant: str) -> NoReturn:
@@ -126,126 +131,73 @@ def _parse_rule(path: Path, data: bytes) -> SmallFC:
 
     try:
         config = json.loads(text, parse_constant=not_json)
-        return _rule_from(config)
+        return rule_from(config), version_of(config)
     except KeyError as error:
         _refuse(path, f"lacks {error.args[0]!r}")
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         _refuse(path, error)
 
 
-def _rule_from(config: Any) -> SmallFC:
-    version = _integer(_block(config, "the file"), "schema_version")
-    if version not in SCHEMAS:
-        raise ValueError(
-            f"schema_version {version} is not one of {SCHEMAS}, which this version of "
-            "torch_lopt reads: it runs small_fc_lopt (μLO) alone"
-        )
-    block = _block(config["optimizer"], "optimizer")
-    if block["class"] != "SmallFC":
-        raise ValueError(f"unknown optimizer class {block['class']!r}, not 'SmallFC'")
-    axes = block["factored_axes"] if version == MATRIX_SCHEMA else "tensor"
-    if block.get("factored_axes", axes) != axes:
-        raise ValueError(
-            f"factored_axes is {block['factored_axes']!r}, but with schema_version "
-            f"{version} must be absent or {axes!r}: export the optimizer again"
-        )
-    decays = {
-        f"{kind}_{what}": _numbers(block, f"{kind}_{what}")
-        for kind in ("momentum", "rms", "adafactor")
-        for what in ("decays", "offsets")
-    }
-    rule = SmallFC(
-        hidden_size=_integer(block, "hidden_size"),
-        hidden_layers=_integer(block, "hidden_layers"),
-        step_mult=_number(block, "step_mult"),
-        exp_mult=_number(block, "exp_mult"),
-        epsilons=_epsilons(_block(block["epsilons"], "epsilons")),
-        time_scales=_numbers(block, "time_scales"),
-        rules=block["rules"],
-        factored_axes=axes,
-        **decays,
-    )
-    _check_consistent(config, block, rule)
-    return rule
-
-
-def _check_consistent(
-    config: Mapping[str, Any], block: Mapping[str, Any], rule: SmallFC
-) -> None:
-    """Checks the entries that the file holds twice."""
-    if rule.time_scales != TIME_SCALES:
-        raise ValueError("the time_scales are not those of this version")
-    if block["features"] != list(rule.feature_names):
-        raise ValueError("the features are not those of this version, in its order")
-    outer = {
-        "input_size": rule.input_size,
-        "hidden_size": rule.hidden_size,
-        "hidden_layers": rule.hidden_layers - 1,
-    }
-    for key, value in outer.items():
-        if config[key] != value:
-            raise ValueError(f"{key} is {config[key]}, but its optimizer needs {value}")
-
-    _block(config["provenance"], "provenance")
-    base = _block(block["base"], "base")
-    for key in base:
-        if _integer(base, key) < 1:
-            raise ValueError(f"base.{key} must be >= 1, is {base[key]}")
-
-
-def _epsilons(block: Mapping[str, Any]) -> Epsilons:
-    names = [field.name for field in dataclasses.fields(Epsilons)]
-    if unknown := sorted(set(block) - set(names)):
-        raise ValueError(f"unknown epsilons {unknown}")
-    return Epsilons(**{name: _number(block, name) for name in names})
-
-
-def _block(value: Any, what: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{what} is not a JSON object")
-    return value
-
-
-def _integer(block: Mapping[str, Any], key: str) -> int:
-    value = block[key]
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{key} must be an integer, is {value!r}")
-    return value
-
-
-def _number(block: Mapping[str, Any], key: str) -> float:
-    value = block[key]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{key} must be a number, is {value!r}")
-    return float(value)
-
-
-def _numbers(block: Mapping[str, Any], key: str) -> tuple[float, ...]:
-    if not isinstance(block[key], list):
-        raise TypeError(f"{key} must be a list of numbers, is {block[key]!r}")
-    return tuple(_number({key: item}, key) for item in block[key])
-
-
-def _parse_weights(path: Path, data: bytes, rule: SmallFC) -> dict[str, torch.Tensor]:
+def _parse_tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
     try:
-        weights = safetensors.torch.load(data)
+        return safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         _refuse(path, f"is no safetensors file ({error})")
-    check_weights(weights, rule, prefix=f"{path}: ")
-    return weights
+
+
+OFFSETS = {
+    "momentum_offsets": "momentum",
+    "second_moment_offsets": "rms",
+    "factored_offsets": "adafactor",
+}
+"""Offsets among the tensors of the general schema, and their kind in the rule."""
+
+
+def _from_general(
+    rule: Rule, tensors: Mapping[str, torch.Tensor], where: str
+) -> Artifact:
+    """Returns the artifact of tensors with the names and the orientation of JAX.
+
+    Those are `layer_i/kernel` [in, out], `layer_i/bias` [out] and the offsets.
+    """
+    inner, _ = unwrapped(rule)
+    names: dict[str, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, (name, shape) in enumerate(inner.weight_shapes.items()):
+        general = f"layer_{i // 2}/{'bias' if i % 2 else 'kernel'}"
+        names[general], shapes[general] = name, shape[::-1]
+    for general, kind in OFFSETS.items():
+        shapes[general] = (len(getattr(inner, f"{kind}_decays")),)
+    check_tensors(tensors, shapes, where)
+    weights = {name: tensors[key].t().contiguous() for key, name in names.items()}
+    offsets = {
+        f"{kind}_offsets": tuple(tensors[general].tolist())
+        for general, kind in OFFSETS.items()
+    }
+    return Artifact(
+        with_innermost(rule, dataclasses.replace(inner, **offsets)), weights
+    )
 
 
 def check_weights(
     weights: Mapping[str, torch.Tensor], rule: SmallFC, prefix: str = ""
 ) -> None:
     """Checks names, shapes, dtype and finiteness of a network's weights."""
-    shapes = rule.weight_shapes
-    if set(weights) != set(shapes):
-        missing = sorted(set(shapes) - set(weights))
-        extra = sorted(set(weights) - set(shapes))
+    check_tensors(weights, rule.weight_shapes, prefix)
+
+
+def check_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    prefix: str = "",
+) -> None:
+    """Checks that there are exactly these tensors, float32 and finite."""
+    if set(tensors) != set(shapes):
+        missing = sorted(set(shapes) - set(tensors))
+        extra = sorted(set(tensors) - set(shapes))
         raise ValueError(f"{prefix}tensors missing {missing}, unexpected {extra}")
     for name, shape in shapes.items():
-        tensor = weights[name]
+        tensor = tensors[name]
         if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
             raise ValueError(
                 f"{prefix}tensor {name} is {tensor.dtype} {tuple(tensor.shape)}, must "

@@ -5,9 +5,8 @@ mathematics of one tensor, `layout` the meaning of its axes.
 """
 
 import enum
-import math
-import numbers
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
@@ -17,6 +16,14 @@ from torch import nn
 
 from torch_lopt import small_fc
 from torch_lopt.artifact import check_weights, load_artifact
+from torch_lopt.groups import (
+    check_group,
+    compute_dtype,
+    has_dense_gradient,
+    names_of,
+    shapes_of,
+    with_names_apart,
+)
 from torch_lopt.layout import (
     READOUTS,
     LayoutLike,
@@ -26,7 +33,15 @@ from torch_lopt.layout import (
     layouts_of_module,
     step_scale,
 )
-from torch_lopt.rule import SmallFC
+from torch_lopt.wrappers import (
+    Factors,
+    Rule,
+    ScheduledSteps,
+    Wrapper,
+    factors,
+    length_of_run,
+    unwrapped,
+)
 
 Params = nn.Module | Iterable[Any]
 Base = nn.Module | Mapping[str, Sequence[int]] | None
@@ -50,17 +65,30 @@ class LearnedOptimizer(torch.optim.Optimizer):
     μP factor s, `p -= lr * (s * u + weight_decay * p)`, p on the right being the
     parameter before the update. Matrices and embeddings (rank >= 2) decay; a group
     that names its own `weight_decay` decays all its tensors.
+
+    Wrappers of the rule (`WeightDecay`, `ScheduledSteps`) count updates from 0 over
+    all tensors, whether or not they had gradients. With a `WeightDecay` of λ inside a
+    `ScheduledSteps` of rate r, a matrix moves by
+    `p -= lr * (r * (s * u + λ * p) + weight_decay * p)`; with the decay outside, r does
+    not multiply λ.
     """
+
+    # Pickles of earlier versions lack these.
+    _wrappers: tuple[Wrapper, ...] = ()
+    _num_steps: int | None = None
+    _updates = 0
+    _warned = False
 
     def __init__(
         self,
         params: Params,
-        rule: SmallFC,
+        rule: Rule,
         weights: Mapping[str, torch.Tensor],
         *,
         base: Base | _Unset = _Unset.UNSET,
         layouts: Mapping[str, LayoutLike] | None = None,
         readout: str = "multiplier",
+        num_steps: int | None = None,
         lr: float = 1.0,
         weight_decay: float = 0.0,
         decay: str = "decoupled",
@@ -69,7 +97,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         Args:
             params: a module, `model.named_parameters()`, tensors, or groups of them.
-            rule: the hyperparameters.
+            rule: the hyperparameters, in their wrappers.
             weights: the network's float32 tensors, named as in an artifact.
             base: the model at its base width, or name to shape; None says that every
                 tensor has its base shape. Must be given if the rule has μP scales, and
@@ -78,6 +106,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 the module's type if a module is given, does not tell.
             readout: `"multiplier"` if the model multiplies its readout by base fan-in /
                 fan-in, `"step"` if it does not.
+            num_steps: updates of the whole run, at least 1. Must be given if the rule's
+                schedule depends on it; the schedule stays at its end after them.
             lr: multiplies the learned step.
             weight_decay: decoupled weight decay, per unit of `lr`.
             decay: `"decoupled"`: the decay is not multiplied by the μP factor, so its
@@ -88,7 +118,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: if an argument is out of range, or does not fit the parameters.
         """
-        if rule.rules == "ADAM_LIKE" and base is _Unset.UNSET:
+        inner, self._wrappers = unwrapped(rule)
+        if inner.rules == "ADAM_LIKE" and base is _Unset.UNSET:
             raise ValueError(
                 "this rule has μP step scales: give base= the model at its base width "
                 "or its shapes, or None if every tensor has its base shape"
@@ -97,8 +128,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise ValueError(f"readout must be one of {READOUTS}, is {readout!r}")
         if decay not in DECAYS:
             raise ValueError(f"decay must be one of {DECAYS}, is {decay!r}")
-        check_weights(weights, rule)
-        self._rule = rule
+        check_weights(weights, inner)
+        self._rule = inner
+        self._num_steps = length_of_run(num_steps, self._wrappers)
+        self._updates = 0
+        self._warned = False
         self._weights = {name: w.detach().clone() for name, w in weights.items()}
         self._base = base_shapes(None if isinstance(base, _Unset) else base)
         self._layouts = dict(layouts or {})
@@ -110,7 +144,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._layouts = layouts_of_module(params) | self._layouts
             params = params.named_parameters()
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-        names = {name for group in self.param_groups for name in _names(group)}
+        names = {name for group in self.param_groups for name in names_of(group)}
         if unknown := sorted(set(layouts or {}) - names):
             raise ValueError(f"layouts given for {unknown}, which are no parameters")
 
@@ -123,6 +157,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         base: Base | _Unset = _Unset.UNSET,
         layouts: Mapping[str, LayoutLike] | None = None,
         readout: str = "multiplier",
+        num_steps: int | None = None,
         lr: float = 1.0,
         weight_decay: float = 0.0,
         decay: str = "decoupled",
@@ -136,6 +171,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             base: see `__init__`, also for the arguments below.
             layouts: name to layout.
             readout: `"multiplier"` or `"step"`.
+            num_steps: updates of the whole run, where a schedule depends on it.
             lr: multiplies the learned step.
             weight_decay: decoupled weight decay, per unit of `lr`.
             decay: `"decoupled"` or `"pylo"`.
@@ -152,6 +188,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             base=base,
             layouts=layouts,
             readout=readout,
+            num_steps=num_steps,
             lr=lr,
             weight_decay=weight_decay,
             decay=decay,
@@ -163,20 +200,21 @@ class LearnedOptimizer(torch.optim.Optimizer):
         With a `weight_decay` of its own, vectors and scalars of the group decay too;
         `decay_vectors` says so explicitly.
         """
-        if "decay" in param_group:
-            raise ValueError(
-                f"decay = {param_group['decay']!r} in a parameter group: decay is an "
-                "argument of the optimizer and holds for all groups; remove it here "
-                f"and give the optimizer decay= one of {DECAYS}"
-            )
+        for name, wanted in (("decay", f"one of {DECAYS}"), ("num_steps", "the same")):
+            if name in param_group:
+                raise ValueError(
+                    f"{name} = {param_group[name]!r} in a parameter group: {name} is "
+                    "an argument of the optimizer and holds for all groups; remove it "
+                    f"here and give the optimizer {name}= {wanted}"
+                )
         own_decay = "weight_decay" in param_group
-        super().add_param_group(_with_names_apart(param_group))
+        super().add_param_group(with_names_apart(param_group))
         group = self.param_groups[-1]
         group.setdefault("decay_vectors", own_decay)
         try:
-            _check_group(group)
+            check_group(group)
             self._check_names()
-            names = _names(group)
+            names = names_of(group)
             layouts = {
                 p: self._layout_of(name, p)
                 for name, p in zip(names, group["params"], strict=True)
@@ -234,39 +272,55 @@ class LearnedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            _check_group(group, tensors=False)
+            check_group(group, tensors=False)
         work = [
             (p, group)
             for group in self.param_groups
-            for name, p in zip(_names(group), group["params"], strict=True)
-            if p.numel() > 0 and _has_dense_gradient(name, p)
+            for name, p in zip(names_of(group), group["params"], strict=True)
+            if p.numel() > 0 and has_dense_gradient(name, p)
         ]
         biases: dict[tuple[int, int], torch.Tensor] = {}
+        now = self._factors()
         for param, group in work:
-            self._update(param, group, biases)
+            self._update(param, group, now, biases)
+        self._updates += 1
         return loss
+
+    def _factors(self) -> Factors:
+        """Returns what the wrappers make of this step; warns after the run's end."""
+        length = self._num_steps
+        if length is not None and self._updates >= length and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"update {self._updates + 1} is beyond num_steps = {length}: the "
+                "schedule stays at its end level",
+                stacklevel=5,  # through `step` and two decorators of torch
+            )
+        return factors(self._wrappers, self._updates, length or 1)
 
     def _update(
         self,
         param: torch.Tensor,
         group: Mapping[str, Any],
+        now: Factors,
         biases: dict[tuple[int, int], torch.Tensor],
     ) -> None:
         """Updates one parameter; the tensors of a step share `biases`."""
         assert param.grad is not None
         layout = self._tensor_layouts[param]
-        dtype = _compute_dtype(param)
+        dtype = compute_dtype(param)
         view = layout.view(param).to(dtype)
         state = self.state[param]
         if not state:
             state.update(small_fc.init_state(view, self._rule, layout.largest))
         network = self._network(param.device, dtype, layout.largest is not None)
-        lr, decay = float(group["lr"]), 0.0
-        step_size = lr * layout.step_scale
+        lr, decay, late_decay = float(group["lr"]), 0.0, 0.0
+        if layout.largest is not None:
+            decay = lr * now.decay
         if self._decay == "pylo":
-            decay = step_size * group["weight_decay"]
+            late_decay = lr * layout.step_scale * group["weight_decay"]
         elif layout.largest is not None or group["decay_vectors"]:
-            decay = lr * group["weight_decay"]
+            decay += lr * group["weight_decay"]
         key = (id(network), state["step"])
         if key not in biases:
             biases[key] = small_fc.time_bias(network, self._rule, state["step"])
@@ -278,9 +332,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             network,
             biases[key],
             largest=layout.largest,
-            step_size=step_size * self._rule.step_mult,
+            step_size=lr * now.step * layout.step_scale * self._rule.step_mult,
             decay=decay,
-            decay_first=self._decay == "decoupled",
+            late_decay=late_decay,
             tile_size=CPU_TILE if param.device.type == "cpu" else DEVICE_TILE,
         )
         layout.write(view, param)
@@ -296,10 +350,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return self._networks[key]
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state; every group also holds the optimizer's form of decay."""
+        """Returns the state.
+
+        Every group also holds what is one for all groups: the form of decay, the
+        updates done before, and the length of the run, None if no schedule needs it.
+        """
         state_dict = super().state_dict()
         for group in state_dict["param_groups"]:
             group["decay"] = self._decay
+            group["updates"] = self._updates
+            group["num_steps"] = self._num_steps
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -309,12 +369,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
         parameter; here they stay as they were saved.
 
         Raises:
-            ValueError: if the state is of other shapes or of another form of decay, or
-                a group's `lr` or `weight_decay` is out of range.
+            ValueError: if the state is of other shapes, of another form of decay or of
+                a run of another length, or a group's `lr` or `weight_decay` is out of
+                range.
         """
         for group in state_dict["param_groups"]:
-            _check_group(group)
+            check_group(group)
             self._check_decay(group)
+        updates = self._updates_of(state_dict)
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         states = [state_dict["state"].get(index, {}) for index in saved]
@@ -325,9 +387,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         # Checkpoints of earlier versions do not have this key.
         for group, value in zip(self.param_groups, decay_vectors, strict=True):
             group.setdefault("decay_vectors", value)
-            group.pop("decay", None)
+            for name in ("decay", "updates", "num_steps"):
+                group.pop(name, None)
+        self._updates = updates
         for param, state in zip(params, states, strict=True):
-            dtype = _compute_dtype(param)
+            dtype = compute_dtype(param)
             for key, value in state.items():
                 if isinstance(value, torch.Tensor):
                     value = value.to(param.device, dtype, copy=True)
@@ -351,17 +415,42 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"{self._decay!r}: build it with decay='pylo'"
             )
 
+    def _updates_of(self, saved: Mapping[str, Any]) -> int:
+        """Returns the updates done before; refuses a run of another length."""
+        group = next(iter(saved["param_groups"]), {})
+        if "updates" not in group:
+            if any(isinstance(w, ScheduledSteps) for w in self._wrappers):
+                raise ValueError(
+                    "the saved state does not say how many updates were done, as this "
+                    "rule's schedule needs: it is of an earlier version, without "
+                    "schedules"
+                )
+            return max((s.get("step", 0) for s in saved["state"].values()), default=0)
+        updates, length = group["updates"], group.get("num_steps")
+        if isinstance(updates, bool) or not isinstance(updates, int) or updates < 0:
+            raise ValueError(
+                f"updates of the saved state must be a whole number >= 0, is "
+                f"{updates!r:.80}"
+            )
+        if length != self._num_steps:
+            raise ValueError(
+                f"the saved state has num_steps = {length!r:.80}, the optimizer "
+                f"{self._num_steps}: build it with the rule and the num_steps= of the "
+                "saved state"
+            )
+        return updates
+
     def _check_state(self, param: torch.Tensor, state: Mapping[str, Any]) -> None:
         """Refuses accumulators of another shape, say of a model of another width."""
         if not state:
             return
         layout = self._tensor_layouts[param]
         view = layout.view(torch.empty(param.shape, device="meta"))
-        wanted = _shapes(small_fc.init_state(view, self._rule, layout.largest))
-        if _shapes(state) != wanted:
+        wanted = shapes_of(small_fc.init_state(view, self._rule, layout.largest))
+        if shapes_of(state) != wanted:
             raise ValueError(
                 f"saved state of a parameter of shape {tuple(param.shape)} is "
-                f"{_shapes(state)}, must be {wanted}"
+                f"{shapes_of(state)}, must be {wanted}"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -372,60 +461,5 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
 _OWN = (
     *("_rule", "_weights", "_base", "_layouts", "_readout", "_decay"),
-    "_tensor_layouts",
+    *("_tensor_layouts", "_wrappers", "_num_steps", "_updates", "_warned"),
 )
-
-
-def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
-
-
-def _with_names_apart(group: dict[str, Any]) -> dict[str, Any]:
-    """Returns the group with (name, parameter) pairs as `param_names` and `params`.
-
-    torch.optim takes such pairs since 2.6, and then does the same.
-    """
-    params = group["params"]
-    if isinstance(params, torch.Tensor | set):
-        return group
-    params = list(params)
-    if not params or not all(isinstance(p, tuple) and len(p) == 2 for p in params):
-        return group | {"params": params}
-    names, tensors = zip(*params, strict=True)
-    return group | {"params": list(tensors), "param_names": list(names)}
-
-
-def _names(group: Mapping[str, Any]) -> Sequence[str]:
-    """Returns the names of a group's parameters, or numbers if it has none."""
-    count = len(group["params"])
-    return group.get("param_names") or [f"number {i}" for i in range(count)]
-
-
-def _compute_dtype(param: torch.Tensor) -> torch.dtype:
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
-
-
-def _check_group(group: Mapping[str, Any], tensors: bool = True) -> None:
-    """Checks the rates; those in tensors only on request, since it synchronizes."""
-    for key in ("lr", "weight_decay"):
-        value: Any = group.get(key)
-        if isinstance(value, torch.Tensor):
-            if not tensors:
-                continue
-            valid = value.numel() == 1 and not value.is_complex()
-        else:
-            valid = isinstance(value, numbers.Real)
-        if not valid or not 0.0 <= float(value) < math.inf:
-            shown = " ".join(repr(value).split())
-            raise ValueError(f"{key} must be a number >= 0 and finite, is {shown}")
-
-
-def _has_dense_gradient(name: str, param: torch.Tensor) -> bool:
-    if param.grad is None:
-        return False
-    if param.grad.layout != torch.strided:
-        raise ValueError(
-            f"parameter {name} of shape {tuple(param.shape)} has a sparse gradient: "
-            "only dense gradients can be used"
-        )
-    return True

@@ -117,7 +117,7 @@ def update_(
     largest: int | None,
     step_size: float,
     decay: float,
-    decay_first: bool,
+    late_decay: float,
     tile_size: int,
 ) -> None:
     """Updates one tensor and its accumulators in place.
@@ -131,9 +131,8 @@ def update_(
         bias: `[H]`, from `time_bias`.
         largest: axis of the largest size, -1 or -2; None for rank below 2.
         step_size: learning rate times μP factor times `step_mult`.
-        decay: share of the parameter that weight decay takes away.
-        decay_first: whether it is a share of the parameter before the step, or of the
-            one after it.
+        decay: share of the parameter before the step that weight decay takes away.
+        late_decay: likewise, of the parameter after the step.
         tile_size: elements per tile.
     """
     eps = rule.epsilons
@@ -157,11 +156,11 @@ def update_(
         hidden = first_layer(features, first, vectors, bias, tile)
         direction, magnitude = rest_of_network(network, hidden)
         change = direction * torch.exp_(magnitude.mul_(rule.exp_mult))
-        if decay_first and decay != 0.0:
+        if decay != 0.0:
             block.mul_(1.0 - decay)
         block.sub_(change.view(block.shape), alpha=step_size)
-        if not decay_first and decay != 0.0:
-            block.mul_(1.0 - decay)
+        if late_decay != 0.0:
+            block.mul_(1.0 - late_decay)
 
 
 def update_factored_(

@@ -120,7 +120,7 @@ def put(*path, value):
 
 
 EDITS = {
-    "general": (put("schema_version", value=2), "schema_version 2 is not one of"),
+    "general": (put("schema_version", value=2), "lacks 'base'"),
     "newer": (put("schema_version", value=4), "schema_version 4 is not one of"),
     "older": (put("schema_version", value=0), "schema_version"),
     "no version": (put("schema_version", value=...), "schema_version"),

@@ -12,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from lopt.learned.small_fc import SmallFC
 from lopt.release.artifact import Artifact
+from lopt.schedules import InfiniteSchedule
+from lopt.wrappers import ScheduledSteps, WeightDecay
 from tests.special_files import SPECIAL, TOO_LARGE, put
 
 FILES = ("config.json", "model.safetensors", "SHA256SUMS")
@@ -145,6 +147,119 @@ def test_a_value_out_of_its_range_is_refused(reader, folder, key, value):
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     sum_up(folder)
     assert "config.json" in refusal(reader, folder)
+
+
+@pytest.fixture
+def general_folder(tmp_path):
+    """A folder of the second schema, in which objects say their kind."""
+    decayed = WeightDecay(SmallFC(hidden_size=4))
+    optimizer = ScheduledSteps(decayed, schedule=InfiniteSchedule())
+    artifact = Artifact(optimizer, optimizer.init(jax.random.key(0)), {"width": 32})
+    artifact.save(tmp_path / "general")
+    return tmp_path / "general"
+
+
+MISSING = object()
+RULE = "optimizer/inner/inner"
+SCHEDULE = "optimizer/schedule"
+BAD_GENERAL = [
+    ("base", MISSING),
+    ("base", {"width": 0}),
+    ("provenance", []),
+    ("optimizer", []),
+    ("optimizer/kind", MISSING),
+    ("optimizer/kind", "Unknown"),
+    ("optimizer/kind", ["SmallFC"]),
+    ("optimizer/other", 1.0),
+    ("optimizer/inner", MISSING),
+    ("optimizer/inner", None),
+    ("optimizer/learning_rate", 0),
+    ("optimizer/learning_rate", -1.0),
+    ("optimizer/learning_rate", "1.0"),
+    ("optimizer/learning_rate", True),
+    ("optimizer/learning_rate", 1e39),
+    ("optimizer/learning_rate", 10**400),
+    ("optimizer/inner/weight_decay", -0.1),
+    ("optimizer/inner/weight_decay", None),
+    ("optimizer/inner/weight_decay", MISSING),
+    ("optimizer/inner/kinds", []),
+    ("optimizer/inner/kinds", "hidden"),
+    ("optimizer/inner/kinds", ["matrix"]),
+    (f"{RULE}/hidden_size", 4.0),
+    (f"{RULE}/hidden_size", MISSING),
+    (f"{RULE}/second_moment_decay", [0.999]),
+    (f"{RULE}/second_moment_decay", 1.0),
+    (f"{RULE}/factored_decays", [0.9]),
+    (f"{RULE}/momentum_decays", [0.9] * LONG),
+    (f"{RULE}/momentum_offsets", [0.0] * 3),
+    (f"{RULE}/output_scale", "1"),
+    (f"{RULE}/epsilons/row_col", 0),
+    (f"{RULE}/epsilons/other", 0.1),
+    (f"{RULE}/rules", "COMPLETEP"),
+    (f"{RULE}/factored_axes", "rows"),
+    (f"{RULE}/factored_axes", None),
+    (f"{RULE}/execution", 3),
+    (SCHEDULE, "linear"),
+    (SCHEDULE, None),
+    (SCHEDULE, []),
+    (f"{SCHEDULE}/kind", MISSING),
+    (f"{SCHEDULE}/kind", "Linear"),
+    (f"{SCHEDULE}/kind", "WarmupCosine"),
+    (f"{SCHEDULE}/warmup", -0.1),
+    (f"{SCHEDULE}/warmup", 0.5),
+    (f"{SCHEDULE}/warmup", "0.1"),
+    (f"{SCHEDULE}/warmup", False),
+    (f"{SCHEDULE}/final", 0),
+    (f"{SCHEDULE}/final", 0.6),
+    (f"{SCHEDULE}/initial", 1.5),
+    (f"{SCHEDULE}/shape", "sqrt"),
+    (f"{SCHEDULE}/shape", ["cosine"]),
+    (f"{SCHEDULE}/unit", "epochs"),
+    (f"{SCHEDULE}/unit", "steps"),
+    (f"{SCHEDULE}/unit", MISSING),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), BAD_GENERAL, ids=[f"{k}={v!r:.20}" for k, v in BAD_GENERAL]
+)
+def test_a_wrong_value_of_the_general_schema_is_refused(
+    reader, general_folder, path, value
+):
+    config = json.loads((general_folder / "config.json").read_text("utf-8"))
+    *above, last = path.split("/")
+    inner = config
+    for key in above:
+        inner = inner[key]
+    if value is MISSING:
+        del inner[last]
+    else:
+        inner[last] = value
+    (general_folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    sum_up(general_folder)
+    assert "config.json" in refusal(reader, general_folder)
+
+
+CHANGED_TENSORS = {
+    "missing": lambda tensors: tensors.pop("factored_offsets"),
+    "unknown": lambda tensors: tensors.update(more=np.zeros(1, np.float32)),
+    "turned": lambda tensors: tensors.update(
+        {"layer_0/kernel": np.ascontiguousarray(tensors["layer_0/kernel"].T)}
+    ),
+    "float64": lambda tensors: tensors.update(factored_offsets=np.zeros(3)),
+    "nan": lambda tensors: tensors["second_moment_offsets"].fill(np.nan),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED_TENSORS)
+def test_wrong_tensors_of_the_general_schema_are_refused(
+    reader, general_folder, change
+):
+    tensors = load_file(general_folder / "model.safetensors")
+    CHANGED_TENSORS[change](tensors)
+    save_file(tensors, general_folder / "model.safetensors")
+    sum_up(general_folder)
+    assert "model.safetensors" in refusal(reader, general_folder)
 
 
 @pytest.mark.parametrize("value", [1e-38, 1e11, 0, -1e-8, "1e-8", True])
