@@ -47,7 +47,7 @@ class EvalRow:
     resolution: str
     """Size of one input: pixels, tokens, coordinates."""
     unit: str
-    """Unit of the losses: nats, nats per token, squared deviations, ..."""
+    """Unit of the losses, the task's own: nats, squared deviations, ..."""
     loss_at_chance: Measured
     """Loss that normalizes losses to compare them between tasks."""
     steps: int

@@ -89,7 +89,7 @@ class Point:
 
     schedule: Schedule
     learning_rate: float
-    mean_loss: float  # nats, capped, mean over steps and tuning seeds
+    mean_loss: float  # in the task's unit, capped, mean over steps and tuning seeds
     diverged: int  # number of tuning seeds that diverged
 
 
