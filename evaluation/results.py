@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from configuration.encoding import decode, encode
-from configuration.fields import Measured
+from configuration.fields import Measured, later
 from configuration.files import open_file, write_text
 
 SCHEMA_VERSION = 3
@@ -77,6 +77,8 @@ class EvalRow:
     their number; training and the final losses, without compilation."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Learning rate, schedule and where they were tuned; or the learned optimizer."""
+    readout_init: str = later("zero")
+    """Start of the model's readouts."""
 
 
 def write_rows(path: str | Path, rows: Iterable[EvalRow]) -> None:

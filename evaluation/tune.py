@@ -38,6 +38,7 @@ from lopt.baselines import (
     Schedule,
     learning_rate_schedule,
 )
+from metatrain.small_steps import small_steps_warning
 from metatrain.streaming import HostDataset
 from tasks.base import Dataset, Task
 
@@ -188,11 +189,15 @@ def tune(
         dataset: the task's own data; None loads it.
         cache_dir: folder of cached results; None computes anew, as does, with a
             warning, a task that has no identity (see `configuration.identity`).
+
+    Warns of tensors that the baseline hardly moves (see `metatrain.small_steps`).
     """
     grid = grid or grid_for(baseline)
     scheduled = Scheduled(baseline)
 
     def compute() -> Tuning:
+        if warning := small_steps_warning(baseline, {task.family: task}):
+            warnings.warn(warning, stacklevel=3)
         data = task.load_data() if dataset is None else dataset
         return _tune(task, scheduled, num_steps, grid, seeds, schedules, data)
 

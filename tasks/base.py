@@ -20,7 +20,7 @@ import numpy as np
 
 from configuration import identity
 from configuration.modules import is_installed
-from parametrization.rules import Rules
+from parametrization.rules import ReadoutInit, Rules
 from tasks.source import Source, tree_bytes
 
 Params: TypeAlias = Any
@@ -113,6 +113,11 @@ class Task(Protocol):
     def with_rules(self, rules: Rules) -> Self:
         """Returns the same task in another parametrization."""
         del rules
+        return self
+
+    def with_readout_init(self, readout_init: ReadoutInit) -> Self:
+        """Returns the same task with other initial readouts; itself without a model."""
+        del readout_init
         return self
 
     @property

@@ -100,6 +100,13 @@ def legend(rows: Sequence[EvalRow]) -> str:
         "loss before the update, ± standard error over seeds; ▼ lower than tuned Adam, "
         "▲ higher, ≈ the 95 % interval of the paired difference holds 0."
     )
+    cells = by_cell(rows)
+    drawn = {cell: row.readout_init for cell, (row, *_) in cells.items()}
+    drawn = {cell: start for cell, start in drawn.items() if start != "zero"}
+    if drawn:
+        where = "all cells" if len(drawn) == len(cells) else ", ".join(drawn)
+        starts = ", ".join(sorted({*drawn.values()}))
+        text += f" Readouts do not start at zero (readout_init: {starts}) in {where}."
     if any(row.capped_steps for row in rows):
         text += (
             " Capped steps count in mean and final losses as 1.5 × the loss at chance."

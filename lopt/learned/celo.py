@@ -89,6 +89,11 @@ class Celo:
         return frozen[self.phase]
 
     @property
+    def steps_follow_size(self) -> bool:
+        """Whether a step is in units of its tensor (see `lopt.base.follows_size`)."""
+        return self.rule.param_scale_mult
+
+    @property
     def rule(self) -> ScaledMLP:
         """The rule that moves one tensor."""
         return scaled_mlp.of(self)

@@ -81,6 +81,11 @@ class VeLO:
         scaled_mlp.check_fields(self)
 
     @property
+    def steps_follow_size(self) -> bool:
+        """Whether a step is in units of its tensor (see `lopt.base.follows_size`)."""
+        return self.rule.param_scale_mult
+
+    @property
     def rule(self) -> ScaledMLP:
         """The rule that moves one tensor."""
         return scaled_mlp.of(self)

@@ -325,6 +325,17 @@ def test_losses_carry_the_unit_of_their_cell_wherever_units_are_mixed(mixed, tun
         assert drawn == f"mean training loss{label}"
 
 
+def test_a_table_names_readouts_that_do_not_start_at_zero(rows, tmp_path):
+    assert "Readouts" not in text_summary(rows)
+    drawn = [dataclasses.replace(row, readout_init="lecun") for row in rows]
+    said = "Readouts do not start at zero (readout_init: lecun) in "
+    assert f"{said}all cells." in text_summary(drawn)
+    half = [r if r.cell == "trained" else d for r, d in zip(rows, drawn, strict=True)]
+    assert f"{said}width 128." in text_summary(half)
+    write_report(tmp_path / "r.html", "t", half, [], [], {}, {})
+    assert f"{said}width 128." in (tmp_path / "r.html").read_text()
+
+
 def lines_of(rows):
     return text_summary(rows).splitlines()
 
