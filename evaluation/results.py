@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from configuration.encoding import decode, encode
-from configuration.fields import Measured
+from configuration.fields import Measured, later
 from configuration.files import open_file, write_text
 
 SCHEMA_VERSION = 3
@@ -47,7 +47,7 @@ class EvalRow:
     resolution: str
     """Size of one input: pixels, tokens, coordinates."""
     unit: str
-    """Unit of the losses: nats, nats per token, squared deviations, ..."""
+    """Unit of the losses, the task's own: nats, squared deviations, ..."""
     loss_at_chance: Measured
     """Loss that normalizes losses to compare them between tasks."""
     steps: int
@@ -77,6 +77,8 @@ class EvalRow:
     their number; training and the final losses, without compilation."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Learning rate, schedule and where they were tuned; or the learned optimizer."""
+    readout_init: str = later("zero")
+    """Start of the model's readouts."""
 
 
 def write_rows(path: str | Path, rows: Iterable[EvalRow]) -> None:

@@ -39,7 +39,7 @@ _OBJECTIVE = Objective()
 
 
 class RunResult(NamedTuple):
-    """Figures of R runs; numpy arrays, losses in nats."""
+    """Figures of R runs; numpy arrays, losses in the task's unit."""
 
     curve: np.ndarray  # [R, H] training-batch loss before each update
     mean_loss: np.ndarray  # [R] mean of the capped curve: the reported figure
@@ -70,7 +70,7 @@ def renew(task: Task, about: str) -> None:
 
 
 def cap(losses: jax.Array, task: Task) -> jax.Array:
-    """Caps losses in nats at 1.5 × the loss at chance, NaN included."""
+    """Caps losses at 1.5 × the loss at chance, NaN included."""
     chance = task.loss_at_chance
     return _OBJECTIVE.normalize(losses, chance) * chance
 

@@ -336,6 +336,7 @@ def _rows(
             curve=tuple(curves[i].tolist()),
             **{figure: values[i].item() for figure, values in figures.items()},
             provenance=provenance,
+            readout_init=model.readout_init if model else "zero",
         )
         for i, seed in enumerate(seeds)
     ]

@@ -38,7 +38,7 @@ class Trained(NamedTuple):
     """A finished run."""
 
     state: InnerState
-    losses: jax.Array  # [H] in nats
+    losses: jax.Array  # [H] in the task's unit
     aux: dict[str, jax.Array]  # [H]
     key: jax.Array  # for whatever follows the run
 
@@ -63,7 +63,7 @@ def train(
 def train_model(
     loop: InnerLoop, theta: Theta, num_steps: int, key: jax.Array, dataset: Dataset
 ) -> tuple[Params, jax.Array]:
-    """Trains once and returns the parameters to use, and the losses `[H]` in nats."""
+    """Trains once and returns the parameters to use, and the losses `[H]`."""
     state = start(loop, theta, stream(key, "init"), num_steps)
     state, losses, _ = unroll(
         loop, theta, state, dataset, stream(key, "unroll"), num_steps=num_steps

@@ -38,6 +38,7 @@ from lopt.baselines import (
     Schedule,
     learning_rate_schedule,
 )
+from metatrain.small_steps import small_steps_warning
 from metatrain.streaming import HostDataset
 from tasks.base import Dataset, Task
 
@@ -89,7 +90,7 @@ class Point:
 
     schedule: Schedule
     learning_rate: float
-    mean_loss: float  # nats, capped, mean over steps and tuning seeds
+    mean_loss: float  # in the task's unit, capped, mean over steps and tuning seeds
     diverged: int  # number of tuning seeds that diverged
 
 
@@ -188,11 +189,15 @@ def tune(
         dataset: the task's own data; None loads it.
         cache_dir: folder of cached results; None computes anew, as does, with a
             warning, a task that has no identity (see `configuration.identity`).
+
+    Warns of tensors that the baseline hardly moves (see `metatrain.small_steps`).
     """
     grid = grid or grid_for(baseline)
     scheduled = Scheduled(baseline)
 
     def compute() -> Tuning:
+        if warning := small_steps_warning(baseline, {task.family: task}):
+            warnings.warn(warning, stacklevel=3)
         data = task.load_data() if dataset is None else dataset
         return _tune(task, scheduled, num_steps, grid, seeds, schedules, data)
 

@@ -1,7 +1,8 @@
 """Conversion between libraries: `python -m experiments.convert FROM TO`.
 
-Reads a folder of PyLO, a file of Celo or learned_optimization, or an artifact, and
-writes an artifact, or with `--to pylo` a folder for PyLO.
+Reads a folder of PyLO, a file of Celo or learned_optimization (their own, or an npz of
+the same arrays by path), or an artifact, and writes an artifact, or with `--to pylo` a
+folder for PyLO.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Convert:
     """Conversion of a learned optimizer from one form to another."""
 
     source: Annotated[Path, tyro.conf.Positional]
-    """A folder of PyLO or of an artifact, or a file of Celo or learned_optimization."""
+    """A folder of PyLO or of an artifact, or a file of Celo or learned_optimization; an
+    .npz holds θ by path, as `nn/~/w0` or `theta/nn/~/w0`."""
     target: Annotated[Path, tyro.conf.Positional]
     """Folder to write; must not exist."""
     kind: Kind = "auto"

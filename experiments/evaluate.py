@@ -32,6 +32,7 @@ from evaluation.plan import (
     SEEDS,
     Skipped,
     expected_runs,
+    for_learned,
     runnable,
 )
 from evaluation.report.html import write_report
@@ -49,6 +50,7 @@ from experiments.run import compilation_cache, run_directory
 from experiments.run.environment import describe_machine
 from experiments.signals import unwinding
 from lopt.release.artifact import Artifact
+from metatrain.small_steps import small_steps_warning
 from tasks.suites import Suite
 
 
@@ -143,6 +145,10 @@ def _make(
     warning = _mismatch(artifact, whole, skipped)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
+    tasks = {c.name: for_learned(c.task, artifact) for c in evaluation.suite.cells}
+    stuck = small_steps_warning(artifact.optimizer, tasks)
+    if stuck:
+        print(f"warning: {stuck}", file=sys.stderr)
     for cell, reason in skipped:
         print(f"skipped: {cell}: {reason}", file=sys.stderr)
     begin = time.monotonic()
@@ -161,6 +167,8 @@ def _make(
     about = {"command": command} | describe_machine() | took
     if warning:
         about["warning"] = warning
+    if stuck:
+        about["small steps"] = stuck
     with unwinding():
         write_rows(out_dir / ROWS, rows)
         write_report(

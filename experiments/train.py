@@ -44,6 +44,7 @@ from experiments.run.warm_start import initial_theta
 from metatrain import devices, streaming
 from metatrain.checkpoint import Checkpoints
 from metatrain.outer import MetaTraining, OuterState
+from metatrain.small_steps import small_steps_warning
 from metatrain.streaming import Feed, HostDataset
 from tasks.base import Dataset
 
@@ -140,6 +141,9 @@ def _prepare(
             "the run cannot be continued after a stop, for its data has no identity"
         )
         print(f"warning: {reason}: {before[REASON]}", file=sys.stderr)
+    groups = {group.name: group.task for group in config.distribution.groups}
+    if directory and (warning := small_steps_warning(config.lopt, groups)):
+        print(f"warning: {warning}", file=sys.stderr)
     processes.check_equal(before, "data, version or setting")
     validation = None
     if processes.is_first():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -50,6 +51,18 @@ class LearnedOptimizer(Protocol):
 def frozen_parts(owner: Any) -> tuple[str, ...]:
     """Returns names at θ's top level that meta-training freezes (`owner.frozen`)."""
     return tuple(getattr(owner, "frozen", ()))
+
+
+def follows_size(owner: Any) -> bool:
+    """Whether steps are in units of a tensor's own size, so that zeros hardly move.
+
+    So says an optimizer's `steps_follow_size`, or that of one that it wraps.
+    """
+    if getattr(owner, "steps_follow_size", False):
+        return True
+    fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
+    inner = (getattr(owner, field.name) for field in fields)
+    return any(follows_size(x) for x in inner if isinstance(x, LearnedOptimizer))
 
 
 def learned_decays(owner: Any, theta: Theta) -> dict[str, jax.Array]:

@@ -47,7 +47,7 @@ class InnerLoop:
     def loss(
         self, params: Any, key: jax.Array, batch: Batch
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns a batch's loss `[]` in nats, and auxiliary scalars."""
+        """Returns a batch's loss `[]` in the task's unit, and auxiliary scalars."""
         if self.precision != "float32":
             dtype = jnp.dtype(self.precision)
             params = jax.tree.map(lambda x: x.astype(dtype), params)

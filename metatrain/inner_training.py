@@ -120,7 +120,7 @@ class InnerTraining:
         return unrolled._replace(contributions=unrolled.contributions + imitation)
 
     def _judged(self, before: AnyState, after: AnyState, losses: jax.Array) -> Unrolled:
-        """Judges a window by the objective, given its losses `[T]` in nats."""
+        """Judges a window by the objective, given its losses `[T]`, not normalized."""
         losses = self.objective.normalize(losses, self._loss_at_chance)
         minimum = before.minimum if isinstance(before, TrackedState) else None
         contributions, minimum = self.objective.contributions(
@@ -140,7 +140,7 @@ class InnerTraining:
         never had an expert, so it costs no more and rounds no differently.
 
         Returns:
-            The episode, its losses `[T]` in nats, contributions of imitation `[T]`.
+            The episode, its losses `[T]`, contributions of imitation `[T]`.
         """
         assert self.expert is not None
         ramp = self.expert.ramp(outer_step)

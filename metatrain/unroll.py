@@ -82,7 +82,7 @@ def unroll(
         record: further scalars of the state after each step.
 
     Returns:
-        The state after the last step, losses `[T]` in nats, auxiliary scalars `[T]`;
+        The state after the last step, losses `[T]`, auxiliary scalars `[T]`;
         with the losses of another split, `train_loss` is among the scalars.
     """
     task, variant = loop.task, loop.variant

@@ -13,6 +13,7 @@ At the base shape every ratio is 1 and all parametrizations coincide bit for bit
 | quantity | standard | μP, Adam-like | μP, SGD-like | CompleteP |
 |---|---|---|---|---|
 | init std: output, vector, scalar | 0 | 0 | 0 | as in μP |
+| init std: output, if drawn | 1/√fan-in | √(n_in/fan-in) | √(n_in/fan-in) | as in μP |
 | init std: any other matrix | 1/√fan-in | 1/√fan-in | 1/√fan-in | as in μP |
 | output multiplier | 1 | 1/n_in | 1/n_in | as in μP |
 | attention logits | 1/√d | 1/d | 1/d | as in μP |
@@ -48,12 +49,15 @@ import dataclasses
 import enum
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from parametrization.axes import Axes, Kind
 from parametrization.spec import Named, ParamSpec, named
+
+ReadoutInit = Literal["zero", "lecun"]
+"""Start of the readouts: zero, or drawn with `readout_std`."""
 
 _ADAM_STEPS: dict[Kind, tuple[int, int]] = {"hidden": (-1, 0)}
 _SGD_STEPS: dict[Kind, tuple[int, int]] = {
@@ -194,6 +198,21 @@ def init_std(axes: Axes, shape: tuple[int, ...]) -> float:
     return 1.0 / math.sqrt(max(ParamSpec(axes, shape, shape).fan_in, 1))
 
 
+def readout_std(fan_in: int, multiplier: float) -> float:
+    """Returns the standard deviation of a readout that is drawn rather than zero.
+
+    1/√fan-in (LeCun) at the base shape and in the standard parametrization, so logits
+    have size 1 at every width there. In μP the elements keep the size that they have in
+    the base model, 1/√base fan-in, since every width moves them by the same steps; with
+    the multiplier 1/n_in, logits then start at 1/√n_in and so never grow.
+
+    Args:
+        fan_in: inputs of the layer.
+        multiplier: the output multiplier (see `Rules.forward_scale`).
+    """
+    return 1.0 / math.sqrt(multiplier * fan_in)
+
+
 def drawn_zeros(
     key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = float
 ) -> jax.Array:
@@ -205,20 +224,28 @@ def drawn_zeros(
     return (0.0 * jax.random.uniform(key, (math.prod(shape),), dtype)).reshape(shape)
 
 
-def initializer(axes: str, depth_mult: float = 1.0) -> Callable[..., Named]:
-    """Returns a `named` initializer that draws normal values with `init_std`."""
+def initializer(
+    axes: str, depth_mult: float = 1.0, std: float | None = None
+) -> Callable[..., Named]:
+    """Returns a `named` initializer that draws normal values.
+
+    Args:
+        axes: of the parameter.
+        depth_mult: that of the residual block around it, 1 outside.
+        std: standard deviation; by default `init_std`.
+    """
     parsed = Axes.parse(axes)
 
     def draw(
         key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = float
     ) -> jax.Array:
-        std = init_std(parsed, shape)
-        if std == 0.0 and len(shape) < 2:
+        size = init_std(parsed, shape) if std is None else std
+        if size == 0.0 and len(shape) < 2:
             return jax.numpy.zeros(shape, dtype)
-        if std == 0.0:
+        if size == 0.0:
             return drawn_zeros(key, shape, dtype)
         # Drawn flat: the same bits, in a fraction of the time to compile.
         flat = jax.random.normal(key, (math.prod(shape),), dtype)
-        return (std * flat).reshape(shape)
+        return (size * flat).reshape(shape)
 
     return named(draw, axes, depth_mult)

@@ -20,7 +20,7 @@ import numpy as np
 
 from configuration import identity
 from configuration.modules import is_installed
-from parametrization.rules import Rules
+from parametrization.rules import ReadoutInit, Rules
 from tasks.source import Source, tree_bytes
 
 Params: TypeAlias = Any
@@ -35,6 +35,9 @@ SPLITS: tuple[Split, ...] = ("train", "inner_valid", "outer_valid", "test")
 NUM_KEYS = 64
 """Initializations over which a loss at chance is averaged."""
 
+UNIT = "units of the task"
+"""Unit of a loss of which nothing is known."""
+
 
 class Task(Protocol):
     """One optimization problem of static shape.
@@ -43,8 +46,8 @@ class Task(Protocol):
     without a model, in which nothing scales. In shapes, `B` is the batch size.
     """
 
-    unit: str = "nats"
-    """Unit of the loss."""
+    unit: str = UNIT
+    """Unit of the loss: "nats" only of a negative log-likelihood."""
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> Params:
@@ -72,7 +75,7 @@ class Task(Protocol):
 
     @abc.abstractmethod
     def loss(self, params: Params, key: jax.Array, batch: Batch) -> Loss:
-        """Returns the mean loss over the batch `[]` in nats, and auxiliary scalars."""
+        """Returns the mean loss over the batch `[]`, in `unit`, and named scalars."""
 
     def activations(
         self, params: Params, key: jax.Array, batch: Batch
@@ -110,6 +113,11 @@ class Task(Protocol):
     def with_rules(self, rules: Rules) -> Self:
         """Returns the same task in another parametrization."""
         del rules
+        return self
+
+    def with_readout_init(self, readout_init: ReadoutInit) -> Self:
+        """Returns the same task with other initial readouts; itself without a model."""
+        del readout_init
         return self
 
     @property

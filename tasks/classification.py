@@ -35,6 +35,8 @@ class ImageClassification(LabelledImageTask):
     augmentation: Augmentation = Augmentation()
     """Random crops and mirror images of training batches; none by default."""
 
+    unit = "nats"
+
     @property
     def loss_at_chance(self) -> float:
         """ln C: the loss of the uniform guess over C classes."""

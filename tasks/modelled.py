@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import jax
 
-from parametrization.rules import Rules
-from tasks.base import BaseTask, Batch, Params
+from parametrization.rules import ReadoutInit, Rules
+from tasks.base import BaseTask, Batch, Params, initial_loss
 from tasks.models.base import Model
 
 
@@ -71,6 +71,15 @@ class ModelTask(BaseTask):
     def with_rules(self, rules: Rules) -> Self:
         """Returns the same data with the model in another parametrization."""
         return self._with(self.model.with_rules(rules))
+
+    def with_readout_init(self, readout_init: ReadoutInit) -> Self:
+        """Returns the same data with other initial readouts of the model."""
+        return self._with(self.model.with_readout_init(readout_init))
+
+    @property
+    def loss_at_chance(self) -> float:
+        """The loss at initialization from zero readouts, averaged over 64 keys."""
+        return initial_loss(self.with_readout_init("zero"))
 
     def _with(self, model: Model) -> Self:
         return dataclasses.replace(self, model=model)

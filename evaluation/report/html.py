@@ -6,6 +6,7 @@ import html
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def write_report(
         _section("Training loss", [_CURVES_NOTE], plots.plot_curves, rows),
         _section("Width", [_WIDTH_NOTE], plots.plot_widths, plots.over_width(rows)),
         _section("Meta-training", [_META_NOTE], plots.plot_training, training_metrics),
-        _tuning_section(tunings),
+        _tuning_section(tunings, tables.units_of(rows)),
         f"<h2>Every run</h2>{_details('All seeds', tables.html_seeds(rows))}",
         _origin_section(config, environment),
     ]
@@ -181,15 +182,16 @@ def _figure(slug: str, figure: Figure, notes: Iterable[str]) -> str:
     return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
 
 
-def _tuning_section(tunings: Sequence[CellTuning]) -> str:
+def _tuning_section(tunings: Sequence[CellTuning], units: Mapping[str, str]) -> str:
     if not tunings:
         return ""
     runs = sum(entry.tuning.num_runs for entry in tunings)
     steps = sum(entry.tuning.inner_steps for entry in tunings)
     total = f"Altogether {runs:,} tuning runs, {steps:,} inner steps."
-    heading, plot = "Tuning of the baselines", plots.plot_tunings
+    heading = "Tuning of the baselines"
+    plot = partial(plots.plot_tunings, units=units)
     figure = _section(heading, [_TUNING_NOTE], plot, tunings)
-    return f"{figure}\n<p>{total}</p>\n{tables.html_tunings(tunings)}"
+    return f"{figure}\n<p>{total}</p>\n{tables.html_tunings(tunings, units)}"
 
 
 def _origin_section(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:

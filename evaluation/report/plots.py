@@ -149,7 +149,9 @@ def plot_widths(rows: Sequence[EvalRow]) -> Figure:
     axes.set_xticks(widths, [str(width) for width in widths])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("width")
-    axes.set_ylabel(f"mean training loss ({wide[0].unit})")
+    units = {row.unit for row in wide}
+    unit = f" ({units.pop()})" if len(units) == 1 else ""
+    axes.set_ylabel(f"mean training loss{unit}")
     axes.set_ylim(bottom=0)
     return _with_legend(figure, names)
 
@@ -183,8 +185,15 @@ def plot_overview(rows: Sequence[EvalRow]) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def plot_tunings(tunings: Sequence[CellTuning]) -> Figure:
-    """Plots each tuning's criterion against the learning rate, a ring at the best."""
+def plot_tunings(
+    tunings: Sequence[CellTuning], units: Mapping[str, str] | None = None
+) -> Figure:
+    """Plots each tuning's criterion against the learning rate, a ring at the best.
+
+    Args:
+        tunings: a panel each.
+        units: of the losses, by cell.
+    """
     figure, panels = _panels(len(tunings))
     for axes, (cell, name, tuning) in zip(panels, tunings, strict=True):
         colour, marker, _ = _STYLES.get(name, _OTHER)
@@ -202,7 +211,12 @@ def plot_tunings(tunings: Sequence[CellTuning]) -> Figure:
         axes.set_title(f"{name}: {cell}")
         axes.set_xlabel("learning rate")
         axes.legend(fontsize=8)
-    _label_left(panels, "mean loss")
+    known = [(units or {}).get(entry.cell, "") for entry in tunings]
+    if len(set(known)) > 1:
+        for axes, unit in zip(panels, known, strict=True):
+            axes.set_ylabel(unit)
+    else:
+        _label_left(panels, f"mean loss ({known[0]})" if any(known) else "mean loss")
     figure.tight_layout()
     return figure
 

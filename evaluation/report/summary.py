@@ -30,6 +30,8 @@ class Summary:
 
     cell: str
     optimizer: str
+    unit: str
+    """Unit of the losses."""
     num: int
     """Number of seeds."""
     mean_loss: tuple[float, float]
@@ -110,6 +112,7 @@ def _summary(group: Sequence[EvalRow], here: Sequence[EvalRow]) -> Summary:
     return Summary(
         cell=first.cell,
         optimizer=first.optimizer,
+        unit=first.unit,
         num=len(group),
         **means,
         test_accuracy=mean_and_error([row.test_accuracy for row in group]),

@@ -31,6 +31,7 @@ from evaluation.report.summary import (
 from evaluation.report.text_table import text_table
 from evaluation.results import EvalRow, by_cell
 from evaluation.tune import Tuning
+from tasks.base import UNIT
 
 _OVERVIEW_NOTE = (
     "Mean loss over the loss at chance: 1 is no better than a guess that knows "
@@ -56,8 +57,8 @@ def _columns(lines: Sequence[Line]) -> tuple[list[str], list[list[Any]]]:
     return list(lines[0]) if lines else [], [list(line.values()) for line in lines]
 
 
-def summary_line(summary: Summary) -> Line:
-    """Returns the line of one optimizer in one cell."""
+def summary_line(summary: Summary, *, with_unit: bool = False) -> Line:
+    """Returns the line of one optimizer in one cell, `with_unit` of its losses."""
     difference = summary.versus_adam
     versus = wins = "–"
     if difference is not None:
@@ -69,6 +70,7 @@ def summary_line(summary: Summary) -> Line:
     return {
         "cell": summary.cell,
         "optimizer": summary.optimizer,
+        **({"unit": summary.unit} if with_unit else {}),
         "mean loss": format_error(summary.mean_loss),
         "minus tuned Adam [95 %]": versus,
         "wins": wins,
@@ -91,7 +93,7 @@ def legend(rows: Sequence[EvalRow]) -> str:
     units: dict[str, list[str]] = {}
     for cell, (row, *_) in by_cell(rows).items():
         units.setdefault(row.unit, []).append(cell)
-    first, *others = sorted(units, key=lambda unit: -len(units[unit])) or ["nats"]
+    first, *others = sorted(units, key=lambda unit: -len(units[unit])) or [UNIT]
     named = (f", in {other} ({', '.join(units[other])})" for other in others)
     unit = first + "".join(named)
     text = (
@@ -99,6 +101,13 @@ def legend(rows: Sequence[EvalRow]) -> str:
         "loss before the update, ± standard error over seeds; ▼ lower than tuned Adam, "
         "▲ higher, ≈ the 95 % interval of the paired difference holds 0."
     )
+    cells = by_cell(rows)
+    drawn = {cell: row.readout_init for cell, (row, *_) in cells.items()}
+    drawn = {cell: start for cell, start in drawn.items() if start != "zero"}
+    if drawn:
+        where = "all cells" if len(drawn) == len(cells) else ", ".join(drawn)
+        starts = ", ".join(sorted({*drawn.values()}))
+        text += f" Readouts do not start at zero (readout_init: {starts}) in {where}."
     if any(row.capped_steps for row in rows):
         text += (
             " Capped steps count in mean and final losses as 1.5 × the loss at chance."
@@ -117,7 +126,7 @@ def text_summary(
     skipped: Sequence[Skipped] = (),
 ) -> str:
     """Formats the summary for a terminal, in aligned columns."""
-    header, lines = _columns([summary_line(s) for s in summarize(rows)])
+    header, lines = _columns(_summary_lines(rows))
     text = text_table([header, *lines])
     if wants_overview(rows):
         names, cells = overview(rows)
@@ -138,7 +147,17 @@ def wants_overview(rows: Sequence[EvalRow]) -> bool:
     A table of losses is then hard to read, and one of normalized losses precedes it.
     """
     many = len({row.cell for row in rows}) > MANY_CELLS
-    return many or len({row.unit for row in rows}) > 1
+    return many or _mixes(row.unit for row in rows)
+
+
+def _mixes(units: Iterable[str]) -> bool:
+    """Whether losses have more than one unit, so that each line must name its own."""
+    return len(set(units)) > 1
+
+
+def _summary_lines(rows: Sequence[EvalRow]) -> list[Line]:
+    mixed = _mixes(row.unit for row in rows)
+    return [summary_line(summary, with_unit=mixed) for summary in summarize(rows)]
 
 
 def overview(
@@ -221,7 +240,7 @@ def html_table(
 
 def html_summary(rows: Sequence[EvalRow]) -> str:
     """Formats the summary, the learned optimizer's lines set off."""
-    lines = [summary_line(summary) for summary in summarize(rows)]
+    lines = _summary_lines(rows)
     marks = ["learned" if x["optimizer"] == LEARNED else "" for x in lines]
     return html_table(*_columns(lines), marks)
 
@@ -233,11 +252,13 @@ def html_seeds(rows: Sequence[EvalRow]) -> str:
     def place(row: EvalRow) -> tuple[int, int]:
         return names.index(row.optimizer), row.seed
 
+    mixed = _mixes(row.unit for row in rows)
     lines = [
         {
             "cell": row.cell,
             "optimizer": row.optimizer,
             "seed": row.seed,
+            **({"unit": row.unit} if mixed else {}),
             "mean loss": f"{row.mean_loss:.4f}",
             "final loss": f"{row.final_loss:.2g}",
             "valid loss": format_held_out(row.valid_loss, 4) + FLAG * is_flagged(row),
@@ -254,19 +275,25 @@ def html_seeds(rows: Sequence[EvalRow]) -> str:
     return html_table(*_columns(lines))
 
 
-def html_tunings(tunings: Sequence[CellTuning]) -> str:
-    """Formats what each tuning chose and cost."""
-    return html_table(*_columns([_tuning_line(*entry) for entry in tunings]))
+def units_of(rows: Sequence[EvalRow]) -> dict[str, str]:
+    """Returns the unit of the losses in each cell."""
+    return {row.cell: row.unit for row in rows}
 
 
-def _tuning_line(cell: str, name: str, tuning: Tuning) -> Line:
+def html_tunings(tunings: Sequence[CellTuning], units: Mapping[str, str]) -> str:
+    """Formats what each tuning chose and cost; `units` are of losses, by cell."""
+    lines = [_tuning_line(*entry, units.get(entry.cell, UNIT)) for entry in tunings]
+    return html_table(*_columns(lines))
+
+
+def _tuning_line(cell: str, name: str, tuning: Tuning, unit: str) -> Line:
     rates = [point.learning_rate for point in tuning.points]
     span = f"{min(rates):.3g} … {max(rates):.3g}"
     return {
         "cell": cell,
         "optimizer": name,
         "chosen": f"{tuning.learning_rate:.3g} {tuning.schedule}",
-        "criterion": f"{tuning.mean_loss:.4f}",
+        "criterion": f"{tuning.mean_loss:.4f} {unit}",
         "learning rates tried": f"{span}, {len(rates)} points",
         "runs": tuning.num_runs,
         "inner steps": f"{tuning.inner_steps:,}",

@@ -30,7 +30,7 @@ class Transfer:
     rates: tuple[float, ...]
     """Learning rates, ascending (`R`)."""
     losses: np.ndarray
-    """Mean loss over all steps in nats, capped at divergence, `[W, R, seeds]`."""
+    """Mean loss over all steps, capped at divergence, `[W, R, seeds]`."""
     diverged: np.ndarray
     """Which runs diverged, `[W, R, seeds]` bool."""
 

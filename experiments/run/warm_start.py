@@ -21,6 +21,7 @@ from experiments.presets.serialization import differences, encode
 from experiments.run import processes, run_directory
 from lopt.base import LearnedOptimizer, Theta, first_difference
 from lopt.release.artifact import Artifact
+from lopt.release.registry import as_trained
 from metatrain.outer import MetaTraining
 
 
@@ -42,7 +43,7 @@ def initial_theta(
         fresh = jax.device_get(training.init().theta)
         theta, parts = begin_with(artifact, config.lopt, fresh, folder)
         sums = read_bytes(folder / SUMS)
-    sides = (artifact.optimizer, config.lopt)
+    sides = (as_trained(artifact.optimizer), as_trained(config.lopt))
     for line in differences(*(encode(side, absent=True) for side in sides)):
         print(f"warning: {folder} was trained with {line} here", file=sys.stderr)
     parent = {

@@ -50,6 +50,11 @@ class Adafactor(base.RateTuned):
                 "the parameters: use multiply_by_parameter_scale = False"
             )
 
+    @property
+    def steps_follow_size(self) -> bool:
+        """Whether a step is in units of its tensor (see `lopt.base.follows_size`)."""
+        return self.multiply_by_parameter_scale
+
     def with_rate(
         self, rate: optax.Schedule, specs: Specs
     ) -> optax.GradientTransformationExtraArgs:

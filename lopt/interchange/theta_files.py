@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from configuration.fields import escaped
-from lopt.interchange import msgpack, tables
+from lopt.interchange import msgpack, npz, tables
 from lopt.interchange.tables import Table
 from lopt.release import weights
 from lopt.release.artifact import Artifact
@@ -23,10 +23,12 @@ from lopt.release.weights import Shapes, Tensors
 PLACES: tuple[tuple[str, ...], ...] = (
     (),
     ("params",),
+    ("theta",),
     ("gradient_learner_state", "theta_opt_state", "params"),
 )
-"""Places of θ: the file itself, a checkpoint's parameters or the outer optimizer's
-state. Celo is meta-trained by learned_optimization and its files are alike."""
+"""Places of θ: the file itself, a checkpoint's parameters, an entry beside recorded
+trajectories, or the outer optimizer's state. Celo is meta-trained by
+learned_optimization and its files are alike."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,9 @@ def load(
     formats: Sequence[Format],
     fields: Mapping[str, Any],
 ) -> Artifact:
-    """Reads an optimizer from a file in flax's msgpack form.
+    """Reads an optimizer from a file in flax's msgpack form, or an npz.
+
+    The paths of an npz's arrays are the same names, `a/b/c`, perhaps below `theta/`.
 
     Args:
         path: the file.
@@ -64,7 +68,9 @@ def load(
     Raises:
         ValueError: in one line, naming the file and the tensor or field at fault.
     """
-    tensors, kind = _find(msgpack.read_tree(path), formats, path)
+    of_numpy = Path(path).suffix == npz.SUFFIX
+    tree = npz.read_tree(path) if of_numpy else msgpack.read_tree(path)
+    tensors, kind = _find(tree, formats, path)
     artifact = from_tensors(tensors, kind, fields, path)
     imported = {"format": library, "class": kind.name, "from": escaped(Path(path).name)}
     return dataclasses.replace(artifact, provenance={"imported": imported})

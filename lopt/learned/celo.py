@@ -13,7 +13,7 @@ References:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 
@@ -71,6 +71,8 @@ class Celo:
     factored_axes: FactoredAxes = later("matrix", absent="tensor")
     """Axes of factored second moments: all fan-in by all fan-out ("matrix"), or the two
     largest ("tensor"; see `lopt.tensors`)."""
+    NOT_STORED: ClassVar[tuple[str, ...]] = ("execution",)
+    """Fields that are no property of trained weights."""
 
     def __post_init__(self) -> None:
         checks.positive_integer(self, "lstm_hidden_size")
@@ -85,6 +87,11 @@ class Celo:
             "both": (),
         }
         return frozen[self.phase]
+
+    @property
+    def steps_follow_size(self) -> bool:
+        """Whether a step is in units of its tensor (see `lopt.base.follows_size`)."""
+        return self.rule.param_scale_mult
 
     @property
     def rule(self) -> ScaledMLP:

@@ -19,7 +19,7 @@ References:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +98,8 @@ class Celo2:
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
     execution: Execution = later(Execution())
     """Execution of the per-parameter network."""
+    NOT_STORED: ClassVar[tuple[str, ...]] = ("output_scale", "execution")
+    """Fields that are no property of trained weights."""
 
     def __post_init__(self) -> None:
         check_rate(self)

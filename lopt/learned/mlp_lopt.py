@@ -9,7 +9,7 @@ References:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,8 @@ class MLPLOpt:
     """Parametrization that scales the steps: ADAM_LIKE (μP) or STANDARD."""
     execution: Execution = later(Execution())
     """Execution of the per-parameter network."""
+    NOT_STORED: ClassVar[tuple[str, ...]] = ("output_scale", "execution")
+    """Fields that are no property of trained weights."""
 
     def __post_init__(self) -> None:
         checks.network(self)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +125,8 @@ class RNNMLP:
     brought to the base model's size, as in `lopt.baselines.Adam`."""
     execution: Execution = later(Execution())
     """Execution of the per-parameter network; its form is always plain."""
+    NOT_STORED: ClassVar[tuple[str, ...]] = ("output_scale", "execution")
+    """Fields that are no property of trained weights."""
 
     def __post_init__(self) -> None:
         checks.network(self)

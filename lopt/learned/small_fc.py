@@ -13,7 +13,7 @@ References:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,12 @@ class SmallFC:
     factored_axes: FactoredAxes = later("matrix", absent="tensor")
     """Axes of factored second moments: all fan-in by all fan-out ("matrix"), or the two
     largest ("tensor"; see `lopt.tensors`)."""
+    NOT_STORED: ClassVar[tuple[str, ...]] = (
+        "output_scale",
+        "initial_step",
+        "execution",
+    )
+    """Fields that are no property of trained weights."""
 
     def __post_init__(self) -> None:
         checks.network(self)

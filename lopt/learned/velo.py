@@ -13,6 +13,8 @@ References:
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
@@ -71,10 +73,17 @@ class VeLO:
     factored_axes: FactoredAxes = later("matrix", absent="tensor")
     """Axes of factored second moments: all fan-in by all fan-out ("matrix"), or the two
     largest ("tensor"; see `lopt.tensors`)."""
+    NOT_STORED: ClassVar[tuple[str, ...]] = ("execution",)
+    """Fields that are no property of trained weights."""
 
     def __post_init__(self) -> None:
         checks.positive_integer(self, "lstm_hidden_size", "param_inits")
         scaled_mlp.check_fields(self)
+
+    @property
+    def steps_follow_size(self) -> bool:
+        """Whether a step is in units of its tensor (see `lopt.base.follows_size`)."""
+        return self.rule.param_scale_mult
 
     @property
     def rule(self) -> ScaledMLP:

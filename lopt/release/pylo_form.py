@@ -34,12 +34,13 @@ OFFSETS = (
 TENSOR_SCHEMA, MATRIX_SCHEMA = 1, 3
 """Versions of the form. The third adds `factored_axes`, which is "tensor" in the first:
 a new version, since readers of the first would ignore the field."""
-NOT_STORED = ("output_scale", "initial_step", "execution")
-"""Fields of SmallFC that are no property of trained weights."""
 
 
 def can_hold(optimizer: LearnedOptimizer) -> TypeGuard[SmallFC]:
-    """Whether the form holds the optimizer; it holds no subclass of SmallFC."""
+    """Whether the form holds the optimizer; it holds no subclass of SmallFC.
+
+    It lacks `SmallFC.NOT_STORED`, which are defaults in what is read.
+    """
     return type(optimizer) is SmallFC
 
 

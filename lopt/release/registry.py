@@ -88,3 +88,20 @@ def with_rules(optimizer: Any, rules: Rules) -> Any:
             sgd_like = isinstance(optimizer, SGD_LIKE)
             changes[field.name] = rules.for_sgd if sgd_like else rules
     return dataclasses.replace(optimizer, **changes)
+
+
+def as_trained(optimizer: Any) -> Any:
+    """Returns the optimizer, and all that it wraps, as trained weights determine it.
+
+    Fields in `NOT_STORED` of its class are at their defaults: they say how weights are
+    drawn or computed with, so optimizers that differ in nothing else are the same.
+    """
+    unstored = getattr(optimizer, "NOT_STORED", ())
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(optimizer):
+        value = getattr(optimizer, field.name)
+        if field.name in unstored:
+            changes[field.name] = field.default
+        elif isinstance(value, LEARNED):
+            changes[field.name] = as_trained(value)
+    return dataclasses.replace(optimizer, **changes)

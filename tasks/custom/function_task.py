@@ -18,11 +18,11 @@ from typing import Any, Self, final
 import jax
 
 from configuration import identity
-from configuration.fields import configuration
+from configuration.fields import configuration, later
 from parametrization.inference import infer_specs
 from parametrization.rules import Rules
 from parametrization.spec import Named, param_specs, unbox
-from tasks.base import Batch, Dataset, Draws, Loss, Params, Split, batch_keys
+from tasks.base import UNIT, Batch, Dataset, Draws, Loss, Params, Split, batch_keys
 from tasks.custom.base import EveryBatch, OpaqueTask, checked_loss, never_constant
 from tasks.data.arrays import HeldSplits, hold
 from tasks.models.base import check_positive
@@ -65,6 +65,8 @@ class FunctionTask(OpaqueTask):
     version: str | None = None
     """Identifies the functions to caches, instead of their code and what it refers to:
     change it whenever they change. Needed where they have no file of source."""
+    unit: str = later(UNIT)
+    """Unit of the loss in tables and figures, such as "nats"."""
 
     def __post_init__(self) -> None:
         for field in ("init_fn", "loss_fn", "layers_fn"):

@@ -57,7 +57,8 @@ class Denoising(ModelTask):
         before are trained at the first use.
         """
         base: Any = self.model
-        return initial_loss(self.at_width(base.base_width))
+        at_base = self.at_width(base.base_width)
+        return initial_loss(at_base.with_readout_init("zero"))
 
     def draw(self, dataset: Any, key: jax.Array, split: Split, num: int) -> jax.Array:
         """Draws the rows of `num` batches, `[num, B]` int32."""

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from parametrization.rules import Rules
+from configuration.fields import ABSENT, configuration
+from parametrization.rules import ReadoutInit, Rules
 from parametrization.spec import param_specs, unbox
 
 ACTIVATIONS = "activations"
@@ -28,7 +29,21 @@ Activation = Literal[
 ]
 
 
-class Model(abc.ABC):
+@configuration
+class _Shared:
+    """Fields of every model."""
+
+    # By keyword, so that the fields of a family come first; left out of representations
+    # as of stored files.
+    readout_init: ReadoutInit = dataclasses.field(
+        default="zero", kw_only=True, repr=False, metadata={ABSENT: "zero"}
+    )
+    """Start of the readouts: zero, so that logits are exactly 0, or lecun, for
+    optimizers that hardly move what starts at zero (see `tasks.models.layers.readout`).
+    """
+
+
+class Model(_Shared, abc.ABC):
     """A family of networks; subclasses are final frozen dataclasses.
 
     Fields of type int must be positive. In shapes, `B` is the batch.
@@ -80,6 +95,14 @@ class Model(abc.ABC):
     def with_base_width(self, base_width: int) -> Self:
         """Returns the same network with another base width."""
         return self._with(base_width=base_width)
+
+    def with_readout_init(self, readout_init: ReadoutInit) -> Self:
+        """Returns the same network with other initial readouts.
+
+        Raises:
+            ValueError: in one line, if its readout cannot start so.
+        """
+        return self._with(readout_init=readout_init)
 
     def _with(self, **fields: Any) -> Self:
         return dataclasses.replace(self, **fields)  # pyright: ignore

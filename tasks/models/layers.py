@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from parametrization.rules import initializer
+from parametrization.rules import initializer, readout_std
 from parametrization.spec import named
 from tasks.models.base import Model, record
 
@@ -31,6 +31,8 @@ class Dense(nn.Module):
     scale: float = 1.0
     use_bias: bool = True
     depth_mult: float = 1.0
+    drawn: bool = False
+    """Whether a kernel that is a readout is drawn rather than zero (`readout_std`)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -38,7 +40,9 @@ class Dense(nn.Module):
         made = self.features
         features = made if isinstance(made, tuple) else (made,)
         contracted = x.shape[x.ndim - len(self.fan_in.split()) :]
-        kernel_init = initializer(f"{self.fan_in} -> {self.fan_out}", self.depth_mult)
+        axes = f"{self.fan_in} -> {self.fan_out}"
+        std = readout_std(math.prod(contracted), self.scale) if self.drawn else None
+        kernel_init = initializer(axes, self.depth_mult, std)
         kernel: Any = self.param("kernel", kernel_init, (*contracted, *features))
         # A product of two matrices, whatever the number of axes.
         rows = x.reshape(*x.shape[: x.ndim - len(contracted)], math.prod(contracted))
@@ -65,13 +69,25 @@ def readout(
     name: str = "readout",
     width: int | None = None,
 ) -> Dense:
-    """Returns the last layer: zero-initialized, with the output multiplier.
+    """Returns the last layer, with the output multiplier.
+
+    It starts at zero, or with `model.readout_init = "lecun"` at normal weights of
+    `readout_std`: logits then have size 1 at the base width, and at larger ones the
+    same size in the standard parametrization and 1/√(width/base width) of it in μP.
+    Its bias starts at zero in either case.
 
     `width` is the size of the axis `fan_in`, needed unless its ratio to the base model
     is that of the model's width.
     """
     scale = model.rules.forward_scale(width or model.width, model.base_width)
-    return Dense(num_outputs, fan_in=fan_in, fan_out=fan_out, scale=scale, name=name)
+    return Dense(
+        num_outputs,
+        fan_in=fan_in,
+        fan_out=fan_out,
+        scale=scale,
+        drawn=model.readout_init == "lecun",
+        name=name,
+    )
 
 
 class Conv(nn.Module):

@@ -28,12 +28,17 @@ class Transformer(BlockModel):
     positions: Positions = "learned"
     """A table with a vector per position, or rotated queries and keys."""
     readout: Readout = "untied"
-    """Either a zero-initialized layer, or the embedding table again."""
+    """Either a layer (see `readout_init`), or the embedding table again."""
 
     input_dtype: ClassVar[Any] = jnp.int32
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.readout == "tied" and self.readout_init != "zero":
+            raise ValueError(
+                f"readout_init = {self.readout_init!r} must be 'zero' with a tied "
+                "readout, which is the embedding table and starts as that does"
+            )
         for name in ("head_dim", "base_head_dim"):
             if self.positions == "rotary" and getattr(self, name) % 2:
                 raise ValueError(

@@ -9,9 +9,10 @@ transcription of its list that agrees with those counts, and the shapes are thos
 google/learned_optimization, `tasks/fixed`.
 
 Cells have the names of the original tasks, and notes say what differs. In every cell
-the readout and biases start at zero, images are normalized, the base width is the
-network's own (so μP changes nothing until an optimizer brings another), and the
-standard parametrization of a baseline is that of this project.
+biases start at zero and readouts as LeCun's, since Celo hardly moves a tensor of zeros,
+images are normalized, the base width is the network's own (so μP changes nothing until
+an optimizer brings another), and the standard parametrization of a baseline is that of
+this project.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def _autoencoder(data: TFDSImages, batch_size: int) -> Autoencoding:
 
 
 def _cell(name: str, task: BaseTask, note: str = "") -> Cell:
-    return Cell(name, "held_out", task, HORIZON, note)
+    # One start for all optimizers, so that they stay comparable.
+    return Cell(name, "held_out", task.with_readout_init("lecun"), HORIZON, note)
 
 
 def _image_cells() -> tuple[Cell, ...]:

@@ -4,11 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from experiments.convert import Convert, read, with_fields, write
-from lopt import Artifact, Celo2, VeLO
-from lopt.interchange import pylo_velo
+from lopt import Artifact, Celo2, SmallFC, VeLO
+from lopt.interchange import learned_optimization, pylo_velo, theta_files
 from parametrization import ADAM_LIKE
 
 PYLO = Path(__file__).parents[1] / "golden" / "pylo_metamlp"
@@ -72,3 +73,65 @@ def test_a_pair_of_folders_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError, match="cannot be both folders"):
         pylo_velo.save(artifact, tmp_path / "one", tmp_path / "one")
     assert [p.name for p in tmp_path.iterdir()] == ["rnn"]
+
+
+def arrays_of(optimizer, seed=0):
+    """θ of small_fc by the paths of learned_optimization."""
+    theta = optimizer.init(jax.random.key(seed))
+    artifact = Artifact(optimizer, theta)
+    tensors, _ = theta_files.to_tensors(artifact, learned_optimization.FORMATS)
+    return artifact, tensors
+
+
+@pytest.mark.parametrize("prefix", ["", "theta/"])
+def test_an_npz_of_theta_by_path_becomes_an_artifact(prefix, tmp_path):
+    made, tensors = arrays_of(SmallFC(hidden_size=3, step_mult=0.01))
+    beside = {"config": np.array("{}")} if prefix else {}
+    stored = {f"{prefix}{name}": value for name, value in tensors.items()}
+    np.savez(tmp_path / "theta.npz", **stored, **beside)
+    folder = converted(
+        tmp_path / "theta.npz", tmp_path / "out", fields=("step_mult=0.01",)
+    )
+    found = Artifact.load(folder)
+    assert found.optimizer == made.optimizer
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: (a == b).all(), made.theta, found.theta)
+    )
+    assert found.provenance["imported"]["from"] == "theta.npz"
+
+
+def test_an_npz_that_is_damaged_or_incomplete_is_refused_in_one_line(tmp_path):
+    _, tensors = arrays_of(SmallFC(hidden_size=3))
+    path = tmp_path / "theta.npz"
+
+    def refused(message, **changes):
+        np.savez(
+            path, **{k: v for k, v in (tensors | changes).items() if v is not None}
+        )
+        with pytest.raises(ValueError, match=message) as error:
+            read(Convert(path, tmp_path / "out"))
+        assert "\n" not in str(error.value) and "theta.npz" in str(error.value)
+
+    refused("lacks the tensor rms_decays", rms_decays=None)
+    refused("b1 is float32 of shape .4,., must be .* .3,.", **{"nn/~/b1": np.ones(4)})
+    refused("not finite", rms_decays=np.full(1, np.nan))
+    refused("unknown tensors: .'more'", more=np.ones(1))
+    refused("no theta of a class that is known", **dict.fromkeys(tensors), a=np.ones(1))
+    refused("allow_pickle", rms_decays=np.array([{}], object))
+    refused("cannot be read as npz", **{"nn/~/w0/x": np.ones(1)})
+    content = path.read_bytes()
+    for damaged in (b"", b"PK", content[: len(content) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="cannot be read as npz"):
+            read(Convert(path, tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"none\.npz cannot be read"):
+        read(Convert(tmp_path / "none.npz", tmp_path / "out"))
+
+
+def test_an_npz_of_reference_trajectories_holds_theta(golden, tmp_path):
+    path = golden("small_fc_step0.01.npz")
+    fields = ("step_mult=0.01", "factored_axes=tensor")
+    found = Artifact.load(converted(path, tmp_path / "out", fields=fields))
+    assert found.optimizer == SmallFC(step_mult=0.01, factored_axes="tensor")
+    kernel = found.theta["layer_0"]["kernel"]
+    np.testing.assert_array_equal(kernel, np.load(path)["theta/nn/~/w0"])

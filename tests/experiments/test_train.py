@@ -15,12 +15,14 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import train as training_command
 from experiments.command_line import InputError
 from experiments.presets import configs
 from experiments.presets.serialization import encode
 from experiments.run.run_directory import METRICS, VALIDATION, RunDirectory, read_rows
 from experiments.run.training_state import load_trained
 from experiments.train import train
+from lopt.learned.celo import Celo
 from lopt.learned.small_fc import SmallFC
 from lopt.release.artifact import Artifact
 from metatrain.estimators.pes import PES
@@ -291,3 +293,27 @@ def test_a_signalled_process_goes_on_bit_for_bit(not_signalled, tmp_path, number
     assert leaves_equal(final_state(not_signalled), final_state(stopped))
     texts = [(path / METRICS).read_text() for path in (not_signalled, stopped)]
     assert texts[0] == texts[1]
+
+
+class BegunError(Exception):
+    """Everything is prepared; the first step is not wanted."""
+
+
+@pytest.mark.parametrize("start", ["zero", "lecun"])
+def test_tensors_that_the_rule_hardly_moves_are_named(
+    start, tmp_path, monkeypatch, capsys
+):
+    def stop(*_):
+        raise BegunError
+
+    monkeypatch.setattr(training_command, "resume", stop)
+    config = dataclasses.replace(
+        TINY,
+        task=TINY.task.with_readout_init(start),
+        lopt=Celo(lstm_hidden_size=2),
+        run=options(tmp_path / "run").run,
+    )
+    with pytest.raises(BegunError):
+        train(config, "tiny")
+    warned = "readout/kernel" in capsys.readouterr().err
+    assert warned == (start == "zero")

@@ -15,8 +15,10 @@ from evaluation.report.html import write_report
 from evaluation.report.summary import compare, headline, scaling_lines, summarize
 from evaluation.report.tables import (
     html_seeds,
+    html_tunings,
     overview,
     text_summary,
+    units_of,
     wants_overview,
 )
 from evaluation.tune import Point, Tuning
@@ -334,6 +336,47 @@ def test_many_cells_without_accuracy_or_trained_cell(mixed):
     bowl = next(line for line in text.splitlines() if line.startswith("bowl"))
     assert "  –  " in bowl and "nan" not in text
     assert "94.0 %" in text
+
+
+def test_losses_carry_the_unit_of_their_cell_wherever_units_are_mixed(mixed, tunings):
+    lines = text_summary(mixed).splitlines()
+    assert lines[0].split()[:3] == ["cell", "optimizer", "unit"]
+    shown = {line.split("  ")[0]: line for line in lines[2:] if LEARNED in line}
+    assert "units of the height" in shown["bowl"]
+    assert "nats per token" in shown["text"]
+    assert "<td>units of the height</td>" in html_seeds(mixed)
+    two = [tunings[0]._replace(cell=cell) for cell in ("bowl", "text")]
+    units = units_of(mixed)
+    assert re.search(r"<td>[\d.]+ units of the height</td>", html_tunings(two, units))
+    labels = [axes.get_ylabel() for axes in plots.plot_tunings(two, units).axes]
+    assert labels == ["units of the height", "nats per token"]
+    one = [entry._replace(cell="bowl") for entry in two]
+    label = plots.plot_tunings(one, units).axes[0].get_ylabel()
+    assert label == "mean loss (units of the height)"
+    # One unit is said once, and no axis of two says one.
+    alone = [row for row in mixed if row.cell == "bowl"]
+    assert lines_of(alone)[0].split()[:3] == ["cell", "optimizer", "mean"]
+    assert text_summary(alone).count("units of the height") == 1
+    wide = [r for r in mixed if r.cell in ("width 16", "width 32")]
+    both = [*wide[:6], *(dataclasses.replace(r, unit="radii") for r in wide[6:])]
+    for rows, label in ((wide, " (nats)"), (both, "")):
+        drawn = plots.plot_widths(rows).axes[0].get_ylabel()
+        assert drawn == f"mean training loss{label}"
+
+
+def test_a_table_names_readouts_that_do_not_start_at_zero(rows, tmp_path):
+    assert "Readouts" not in text_summary(rows)
+    drawn = [dataclasses.replace(row, readout_init="lecun") for row in rows]
+    said = "Readouts do not start at zero (readout_init: lecun) in "
+    assert f"{said}all cells." in text_summary(drawn)
+    half = [r if r.cell == "trained" else d for r, d in zip(rows, drawn, strict=True)]
+    assert f"{said}width 128." in text_summary(half)
+    write_report(tmp_path / "r.html", "t", half, [], [], {}, {})
+    assert f"{said}width 128." in (tmp_path / "r.html").read_text()
+
+
+def lines_of(rows):
+    return text_summary(rows).splitlines()
 
 
 def test_ratios_to_the_trained_cell_are_of_normalized_losses(make_row):

@@ -21,6 +21,7 @@ from experiments.run.warm_start import begin_with, initial_theta
 from experiments.train import train
 from lopt.learned.celo import Celo
 from lopt.learned.small_fc import SmallFC
+from lopt.per_parameter.forms import Execution
 from lopt.release.artifact import Artifact
 from metatrain.estimators.pes import PES
 from metatrain.outer_optimizer import OuterOptimizer
@@ -147,6 +148,20 @@ def test_a_field_that_an_artifact_lacks_is_shown_as_what_it_stands_for(
     assert "was trained with factored_axes: tensor -> matrix here" in (
         capsys.readouterr().err
     )
+
+
+def test_fields_that_are_no_property_of_trained_weights_are_not_compared(
+    parent, tmp_path, capsys
+):
+    silent = dataclasses.replace(LOPT, output_scale=0.0, execution=Execution("plain"))
+    config = of(tmp_path / "run", init_from=parent, lopt=silent)
+    initial_theta(config, config.build(), tmp_path / "run")
+    assert "was trained with" not in capsys.readouterr().err
+    larger = dataclasses.replace(silent, step_mult=0.02)
+    config = of(tmp_path / "other", init_from=parent, lopt=larger)
+    initial_theta(config, config.build(), tmp_path / "other")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("was trained with step_mult: 0.01 -> 0.02 here")
 
 
 def test_a_part_that_theta_lacks_cannot_be_frozen(tmp_path):

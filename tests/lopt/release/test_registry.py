@@ -1,5 +1,6 @@
 """Every optimizer that there is goes through an artifact and changes its rules."""
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -130,3 +131,22 @@ def test_a_parametrization_reaches_all_that_is_wrapped():
     nominal = registry.with_rules(Nominal(SMALL, rules=ADAM_LIKE), STANDARD)
     assert nominal.inner.rules is nominal.rules is STANDARD
     assert registry.with_rules(RoleFallback(SMALL, Adam()), STANDARD).fallback == Adam()
+
+
+def test_what_trained_weights_do_not_determine_is_named_by_each_class():
+    for case in CASES:
+        names = {field.name for field in dataclasses.fields(case)}
+        unstored = set(getattr(case, "NOT_STORED", ()))
+        # NNAdam's output_scale is a factor on every step.
+        initial = {"output_scale"} if not isinstance(case, NNAdam) else set()
+        assert unstored == names & {"execution", *initial, *unstored}
+        assert registry.as_trained(registry.as_trained(case)) == registry.as_trained(
+            case
+        )
+    wrapped = [
+        WeightDecay(dataclasses.replace(SMALL, output_scale=scale), 0.1)
+        for scale in (0.0, 0.5)
+    ]
+    assert registry.as_trained(wrapped[0]) == registry.as_trained(wrapped[1])
+    other = WeightDecay(dataclasses.replace(SMALL, step_mult=0.5), 0.1)
+    assert registry.as_trained(other) != registry.as_trained(wrapped[0])

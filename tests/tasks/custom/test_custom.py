@@ -1,5 +1,6 @@
 """Tasks from functions: the documented example, data, roles, and what is refused."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -82,6 +83,14 @@ def test_the_documented_meta_training_runs(example):
     before = names["lopt"].init(jax.random.key(0))
     moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), names["theta"], before)
     assert any(jax.tree.leaves(moved))
+
+
+def test_a_loss_of_which_nothing_is_known_is_not_in_nats(task):
+    assert task.unit == "units of the task"
+    named = dataclasses.replace(task, unit="nats")
+    assert named.unit == "nats" and named != task
+    # What was found for the task before it had a unit is found again.
+    assert "unit" not in task.identified_by()
 
 
 def test_four_disjoint_splits_of_a_fixed_permutation(task):
