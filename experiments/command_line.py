@@ -200,6 +200,7 @@ def choose_preset(
     _check_not_a_value(rest[: place + 1], preset)
     del rest[place]
     rest, written = _in_wrapped(preset, rest)
+    _check_no_positional(preset, rest)
     try:
         return name, _parse(
             type(preset),
@@ -241,6 +242,30 @@ def _in_wrapped(preset: Any, words: Sequence[str]) -> tuple[list[str], dict[str,
             word = f"{whole}{equals}{value}"
         found.append(word)
     return found, written
+
+
+def _check_no_positional(preset: Any, words: Sequence[str]) -> None:
+    """Refuses a word that is no option's value.
+
+    tyro would take one as the value of a field that holds a name or a dataclass, such
+    as a schedule.
+    """
+    leaves, rest = _leaves(preset), list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            raise InputError(
+                f"unknown field or value: {word}; --help shows what is known"
+            )
+        value = leaves.get(word.replace("_", "-"))
+        if "=" in word or isinstance(value, bool):
+            continue
+        # How many values None, a tuple or an unknown option take is tyro's to say.
+        many = value is None or isinstance(value, tuple)
+        while rest and not rest[0].startswith("--"):
+            rest.pop(0)
+            if not many:
+                break
 
 
 def _places(

@@ -79,6 +79,7 @@ def test_fields_are_overridden_by_dotted_names():
         (["--num-steps"], ["--num-steps needs INT"]),
         (["--run.hosts", "two"], ["--run.hosts 'two' must be one of one, auto"]),
         (["extra"], ["unknown field or value: extra; --help"]),
+        (["--seed", "1", "constant"], ["unknown field or value: constant; --help"]),
         (["--estimator.sigma", "1e300"], ["sigma = 1e+300", "must lie in"]),
         (["--objective.cap", "inf"], ["cap = inf", "must lie in"]),
         (["--validation.num-steps", "0"], ["validation: num_steps = 0"]),
@@ -454,7 +455,10 @@ def test_configurations_survive_json():
         (lambda c: c.pop("seed"), "config.seed is missing"),
         (lambda c: c.update(seed="0"), "config.seed = '0' must be a whole number"),
         (lambda c: c.update(seed=True), "config.seed = True must be a whole number"),
-        (lambda c: c["lopt"].update(rules="X"), "config.lopt.rules = 'X'"),
+        (
+            lambda c: c["lopt"]["inner"]["inner"].update(rules="X"),
+            "config.lopt.inner.inner.rules = 'X'",
+        ),
         (
             lambda c: c["task"].update(model=3),
             "config.task.model = 3 must be of type Model",
