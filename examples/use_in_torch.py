@@ -45,7 +45,7 @@ def main(
     model = mlp(width)
     # "step": the model does not multiply its readout by base width over width.
     optimizer = LearnedOptimizer.from_pretrained(
-        model, folder, base=mlp(BASE_WIDTH), readout="step"
+        model, folder, base=mlp(BASE_WIDTH), readout="step", num_steps=num_steps
     )
     loss = torch.tensor(torch.nan)
     for step in range(num_steps):

@@ -390,7 +390,7 @@ def test_commands_end_with_one_line_and_code_2(monkeypatch, capsys, tmp_path):
         (train, ["quickstart", "--dry-run", "--run.devices", "3"]),
         (train, ["quickstart", "--dry-run", "--init-from", tmp_path / "nowhere"]),
         (train, ["quickstart", "--dry-run", "--validation.suite", "nope"]),
-        (train, ["quickstart", "--dry-run", "--outer.accumulate", "1201"]),
+        (train, ["quickstart", "--dry-run", "--outer.accumulate", "2001"]),
         (export, [tmp_path / "nowhere", tmp_path / "out"]),
         (export, [tmp_path, occupied]),
         (evaluate, ["--artifact", tmp_path / "nowhere"]),
