@@ -19,6 +19,8 @@ from lopt.per_parameter.scaled_mlp import VELO_EPSILONS
 from lopt.release.registry import AnyLearned
 from lopt.schedules import WarmupStableDecay
 from lopt.wrappers import ScheduledSteps, WeightDecay
+from metatrain.estimators.pes import PES
+from metatrain.truncation import EpisodeLengths
 
 RULE = SmallFC(hidden_size=4)
 
@@ -102,3 +104,13 @@ def test_fields_of_wrapped_optimizers_need_no_path():
 def test_wrong_values_are_refused(words: str, message: str):
     with pytest.raises(InputError, match=message):
         chosen(words)
+
+
+def test_validation_runs_are_as_long_as_the_longest_episode():
+    lengths = EpisodeLengths(50, 100, stages=((5, 50, 300),))
+    config = dataclasses.replace(QUICKSTART, estimator=PES(lengths=lengths))
+    assert config.validation_steps == 300
+    short = dataclasses.replace(config, validation=Validation(num_steps=7))
+    assert short.validation_steps == 7
+    with pytest.raises(ValueError, match="num_steps = 0 must be a whole number"):
+        Validation(num_steps=0)

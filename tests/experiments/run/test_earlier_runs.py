@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,17 +11,30 @@ import pytest
 
 from experiments import command_line
 from experiments.command_line import InputError
-from experiments.presets.configs import QUICKSTART, TrainConfig, presets
+from experiments.presets.configs import QUICKSTART, TrainConfig, Validation
 from experiments.presets.estimators import ESTIMATORS, earlier_form, migrated
 from experiments.presets.serialization import decode, digest_of, encode
 from experiments.run import run_directory
 from experiments.run.training_state import load_trained
 from experiments.train import train
+from lopt.learned.small_fc import SmallFC
 from metatrain.estimators.pes import PES
+from metatrain.outer_optimizer import OuterOptimizer
+from metatrain.truncation import EpisodeLengths
+from parametrization.rules import ADAM_LIKE
 
 EARLIER = Path(__file__).parents[2] / "golden/run_schema_1"
 # The command line that made it, and what was then the only choice.
 PRESET = "quickstart"
+THEN = dataclasses.replace(
+    QUICKSTART,
+    lopt=SmallFC(hidden_size=8, step_mult=0.01, output_scale=0.0, rules=ADAM_LIKE),
+    estimator=PES(sigma=0.03, lengths=EpisodeLengths(50, 600)),
+    outer=OuterOptimizer(learning_rate=1e-2, warmup_steps=50, final_fraction=0.1),
+    num_steps=1200,
+    validation=Validation(num_steps=400, figure="train"),
+)
+PRESETS = {PRESET: ("the quickstart of that time", lambda: THEN)}
 FLAGS = {
     "lopt.factored-axes": "tensor",
     "task.model.widths": 4,
@@ -45,7 +59,7 @@ def parsed(changed=()):
     """The configuration of that command line, with some of its flags changed."""
     flags = FLAGS | dict(changed)
     words = [word for name, x in flags.items() for word in (f"--{name}", str(x))]
-    return command_line.choose_preset(presets(), "train", [PRESET, *words])[1]
+    return command_line.choose_preset(PRESETS, "train", [PRESET, *words])[1]
 
 
 def stored():
@@ -126,7 +140,7 @@ def test_a_default_that_has_changed_since_is_named_with_the_stored_value(tmp_pat
     shutil.copytree(EARLIER, copy)
     flags = {k: v for k, v in FLAGS.items() if k != "lopt.factored-axes"}
     words = [word for name, x in flags.items() for word in (f"--{name}", str(x))]
-    config = command_line.choose_preset(presets(), "train", [PRESET, *words])[1]
+    config = command_line.choose_preset(PRESETS, "train", [PRESET, *words])[1]
     message = r"\(lopt\.factored_axes: tensor -> matrix\); repeat its fields"
     with run_directory.RunDirectory(copy) as directory:
         with pytest.raises(InputError, match=message):
