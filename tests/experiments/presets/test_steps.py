@@ -7,7 +7,14 @@ import dataclasses
 import pytest
 
 from experiments.command_line import InputError, choose_preset
-from experiments.presets.configs import TrainConfig, presets, with_optimizer, with_steps
+from experiments.presets.configs import (
+    QUICKSTART,
+    TrainConfig,
+    Validation,
+    presets,
+    with_optimizer,
+    with_steps,
+)
 from experiments.presets.optimizers import OPTIMIZERS
 from experiments.presets.serialization import decode, encode
 from experiments.presets.steps import EPSILONS, SCHEDULES, Steps, take_steps
