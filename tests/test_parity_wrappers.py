@@ -3,6 +3,8 @@
 Gradients and bounds are those of `test_parity`, and so are the tensors, some of them.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -39,6 +41,7 @@ EXACT = WarmupStableDecay(warmup=32, decay=16, unit="steps")
 CASES = {
     "decay inside": ScheduledSteps(WeightDecay(RULE, 0.1), 0.75, EXACT),
     "decay outside": WeightDecay(ScheduledSteps(RULE, 0.75, EXACT), 0.1),
+    "bounded": ScheduledSteps(dataclasses.replace(RULE, largest_step=0.5), 0.75, EXACT),
 }
 
 

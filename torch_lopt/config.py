@@ -71,6 +71,7 @@ def _small_fc(config: Mapping[str, Any], version: int) -> SmallFC:
         time_scales=_numbers(block, "time_scales"),
         rules=block["rules"],
         factored_axes=axes,
+        largest_step=None,
         **decays,
     )
     _check_consistent(config, block, rule)
@@ -127,7 +128,7 @@ def _general_small_fc(block: Mapping[str, Any], where: str) -> SmallFC:
     sizes = ("hidden_size", "hidden_layers", "step_mult", "exp_mult")
     decays = ("momentum_decays", "second_moment_decay", "factored_decays")
     required = (*sizes, *decays, "output_scale", "epsilons", "rules")
-    optional = ("execution", "initial_step", "factored_axes")
+    optional = ("execution", "initial_step", "factored_axes", "largest_step")
     _check_fields(block, where, required, optional)
     # No properties of trained weights: only their types are looked at.
     _number(block, "output_scale")
@@ -135,6 +136,7 @@ def _general_small_fc(block: Mapping[str, Any], where: str) -> SmallFC:
     _block(block.get("execution", {}), f"{where}.execution")
     momentum = _numbers(block, "momentum_decays")
     factored = _numbers(block, "factored_decays")
+    unbounded = block.get("largest_step") is None
     return SmallFC(
         hidden_size=_integer(block, "hidden_size"),
         hidden_layers=_integer(block, "hidden_layers"),
@@ -148,6 +150,7 @@ def _general_small_fc(block: Mapping[str, Any], where: str) -> SmallFC:
         epsilons=_epsilons(_block(block["epsilons"], f"{where}.epsilons")),
         rules=block["rules"],
         factored_axes=block.get("factored_axes", "tensor"),
+        largest_step=None if unbounded else _number(block, "largest_step"),
     )
 
 

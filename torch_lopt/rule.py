@@ -84,6 +84,7 @@ class SmallFC:
             `"matrix"` of all fan-in by all fan-out axes, or the two largest axes of a
             `"tensor"`. They differ for attention kernels `(width, heads, head_dim)`,
             which are matrices in PyTorch, so that `"matrix"` is what happens here.
+        largest_step: bound on `|d * exp(exp_mult * a)|`; None sets none.
     """
 
     hidden_size: int = 32
@@ -100,6 +101,7 @@ class SmallFC:
     time_scales: tuple[float, ...] = TIME_SCALES
     rules: str = "STANDARD"
     factored_axes: str = "matrix"
+    largest_step: float | None = None
 
     def __post_init__(self) -> None:
         for name, most in (("hidden_size", 10**6), ("hidden_layers", 1000)):
@@ -111,6 +113,9 @@ class SmallFC:
             raise ValueError(f"step_mult must be in (0, 1000], is {self.step_mult}")
         if not -1e3 <= self.exp_mult <= 1e3:
             raise ValueError(f"exp_mult must be in [-1000, 1000], is {self.exp_mult}")
+        bound = self.largest_step
+        if bound is not None and not 0.0 < bound <= 1e38:
+            raise ValueError(f"largest_step must be in (0, 1e38], is {bound}")
         for kind in ("momentum", "rms", "adafactor"):
             self._check_decays(kind)
         if len(self.rms_decays) != 1:

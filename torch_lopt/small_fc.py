@@ -156,6 +156,8 @@ def update_(
         hidden = first_layer(features, first, vectors, bias, tile)
         direction, magnitude = rest_of_network(network, hidden)
         change = direction * torch.exp_(magnitude.mul_(rule.exp_mult))
+        if rule.largest_step is not None:
+            change.clamp_(-rule.largest_step, rule.largest_step)
         if decay != 0.0:
             block.mul_(1.0 - decay)
         block.sub_(change.view(block.shape), alpha=step_size)

@@ -51,6 +51,10 @@ class SmallFC:
     """Root mean square of an untrained optimizer's steps along Adam's direction, the
     first momentum over the root of the second moment, in units of step_mult. Two units
     of each hidden layer then begin by passing that feature on."""
+    largest_step: float | None = later(None)
+    """Bound on a parameter's step in units of step_mult, before μP's scale; None sets
+    none. The exponential of a learned magnitude is unbounded where features are rare:
+    in large tensors a few parameters may else move by hundreds."""
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
     """Initial decays of the momenta."""
     second_moment_decay: float = 0.999
@@ -79,6 +83,8 @@ class SmallFC:
         checks.as_many(self, "factored_decays", "momentum_decays")
         checks.step_rules(self.rules)
         checks.within(self, "initial_step", 0.0, 1e3)
+        if self.largest_step is not None:
+            checks.positive(self, "largest_step")
         if self.initial_step and self.hidden_size < 2:
             raise ValueError(
                 f"hidden_size = {self.hidden_size} must be at least 2 with "
@@ -126,6 +132,8 @@ class SmallFC:
             moved = per_parameter_mlp.displacement(
                 layers, features.SMALL_FC, q, self.exp_mult, self.execution
             )
+            if self.largest_step is not None:
+                moved = jnp.clip(moved, -self.largest_step, self.largest_step)
             return -self.step_mult * moved, state
 
         return tensors.transformation(

@@ -39,9 +39,10 @@ a new version, since readers of the first would ignore the field."""
 def can_hold(optimizer: LearnedOptimizer) -> TypeGuard[SmallFC]:
     """Whether the form holds the optimizer; it holds no subclass of SmallFC.
 
-    It lacks `SmallFC.NOT_STORED`, which are defaults in what is read.
+    It lacks `SmallFC.NOT_STORED`, which are defaults in what is read. Readers of the
+    form, PyLO among them, know no bound of a step.
     """
-    return type(optimizer) is SmallFC
+    return type(optimizer) is SmallFC and optimizer.largest_step is None
 
 
 def schema_version(lopt: SmallFC) -> int:

@@ -1,6 +1,7 @@
 """small_fc as an optax transformation: where it must work, and what it must refuse."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from lopt import PAPER, WIDTH_SAFE, Epsilons, SmallFC
+from lopt import PAPER, WIDTH_SAFE, Artifact, Epsilons, SmallFC
 from parametrization import ADAM_LIKE, STANDARD, Axes, ParamSpec
 
 SMALL = SmallFC(hidden_size=4, hidden_layers=1, step_mult=0.1)
@@ -354,6 +355,54 @@ def test_an_untrained_rule_can_step_along_adams_direction(layers):
         np.testing.assert_allclose(step, wanted, rtol=1e-5, atol=1e-7)
         # A feature's root mean square is 1, so this is the step's.
         np.testing.assert_allclose(jnp.sqrt(jnp.mean(step**2)), 0.3, rtol=1e-3)
+
+
+def test_steps_are_bounded_before_they_are_scaled():
+    free, bound = dataclasses.replace(SMALL, rules=ADAM_LIKE), 0.02
+    bounded = dataclasses.replace(free, largest_step=bound)
+    theta = free.init(jax.random.key(1))
+    params, grads, specs = values(0), values(1), SPECS
+    step, other = (
+        rule.as_optax(theta, specs, 10).update(
+            grads, start(params, theta, optimizer=rule), params
+        )[0]
+        for rule in (free, bounded)
+    )
+    scales = jax.tree.map(ADAM_LIKE.step_scale, specs)
+    reached = 0
+    for name, scale in scales.items():
+        limit = SMALL.step_mult * scale * bound
+        np.testing.assert_allclose(
+            other[name], np.clip(step[name], -limit, limit), rtol=1e-6
+        )
+        reached += int((np.abs(step[name]) > limit).sum())
+    assert 0 < reached < sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_overflow_of_the_magnitude_ends_at_the_bound():
+    rule = dataclasses.replace(SMALL, exp_mult=1e3, largest_step=2.0)
+    theta = rule.init(jax.random.key(1))
+    theta["layer_1"]["bias"] = jnp.array([-1.0, 1e3])
+    params, grads = values(0), values(1)
+    steps, _ = rule.as_optax(theta, SPECS, 10).update(
+        grads, start(params, theta, optimizer=rule), params
+    )
+    for step in jax.tree.leaves(steps):
+        np.testing.assert_allclose(np.abs(step), 2.0 * rule.step_mult, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_bound_is_positive(bound):
+    with pytest.raises(ValueError, match=r"largest_step = .* must be"):
+        SmallFC(largest_step=bound)
+
+
+def test_a_bounded_rule_has_no_form_that_pylo_would_read(tmp_path):
+    rule = dataclasses.replace(SMALL, largest_step=3.0)
+    Artifact(rule, rule.init(jax.random.key(0)), {"width": 4}).save(tmp_path / "a")
+    assert Artifact.load(tmp_path / "a").optimizer.largest_step == 3.0
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["schema_version"] == 2 and "hidden_size" not in config
 
 
 def test_the_initial_step_needs_two_units():
