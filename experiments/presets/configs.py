@@ -229,26 +229,27 @@ QUICKSTART = TrainConfig(
                 exp_mult=1.0,
                 output_scale=0.0,
                 initial_step=1.0,
+                largest_step=30.0,
                 rules=ADAM_LIKE,
             ),
-            weight_decay=4e-3,
+            weight_decay=6e-3,
         ),
         schedule="cosine",
     ),
     estimator=PES(
-        num_pairs=8,
+        num_pairs=16,
         chunk=4,
         truncation=50,
         sigma=0.01,
         # Short episodes first: early steps decide most of the mean loss, and an
         # immature rule diverges in long ones.
         lengths=EpisodeLengths(
-            minimum=50, maximum=2000, stages=((1000, 50, 60),), growth="log_linear"
+            minimum=50, maximum=2000, stages=((750, 50, 60),), growth="log_linear"
         ),
     ),
-    outer=OuterOptimizer(learning_rate=8e-3, warmup_steps=50, final_fraction=0.1),
-    num_steps=2000,
-    validation=Validation(every=200, figure="train"),
+    outer=OuterOptimizer(learning_rate=6e-3, warmup_steps=50, final_fraction=0.1),
+    num_steps=1500,
+    validation=Validation(every=150, figure="train"),
 )
 
 
