@@ -1,10 +1,10 @@
 """small_fc_lopt: a small network on Adafactor-style features, one step per parameter.
 
-Every parameter moves by `−direction·exp(magnitude·exp_mult)·step_mult·scale`. The
-network computes direction and magnitude from the parameter's own features; `scale` is 1
-in the standard parametrization and base-fan-in/fan-in for hidden matrices in μP (μLO).
-The features (gradient, parameter, running moments, factored moments and time) are
-`lopt.per_parameter.features.SMALL_FC`.
+Every parameter moves by `−direction·exp(magnitude·exp_mult)·step_mult·scale`, within a
+bound if `largest_step` sets one. The network computes direction and magnitude from the
+parameter's own features; `scale` is 1 in the standard parametrization and
+base-fan-in/fan-in for hidden matrices in μP (μLO). The features (gradient, parameter,
+running moments, factored moments and time) are `lopt.per_parameter.features.SMALL_FC`.
 
 References:
     Metz et al., Practical tradeoffs between memory, compute, and performance in learned
