@@ -229,7 +229,7 @@ QUICKSTART = TrainConfig(
                 exp_mult=1.0,
                 output_scale=0.0,
                 initial_step=1.0,
-                largest_step=30.0,
+                largest_step=10.0,
                 rules=ADAM_LIKE,
             ),
             weight_decay=6e-3,
@@ -250,6 +250,7 @@ QUICKSTART = TrainConfig(
     outer=OuterOptimizer(learning_rate=6e-3, warmup_steps=50, final_fraction=0.1),
     num_steps=1500,
     validation=Validation(every=150, figure="train"),
+    seed=1,
 )
 
 
