@@ -1,11 +1,12 @@
-"""Which knob of the quickstart's recipe matters: `python -m benchmarks.recipes`.
+"""Which knob of the quickstart's recipe matters: `python -m benchmarks.ablations`.
 
 Each arm changes one thing of the recipe. Arms are meta-trained for a third of the
 recipe's outer steps with the same meta-seeds, and judged by the running average of θ on
 cells of the quickstart suite, with validation seeds and `outer_valid` only: nothing
 here is chosen by a figure that the README reports. Rows are appended to a file as they
-are made, and an arm and a meta-seed that stand there already are not run again. The
-table shows every arm's figures and its difference to the recipe, paired by meta-seed.
+are made, and an arm and a meta-seed that stand there already are not run again; rows of
+another recipe or length are refused. The table shows every arm's figures and its
+difference to the recipe, paired by meta-seed.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from typing import Any
 
 import jax
 
+from configuration import digests
 from evaluation.plan import parametrize
-from evaluation.report.statistics import paired
+from evaluation.report.statistics import Paired, paired
 from evaluation.report.text_table import text_table
 from evaluation.run import RunResult, evaluate
 from experiments.presets.configs import QUICKSTART, TrainConfig
 from experiments.presets.estimators import ESTIMATORS
+from experiments.presets.serialization import encode
 from experiments.presets.steps import Steps
 from experiments.run import compilation_cache
 from experiments.run.environment import describe_machine
@@ -43,11 +46,15 @@ from tasks.groups import TaskDistribution, over_widths
 from tasks.suites.ladders import QUICKSTART as SUITE
 
 Arm = Callable[[TrainConfig], TrainConfig]
+ByArm = dict[str, dict[int, Any]]
+"""Cells by arm and meta-seed."""
 SEEDS = tuple(range(FIRST_SEED, FIRST_SEED + 4))
 """Seeds of the judged runs: those of validation."""
 CELLS = tuple(cell.name for cell in SUITE.cells)
 SMOOTHING = 0.95
 RECIPE = "recipe"
+MARKS = {"lower": "▼", "higher": "▲", "tie": "≈"}
+"""Of an arm that is lower or higher than the recipe, or cannot be told from it."""
 
 
 def _rule(config: TrainConfig, **fields: Any) -> TrainConfig:
@@ -187,6 +194,44 @@ def shortened(config: TrainConfig, num_steps: int) -> TrainConfig:
     )
 
 
+def configured(arm: str, seed: int, num_steps: int) -> TrainConfig:
+    """Returns the configuration of one meta-training."""
+    config = shortened(QUICKSTART, num_steps)
+    return ARMS[arm][1](replace(config, seed=seed))
+
+
+def settings(arm: str, seed: int, num_steps: int) -> str:
+    """Returns a digest of all that an arm's θ depends on but the program."""
+    encoded = encode(configured(arm, seed, num_steps))
+    return digests.of_json({k: v for k, v in encoded.items() if k != "run"})
+
+
+def read(path: Path, num_steps: int) -> list[dict[str, Any]]:
+    """Returns the rows of a file.
+
+    Raises:
+        ValueError: naming the line that is damaged, or was made with other settings.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            arm, seed, made = row["arm"], row["seed"], row["settings"]
+            missing = [cell for cell in CELLS if cell not in row["cells"]]
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                f"{path} is damaged in line {number}: delete the line"
+            ) from None
+        if arm not in ARMS or missing or made != settings(arm, seed, num_steps):
+            raise ValueError(
+                f"{path}, line {number}: arm {arm!r}, meta-seed {seed}, was run for "
+                f"{row.get('outer_steps')} outer steps, and not with today's settings "
+                f"for {num_steps}: give --steps, or another --out"
+            )
+        rows.append(row)
+    return rows
+
+
 def meta_train(config: TrainConfig) -> tuple[Any, float]:
     """Returns the running average of θ at the end, and the seconds that it took."""
     begin = time.perf_counter()
@@ -224,19 +269,29 @@ def figures(runs: RunResult) -> dict[str, float]:
     }
 
 
+def overview(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns the lines of a table of mean losses: arms down, cells across."""
+    by_arm = _by_arm(rows)
+    lines: list[tuple[str, ...]] = [("arm", "seeds", *CELLS, "what it changes")]
+    for arm in filter(by_arm.get, ARMS):
+        means = []
+        for cell in CELLS:
+            mean = statistics.fmean(c[cell]["mean"] for c in by_arm[arm].values())
+            means.append(f"{mean:.4f} {_mark(by_arm, arm, cell)}".rstrip())
+        lines.append((arm, str(len(by_arm[arm])), *means, ARMS[arm][0]))
+    return text_table(lines)
+
+
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Returns the lines of the table: means over meta-seeds, paired differences."""
-    by_arm: dict[str, dict[int, Any]] = {}
-    for row in rows:
-        by_arm.setdefault(row["arm"], {})[row["seed"]] = row["cells"]
-    lines = [("cell", "arm", "seeds", "mean loss", "minus the recipe's [95 %]")]
-    lines = [(*lines[0], "final", "held out", "rise")]
+    """Returns the lines of a table by cell: means over meta-seeds, differences."""
+    by_arm = _by_arm(rows)
+    head = ("cell", "arm", "seeds", "mean loss", "minus the recipe's [95 %]")
+    lines: list[tuple[str, ...]] = [(*head, "final", "held out", "rise")]
     for cell in CELLS:
         for arm in filter(by_arm.get, ARMS):
-            of = by_arm[arm]
-            own = {seed: cells[cell] for seed, cells in of.items()}
+            own = [cells[cell] for cells in by_arm[arm].values()]
             mean = {
-                figure: statistics.fmean(x[figure] for x in own.values())
+                figure: statistics.fmean(x[figure] for x in own)
                 for figure in ("mean", "final", "held out", "rise")
             }
             lines.append(
@@ -250,16 +305,40 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return text_table(lines)
 
 
-def _difference(by_arm: dict[str, dict[int, Any]], arm: str, cell: str) -> str:
+def _by_arm(rows: list[dict[str, Any]]) -> ByArm:
+    by_arm: ByArm = {}
+    for row in rows:
+        by_arm.setdefault(row["arm"], {})[row["seed"]] = row["cells"]
+    return by_arm
+
+
+def _pair(by_arm: ByArm, arm: str, cell: str) -> Paired | None:
+    """Compares an arm with the recipe on the meta-seeds that both have."""
     recipe = by_arm.get(RECIPE, {})
     seeds = sorted(by_arm[arm].keys() & recipe.keys())
     if arm == RECIPE or not seeds:
+        return None
+    ours, theirs = by_arm[arm], recipe
+    return paired(
+        [ours[seed][cell]["mean"] for seed in seeds],
+        [theirs[seed][cell]["mean"] for seed in seeds],
+    )
+
+
+def _mark(by_arm: ByArm, arm: str, cell: str) -> str:
+    """Returns how an arm compares with the recipe, if more than one pair says so."""
+    pair = _pair(by_arm, arm, cell)
+    return MARKS[pair.verdict] if pair and len(pair.differences) > 1 else ""
+
+
+def _difference(by_arm: ByArm, arm: str, cell: str) -> str:
+    pair = _pair(by_arm, arm, cell)
+    if pair is None:
         return "–"
-    a, b = ([of[s][cell]["mean"] for s in seeds] for of in (by_arm[arm], recipe))
-    pair = paired(a, b)
-    text = f"{pair.mean:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]"
-    mark = {"lower": " ▼", "higher": " ▲", "tie": ""}[pair.verdict]
-    return text.replace("-", "−") + mark
+    text = f"{pair.mean:+.4f}"
+    if len(pair.differences) > 1:
+        text += f" [{pair.low:+.4f}, {pair.high:+.4f}] {_mark(by_arm, arm, cell)}"
+    return text.replace("-", "−")
 
 
 def main() -> None:
@@ -273,20 +352,24 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.arms if name not in ARMS]:
         parser.error(f"unknown arm {unknown[0]!r}: known are {', '.join(ARMS)}")
-    compilation_cache.use(True)
+    if arguments.steps < 1 or arguments.seeds < 1:
+        parser.error("--steps and --seeds must be at least 1")
     rows = []
-    if arguments.out and arguments.out.exists():
-        lines = arguments.out.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+    try:
+        if arguments.out and arguments.out.exists():
+            rows = read(arguments.out, arguments.steps)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     done = {(row["arm"], row["seed"]) for row in rows}
+    compilation_cache.use(True)
     for arm in () if arguments.table else arguments.arms or ARMS:
         for seed in range(arguments.seeds):
             if (arm, seed) in done:
                 continue
-            config = shortened(QUICKSTART, arguments.steps)
-            config = ARMS[arm][1](replace(config, seed=seed))
+            config = configured(arm, seed, arguments.steps)
             theta, seconds = meta_train(config)
             row = {"arm": arm, "seed": seed, "outer_steps": arguments.steps}
+            row["settings"] = settings(arm, seed, arguments.steps)
             row |= {"seconds": round(seconds, 1), "cells": judge(config, theta)}
             row |= describe_machine()
             rows.append(row)
@@ -296,7 +379,7 @@ def main() -> None:
             if arguments.out:
                 with arguments.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-    print("\n".join(table(rows)))
+    print("\n".join([*overview(rows), "", *table(rows)]))
 
 
 if __name__ == "__main__":
