@@ -232,6 +232,15 @@ def read(path: Path, num_steps: int) -> list[dict[str, Any]]:
     return rows
 
 
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Appends a row, on a line of its own even behind one that was cut off."""
+    with path.open("ab+") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 1))
+        start = b"" if file.read(1) in (b"", b"\n") else b"\n"
+        file.write(start + json.dumps(row).encode() + b"\n")
+
+
 def meta_train(config: TrainConfig) -> tuple[Any, float]:
     """Returns the running average of θ at the end, and the seconds that it took."""
     begin = time.perf_counter()
@@ -354,17 +363,26 @@ def main() -> None:
         parser.error(f"unknown arm {unknown[0]!r}: known are {', '.join(ARMS)}")
     if arguments.steps < 1 or arguments.seeds < 1:
         parser.error("--steps and --seeds must be at least 1")
-    rows = []
-    try:
-        if arguments.out and arguments.out.exists():
-            rows = read(arguments.out, arguments.steps)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    done = {(row["arm"], row["seed"]) for row in rows}
+    if arguments.table and not arguments.out:
+        parser.error("--table prints what --out FILE holds: name the file")
+    rows: list[dict[str, Any]] = []
+
+    def found() -> list[dict[str, Any]]:
+        """Returns the rows there are now; another process may have added some."""
+        try:
+            if arguments.out:
+                if not arguments.table:
+                    arguments.out.touch()
+                return read(arguments.out, arguments.steps)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+        return rows
+
     compilation_cache.use(True)
     for arm in () if arguments.table else arguments.arms or ARMS:
         for seed in range(arguments.seeds):
-            if (arm, seed) in done:
+            rows = found()
+            if any((row["arm"], row["seed"]) == (arm, seed) for row in rows):
                 continue
             config = configured(arm, seed, arguments.steps)
             theta, seconds = meta_train(config)
@@ -377,8 +395,8 @@ def main() -> None:
             told = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
             print(f"{arm}, meta-seed {seed}: {told} ({seconds:.0f} s)", flush=True)
             if arguments.out:
-                with arguments.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                append(arguments.out, row)
+    rows = found()
     print("\n".join([*overview(rows), "", *table(rows)]))
 
 

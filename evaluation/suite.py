@@ -34,6 +34,7 @@ from evaluation.plan import (
     parametrize,
     source_of_transfer,
 )
+from evaluation.report.budget import meta_training_steps
 from evaluation.report.speed_up import REFERENCE_HORIZONS
 from evaluation.results import EvalRow
 from evaluation.tune import Scheduled, Tuning, scheduled_theta, tune
@@ -259,7 +260,7 @@ def _learned_rows(
     about = {
         "class": type(lopt).__name__,
         "optimizer": encoded,
-        "meta_training_inner_steps": artifact.provenance.get("inner_steps"),
+        "meta_training_inner_steps": meta_training_steps(artifact.provenance),
     }
     return _rows(LEARNED, cell, task, seeds, result, about)
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, TypeVar, get_args
+from typing import Any, NoReturn, TypeAlias, TypeVar, get_args, get_type_hints
 
 import jax
 import tyro
@@ -221,14 +221,14 @@ def choose_preset(
 def _in_wrapped(preset: Any, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Writes options of wrapped optimizers in full.
 
-    `--lopt.hidden-size` is the nearest field of that name, from the outside in: that
-    of the optimizer, else of its `inner`, else of that one's.
+    `--lopt.learning-rate` is that of the innermost optimizer that has one, so that an
+    option means the same with and without wrappers.
 
     Returns:
         The words, and the options that were changed, as they stood, by their full form.
     """
     full: dict[str, str] = {}
-    for flag in sorted(_leaves(preset), key=len):
+    for flag in sorted(_leaves(preset), key=len, reverse=True):
         full.setdefault(re.sub(r"(\.inner)+\.", ".", flag), flag)
     found, written = [], {}
     for word in words:
@@ -257,7 +257,14 @@ def _check_no_positional(preset: Any, words: Sequence[str]) -> None:
             raise InputError(
                 f"unknown field or value: {word}; --help shows what is known"
             )
-        value = leaves.get(word.replace("_", "-"))
+        flag = word.replace("_", "-")
+        value = leaves.get(flag)
+        if isinstance(value, bool) and rest and rest[0] in ("True", "False", "None"):
+            if _hint(preset, flag) is bool:
+                path, dot, name = flag.removeprefix("--").rpartition(".")
+                no = f"--{path}{dot}no-{name}"
+                raise InputError(f"{word} {rest[0]}: write {flag} or {no}")
+            rest.pop(0)
         if "=" in word or isinstance(value, bool):
             continue
         # How many values None, a tuple or an unknown option take is tyro's to say.
@@ -266,6 +273,15 @@ def _check_no_positional(preset: Any, words: Sequence[str]) -> None:
             rest.pop(0)
             if not many:
                 break
+
+
+def _hint(preset: Any, flag: str) -> Any:
+    """Returns the type of the field that an option sets."""
+    *path, name = flag.removeprefix("--").replace("-", "_").split(".")
+    owner = preset
+    for part in path:
+        owner = owner[int(part)] if part.isdigit() else getattr(owner, part)
+    return get_type_hints(type(owner)).get(name)
 
 
 def _places(

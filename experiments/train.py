@@ -260,7 +260,7 @@ def _check_names(config: TrainConfig, name: str) -> None:
     if not os.path.exists(_directory(config, name) / CHECKPOINTS):
         command_line.check_folder("--init-from", config.init_from)
     if config.validation.suite is not None:
-        find_suite(config.validation.suite)
+        find_suite(config.validation.suite, "--validation.suite")
 
 
 def main() -> None:

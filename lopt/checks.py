@@ -46,7 +46,9 @@ def not_negative(owner: Any, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         if not 0 <= value <= LARGEST:
-            raise ValueError(f"{name} = {value} must not be negative")
+            raise ValueError(
+                f"{name} = {value} must not be negative, and at most {LARGEST}"
+            )
 
 
 def network(owner: Any) -> None:

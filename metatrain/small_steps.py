@@ -43,6 +43,11 @@ def stuck_tensors(task: Task, lopt: LearnedOptimizer) -> tuple[str, ...]:
     )
 
 
+def _is_readout(task: Task, tensor: str) -> bool:
+    kinds = {written(k): s.kind for k, s in leaves_by_name(task.specs()).items()}
+    return kinds[tensor] == "output"
+
+
 def small_steps_warning(
     lopt: LearnedOptimizer, tasks: Mapping[str, Task]
 ) -> str | None:
@@ -58,11 +63,14 @@ def small_steps_warning(
         return None
     tensors = dict.fromkeys(tensor for names in found.values() for tensor in names)
     one = len(tensors) == 1
+    # The option is about readouts, and may have been given already.
+    readouts = any(_is_readout(tasks[name], x) for name in found for x in found[name])
+    advice = "; use readout_init='lecun'" if readouts else ""
     return (
         f"{type(lopt).__name__}'s steps scale with a tensor's own size, and "
         f"{len(tensors)} {'tensor starts' if one else 'tensors start'} at zero "
         f"({_listed(tensors)}; in {_listed(found)}): "
-        f"{'it hardly moves' if one else 'they hardly move'}; use readout_init='lecun'"
+        f"{'it hardly moves' if one else 'they hardly move'}{advice}"
     )
 
 

@@ -130,9 +130,11 @@ def _general_small_fc(block: Mapping[str, Any], where: str) -> SmallFC:
     required = (*sizes, *decays, "output_scale", "epsilons", "rules")
     optional = ("execution", "initial_step", "factored_axes", "largest_step")
     _check_fields(block, where, required, optional)
-    # No properties of trained weights: only their types are looked at.
-    _number(block, "output_scale")
-    _number({"initial_step": 0, **block}, "initial_step")
+    # No properties of trained weights: they are checked, and not used.
+    for name, low in (("output_scale", -1e3), ("initial_step", 0.0)):
+        value = _number({"initial_step": 0, **block}, name)
+        if not low <= value <= 1e3:
+            raise ValueError(f"{where}.{name} must be in [{low:g}, 1000], is {value}")
     _block(block.get("execution", {}), f"{where}.execution")
     momentum = _numbers(block, "momentum_decays")
     factored = _numbers(block, "factored_decays")

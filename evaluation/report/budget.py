@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from evaluation.plan import LEARNED
 from evaluation.report.summary import names_of
@@ -19,6 +20,25 @@ def budget_lines(rows: Sequence[EvalRow]) -> list[str]:
         for name in names_of(rows)
         if (line := _line(name, [row for row in rows if row.optimizer == name]))
     ]
+
+
+def meta_training_steps(provenance: Mapping[str, Any]) -> int | None:
+    """Returns the inner steps of a meta-training and of those that it began with.
+
+    None if one of them does not say how many.
+    """
+    total, about = 0, provenance
+    while True:
+        steps = about.get("inner_steps")
+        if type(steps) is not int or steps < 0:
+            return None
+        total += steps
+        if "parent" not in about:
+            return total
+        parent = about["parent"]
+        about = parent.get("provenance") if isinstance(parent, dict) else None
+        if not isinstance(about, dict):
+            return None
 
 
 def _line(name: str, rows: Sequence[EvalRow]) -> str:

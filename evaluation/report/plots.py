@@ -291,7 +291,7 @@ def _limit_losses(axes: Axes, rows: Sequence[EvalRow]) -> None:
     if start:
         top = 1.5 * max(start)
     if finite:
-        low = max(low, 0.5 * float(np.percentile(finite, 1)), 1e-5)
+        low = max(low, 0.5 * float(np.percentile(finite, 1)), 1e-7)
     axes.set_ylim(min(low, top / 10), top)
     plain_log_ticks(axes.yaxis)
 

@@ -154,7 +154,9 @@ def headline(rows: Sequence[EvalRow]) -> str:
     verdicts = {
         "lower": "the learned optimizer wins",
         "higher": "tuned Adam wins",
-        "tie": "a tie: the interval holds 0",
+        "tie": "a tie: the interval holds 0"
+        if difference.num > 1
+        else "one seed gives no interval",
     }
     return (
         "In the trained cell the learned optimizer's mean training loss is "
@@ -232,15 +234,27 @@ def _elsewhere(rows: Sequence[EvalRow]) -> str:
         parts.append("No baseline has a lower mean loss in any cell.")
     for figure in ("final", "test"):
         worse = [
-            cell
-            for cell, here in cells.items()
-            if (pair := compare(here, LEARNED, ADAM, f"{figure}_loss"))
-            and pair.verdict == "higher"
+            cell for cell, here in cells.items() if _is_higher(here, f"{figure}_loss")
         ]
         if worse:
             where = counted(worse)
             parts.append(f"Tuned Adam has the lower {figure} loss in: {where}.")
     return " ".join(parts)
+
+
+def _is_higher(rows: Sequence[EvalRow], figure: str) -> bool:
+    """Whether the learned optimizer's figure is higher than tuned Adam's in a cell.
+
+    One that is not finite is, wherever Adam's is finite.
+    """
+    pair = compare(rows, LEARNED, ADAM, figure)
+    if pair is None or pair.verdict == "higher":
+        return pair is not None
+    own, adam = (
+        [getattr(row, figure) for row in rows if row.optimizer == name]
+        for name in (LEARNED, ADAM)
+    )
+    return not all(map(math.isfinite, own)) and all(map(math.isfinite, adam))
 
 
 def scaling_lines(rows: Sequence[EvalRow]) -> list[str]:

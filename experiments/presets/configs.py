@@ -169,6 +169,11 @@ class TrainConfig:
             raise ValueError(f"num_steps = {self.num_steps} must lie in [1, 10⁸)")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed = {self.seed} must lie in [0, 2³¹)")
+        if self.validation.figure == "train" and self.validation_steps < 2:
+            raise ValueError(
+                "validation.figure = 'train' needs runs of at least 2 steps, not "
+                f"{self.validation_steps}: the first loss does not depend on θ"
+            )
         if self.init_from is not None:
             # The released artifact names it: refused now, rather than in the end.
             encodable("init_from", str(self.init_from))

@@ -104,7 +104,7 @@ def report(config: TrainConfig, name: str) -> str:
 
 def _check_beginning(config: TrainConfig, theta: Theta) -> None:
     if config.validation.suite is not None:
-        find_suite(config.validation.suite)
+        find_suite(config.validation.suite, "--validation.suite")
     if config.init_from is not None:
         artifact = Artifact.load(config.init_from)
         begin_with(artifact, config.lopt, theta, config.init_from)

@@ -95,5 +95,5 @@ def _validated(config: TrainConfig) -> list[tuple[str, Task, int]]:
     steps = 0 if config.run.stream else config.validation_steps
     if config.validation.suite is None:
         return [(g.name, g.task, steps) for g in config.distribution.groups]
-    cells = find_suite(config.validation.suite).cells
+    cells = find_suite(config.validation.suite, "--validation.suite").cells
     return [(c.name, c.task, min(c.num_steps, steps)) for c in cells]

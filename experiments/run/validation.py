@@ -85,7 +85,9 @@ class Validation:
 
 def _of_suite(config: TrainConfig, name: str, base: dict[str, int]) -> list[Problem]:
     """Returns the cells of a suite, with equal weights."""
-    suite, skipped = runnable(find_suite(name), Artifact(config.lopt, {}, base, {}))
+    suite, skipped = runnable(
+        find_suite(name, "--validation.suite"), Artifact(config.lopt, {}, base, {})
+    )
     if skipped:
         raise InputError(
             f"--validation.suite {suite.name}: {len(skipped)} of its cells cannot run "

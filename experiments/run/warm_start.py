@@ -22,6 +22,7 @@ from experiments.run import processes, run_directory
 from lopt.base import LearnedOptimizer, Theta, first_difference
 from lopt.release.artifact import Artifact
 from lopt.release.registry import as_trained
+from lopt.wrappers.base import Wrapper
 from metatrain.outer import MetaTraining
 
 
@@ -43,19 +44,36 @@ def initial_theta(
         fresh = jax.device_get(training.init().theta)
         theta, parts = begin_with(artifact, config.lopt, fresh, folder)
         sums = read_bytes(folder / SUMS)
-    sides = (as_trained(artifact.optimizer), as_trained(config.lopt))
+    optimizers = [artifact.optimizer, config.lopt]
+    there, here = map(classes, optimizers)
+    if there != here:
+        line = f"{' of '.join(there)}, which is {' of '.join(here)} here"
+        print(f"warning: {folder} was trained as {line}", file=sys.stderr)
+        optimizers = map(innermost, optimizers)
+    sides = map(as_trained, optimizers)
     for line in differences(*(encode(side, absent=True) for side in sides)):
         print(f"warning: {folder} was trained with {line} here", file=sys.stderr)
     parent = {
         "path": str(folder),
         "sha256": hashlib.sha256(sums).hexdigest(),
-        "class": type(artifact.optimizer).__name__,
+        "class": there[-1],
         "parts": parts,
         "provenance": dict(artifact.provenance),
     }
     processes.on_first(lambda: run_directory.write_parent(path, parent))
     print(f"beginning with {', '.join(parts)} of {folder}")
     return theta
+
+
+def innermost(optimizer: LearnedOptimizer) -> LearnedOptimizer:
+    """Returns what an optimizer's wrappers wrap; it has the same θ."""
+    return innermost(optimizer.inner) if isinstance(optimizer, Wrapper) else optimizer
+
+
+def classes(optimizer: LearnedOptimizer) -> list[str]:
+    """Returns the names of an optimizer's class and of all that it wraps."""
+    inner = classes(optimizer.inner) if isinstance(optimizer, Wrapper) else []
+    return [type(optimizer).__name__, *inner]
 
 
 def begin_with(
@@ -68,7 +86,7 @@ def begin_with(
     Raises:
         ValueError: if the artifact is of another class, or a part does not fit.
     """
-    there, here = type(artifact.optimizer).__name__, type(lopt).__name__
+    there, here = (classes(x)[-1] for x in (artifact.optimizer, lopt))
     if there != here:
         raise ValueError(f"{folder} holds a {there}; this run trains a {here}")
     if unknown := sorted(set(artifact.theta) - set(fresh)):

@@ -192,6 +192,9 @@ def save(artifact: Artifact, folder: str | Path, *, replace: bool = False) -> No
     """
     optimizer = artifact.optimizer
     if isinstance(optimizer, SmallFC):
+        if not pylo_form.can_hold(optimizer):
+            bound = f"largest_step = {optimizer.largest_step}"
+            raise ValueError(f"PyLO runs no {type(optimizer).__name__} with {bound}")
         artifact.save(folder, replace=replace)
         return
     theta = weights.check_theta(optimizer, artifact.theta)

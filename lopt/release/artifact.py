@@ -80,7 +80,22 @@ class Artifact:
     def as_optax(
         self, specs: Specs, num_steps: int
     ) -> optax.GradientTransformationExtraArgs:
-        """Returns the optimizer for parameters with these specs."""
+        """Returns the optimizer for parameters with these specs.
+
+        Args:
+            specs: as from `parametrization.infer_specs`.
+            num_steps: length of the run, which schedules follow; an array may be
+                traced.
+
+        Raises:
+            ValueError: if `num_steps` is no whole number above 0.
+        """
+        whole = type(num_steps) is int and num_steps > 0
+        if not whole and not hasattr(num_steps, "dtype"):
+            raise ValueError(
+                f"num_steps = {num_steps!r:.80} must be a whole number above 0, the "
+                "length of the run"
+            )
         return self.optimizer.as_optax(self.theta, specs, num_steps)
 
     def save(self, folder: str | Path, *, replace: bool = False) -> None:

@@ -10,6 +10,7 @@ from benchmarks.ablations import (
     ARMS,
     CELLS,
     RECIPE,
+    append,
     overview,
     read,
     settings,
@@ -90,3 +91,12 @@ def test_the_overview_marks_what_can_be_told_apart():
     lines = {line.split("  ")[0]: line for line in overview(rows)}
     assert lines["no decay"].count("0.0750 ▲") == len(CELLS)
     assert lines["linear"].count("0.0550 ≈") == len(CELLS)
+
+
+def test_a_row_has_a_line_of_its_own_behind_one_that_was_cut_off(tmp_path):
+    path = written(tmp_path / "rows.jsonl", row(RECIPE, 0, 0.05))
+    path.write_text(path.read_text().rstrip("\n"))
+    append(path, row(RECIPE, 1, 0.06))
+    assert [x["seed"] for x in read(path, STEPS)] == [0, 1]
+    append(tmp_path / "new.jsonl", row(RECIPE, 0, 0.05))
+    assert len(read(tmp_path / "new.jsonl", STEPS)) == 1

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ from experiments.run import run_directory
 from lopt.learned.celo2 import Celo2
 from lopt.learned.small_fc import SmallFC
 from lopt.release import registry
+from lopt.wrappers import ScheduledSteps
 from lopt.wrappers.base import Wrapper
 from metatrain.estimators.backpropagation import Backpropagation
 from metatrain.estimators.pes import PES
@@ -132,6 +135,34 @@ def test_a_named_optimizer_takes_the_place_of_the_presets_own():
     wrapped = parse_with_optimizer(*given)
     assert wrapped.lopt.inner.exp_mult == 2.0 and wrapped.lopt.rules is ADAM_LIKE
     assert take_optimizer(["mlp", "--seed", "1"]) == (None, ["mlp", "--seed", "1"])
+
+
+def test_a_rate_is_that_of_the_rule_with_and_without_wrappers():
+    rate = ("--lopt.learning-rate", "0.01")
+    bare = ScheduledSteps(Celo2(rules=ADAM_LIKE), 0.5, "cosine")
+    presets = {
+        name: ("", partial(dataclasses.replace, configs.QUICKSTART, lopt=lopt))
+        for name, lopt in (("bare", bare.inner), ("scheduled", bare))
+    }
+    for name in presets:
+        config = command_line.choose_preset(presets, "train", [name, *rate])[1]
+        inner = config.lopt if name == "bare" else config.lopt.inner
+        assert inner.learning_rate == 0.01
+    assert config.lopt.learning_rate == 0.5
+
+
+def test_truth_values_are_taken_as_the_help_shows_them():
+    celo = parse_with_optimizer(
+        *("quickstart", "--lopt", "celo", "--lopt.rules", "STANDARD"),
+        *("--lopt.param-scale-mult", "True"),
+    )
+    assert celo.lopt.param_scale_mult is True
+    option = "--estimator.lengths.staggered"
+    wanted = f"{option} False: write {option} or --estimator.lengths.no-staggered"
+    with pytest.raises(InputError, match=re.escape(wanted)):
+        command_line.choose_preset(
+            configs.presets(), "train", ["quickstart", option, "False"]
+        )
 
 
 def test_every_named_optimizer_survives_json_in_a_configuration():

@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.plan import ADAM, ADAM_LONG, LEARNED, MU_ADAM, CellTuning, Skipped
 from evaluation.report import plots
-from evaluation.report.budget import budget_lines
+from evaluation.report.budget import budget_lines, meta_training_steps
 from evaluation.report.html import write_report
 from evaluation.report.summary import compare, headline, scaling_lines, summarize
 from evaluation.report.tables import (
@@ -131,6 +131,33 @@ def test_the_budget_of_every_optimizer_is_printed(rows, make_row):
     # Artifacts of earlier versions.
     (line,) = budget_lines([make_row(LEARNED, provenance={})])
     assert "its artifact does not say how long" in line
+
+
+def test_meta_training_counts_what_it_began_with():
+    first = {"inner_steps": 160}
+    second = {"inner_steps": 200, "parent": {"provenance": first}}
+    third = {"inner_steps": 0, "parent": {"provenance": second}}
+    assert meta_training_steps(third) == 360
+    for unknown in ("160", 1.5, True, -5, None, [160]):
+        assert meta_training_steps({"inner_steps": unknown}) is None
+        parent = {"provenance": {"inner_steps": unknown}}
+        assert meta_training_steps({"inner_steps": 2, "parent": parent}) is None
+    for parent in (None, {}, "path", {"provenance": "x"}):
+        assert meta_training_steps({"inner_steps": 2, "parent": parent}) is None
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+@pytest.mark.parametrize("num", [1, 5])
+def test_a_test_loss_that_is_not_finite_is_higher_than_adams(make_row, loss, num):
+    rows = [
+        make_row(name, cell, seed, 0.1, test_loss=test)
+        for seed in range(5)
+        for cell in ("trained", "width 128")
+        for name, test in ((LEARNED, loss if seed < num else 0.1), (ADAM, 0.2))
+    ]
+    assert headline(rows).endswith("lower test loss in: trained, width 128.")
+    both = [dataclasses.replace(row, test_loss=loss) for row in rows]
+    assert "lower test loss" not in headline(both)
 
 
 def test_runs_that_share_no_seed_are_not_compared(make_row):

@@ -121,3 +121,11 @@ def test_validation_runs_are_as_long_as_the_longest_episode():
     assert short.validation_steps == 7
     with pytest.raises(ValueError, match="num_steps = 0 must be a whole number"):
         Validation(num_steps=0)
+
+
+def test_a_loss_that_no_theta_has_changed_chooses_none():
+    one = Validation(num_steps=1, figure="train")
+    with pytest.raises(ValueError, match="at least 2 steps, not 1"):
+        dataclasses.replace(QUICKSTART, validation=one)
+    held_out = dataclasses.replace(one, figure="held_out")
+    assert dataclasses.replace(QUICKSTART, validation=held_out).validation_steps == 1

@@ -32,6 +32,7 @@ THEN = dataclasses.replace(
     estimator=PES(sigma=0.03, lengths=EpisodeLengths(50, 600)),
     outer=OuterOptimizer(learning_rate=1e-2, warmup_steps=50, final_fraction=0.1),
     num_steps=1200,
+    seed=0,
     validation=Validation(num_steps=400, figure="train"),
 )
 PRESETS = {PRESET: ("the quickstart of that time", lambda: THEN)}

@@ -96,7 +96,7 @@ def test_a_validation_needs_no_less_than_is_counted():
 @pytest.mark.parametrize(
     ("words", "what", "fields"),
     [
-        (["--task.model.widths", "1000000"], "an outer step on task", "the model"),
+        (["--task.model.widths", "500000"], "an outer step on task", "the model"),
         (["--task.batch-size", "100000000"], "an outer step on task", "batch_size"),
         (["--estimator.num-pairs", "1000000"], "the state of this run", "particles"),
         (["--validation.num-seeds", "999999"], "validation on task", "num_seeds"),

@@ -17,12 +17,13 @@ from experiments.presets.serialization import encode
 from experiments.run.release import base_sizes, make_artifact
 from experiments.run.run_directory import METRICS, PARENT, TIMING, VALIDATION, read_rows
 from experiments.run.training_state import load_trained
-from experiments.run.warm_start import begin_with, initial_theta
+from experiments.run.warm_start import begin_with, classes, initial_theta
 from experiments.train import train
 from lopt.learned.celo import Celo
 from lopt.learned.small_fc import SmallFC
 from lopt.per_parameter.forms import Execution
 from lopt.release.artifact import Artifact
+from lopt.wrappers import ScheduledSteps
 from metatrain.estimators.pes import PES
 from metatrain.outer_optimizer import OuterOptimizer
 from metatrain.truncation import EpisodeLengths
@@ -134,6 +135,23 @@ def test_an_artifact_of_another_class_or_none_is_refused(parent, tmp_path):
         train(dataclasses.replace(celo, outer=outer), "tiny")
     with pytest.raises(InputError, match="nowhere"):
         train(of(tmp_path / "none", init_from=tmp_path / "nowhere"), "tiny")
+
+
+def test_wrappers_do_not_keep_a_rule_from_its_theta(parent, tmp_path, capsys):
+    artifact = Artifact.load(parent)
+    wrapped = ScheduledSteps(artifact.optimizer, schedule="cosine")
+    theta, parts = begin_with(artifact, wrapped, artifact.theta, parent)
+    assert leaves_equal(theta, artifact.theta) and parts == sorted(theta)
+    assert classes(wrapped) == ["ScheduledSteps", "SmallFC"]
+    other = ScheduledSteps(Celo(lstm_hidden_size=2), schedule="cosine")
+    fresh = other.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="holds a SmallFC; this run trains a Celo"):
+        begin_with(artifact, other, fresh, parent)
+    config = of(tmp_path / "run", init_from=parent, lopt=wrapped)
+    initial_theta(config, config.build(), tmp_path / "run")
+    told = capsys.readouterr().err
+    assert "was trained as SmallFC, which is ScheduledSteps of SmallFC here" in told
+    assert "inner" not in told
 
 
 def test_a_field_that_an_artifact_lacks_is_shown_as_what_it_stands_for(

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -260,3 +261,11 @@ def test_what_pylo_has_no_class_for_is_not_written(random_theta, tmp_path):
     with pytest.raises(ValueError, match="does not belong"):
         pylo.save(wrong, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bounded_rule_is_refused(tmp_path):
+    rule = SmallFC(largest_step=3.0)
+    artifact = Artifact(rule, rule.init(jax.random.key(0)))
+    with pytest.raises(ValueError, match=r"runs no SmallFC with largest_step = 3\.0"):
+        pylo.save(artifact, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -166,6 +166,15 @@ def test_every_field_of_small_fc_is_stored_or_known_not_to_be(random_theta, tmp_
         assert Artifact.load(tmp_path / name).optimizer == changed
 
 
+@pytest.mark.parametrize("num_steps", [0, -1, 1.5, True, None, "10"])
+def test_the_length_of_a_run_is_a_whole_number(random_theta, num_steps):
+    artifact = Artifact(RULE, random_theta(RULE))
+    with pytest.raises(ValueError, match=r"num_steps = .* must be a whole"):
+        artifact.as_optax({}, num_steps)
+    for length in (1, np.int32(1), jax.numpy.asarray(1)):
+        assert artifact.as_optax({}, length).init({}).step == 0
+
+
 def test_tensors_are_those_of_pylo(golden, random_theta, tmp_path):
     theirs = golden("pylo_metamlp")
     optimizer = SmallFC()
