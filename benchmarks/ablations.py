@@ -26,6 +26,7 @@ import jax
 from configuration import digests
 from evaluation.plan import parametrize
 from evaluation.report.statistics import Paired, paired
+from evaluation.report.summary import MARKS, format_paired
 from evaluation.report.text_table import text_table
 from evaluation.run import RunResult, evaluate
 from experiments.presets.configs import QUICKSTART, TrainConfig
@@ -37,7 +38,7 @@ from experiments.run.environment import describe_machine
 from experiments.run.validation import FIRST_SEED
 from lopt.baselines import Adam
 from lopt.schedules import WarmupStableDecay
-from lopt.wrappers.base import Wrapper
+from lopt.wrappers.base import Wrapper, innermost
 from metatrain.expert import Expert
 from metatrain.objective import Objective
 from metatrain.truncation import EpisodeLengths
@@ -53,8 +54,6 @@ SEEDS = tuple(range(FIRST_SEED, FIRST_SEED + 4))
 CELLS = tuple(cell.name for cell in SUITE.cells)
 SMOOTHING = 0.95
 RECIPE = "recipe"
-MARKS = {"lower": "▼", "higher": "▲", "tie": "≈"}
-"""Of an arm that is lower or higher than the recipe, or cannot be told from it."""
 
 
 def _rule(config: TrainConfig, **fields: Any) -> TrainConfig:
@@ -150,7 +149,7 @@ ARMS: dict[str, tuple[str, Arm]] = {
     ),
     "double units": (
         "twice the hidden units",
-        lambda c: _rule(c, hidden_size=2 * _innermost(c.lopt).hidden_size),
+        lambda c: _rule(c, hidden_size=2 * innermost(c.lopt).hidden_size),  # pyright: ignore
     ),
     "no initial step": (
         "an untrained rule stands still",
@@ -169,12 +168,6 @@ ARMS: dict[str, tuple[str, Arm]] = {
     "widths": ("widths 16, 32 and 64 by turns", _widths),
 }
 """Arms by name: what they change, and how."""
-
-
-def _innermost(optimizer: Any) -> Any:
-    while isinstance(optimizer, Wrapper):
-        optimizer = optimizer.inner
-    return optimizer
 
 
 def shortened(config: TrainConfig, num_steps: int) -> TrainConfig:
@@ -337,17 +330,16 @@ def _pair(by_arm: ByArm, arm: str, cell: str) -> Paired | None:
 def _mark(by_arm: ByArm, arm: str, cell: str) -> str:
     """Returns how an arm compares with the recipe, if more than one pair says so."""
     pair = _pair(by_arm, arm, cell)
-    return MARKS[pair.verdict] if pair and len(pair.differences) > 1 else ""
+    return MARKS[pair.verdict] if pair and pair.num > 1 else ""
 
 
 def _difference(by_arm: ByArm, arm: str, cell: str) -> str:
     pair = _pair(by_arm, arm, cell)
     if pair is None:
         return "–"
-    text = f"{pair.mean:+.4f}"
-    if len(pair.differences) > 1:
-        text += f" [{pair.low:+.4f}, {pair.high:+.4f}] {_mark(by_arm, arm, cell)}"
-    return text.replace("-", "−")
+    if pair.num == 1:
+        return f"{pair.mean:+.4f}".replace("-", "−")
+    return f"{format_paired(pair)} {MARKS[pair.verdict]}"
 
 
 def main() -> None:

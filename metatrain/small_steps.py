@@ -43,9 +43,9 @@ def stuck_tensors(task: Task, lopt: LearnedOptimizer) -> tuple[str, ...]:
     )
 
 
-def _is_readout(task: Task, tensor: str) -> bool:
-    kinds = {written(k): s.kind for k, s in leaves_by_name(task.specs()).items()}
-    return kinds[tensor] == "output"
+def _readouts(task: Task) -> set[str]:
+    specs = leaves_by_name(task.specs())
+    return {written(name) for name, spec in specs.items() if spec.kind == "output"}
 
 
 def small_steps_warning(
@@ -64,8 +64,8 @@ def small_steps_warning(
     tensors = dict.fromkeys(tensor for names in found.values() for tensor in names)
     one = len(tensors) == 1
     # The option is about readouts, and may have been given already.
-    readouts = any(_is_readout(tasks[name], x) for name in found for x in found[name])
-    advice = "; use readout_init='lecun'" if readouts else ""
+    drawable = any(_readouts(tasks[name]) & set(found[name]) for name in found)
+    advice = "; use readout_init='lecun'" if drawable else ""
     return (
         f"{type(lopt).__name__}'s steps scale with a tensor's own size, and "
         f"{len(tensors)} {'tensor starts' if one else 'tensors start'} at zero "

@@ -22,7 +22,7 @@ from experiments.run import processes, run_directory
 from lopt.base import LearnedOptimizer, Theta, first_difference
 from lopt.release.artifact import Artifact
 from lopt.release.registry import as_trained
-from lopt.wrappers.base import Wrapper
+from lopt.wrappers.base import Wrapper, innermost
 from metatrain.outer import MetaTraining
 
 
@@ -63,11 +63,6 @@ def initial_theta(
     processes.on_first(lambda: run_directory.write_parent(path, parent))
     print(f"beginning with {', '.join(parts)} of {folder}")
     return theta
-
-
-def innermost(optimizer: LearnedOptimizer) -> LearnedOptimizer:
-    """Returns what an optimizer's wrappers wrap; it has the same θ."""
-    return innermost(optimizer.inner) if isinstance(optimizer, Wrapper) else optimizer
 
 
 def classes(optimizer: LearnedOptimizer) -> list[str]:

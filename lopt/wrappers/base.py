@@ -47,6 +47,11 @@ class Wrapper:
         raise NotImplementedError
 
 
+def innermost(optimizer: LearnedOptimizer) -> LearnedOptimizer:
+    """Returns what an optimizer's wrappers wrap; it has the same θ."""
+    return innermost(optimizer.inner) if isinstance(optimizer, Wrapper) else optimizer
+
+
 def check_kinds(kinds: Collection[Kind]) -> None:
     """Refuses an empty choice of roles."""
     if not kinds:
